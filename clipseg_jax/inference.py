@@ -1,0 +1,237 @@
+"""From uint8 images to label maps: resize, windows, scales, flips; one jitted program a bucket.
+
+Used by evaluation and by `predict`. Spec maskclip, section 7. Scores at full size never exist for a
+whole image: a logits grid and two matrices do (ops/window.py), and labels are made some rows at a
+time, so memory does not grow with classes x pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from clipseg_jax.ops.image import normalise, opencv_resize
+from clipseg_jax.ops.window import (
+    count_windows,
+    crop_windows,
+    grid_to_image,
+    then_resize,
+    window_starts,
+)
+from clipseg_jax.tasks.base import Task
+
+_SCORES_AT_ONCE = 2**24  # pixels x classes held at full size at any time, per device: 64 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceConfig:
+    """How images reach the network and how its logits become labels."""
+
+    mean: tuple[float, float, float]  # grey levels
+    std: tuple[float, float, float]
+    # (long, short) side in pixels: the largest size that exceeds neither, aspect kept; with
+    # keep_ratio False (width, height) exactly; None: images stay as they are.
+    scale_px: tuple[int, int] | None = (2048, 512)
+    keep_ratio: bool = True
+    mode: Literal["whole", "slide"] = "whole"
+    crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
+    stride_px: tuple[int, int] = (341, 341)
+    ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
+    flip: bool = False  # average with the mirror image
+    # Which label each class row stands for; None: its own index. Several rows may share a label
+    # (background words).
+    row_labels: tuple[int, ...] | None = None
+    # Pixels whose best probability is below it get `background_label`; 0 switches this off.
+    background_thresh: float = 0.0
+    background_label: int = 0
+    temperature: float = 100.0  # of the probabilities that background_thresh looks at
+
+
+class Scores(NamedTuple):
+    """Class scores of images, small: pixel scores are `rows @ logits @ columns^T`."""
+
+    logits: Array  # (b, g, k, c)
+    rows: Array  # (b, height, g)
+    columns: Array  # (b, width, k)
+
+
+def network_sizes(size: tuple[int, int], cfg: InferenceConfig) -> list[tuple[int, int]]:
+    """(height, width) that an image of `size` has at the network, one for each ratio.
+
+    Raises:
+      ValueError: an image that would keep less than one pixel.
+    """
+    out = []
+    height, width = size
+    for ratio in cfg.ratios:
+        if cfg.scale_px is None:
+            scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
+        else:
+            a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
+            if cfg.keep_ratio:
+                factor = min(max(a, b) / max(size), min(a, b) / min(size))
+                scaled = int(height * factor + 0.5), int(width * factor + 0.5)
+            else:
+                scaled = b, a
+        if min(scaled) < 1:
+            raise ValueError(
+                f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
+                "crop it to a less extreme shape"
+            )
+        out.append(scaled)
+    return out
+
+
+def image_scores(
+    task: Task,
+    model: nnx.Module,
+    images: Array,
+    image_sizes: Array,
+    network_size: Array,
+    network_shape: tuple[int, int],
+    cfg: InferenceConfig,
+    *,
+    flip: bool = False,
+    rescale: bool = True,
+) -> Scores:
+    """Scores of padded uint8 images (b, h, w, 3) seen at one size.
+
+    Args:
+      image_sizes: (b, 2) real pixels; network_size: (b, 2) pixels at the network, all within the
+        static `network_shape`.
+      flip: look at the mirror image; the scores are mirrored back.
+      rescale: to the images' own size; otherwise rows and columns are those at the network.
+    """
+    if network_shape != images.shape[1:3] or cfg.scale_px is not None or cfg.ratios != (1.0,):
+        pixels = opencv_resize(images, image_sizes, network_size, network_shape)
+    else:
+        pixels = images
+    if flip:
+        pixels = _mirror(pixels, network_size[:, 1], axis=2)
+    pixels = normalise(pixels, cfg.mean, cfg.std)
+
+    if cfg.mode == "whole":
+        logits = task.predict(model, pixels, network_size)
+        grids = task.grid_size(network_size)
+        starts: tuple[Array | None, Array | None] = (None, None)
+        crop: tuple[int | None, int | None] = (None, None)
+    else:
+        counts = [count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px)]
+        starts = tuple(  # type: ignore[assignment]
+            window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
+            for i in (0, 1)
+        )
+        crop = cfg.crop_px
+        extents = jnp.minimum(network_size, jnp.asarray(crop))
+        windows = crop_windows(pixels, starts, crop)  # type: ignore[arg-type]
+        # One window of all images at a time: as much memory as a whole image of the crop's size.
+        logits = jax.lax.map(lambda window: task.predict(model, window, extents), windows)
+        ny, nx = counts
+        _, b, gh, gw, c = logits.shape
+        logits = logits.reshape(ny, nx, b, gh, gw, c).transpose(2, 0, 3, 1, 4, 5)
+        logits = logits.reshape(b, ny * gh, nx * gw, c)
+        grids = task.grid_size(extents)
+
+    def matrix(axis: int) -> Array:
+        windows = 1 if starts[axis] is None else starts[axis].shape[1]  # type: ignore[union-attr]
+        made = grid_to_image(
+            grids[:, axis],
+            network_size[:, axis],
+            grid_length=logits.shape[1 + axis] // windows,
+            length=network_shape[axis],
+            crop=crop[axis],
+            starts=starts[axis],
+        )
+        if flip and axis == 1:
+            made = _mirror(made, network_size[:, 1], axis=1)
+        if rescale:
+            sizes = network_size[:, axis], image_sizes[:, axis]
+            made = then_resize(made, *sizes, images.shape[1 + axis])
+        return made
+
+    return Scores(logits, matrix(0), matrix(1))
+
+
+def _mirror(x: Array, sizes: Array, axis: int) -> Array:
+    """Reverses the first `sizes[i]` entries of x[i] along `axis`."""
+    position = jnp.arange(x.shape[axis])[None, :]
+    index = jnp.where(position < sizes[:, None], sizes[:, None] - 1 - position, position)
+    return jax.vmap(lambda one, i: jnp.take(one, i, axis=axis - 1))(x, index)
+
+
+def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]:
+    """Labels (b, h, w) int32 of the views' mean, and the winning score (b, h, w) float32.
+
+    One view: its scores decide, and the winning score is the probability at `cfg.temperature`.
+    Several (scales, mirror images): the mean of softmax maps decides, as published.
+    """
+    b, height, _ = views[0].rows.shape
+    width, classes = views[0].columns.shape[1], views[0].logits.shape[-1]
+    step = int(np.clip(_SCORES_AT_ONCE // max(b * width * classes, 1), 1, height))
+    blocks = -(-height // step)
+
+    def block(rows: list[Array]) -> tuple[Array, Array]:
+        maps = [
+            jnp.einsum("brg,bgkc,bwk->brwc", r, v.logits, v.columns, precision="highest")
+            for r, v in zip(rows, views, strict=True)
+        ]
+        if len(maps) == 1:
+            decide, scale = maps[0], cfg.temperature
+            best = jnp.max(jax.nn.softmax(scale * decide, axis=-1), axis=-1)
+        else:
+            decide = sum(jax.nn.softmax(m, axis=-1) for m in maps) / len(maps)
+            best = jnp.max(decide, axis=-1)
+        return jnp.argmax(decide, axis=-1).astype(jnp.int32), best
+
+    def split(rows: Array) -> Array:
+        rows = jnp.pad(rows, ((0, 0), (0, blocks * step - height), (0, 0)))
+        return rows.reshape(b, blocks, step, -1).swapaxes(0, 1)
+
+    labels, best = jax.lax.map(block, [split(v.rows) for v in views])
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(b, blocks * step, width)[:, :height]
+
+    labels, best = join(labels), join(best)
+    if cfg.row_labels is not None:
+        labels = jnp.asarray(cfg.row_labels, jnp.int32)[labels]
+    if cfg.background_thresh > 0:
+        labels = jnp.where(best < cfg.background_thresh, cfg.background_label, labels)
+    return labels, best
+
+
+Segmenter = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
+
+
+def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
+    """The model's state, and the function that segments batches with it, to be jitted.
+
+    The function takes (state, images uint8 (b, h, w, 3), image_sizes (b, 2), network_sizes
+    (b, ratios, 2), network_shapes: one static (height, width) for each ratio) and returns
+    `label_maps`'s pair.
+    """
+    graph, state = nnx.split(task.model)
+
+    def segment(
+        state: nnx.State,
+        images: Array,
+        image_sizes: Array,
+        sizes: Array,
+        network_shapes: tuple[tuple[int, int], ...],
+    ) -> tuple[Array, Array]:
+        model = nnx.merge(graph, state)
+        views = [
+            image_scores(task, model, images, image_sizes, sizes[:, i], shape, cfg, flip=flip)
+            for i, shape in enumerate(network_shapes)
+            for flip in ((False, True) if cfg.flip else (False,))
+        ]
+        return label_maps(views, cfg)
+
+    return state, segment

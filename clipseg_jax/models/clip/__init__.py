@@ -1,0 +1,20 @@
+"""The one CLIP that every system here builds on."""
+
+from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, unit
+from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
+from clipseg_jax.models.clip.text import TextConfig, TextTransformer
+from clipseg_jax.models.clip.tokenizer import Tokenizer
+from clipseg_jax.models.clip.vit import ViTConfig, VisionTransformer
+
+__all__ = [
+    "CLIP",
+    "CLIPConfig",
+    "ModifiedResNet",
+    "ResNetConfig",
+    "TextConfig",
+    "TextTransformer",
+    "Tokenizer",
+    "ViTConfig",
+    "VisionTransformer",
+    "unit",
+]

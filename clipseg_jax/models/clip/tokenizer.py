@@ -1,0 +1,160 @@
+"""CLIP's byte-pair tokenizer, equal to OpenAI's id for id and offline.
+
+Source: Sennrich et al. 2016; Radford et al. 2021; spec clip, section 6.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import regex
+
+_OPENAI_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+_OPENAI_MERGES = 49152 - 256 - 2
+START, END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+_PIECES = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+
+
+@functools.cache
+def byte_symbols() -> dict[int, str]:
+    """A printable character for every byte; the dictionary's order is that of the ids."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {b: chr(256 + i) for i, b in enumerate(other)}
+
+
+def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Symbol -> id: bytes, bytes that end a word, merges in order, start and end."""
+    symbols = list(byte_symbols().values())
+    symbols += [symbol + _WORD_END for symbol in symbols]
+    symbols += ["".join(pair) for pair in merges]
+    return {symbol: i for i, symbol in enumerate([*symbols, START, END])}
+
+
+class Tokenizer:
+    """Text to ids: clean, lower-case, split into pieces, merge byte pairs by rank."""
+
+    def __init__(
+        self, merges: Sequence[tuple[str, str]], ids: Mapping[str, int] | None = None
+    ) -> None:
+        """`merges` in order of rank; `ids` symbol -> id, by default the standard order."""
+        self._rank = {tuple(pair): i for i, pair in enumerate(merges)}
+        self._ids = dict(vocabulary(merges) if ids is None else ids)
+        self._symbols = {i: symbol for symbol, i in self._ids.items()}
+        self._bpe = functools.lru_cache(maxsize=65536)(self._merge)
+
+    @classmethod
+    @functools.cache
+    def openai(cls) -> Tokenizer:
+        """The tokenizer of all nine OpenAI models, from the vocabulary in this package."""
+        packed = resources.files(__package__).joinpath(
+            "vocabulary", "bpe_simple_vocab_16e6.txt.gz"
+        )
+        data = packed.read_bytes()
+        if (digest := hashlib.sha256(data).hexdigest()) != _OPENAI_SHA256:
+            raise ValueError(
+                f"the vocabulary file {packed} is damaged: sha256 {digest}, expected "
+                f"{_OPENAI_SHA256}; reinstall clipseg_jax"
+            )
+        lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : _OPENAI_MERGES + 1]
+        return cls([_pair(line) for line in lines])
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face CLIP directory (vocab.json and merges.txt).
+
+        Raises:
+          FileNotFoundError: one of the two files is missing.
+        """
+        directory = Path(directory)
+        for name in ("vocab.json", "merges.txt"):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(
+                    f"{directory} has no {name}; a Hugging Face CLIP directory holds vocab.json "
+                    "and merges.txt beside its weights"
+                )
+        lines = (directory / "merges.txt").read_text("utf-8").split("\n")
+        merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
+        return cls(merges, json.loads((directory / "vocab.json").read_text("utf-8")))
+
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False
+    ) -> np.ndarray:
+        """Token ids (n, context_length) int32: start, text, end, zeros.
+
+        Raises:
+          ValueError: a text is too long and `truncate` is False (else its end is cut off).
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        out = np.zeros((len(texts), context_length), np.int32)
+        for row, text in zip(out, texts, strict=True):
+            ids = [self._ids[START], *self.encode(text), self._ids[END]]
+            if len(ids) > context_length:
+                if not truncate:
+                    raise ValueError(
+                        f"text of {len(ids)} tokens, at most {context_length} fit: {text!r}; "
+                        "shorten it or pass truncate=True"
+                    )
+                ids = [*ids[: context_length - 1], self._ids[END]]
+            row[: len(ids)] = ids
+        return out
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without start and end."""
+        ids: list[int] = []
+        for piece in _PIECES.findall(clean(text)):
+            symbols = "".join(byte_symbols()[byte] for byte in piece.encode("utf-8"))
+            ids += (self._ids[symbol] for symbol in self._bpe(symbols))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; a word's end becomes a space."""
+        byte_of = {symbol: byte for byte, symbol in byte_symbols().items()}
+        text = "".join(self._symbols[int(i)] for i in ids)
+        data = bytearray(byte_of[character] for character in text)
+        return data.decode("utf-8", errors="replace").replace(_WORD_END, " ")
+
+    def _merge(self, piece: str) -> tuple[str, ...]:
+        if piece in (START, END):
+            return (piece,)
+        parts = [*piece[:-1], piece[-1] + _WORD_END]
+        unranked = len(self._rank)
+        while len(parts) > 1:
+            pairs = zip(parts, parts[1:], strict=False)
+            best = min(pairs, key=lambda pair: self._rank.get(pair, unranked))
+            if best not in self._rank:
+                break
+            merged, i = [], 0
+            while i < len(parts):
+                if tuple(parts[i : i + 2]) == best:
+                    merged.append(best[0] + best[1])
+                    i += 2
+                else:
+                    merged.append(parts[i])
+                    i += 1
+            parts = merged
+        return tuple(parts)
+
+
+def clean(text: str) -> str:
+    """`text` with encoding damage and HTML entities mended, spaces collapsed, in lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def _pair(line: str) -> tuple[str, str]:
+    left, right = line.split()
+    return left, right

@@ -1,0 +1,166 @@
+"""MaskCLIP: dense labels from a frozen CLIP. Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", 2022.
+
+The last attention is replaced by its value path, so that every position keeps its own content, and
+the text embeddings become a 1x1 classifier. Spec maskclip, sections 4 to 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
+from clipseg_jax.models.clip.vit import inside
+
+_ABSENT = -100.0  # logit of a class that prompt denoising removed
+_TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskCLIPConfig:
+    """Refinements; 0 switches one off. The published MaskCLIP table uses neither."""
+
+    pd_thresh: float = 0.0  # prompt denoising: least probability anywhere for a class to count
+    ks_thresh: float = 0.0  # key smoothing: below this confidence a position asks its look-alikes
+    # The published code divides each key channel by its norm over the image's positions ("tokens");
+    # the paper describes cosine similarity of keys ("channels").
+    ks_axis: Literal["tokens", "channels"] = "tokens"
+    # ResNets only: full attention over mean token and positions instead of the value path.
+    attn_pooling: bool = False
+
+
+class Dense(NamedTuple):
+    """Dense read-outs of an image tower on a grid (hp, wp)."""
+
+    features: Array  # (b, hp, wp, e) in the text's space, not normalised
+    values: Array  # (b, hp, wp, d) before the last projection
+    keys: Array  # (b, hp, wp, d) for key smoothing
+    real: Array  # (b, hp, wp) bool, False in the padding
+
+
+def dense_features(
+    visual: VisionTransformer | ModifiedResNet,
+    images: Array,
+    sizes: Array | None = None,
+    *,
+    attn_pooling: bool = False,
+) -> Dense:
+    """Dense read-outs of normalised images (b, h, w, 3); `sizes` (b, 2) are their real pixels."""
+    if isinstance(visual, ModifiedResNet):
+        return _dense_resnet(visual, images, sizes, attn_pooling)
+    return _dense_vit(visual, images, sizes)
+
+
+def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) -> Dense:
+    grid = visual.grid_size(images.shape[1:3])
+    x, bias = visual.embed(images, sizes)
+    x, _ = visual.transformer(x, bias, stop=-1)
+    last = visual.transformer.resblocks[-1]
+    _, k, v = last.attn.qkv(last.ln_1(x))
+    # No heads, no scaling, no softmax: the class token and the queries play no part from here on.
+    k, v, x = k[:, 1:], v[:, 1:], x[:, 1:]
+    v = last.attn.out_proj(v) + x
+    v = visual.ln_post(v + last.mlp(last.ln_2(v)))
+    keys = last.attn.out_proj(k)  # the published code smooths with these, not with the raw keys
+
+    def spatial(tokens: Array) -> Array:
+        return tokens.reshape(tokens.shape[0], *grid, -1).astype(jnp.float32)
+
+    real = _real(None if sizes is None else visual.grid_size(sizes), images.shape[0], grid)
+    return Dense(spatial(v @ visual.proj[...]), spatial(v), spatial(keys), real)
+
+
+def _dense_resnet(
+    visual: ModifiedResNet, images: Array, sizes: Array | None, attn_pooling: bool
+) -> Dense:
+    maps, sizes = visual.stages(images, sizes)
+    x, pool = maps["layer4"], visual.attnpool
+    grid = x.shape[1:3]
+    keys = pool.k_proj(x).astype(jnp.float32)
+    values = pool.v_proj(x)
+    if attn_pooling:  # without position embedding, as the published head
+        tokens, real = pool.tokens(x, sizes)
+        features = pool.attend(tokens, tokens, real)[0][:, 1:].reshape(*x.shape[:3], -1)
+    else:
+        features = pool.c_proj(values)
+    real = _real(sizes, images.shape[0], grid)
+    return Dense(features.astype(jnp.float32), values.astype(jnp.float32), keys, real)
+
+
+def _real(grids: Array | None, b: int, grid: tuple[int, int]) -> Array:
+    return jnp.ones((b, *grid), bool) if grids is None else inside(grids, grid)
+
+
+def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array:
+    """Logits (b, hp, wp, c) from dense read-outs and unit text rows (c, e).
+
+    Cosines without temperature; after key smoothing (smoothed) probabilities. Zero in the padding.
+    """
+    real = dense.real[..., None]
+    logits = jnp.where(real, unit(dense.features) @ text_embeddings.T, 0)
+    if cfg.pd_thresh > 0:
+        logits = denoise_prompts(logits, dense.real, cfg.pd_thresh)
+    if cfg.ks_thresh > 0:
+        logits = smooth_keys(logits, dense.keys, dense.real, cfg.ks_thresh, cfg.ks_axis)
+    return jnp.where(real, logits, 0)
+
+
+def denoise_prompts(logits: Array, real: Array, thresh: float) -> Array:
+    """Removes every class whose probability stays below `thresh` at all positions of an image."""
+    probability = jax.nn.softmax(_TEMPERATURE * logits, axis=-1)
+    best = jnp.max(jnp.where(real[..., None], probability, 0), axis=(1, 2), keepdims=True)
+    return jnp.where(best < thresh, _ABSENT, logits)
+
+
+def smooth_keys(
+    logits: Array, keys: Array, real: Array, thresh: float, axis: Literal["tokens", "channels"]
+) -> Array:
+    """Probabilities (b, hp, wp, c), unsure positions replaced by a mixture of similar ones.
+
+    The mixture's weights are inner products of normalised keys (b, hp, wp, d), not renormalised.
+    """
+    shape = logits.shape
+    probability = jax.nn.softmax(_TEMPERATURE * logits, axis=-1).reshape(shape[0], -1, shape[-1])
+    unsure = jnp.max(probability, axis=-1, keepdims=True) < thresh
+    hide = real.reshape(shape[0], -1, 1)
+    keys = jnp.where(hide, keys.reshape(shape[0], -1, keys.shape[-1]), 0)
+    norm = jnp.linalg.norm(keys, axis=1 if axis == "tokens" else 2, keepdims=True)
+    keys = keys / jnp.maximum(norm, 1e-12)
+    # k (k^T p) instead of (k k^T) p: d x c numbers in between instead of p x p.
+    mixed = jnp.einsum("bpd,bpc->bdc", keys, jnp.where(hide, probability, 0))
+    smoothed = jnp.einsum("bpd,bdc->bpc", keys, mixed)
+    return jnp.where(unsure, smoothed, probability).reshape(shape)
+
+
+class MaskCLIP(nnx.Module):
+    """A frozen image tower with text embeddings for a classifier."""
+
+    def __init__(
+        self,
+        visual: VisionTransformer | ModifiedResNet,
+        text_embeddings: Array,
+        cfg: MaskCLIPConfig = MaskCLIPConfig(),
+    ):
+        """`text_embeddings` (c, e) float32, unit rows.
+
+        Raises:
+          ValueError: the rows' length is not the tower's.
+        """
+        if text_embeddings.shape[-1] != visual.cfg.embed_dim:
+            raise ValueError(
+                f"text embeddings of {text_embeddings.shape[-1]} numbers for an image tower of "
+                f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
+            )
+        self.cfg = cfg
+        self.visual = visual
+        self.text_embeddings = nnx.Param(jnp.asarray(text_embeddings, jnp.float32))
+
+    def __call__(self, images: Array, sizes: Array | None = None) -> Array:
+        """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`."""
+        dense = dense_features(self.visual, images, sizes, attn_pooling=self.cfg.attn_pooling)
+        return classify(dense, self.text_embeddings[...], self.cfg)

@@ -1,0 +1,100 @@
+"""Words to classifiers: templates, and class embeddings from a text tower."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from importlib import resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from clipseg_jax.models.clip import TextTransformer, Tokenizer, unit
+
+TextEncoder = Callable[[Array], Array]  # ids (n, t) int32 -> features (n, e), not normalised
+
+
+@functools.cache
+def templates(name: str) -> tuple[str, ...]:
+    """A named set: "imagenet_80", "maskclip_85", "imagenet_subset_7" or "single".
+
+    Raises:
+      ValueError: no such set.
+    """
+    text = resources.files("clipseg_jax").joinpath("prompt_templates.json").read_text("utf-8")
+    sets = json.loads(text)
+    if name not in sets:
+        raise ValueError(f"no template set {name!r}; choose one of {sorted(sets)}")
+    return tuple(sets[name])
+
+
+def text_encoder(text: TextTransformer) -> TextEncoder:
+    """The jitted forward of a text tower."""
+    from flax import nnx
+
+    graph, state = nnx.split(text)
+
+    @jax.jit
+    def encode(state: nnx.State, ids: Array) -> Array:
+        return nnx.merge(graph, state)(ids)
+
+    return functools.partial(encode, state)
+
+
+def class_embeddings(
+    class_names: Sequence[str],
+    encoder: TextEncoder,
+    tokenizer: Tokenizer,
+    *,
+    prompt_templates: Sequence[str] = ("a photo of a {}.",),
+    context_length: int = 77,
+    batch_size: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Unit rows (classes, e) float32: each class's mean over templates of unit text features.
+
+    All prompts run in batches of one shape, cut to the longest: a text tower never looks ahead, so
+    the padding it leaves out has no influence. Spec clip, section 9. `progress` is called with the
+    prompts done and their number.
+
+    Raises:
+      ValueError: an empty class list, an empty or repeated name, or a prompt too long to encode.
+    """
+    check_class_names(class_names)
+    filled = [template.format(name) for name in class_names for template in prompt_templates]
+    ids = tokenizer(filled, context_length)
+    ids = ids[:, : int((np.argmax(ids, axis=1)).max()) + 1]
+    batch_size = min(batch_size, len(filled))
+    rows = []
+    for start in range(0, len(filled), batch_size):
+        batch = ids[start : start + batch_size]
+        padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0)), mode="edge")
+        rows.append(np.asarray(unit(encoder(jnp.asarray(padded))))[: len(batch)])
+        if progress:
+            progress(min(start + batch_size, len(filled)), len(filled))
+    features = np.concatenate(rows).reshape(len(class_names), len(prompt_templates), -1)
+    mean = features.mean(axis=1)
+    return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuses class lists that cannot name masks.
+
+    Raises:
+      ValueError: an empty list, an empty name, or a name that stands twice (case is ignored).
+    """
+    if not class_names:
+        raise ValueError("the class list is empty; name at least one class")
+    seen: dict[str, int] = {}
+    for i, name in enumerate(class_names):
+        key = " ".join(name.lower().split())
+        if not key:
+            raise ValueError(f"class {i + 1} of {len(class_names)} has an empty name")
+        if key in seen:
+            raise ValueError(
+                f"class {name!r} stands twice (numbers {seen[key] + 1} and {i + 1}); name it once"
+            )
+        seen[key] = i

@@ -1,0 +1,1 @@
+"""What a loop needs to know of a method, one file each."""

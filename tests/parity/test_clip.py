@@ -1,0 +1,133 @@
+"""CLIP against OpenAI's own modules: every case in the `clip` folder of goldens.
+
+Cases are recognised by the start of their name; everything else is read from their json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import weights_convert
+from clipseg_jax.models.clip import Tokenizer, ViTConfig, VisionTransformer, unit
+from clipseg_jax.models.clip.tokenizer import clean
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.predict import preprocess_square
+from tests import seeded
+from tests.parity import cases
+
+FOLDER = "clip"
+
+
+def pytest_generate_tests(metafunc):
+    goldens = metafunc.config.getoption("goldens")
+    paths = cases.find(goldens, FOLDER)
+    metafunc.parametrize("path", paths, ids=[p.stem for p in paths])
+
+
+@pytest.fixture
+def goldens(request):
+    return request.config.getoption("goldens")
+
+
+def test_case(path, goldens):
+    checks = {
+        "all_models": check_all_models,
+        "contrastive": check_contrastive,
+        "image_rn": check_image_resnet,
+        "image_vit": check_image_vit,
+        "pos_embed": check_pos_embed,
+        "preprocess": check_preprocess,
+        "text": check_text,
+        "tokenizer": check_tokenizer,
+        "toy_checkpoints": check_toy_checkpoints,
+    }
+    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    assert found, f"no check for a case named {path.stem}"
+    case, arrays = cases.load(path)
+    found[0](case, arrays, goldens)
+
+
+def build(case, goldens, model=None):
+    """The seeded CLIP that a case describes."""
+    shapes = cases.shapes(goldens, model or case["model"])
+    text = case["weights"].replace("shapes[model]", "shapes")
+    return weights_convert.clip_from_state_dict(cases.weights(text, shapes))
+
+
+def images(case):
+    """The normalised image batch in a case's "input" text."""
+    height, width = map(int, re.search(r"seeded\.image\((\d+),(\d+)", case["input"]).groups())
+    pixels = [seeded.image(height, width, seed) for seed in cases.seed_list(case["input"])]
+    return normalise(jnp.asarray(np.stack(pixels)), CLIP_MEAN, CLIP_STD)
+
+
+def check_image_vit(case, arrays, goldens):
+    visual = build(case, goldens).visual
+    x = images(case)
+    hidden = [n for n in arrays if n == "ln_pre" or n.startswith("block")]
+    features, out = visual(x, read=[*hidden, f"block{visual.cfg.layers - 1}"])
+    for name in hidden:
+        picked = out[name][cases.steps(case["arrays"][name]["meaning"])]
+        cases.close(picked, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
+    last = visual.ln_post(out[f"block{visual.cfg.layers - 1}"][:, 0])
+    for name, value in (("ln_post_cls", last), ("features", features)):
+        cases.close(value, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
+    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+
+
+def check_image_resnet(case, arrays, goldens):
+    visual = build(case, goldens).visual
+    stages = [n for n in arrays if n == "stem" or n.startswith("layer")]
+    features, out = visual(images(case), read=stages)
+    for name in stages:
+        picked = cases.nchw(out[name])[cases.steps(case["arrays"][name]["meaning"])]
+        cases.close(picked, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
+    cases.close(features, arrays["features"], absolute=1e-4 * arrays["features"].std(), name="f")
+    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+
+
+def check_text(case, arrays, goldens):
+    text = build(case, goldens).text
+    ids = Tokenizer.openai()(case["texts"], arrays["tokens"].shape[1], truncate=True)
+    np.testing.assert_array_equal(ids, arrays["tokens"])
+    np.testing.assert_array_equal(ids.argmax(1), arrays["eot_index"])
+    blocks = [n for n in arrays if n.startswith("block")]
+    final, out = text.hidden(jnp.asarray(ids), read=tuple(blocks))
+    for name in [*blocks, "ln_final"]:
+        value = final if name == "ln_final" else out[name]
+        picked = value[cases.steps(case["arrays"][name]["meaning"])]
+        cases.close(picked, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
+    features = text(jnp.asarray(ids))
+    cases.close(features, arrays["features"], absolute=1e-4 * arrays["features"].std(), name="f")
+    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+
+
+def check_contrastive(case, arrays, goldens):
+    clip = build(case, goldens)
+    ids = jnp.asarray(Tokenizer.openai()(case["texts"]))
+    logits = clip(images(case), ids)
+    cases.close(logits, arrays["logits_per_image"], absolute=1e-4 * 100, name="logits_per_image")
+    features, _ = clip.visual(images(case))
+    cases.close(features, arrays["image_features"], absolute=1e-4, name="image_features")
+
+
+def check_all_models(case, arrays, goldens):
+    ids = jnp.asarray(Tokenizer.openai()(case["texts"]))
+    own = json.loads((cases.DEFAULT / FOLDER / "shapes.json").read_text())
+    by_slug = {re.sub(r"[@]", "_", m.replace("/", "").replace("-", "")): m for m in own}
+    for slug in sorted({name.rsplit("_", 1)[0] for name in arrays}):
+        meaning = case["arrays"][f"{slug}_image"]["meaning"]
+        numbers = re.search(r"seeded\.image\((\d+),(\d+),(\d+)\)", meaning).groups()
+        clip = build(case, goldens, by_slug[slug])
+        x = normalise(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
+        cases.close(
+            unit(jax.jit(lambda v, x: v(x)[0])(clip.visual, x)) if False else unit(clip.visual(x)[0]),
+            arrays[f"{slug}_image"], absolute=1e-4, name=f"{slug}_image"
+        )
+        cases.close(unit(clip.text(ids)), arrays[f"{slug}_text"], absolute=1e-4, name=slug)
