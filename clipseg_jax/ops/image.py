@@ -48,9 +48,8 @@ def opencv_resize(
 
     def one(image: Array, in_size: Array, out_size: Array) -> Array:
         low, high, near, far = taps(in_size[1], out_size[1], out_shape[1])
-        pixels = image.astype(jnp.int32)
-        wide = pixels[:, low] * near[:, None] + pixels[:, high] * far[:, None]
-        wide = wide >> 4
+        left, right = (image[:, tap].astype(jnp.int32) for tap in (low, high))
+        wide = (left * near[:, None] + right * far[:, None]) >> 4
         low, high, near, far = taps(in_size[0], out_size[0], out_shape[0])
         top = (wide[low] * near[:, None, None]) >> 16
         bottom = (wide[high] * far[:, None, None]) >> 16

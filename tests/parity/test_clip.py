@@ -6,18 +6,19 @@ Cases are recognised by the start of their name; everything else is read from th
 from __future__ import annotations
 
 import json
+import math
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import weights_convert
 from clipseg_jax.models.clip import Tokenizer, ViTConfig, VisionTransformer, unit
+from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.models.clip.tokenizer import clean
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
-from clipseg_jax.predict import preprocess_square
 from tests import seeded
 from tests.parity import cases
 
@@ -126,8 +127,70 @@ def check_all_models(case, arrays, goldens):
         numbers = re.search(r"seeded\.image\((\d+),(\d+),(\d+)\)", meaning).groups()
         clip = build(case, goldens, by_slug[slug])
         x = normalise(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
-        cases.close(
-            unit(jax.jit(lambda v, x: v(x)[0])(clip.visual, x)) if False else unit(clip.visual(x)[0]),
-            arrays[f"{slug}_image"], absolute=1e-4, name=f"{slug}_image"
-        )
-        cases.close(unit(clip.text(ids)), arrays[f"{slug}_text"], absolute=1e-4, name=slug)
+        for name, value in (("image", clip.visual(x)[0]), ("text", clip.text(ids))):
+            cases.close(unit(value), arrays[f"{slug}_{name}"], absolute=1e-4, name=f"{slug} {name}")
+
+
+def check_pos_embed(case, arrays, goldens):
+    args = re.search(r"seeded\.tensor\('([\w.]+)',\((\d+),(\d+)\),(\d+)\)", case["input"]).groups()
+    rows, width, seed = map(int, args[1:])
+    table = seeded.tensor(args[0], (rows, width), seed)
+    side = math.isqrt(rows - 1)
+    for name, expected in arrays.items():
+        mode, *half, grid = name.split("_")
+        cfg = ViTConfig(
+            image_px=side, patch_px=1, width=width, layers=0, heads=1, embed_dim=1,
+            position_resize=mode, position_half=bool(half),
+        )  # fmt: skip
+        visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
+        visual.positional_embedding[...] = jnp.asarray(table)
+        rows_columns = tuple(map(int, grid.split("x")))
+        positions = visual.positions(rows_columns)[0]
+        picked = positions[cases.steps(case["arrays"][name]["meaning"])]
+        absolute = 1e-3 * np.abs(expected).max() if half else 2e-6
+        cases.close(picked, expected, absolute=absolute, name=name)
+        # The same inside a padded grid, whose size only the running program knows.
+        bucket = (rows_columns[0] + 3, rows_columns[1] + 2)
+        padded = visual.positions(bucket, jnp.asarray([rows_columns]))[0]
+        inner = padded[1:].reshape(*bucket, width)[: rows_columns[0], : rows_columns[1]]
+        inner = jnp.concatenate([padded[:1], inner.reshape(-1, width)])
+        picked = inner[cases.steps(case["arrays"][name]["meaning"])]
+        cases.close(picked, expected, absolute=absolute, name=f"{name}, padded")
+
+
+def check_preprocess(case, arrays, goldens):
+    for i, spec in enumerate(case["specs"]):
+        image = seeded.image(spec["height"], spec["width"], spec["image_seed"])
+        pixels = resize_and_crop(image, spec["n_px"])
+        about = case["arrays"][f"u8_{i}"]["meaning"]
+        np.testing.assert_array_equal(pixels[cases.steps(about)], arrays[f"u8_{i}"])
+        channels_first = np.moveaxis(np.asarray(normalise(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
+        picked = channels_first[cases.steps(case["arrays"][f"norm_{i}"]["meaning"])]
+        cases.close(picked, arrays[f"norm_{i}"], absolute=1e-5, name=f"norm_{i}")
+
+
+def check_tokenizer(case, arrays, goldens):
+    tokenizer = Tokenizer.openai()
+    texts = [row["text"] for row in case["rows"]]
+    ids = tokenizer(texts, arrays["ids"].shape[1], truncate=True)
+    np.testing.assert_array_equal(ids, arrays["ids"])
+    for row in case["rows"]:
+        assert clean(row["text"]) == row["cleaned"]
+        assert tokenizer.encode(row["text"]) == row["encode"]
+        assert tokenizer.decode(row["encode"]) == row["decode"]
+        if row["too_long_raises"]:
+            with pytest.raises(ValueError, match="tokens, at most"):
+                tokenizer(row["text"])
+        else:
+            tokenizer(row["text"])
+
+
+def check_toy_checkpoints(case, arrays, goldens):
+    for name in case["files"]:
+        loaded = weights_convert.read_state_dict(goldens / FOLDER / name)
+        prefix = "backbone." if name.endswith(".pth") else ""
+        assert set(loaded) >= {prefix + key for key in arrays if not key.startswith("_")}, name
+        for key, expected in arrays.items():
+            value = loaded[prefix + key]
+            assert value.dtype == expected.dtype, (name, key)
+            np.testing.assert_array_equal(value, expected, err_msg=f"{name} {key}")

@@ -1,0 +1,93 @@
+"""Label maps as pictures: palette, index PNG, overlay, legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from clipseg_jax.core.files import write_atomic
+
+
+def palette(count: int = 256) -> np.ndarray:
+    """The PASCAL VOC colour map (count, 3) uint8: the bits of an index spread over R, G and B."""
+    index = np.arange(count)[:, None]
+    colours = np.zeros((count, 3), np.int64)
+    for bit in range(8):
+        colours |= ((index >> (3 * bit + np.arange(3))) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def overlay(
+    image: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float = 0.5
+) -> np.ndarray:
+    """Image (h, w, 3) uint8 blended with the colours of labels (h, w); 255 shows the image."""
+    painted = colours[np.minimum(labels, len(colours) - 1)]
+    blended = (image * (1 - opacity) + painted * opacity).astype(np.uint8)
+    return np.where((labels == 255)[..., None], image, blended)
+
+
+def with_legend(
+    picture: np.ndarray, entries: Sequence[tuple[str, np.ndarray]], *, scale: float | None = None
+) -> np.ndarray:
+    """`picture` (h, w, 3) with a strip of colour boxes and names below it.
+
+    `entries` are (text, colour) pairs; they wrap over as many lines as they need.
+    """
+    if not entries:
+        return picture
+    width = max(picture.shape[1], 160)
+    size = round(np.clip(width / 36, 11, 40)) if scale is None else round(12 * scale)
+    font = ImageFont.load_default(size)
+    pad, box = size // 2, size
+    rows: list[list[tuple[str, np.ndarray, int]]] = [[]]
+    used = pad
+    for text, colour in entries:
+        wide = box + pad + int(font.getlength(text)) + 2 * pad
+        if rows[-1] and used + wide > width:
+            rows.append([])
+            used = pad
+        rows[-1].append((text, colour, used))
+        used += wide
+    height = picture.shape[0] + len(rows) * (size + pad) + pad
+    canvas = Image.new("RGB", (width, height), "white")
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, row in enumerate(rows):
+        top = picture.shape[0] + pad + i * (size + pad)
+        for text, colour, left in row:
+            fill = tuple(int(c) for c in colour)
+            draw.rectangle((left, top, left + box, top + box), fill=fill, outline="black")
+            draw.text((left + box + pad, top - size // 8), text, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def save_picture(path: str | Path, picture: np.ndarray) -> Path:
+    """Writes an RGB picture (h, w, 3) uint8 as PNG or, by its suffix, JPEG; atomically."""
+    kind = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
+    image = Image.fromarray(picture)
+    return write_atomic(path, lambda file: image.save(file, kind, quality=92))
+
+
+def save_labels(path: str | Path, labels: np.ndarray, colours: np.ndarray | None = None) -> Path:
+    """Writes labels (h, w), 0 to 255, as a PNG whose pixel values are the labels.
+
+    The palette is for the eye only; Pillow reads the labels back, other readers may expand them.
+    """
+    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image.putpalette((palette() if colours is None else colours).astype(np.uint8).ravel().tolist())
+    return write_atomic(path, lambda file: image.save(file, "PNG"))
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """Pictures of one size (h, w, 3) side by side, `columns` in a row."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    sheet = np.full(shape, 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[y : y + height, x : x + width] = picture
+    return sheet

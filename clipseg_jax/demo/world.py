@@ -1,0 +1,334 @@
+"""The demo world: seeded pictures of objects in scenery, their exact labels, and captions.
+
+Pictures and captions are as the web's: some objects go unnamed, some things keep company (boats and
+water), the subject stands in the middle. Those habits are what rectification learns to undo.
+The same (split, index) is the same picture, at any size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipseg_jax.demo.painting import PAINTERS, Brush, noise, paint_scenery
+
+CLASSES = tuple(PAINTERS)  # label i + 1 is CLASSES[i]
+SCENERY = ("water", "grass", "sand", "sky")  # label 0
+SPLITS = {"single": 1, "mixed": 2, "evaluation": 3, "test": 4, "scenery": 5}
+BOUNDARY = 255
+
+# No brown and no pale blue: on sand and in the sky nobody could see them at 64 pixels.
+COLOURS = {
+    "red": (0.80, 0.13, 0.12),
+    "orange": (0.96, 0.50, 0.08),
+    "yellow": (0.96, 0.86, 0.14),
+    "green": (0.10, 0.62, 0.22),
+    "blue": (0.12, 0.20, 0.80),
+    "purple": (0.50, 0.16, 0.66),
+    "pink": (0.96, 0.50, 0.72),
+    "white": (0.95, 0.95, 0.93),
+    "black": (0.12, 0.12, 0.13),
+}
+_TYPICAL = {
+    "boat": "red white blue",
+    "fish": "orange yellow purple",
+    "duck": "yellow white yellow",
+    "sheep": "white white black",
+    "cow": "black white red",
+    "tree": "green green orange",
+    "cactus": "green green pink",
+    "tent": "orange blue red",
+    "car": "red black blue",
+    "bus": "yellow red blue",
+    "plane": "white red blue",
+    "balloon": "pink purple red",
+}
+_TURN = {
+    "boat": 8, "fish": 25, "duck": 10, "sheep": 8, "cow": 8, "tree": 6, "cactus": 8, "tent": 6,
+    "car": 10, "bus": 8, "plane": 60, "balloon": 8,
+}  # fmt: skip
+# How often each class is seen in each scenery; columns as CLASSES.
+_COMPANY = {
+    "water": (0.38, 0.26, 0.22, 0.01, 0.01, 0.02, 0, 0.01, 0.02, 0.01, 0.04, 0.02),
+    "grass": (0.01, 0, 0.08, 0.22, 0.17, 0.20, 0.01, 0.08, 0.12, 0.07, 0.02, 0.02),
+    "sand": (0.03, 0.01, 0.02, 0.03, 0.03, 0.04, 0.30, 0.20, 0.18, 0.12, 0.02, 0.02),
+    "sky": (0, 0, 0.04, 0, 0, 0.02, 0, 0, 0, 0, 0.52, 0.42),
+}
+_ODD_ONE_OUT, _TYPICAL_SHARE = 0.25, 0.55
+_LARGEST = {1: 0.46, 2: 0.36, 3: 0.29}  # half-size of objects by their number
+_SMALLEST = 0.17
+
+
+@dataclasses.dataclass
+class Thing:
+    """One object of a scene, in unit coordinates (y down)."""
+
+    name: str
+    x: float
+    y: float
+    radius: float
+    colour: str
+    typical: bool
+    main: np.ndarray
+    second: np.ndarray
+    turn: float
+    mirror: bool
+    aspect: float
+    shape: np.ndarray
+
+
+@dataclasses.dataclass
+class Picture:
+    """A painted scene."""
+
+    image: np.ndarray  # (s, s, 3) uint8
+    label: np.ndarray  # (s, s) uint8: 0 scenery, i + 1 CLASSES[i], 255 boundary
+    scenery: np.ndarray  # (s, s) uint8 index into SCENERY, under the objects as well
+    things: list[Thing]
+    visible: list[float]  # share of the picture that each thing still owns
+    kind: str  # the main scenery
+    rng: np.random.Generator  # to draw captions with
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the things that can be seen."""
+        seen = zip(self.things, self.visible, strict=True)
+        return tuple(dict.fromkeys(thing.name for thing, area in seen if area > 0.004))
+
+    @property
+    def typical(self) -> bool:
+        """Whether the first thing has a colour that is common for its kind."""
+        return bool(self.things) and self.things[0].typical
+
+
+def _draw_thing(rng: np.random.Generator, i: int, count: int, kind: str, horizon: float) -> Thing:
+    weights = np.array(_COMPANY[kind])
+    odd = rng.random() < _ODD_ONE_OUT
+    name = CLASSES[rng.integers(12) if odd else rng.choice(12, p=weights / weights.sum())]
+    largest = _LARGEST[count]
+    radius = rng.uniform(0.5 * largest + 0.06 if i == 0 else _SMALLEST, largest)
+    names = list(COLOURS)
+    typical = _TYPICAL[name].split()
+    usual = rng.random() < _TYPICAL_SHARE
+    colour = typical[rng.integers(3)] if usual else names[rng.integers(len(names))]
+    second = rng.choice([other for other in names if other != colour])
+    if name == "boat" and rng.random() < 0.6:
+        second = "white" if colour != "white" else "red"
+    jitter = rng.normal(0, 0.04, (2, 3))
+    return Thing(
+        name=name,
+        x=0.5,
+        y=0.5,
+        radius=radius,
+        colour=colour,
+        typical=colour in typical,
+        main=np.clip(np.array(COLOURS[colour]) + jitter[0], 0, 1),
+        second=np.clip(np.array(COLOURS[second]) + jitter[1], 0, 1),
+        turn=np.deg2rad(rng.normal(0, _TURN[name])),
+        mirror=bool(rng.random() < 0.5),
+        aspect=float(np.exp(rng.normal(0, 0.1))),
+        shape=rng.random(4),
+    )
+
+
+def _place(rng: np.random.Generator, things: list[Thing], thing: Thing, horizon: float) -> bool:
+    """Finds a free place for `thing` among `things`; the first always gets one, in the middle."""
+    for _ in range(12):
+        if not things:
+            thing.x, thing.y = np.clip(rng.normal(0.5, 0.14, 2), 0.15, 0.85)
+        else:
+            thing.x, thing.y = rng.uniform(0.08, 0.92, 2)
+        if horizon > 0:
+            if thing.name in ("plane", "balloon") and rng.random() < 0.8:
+                thing.y = min(thing.y, max(horizon, 0.8 * thing.radius))
+            else:
+                thing.y = max(thing.y, horizon + 0.1)
+        gaps = (max(abs(thing.x - t.x), abs(thing.y - t.y)) for t in things)
+        if all(g > 0.8 * (thing.radius + t.radius) for g, t in zip(gaps, things, strict=True)):
+            return True
+    return not things
+
+
+def make(split: str, index: int, size: int) -> Picture:
+    """Picture `index` of a split ("single", "mixed", "scenery", "evaluation", "test").
+
+    "single" and "test" hold one object, "scenery" none, the others one to three.
+    """
+    rng = np.random.default_rng([SPLITS[split], index])
+    kind = SCENERY[rng.choice(4, p=[0.27, 0.28, 0.24, 0.21])]
+    horizon = rng.uniform(0.22, 0.5) if kind != "sky" and rng.random() < 0.5 else 0.0
+    strip = None
+    if kind == "sky" and rng.random() < 0.3:
+        strip = SCENERY[rng.integers(3)], rng.uniform(0.72, 0.9)
+    if split == "scenery":
+        count = 0
+    elif split in ("single", "test"):
+        count = 1
+    else:
+        count = int(rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]))
+    things: list[Thing] = []
+    for i in range(count):
+        thing = _draw_thing(rng, i, count, kind, horizon)
+        if _place(rng, things, thing, horizon):
+            things.append(thing)
+    order = sorted(range(len(things)), key=lambda i: things[i].y + 0.2 * things[i].radius)
+    painter = np.random.default_rng(int(rng.integers(2**31)))
+    image, scenery = _paint_ground(painter, kind, horizon, strip, size)
+    label, owner = _paint_things(painter, image, things, order)
+    contrast, brightness = painter.uniform(0.85, 1.1), painter.uniform(-0.06, 0.06)
+    image = (image - 0.5) * contrast + 0.5 + brightness + painter.normal(0, 0.018, image.shape)
+    return Picture(
+        image=np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8),
+        label=label,
+        scenery=scenery,
+        things=things,
+        visible=[float(np.mean(owner == i)) for i in range(len(things))],
+        kind=kind,
+        rng=rng,
+    )
+
+
+def _paint_ground(
+    rng: np.random.Generator,
+    kind: str,
+    horizon: float,
+    strip: tuple[str, float] | None,
+    size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    at = (np.arange(size) + 0.5) / size
+    image = paint_scenery(kind, rng, at, at)
+    scenery = np.full((size, size), SCENERY.index(kind), np.uint8)
+    if horizon > 0:
+        above = at < horizon
+        image[above] = paint_scenery("sky", rng, at[above] / horizon, at)
+        scenery[above] = SCENERY.index("sky")
+    if strip is not None:
+        below = at > strip[1]
+        image[below] = paint_scenery(strip[0], rng, at[below], at)
+        scenery[below] = SCENERY.index(strip[0])
+    return image, scenery
+
+
+def _paint_things(
+    rng: np.random.Generator, image: np.ndarray, things: list[Thing], order: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    size = len(image)
+    at = (np.arange(size) + 0.5) / size
+    texture = noise(rng, 14, 14, at, at)
+    label = np.zeros((size, size), np.uint8)
+    owner = np.full((size, size), -1)
+    for i in order:
+        thing = things[i]
+        reach = 1.35 * thing.radius * max(thing.aspect, 1 / thing.aspect)
+        rows = slice(*np.searchsorted(at, (thing.y - reach, thing.y + reach)))
+        columns = slice(*np.searchsorted(at, (thing.x - reach, thing.x + reach)))
+        right = (at[None, columns] - thing.x) / thing.radius
+        up = (thing.y - at[rows, None]) / thing.radius
+        cos, sin = np.cos(thing.turn), np.sin(thing.turn)
+        u = (right * cos + up * sin) / thing.aspect * (-1 if thing.mirror else 1)
+        v = (up * cos - right * sin) * thing.aspect
+        brush = Brush(image[rows, columns], u, v, size * thing.radius)
+        PAINTERS[thing.name](brush, thing.main, thing.second, thing.shape, texture[rows, columns])
+        brush.light()
+        inside = np.zeros((size, size), bool)
+        inside[rows, columns] = brush.union < 0
+        ring = np.zeros_like(inside)
+        ring[1:] |= inside[:-1]
+        ring[:-1] |= inside[1:]
+        ring[:, 1:] |= inside[:, :-1]
+        ring[:, :-1] |= inside[:, 1:]
+        label[ring & ~inside] = BOUNDARY
+        label[inside] = CLASSES.index(thing.name) + 1
+        owner[inside] = i
+    return label, owner
+
+
+_PLACES = {
+    "water": ("on the water", "in the water", "at sea", "on a lake", "by the water"),
+    "grass": ("on the grass", "in a field", "in a meadow", "on green grass"),
+    "sand": ("in the desert", "on the sand", "on a beach", "on sand"),
+    "sky": ("in the sky", "in the clouds", "in the air"),
+}
+TEMPLATES = {
+    "a photo of {}.": 0.25,
+    "a picture of {}.": 0.12,
+    "{}.": 0.12,
+    "{}": 0.10,
+    "an image of {}.": 0.08,
+    "there is {}.": 0.08,
+    "a small photo of {}.": 0.07,
+    "a good picture of {}.": 0.07,
+    "a view of {}.": 0.06,
+    "my photo of {}.": 0.05,
+}
+SCENERY_TEMPLATES = ("a photo of {}.", "a picture of {}.", "the {}.", "a view of {}.")
+
+
+def captions(picture: Picture, count: int) -> list[str]:
+    """`count` captions as somebody might write under the picture; draws from `picture.rng`."""
+    return [_caption(picture) for _ in range(count)]
+
+
+def _caption(picture: Picture) -> str:
+    rng = picture.rng
+    pick = lambda items: items[rng.integers(len(items))]  # noqa: E731
+    areas = np.bincount(picture.scenery.ravel(), minlength=4) / picture.scenery.size
+    first, second = np.argsort(-areas)[:2]
+    if not picture.classes:
+        if areas[second] > 0.2 and rng.random() < 0.4:
+            words = f"{SCENERY[first]} and {SCENERY[second]}"
+        else:
+            other = areas[second] > 0.2 and rng.random() > 0.7
+            words = SCENERY[second if other else first]
+        return pick(SCENERY_TEMPLATES).format(words)
+
+    def salience(thing: Thing) -> float:
+        return thing.radius * (1 - 1.1 * max(abs(thing.x - 0.5), abs(thing.y - 0.5)))
+
+    seen = zip(picture.things, picture.visible, strict=True)
+    things = sorted((t for t, area in seen if area > 0.004), key=salience, reverse=True)
+    named = []
+    for i, thing in enumerate(things):  # what stands at the border often goes unmentioned
+        edge = max(abs(thing.x - 0.5), abs(thing.y - 0.5))
+        chance = 0.98 if i == 0 else np.clip(1.15 - 1.4 * edge, 0.4, 0.95)
+        if rng.random() < chance:
+            named.append(thing)
+    named = named or things[:1]
+    if rng.random() < 0.25:
+        named.reverse()
+    words = []
+    for thing in named:
+        name = f"{thing.colour} {thing.name}" if rng.random() < 0.5 else thing.name
+        words.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
+    text = words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
+    if rng.random() < 0.55:
+        text += f" {pick(_PLACES[picture.kind])}"
+    if areas[SCENERY.index("sky")] > 0.05 and rng.random() < 0.2:
+        text += pick((" under a blue sky", " under the sky", " and the sky"))
+    chosen = rng.choice(list(TEMPLATES), p=np.array(list(TEMPLATES.values())))
+    return str(chosen).format(text)
+
+
+def pictures(split: str, count: int, size: int) -> Iterator[Picture]:
+    """The first `count` pictures of a split."""
+    return (make(split, index, size) for index in range(count))
+
+
+def write_dataset(root: str | Path, count: int, size: int, split: str = "evaluation") -> None:
+    """Paints a split as a plain dataset: images/NNNN.png, labels/NNNN.png and classes.json.
+
+    Labels are grey PNGs: 0 background, 1 to 12 the classes, 255 the boundary, not to be scored.
+    """
+    root = Path(root)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures(split, count, size)):
+        Image.fromarray(picture.image).save(root / "images" / f"{index:04d}.png")
+        Image.fromarray(picture.label).save(root / "labels" / f"{index:04d}.png")
+    about = {"classes": ["background", *CLASSES], "split": split, "count": count, "size": size}
+    (root / "classes.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -1,0 +1,160 @@
+"""The one evaluation loop: batches in, a confusion matrix over all hosts and pictures out."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.mesh import replicate, shard_batch
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.inference import InferenceConfig, segmenter
+from clipseg_jax.tasks.base import Task
+
+Batch = dict[str, Any]
+OnLabels = Callable[[int, np.ndarray, np.ndarray], None]  # example, image, labels
+
+
+@dataclasses.dataclass
+class Progress:
+    """What an interrupted evaluation has counted so far."""
+
+    confusion: np.ndarray  # (classes, classes) int64
+    images: int = 0
+    batches: int = 0
+
+    @classmethod
+    def load(cls, path: Path | None, classes: int) -> Progress:
+        """From the file an earlier run left, or from nothing."""
+        if path is None or not path.exists():
+            return cls(np.zeros((classes, classes), np.int64))
+        with np.load(path) as saved:
+            return cls(saved["confusion"], int(saved["images"]), int(saved["batches"]))
+
+    def save(self, path: Path) -> None:
+        """Replaces the file at once, so that a kill leaves the old or the new."""
+        fields = dataclasses.asdict(self)
+        write_atomic(path, lambda file: np.savez(file, **fields))
+
+
+def evaluate(
+    task: Task,
+    cfg: InferenceConfig,
+    batches: Callable[[int], Iterable[Batch]],
+    *,
+    classes: int,
+    mesh: Mesh,
+    total: int | None = None,
+    ignore: int = 255,
+    progress_path: Path | None = None,
+    save_every_s: float = 60.0,
+    on_labels: OnLabels | None = None,
+) -> Progress:
+    """Segments every batch and counts its pixels; the result is the same on every process.
+
+    Args:
+      batches: batches from the given number on, as `input_pipeline.pipeline.evaluation` yields
+        them: this process's rows of each global batch, every process the same number.
+      classes: of the labels. total: images, for the progress bar.
+      progress_path: where to keep what was counted, at most `save_every_s` seconds old; a run that
+        finds the file goes on from there. Removed by the caller when the result is safe.
+      on_labels: called for each of this process's images with its number, pixels and label map.
+    """
+    state, segment = segmenter(task, cfg)
+    state = replicate(mesh, state)
+    progress = Progress.load(progress_path, classes)
+
+    # `shapes` are the network's, static: one program for each bucket.
+    def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
+        labels, _ = segment(
+            state, batch["image"], batch["image_size"], batch["network_size"], shapes
+        )
+        truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
+        counts = confusion_matrix(truth, labels, classes, ignore)
+        return counts, jnp.sum(batch["valid"]), labels.astype(jnp.uint8)
+
+    jitted = jax.jit(step, static_argnums=2)
+    main_process = jax.process_index() == 0
+    saved_at = time.monotonic()
+    pending: tuple[Array, Array, Array, Batch] | None = None
+
+    def finish(done: tuple[Array, Array, Array, Batch], bar: tqdm) -> None:
+        counts, images, labels, batch = done
+        progress.confusion += np.asarray(jax.device_get(counts), np.int64)
+        seen = int(images)
+        progress.images += seen
+        progress.batches += 1
+        bar.update(seen)
+        if on_labels:
+            _hand_out(labels, batch, on_labels)
+
+    with tqdm(
+        total=total, initial=progress.images, unit="image", disable=None if main_process else True
+    ) as bar:
+        for batch in batches(progress.batches):
+            names = ("image", "image_size", "network_size", "label", "valid")
+            arrays = shard_batch(mesh, {name: batch[name] for name in names})
+            started = jitted(state, arrays, tuple(batch["network_shapes"]))
+            # The device works on this batch while the last one's counts are fetched.
+            if pending:
+                finish(pending, bar)
+            pending = (*started, batch)
+            due = time.monotonic() - saved_at > save_every_s
+            if due and main_process and progress_path is not None:
+                progress.save(progress_path)
+                saved_at = time.monotonic()
+        if pending:
+            finish(pending, bar)
+    if main_process and progress_path is not None:
+        progress.save(progress_path)
+    return progress
+
+
+def _hand_out(labels: Array, batch: Batch, on_labels: OnLabels) -> None:
+    """Calls `on_labels` with this process's rows, cut to their real size."""
+    shards = sorted(labels.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    own = np.concatenate([np.asarray(shard.data) for shard in shards])
+    for row, valid in enumerate(batch["valid"]):
+        if valid:
+            h, w = batch["image_size"][row]
+            image = batch["image"][row, :h, :w]
+            on_labels(int(batch["index"][row]), image, own[row, :h, :w])
+
+
+def report(
+    progress: Progress, class_names: Sequence[str], *, console: Console | None = None
+) -> dict[str, Any]:
+    """Prints the table of a finished evaluation and returns its figures, in percent.
+
+    Raises:
+      ValueError: nothing was counted.
+    """
+    if not progress.confusion.sum():
+        raise ValueError(
+            f"no labelled pixel in {progress.images} images; check that the label folder belongs "
+            "to the image folder"
+        )
+    metrics = SegmentationMetrics.from_confusion(progress.confusion)
+    summary, per_class = metrics.summary(), metrics.per_class(class_names)
+    table = Table("class", "IoU", "Acc", "Prec", title=f"{progress.images} images")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in per_class.items():
+        table.add_row(name, *("-" if v is None else f"{v:.2f}" for v in row.values()))
+    table.add_section()
+    table.add_row("mean", *(f"{summary[key]:.2f}" for key in ("mIoU", "mAcc", "mPrec")))
+    table.caption = f"aAcc {summary['aAcc']:.2f}"
+    (console or Console()).print(table)
+    return {"images": progress.images, **summary, "classes": per_class}

@@ -1,0 +1,114 @@
+"""Runs a recipe: python -m clipseg_jax.main --config=configs/voc_maskclip.py --workdir=DIR
+
+A recipe is a list of named stages. Each leaves its result and a small record in the work directory;
+run again, finished stages are skipped and an interrupted one goes on. `--config.stages=evaluate,`
+picks some. Any value of the config can be set the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from clipseg_jax.core.files import check_writable, write_json
+from clipseg_jax.recipes import maskclip
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of all results. Default: workdir/<name of the config file>."
+)
+
+# A method's stages: name -> function(config, workdir), in the order of `config.stages`.
+Stage = Callable[[ConfigDict, Path], dict]
+METHODS: dict[str, dict[str, Stage]] = {"maskclip": maskclip.STAGES}
+
+# Values that change how fast or how much is done, but not what a stage computes.
+_FREE = {"stages", "evaluate.batch_size", "evaluate.devices", "evaluate.max_buckets"}
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
+    """Runs the config's stages; returns each stage's record, also of those skipped.
+
+    Raises:
+      ValueError: unknown method or stage, or a work directory that holds another recipe's results.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}; choose one of {sorted(METHODS)}")
+    stages = METHODS[config.method]
+    if unknown := [name for name in config.stages if name not in stages]:
+        raise ValueError(f"unknown stages {unknown}; {config.method} has {list(stages)}")
+    if jax.process_index() == 0:
+        check_writable(workdir)
+        _remember(config, workdir)
+    records = {}
+    for name in config.stages:
+        done = workdir / f"{name}.done.json"
+        if done.exists():
+            logging.info("stage %s: done before, skipped (delete %s to repeat it)", name, done)
+            records[name] = json.loads(done.read_text("utf-8"))
+            continue
+        logging.info("stage %s", name)
+        started = time.time()
+        record = stages[name](config, workdir)
+        records[name] = record | {"seconds": round(time.time() - started, 1)}
+        if jax.process_index() == 0:
+            write_json(done, records[name])
+    return records
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        out |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return out
+
+
+def _remember(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config, or checks that the work directory holds the same recipe."""
+    path = workdir / "config.json"
+    now = json.loads(json.dumps(config.to_dict()))
+    if path.exists() and any(workdir.glob("*.done.json")):
+        before, after = _flat(json.loads(path.read_text("utf-8"))), _flat(now)
+        changed = sorted(
+            key
+            for key in before.keys() | after.keys()
+            if key not in _FREE and before.get(key) != after.get(key)
+        )
+        if changed:
+            listed = "; ".join(f"{k}: {before.get(k)!r} -> {after.get(k)!r}" for k in changed)
+            raise ValueError(
+                f"{workdir} holds results of another configuration ({listed}); choose another "
+                "--workdir, or delete it"
+            )
+    write_json(path, now)
+
+
+def main(argv: list[str]) -> int:
+    """Entry point of absl; user errors end in one line."""
+    if len(argv) > 1:
+        print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
+        return 2
+    workdir = _WORKDIR.value or f"workdir/{Path(flags.FLAGS['config'].config_filename).stem}"
+    try:
+        run(_CONFIG.value, Path(workdir))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    logging.set_verbosity(logging.INFO)
+    app.run(main)

@@ -1,0 +1,153 @@
+"""Pictures and label maps from disk, with one clear error for a file that can't be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Path = str | os.PathLike[str]
+T = TypeVar("T")
+
+_EXIF_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
+
+
+class BadFile(ValueError):  # noqa: N818
+    """A picture or label file that can't be used; the message names file, problem and remedy."""
+
+
+class BadImage(BadFile):
+    """The picture is missing, damaged, or of a kind that can't be turned into RGB."""
+
+
+class BadLabel(BadFile):
+    """The label map is damaged, isn't made of ids, or holds an id that is no class."""
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decodes a picture to uint8 RGB (h, w, 3), upright as OpenCV's imread gives it.
+
+    The EXIF orientation is applied. Grey, palette and CMYK pictures become RGB; transparency is
+    dropped, not blended; 16-bit samples keep their high byte. JPEG pixels equal OpenCV's; CMYK
+    conversion differs from OpenCV's by up to 2 levels.
+
+    Raises:
+      BadImage: no such file, not a picture, cut short or otherwise damaged, or too large for
+        Pillow's guard (PIL.Image.MAX_IMAGE_PIXELS, twice 89 million pixels).
+    """
+
+    def decode(image: Image.Image) -> np.ndarray:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
+            grey = np.asarray(upright).clip(0, 65535).astype(np.uint16) >> 8
+            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        if upright.mode == "F":
+            raise ValueError("floating-point samples have no known range; save it as 8 bits")
+        return np.array(upright.convert("RGB"))
+
+    return _with_image(path, decode, BadImage)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) that `read_image` will give, from the file's header alone.
+
+    Raises:
+      BadImage: no such file, or no picture's header.
+    """
+
+    def measure(image: Image.Image) -> tuple[int, int]:
+        width, height = image.size
+        # Pillow reports a TIFF's size upright already.
+        turned = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+        return (width, height) if turned else (height, width)
+
+    return _with_image(path, measure, BadImage)
+
+
+def read_label(
+    path: Path,
+    num_classes: int | None = None,
+    *,
+    reduce_zero_label: bool = False,
+    ignore_label: int = 255,
+) -> np.ndarray:
+    """Class ids (h, w) int32 of a grey or palette PNG; `ignore_label` marks unscored pixels.
+
+    Palette indices are taken as they are, whatever their colours.
+
+    Args:
+      num_classes: ids must be below it, after the reduction; None: not checked.
+      reduce_zero_label: id 0 means "no class" and i + 1 stands for class i.
+
+    Raises:
+      BadLabel: damaged file, a colour picture, or an id out of range.
+    """
+
+    def decode(image: Image.Image) -> np.ndarray:
+        ids = np.asarray(image)
+        if ids.ndim != 2 or image.mode == "F":
+            raise ValueError(
+                f"it is a colour picture (mode {image.mode}), not class ids; save the ids as a "
+                f"grey or palette PNG"
+            )
+        return ids.astype(np.int32)
+
+    label = _with_image(path, decode, BadLabel)
+    if reduce_zero_label:
+        label = _reduce(label, ignore_label)
+    if num_classes is not None:
+        _check_range(label, path, num_classes, reduce_zero_label, ignore_label)
+    return label
+
+
+def reduce_zero_label(label: np.ndarray, ignore_label: int = 255) -> np.ndarray:
+    """Ids with 0 for "no class" -> ids from 0: 0 becomes `ignore_label`, the others go down by one.
+
+    `ignore_label` stays what it is. Any integer type; returns a new array.
+    """
+    return np.where((label == 0) | (label == ignore_label), ignore_label, label - 1).astype(
+        label.dtype
+    )
+
+
+_reduce = reduce_zero_label  # read_label has an argument of that name
+
+
+def _check_range(
+    label: np.ndarray, path: Path, num_classes: int, reduced: bool, ignore_label: int
+) -> None:
+    wrong = (label != ignore_label) & ((label < 0) | (label >= num_classes))
+    if not wrong.any():
+        return
+    value = int(label[wrong][0]) + (1 if reduced else 0)
+    allowed = f"{1 if reduced else 0} to {num_classes - (0 if reduced else 1)}"
+    zero = ", 0 (no class)" if reduced else ""
+    raise BadLabel(
+        f"{path}: label {value} at {int(wrong.sum())} pixels is out of range; {num_classes} "
+        f"classes have labels {allowed}{zero} and {ignore_label} (ignored). Convert the label "
+        f"files, or choose the dataset record (classes, reduce_zero_label) that fits them."
+    )
+
+
+def _with_image(path: Path, use: Callable[[Image.Image], T], error: type[BadFile]) -> T:
+    kind = "picture" if error is BadImage else "label map"
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except FileNotFoundError as cause:
+        raise error(f"{path}: no such file; check the path or the split list.") from cause
+    except UnidentifiedImageError as cause:
+        raise error(f"{path}: not a {kind} in a known format; replace or remove it.") from cause
+    except Image.DecompressionBombError as cause:
+        raise error(
+            f"{path}: {cause} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from cause
+    except Exception as cause:  # Pillow's readers raise nearly anything on damaged bytes
+        raise error(
+            f"{path}: can't decode the {kind} ({cause}); replace the file or remove it from the "
+            f"split."
+        ) from cause

@@ -1,0 +1,317 @@
+"""Batches for evaluation: files -> padded uint8 arrays of a few static shapes, by tf.data.
+
+Pictures keep their original size; the network's resize happens on the device, from the sizes
+given along. Nothing here is random except a corruption's noise, which depends on (seed, index) alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from input_pipeline.corruptions import corrupt
+from input_pipeline.datasets import Dataset
+from input_pipeline.images import BadFile, BadImage, BadLabel, image_size, read_image, read_label
+from input_pipeline.layout import Example
+from input_pipeline.plan import Batch, Size, plan_batches
+from input_pipeline.transforms import sample_rng
+
+__all__ = ["Batch", "EvaluationBatches", "Skipped", "evaluation", "plan_batches"]
+
+_PREFETCH = 2  # batches ready ahead of the device
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An example that was left out (its position in the list and its name), and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+def evaluation(
+    dataset: Dataset,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    network_size: Callable[[int, int], Size] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    start_batch: int = 0,
+    on_bad: Literal["raise", "skip"] = "raise",
+    corruption: tuple[str, int] | None = None,
+    seed: int = 0,
+    bucket_px: int = 64,
+    max_buckets: int = 8,
+    network_multiple: int = 16,
+) -> EvaluationBatches:
+    """Every example once, in batches that all processes step through together.
+
+    Reads the header of every picture now, the files while iterating.
+
+    Args:
+      batch_size: rows of a global batch; each process gets batch_size / process_count of them.
+      network_size: (height, width) of a picture -> its (height, width) at the network; None: the
+        same. A ValueError from it counts as a bad file.
+      start_batch: leave out this many batches; nothing of them is decoded (resume).
+      on_bad: what a file that can't be used does: stop with its error, or be left out, counted and
+        named in `skipped`.
+      corruption: (kind, level) of `corruptions.corrupt`, applied to the original picture.
+      seed: of the corruption's noise; each picture's noise is the same for any batch or process.
+      bucket_px, max_buckets, network_multiple: see `plan_batches`.
+
+    Raises:
+      ValueError: batch size, process numbers or start_batch that don't fit together.
+      BadFile: `on_bad="raise"` and a bad file (unreadable headers here, the rest on iteration).
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index} of {process_count} processes; it must be from 0 to "
+            f"{process_count - 1}."
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by {process_count} processes; set it to "
+            f"{-(-batch_size // process_count) * process_count}."
+        )
+    if on_bad not in ("raise", "skip"):
+        raise ValueError(f'on_bad is {on_bad!r}; it must be "raise" or "skip".')
+    labelled = sum(example.label_path is not None for example in examples)
+    if labelled not in (0, len(examples)):
+        raise ValueError(
+            f"{labelled} of {len(examples)} examples have a label; give labels for all or none."
+        )
+    if corruption is not None:  # an unknown kind should fail now, not inside the pipeline
+        corrupt(np.zeros((8, 8, 3), np.uint8), *corruption, sample_rng(seed, 0, 0))
+
+    sizes, bad = _sizes(examples, network_size)
+    if bad and on_bad == "raise":
+        raise bad[min(bad)]
+    readable = [i for i in range(len(examples)) if i not in bad]
+    if not readable:
+        raise ValueError(
+            f"{dataset.name}: none of the {len(examples)} pictures can be used"
+            + (f", the first because: {bad[min(bad)]}" if bad else "; the split is empty.")
+        )
+    plan = plan_batches(
+        [sizes[i] for i in readable],
+        batch_size,
+        network_size=network_size,
+        bucket_px=bucket_px,
+        max_buckets=max_buckets,
+        network_multiple=network_multiple,
+    )
+    plan = [replace(batch, indices=tuple(readable[i] for i in batch.indices)) for batch in plan]
+    if not 0 <= start_batch <= len(plan):
+        raise ValueError(
+            f"start_batch is {start_batch}, but there are {len(plan)} batches of {batch_size}; "
+            f"resume with the same examples, batch_size and bucket settings."
+        )
+
+    def load(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return _load(dataset, examples[index], index, sizes[index], corruption, seed)
+
+    network = {i: network_size(*sizes[i]) if network_size else sizes[i] for i in readable}
+    rows = batch_size // process_count
+    return EvaluationBatches(
+        plan=plan[start_batch:],
+        names=[example.name for example in examples],
+        sizes=sizes,
+        network_sizes=network,
+        load=load,
+        rows=slice(process_index * rows, (process_index + 1) * rows),
+        pad_label=dataset.ignore_label if labelled else None,
+        on_bad=on_bad,
+        # Every process sees these; one reports them, so that counts over processes add up.
+        unreadable=bad if process_index == 0 else {},
+    )
+
+
+@dataclass
+class EvaluationBatches:
+    """Batches of one process, made by `evaluation`; may be iterated more than once.
+
+    Iterating yields dicts for the process's b rows, padded at the bottom and right:
+      image uint8 (b, H, W, 3); image_size and network_size int32 (b, 2), height and width;
+      label int32 (b, H, W), padded with the ignored label (absent without label files);
+      valid bool (b,), False for filler rows and bad files; index int32 (b,) into the examples;
+      bucket_hw = (H, W) and network_hw, the padded size at the network: static, as tuples.
+
+    Attributes:
+      plan: the global batches that will be yielded, in order.
+      skipped: what this process has left out so far, in the order of the batches. Added up over all
+        processes each bad file occurs once.
+    """
+
+    plan: list[Batch]
+    names: list[str]
+    sizes: dict[int, Size]
+    network_sizes: dict[int, Size]
+    load: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    rows: slice
+    pad_label: int | None
+    on_bad: str
+    unreadable: dict[int, BadFile]
+    skipped: list[Skipped] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self.skipped = [Skipped(i, self.names[i], str(e)) for i, e in self.unreadable.items()]
+
+    def __len__(self) -> int:
+        """Batches still to come when iteration starts; the same in every process."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Decodes in threads, ahead of the consumer, in a fixed order."""
+        self._forget()
+        tf = _tensorflow()
+        rows_each = self.rows.stop - self.rows.start
+        failures: dict[int, Exception] = {}
+
+        def load_row(number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.bool_]:
+            batch, row = divmod(int(number), rows_each)
+            image, label, failure = self._padded_row(self.plan[batch], self.rows.start + row)
+            if failure is not None:
+                failures[int(number)] = failure
+            valid = failure is None and self.plan[batch].valid[self.rows.start + row]
+            return image, label, np.bool_(valid)
+
+        def load_rows(number: Any) -> tuple[Any, Any, Any]:
+            image, label, valid = tf.numpy_function(
+                load_row, [number], [tf.uint8, tf.int32, tf.bool]
+            )
+            image.set_shape((None, None, 3))
+            label.set_shape((None, None))
+            valid.set_shape(())
+            return image, label, valid
+
+        # All rows of a batch have its bucket's shape, so stacking them needs no padding here.
+        rows = tf.data.Dataset.range(len(self.plan) * rows_each)
+        rows = rows.map(load_rows, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+        arrays = rows.batch(rows_each, drop_remainder=True).prefetch(_PREFETCH)
+        for step, (batch, (image, label, valid)) in enumerate(
+            zip(self.plan, arrays.as_numpy_iterator(), strict=True)
+        ):
+            indices = batch.indices[self.rows]
+            for row, index in enumerate(indices):
+                self._report(index, failures.pop(step * rows_each + row, None))
+            yield {
+                "image": image,
+                "image_size": np.array([self.sizes[i] for i in indices], np.int32),
+                "network_size": np.array([self.network_sizes[i] for i in indices], np.int32),
+                **({} if self.pad_label is None else {"label": label}),
+                "valid": valid,
+                "index": np.array(indices, np.int32),
+                "bucket_hw": batch.bucket_hw,
+                "network_hw": batch.network_hw,
+            }
+
+    def _padded_row(
+        self, batch: Batch, row: int
+    ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
+        """One row at its bucket's size. Errors are handed on: TensorFlow would garble them."""
+        height, width = batch.bucket_hw
+        image = np.zeros((height, width, 3), np.uint8)
+        label_hw = (0, 0) if self.pad_label is None else batch.bucket_hw
+        label = np.full(label_hw, self.pad_label or 0, np.int32)
+        if not batch.valid[row]:
+            return image, label, None
+        try:
+            pixels, ids = self.load(batch.indices[row])
+        except Exception as failure:
+            return image, label, failure
+        image[: pixels.shape[0], : pixels.shape[1]] = pixels
+        if ids is not None:
+            label[: ids.shape[0], : ids.shape[1]] = ids
+        return image, label, None
+
+    def _report(self, index: int, failure: Exception | None) -> None:
+        if failure is None:
+            return
+        if self.on_bad == "raise" or not isinstance(failure, BadFile):
+            raise failure
+        self.skipped.append(Skipped(index, self.names[index], str(failure)))
+
+
+def _load(
+    dataset: Dataset,
+    example: Example,
+    index: int,
+    size: Size,
+    corruption: tuple[str, int] | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels and class ids of one example, checked against each other."""
+    image = read_image(example.image_path)
+    if image.shape[:2] != size:
+        raise BadImage(
+            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, its "
+            f"header said {size[0]} x {size[1]}; save it anew."
+        )
+    if corruption is not None:
+        image = corrupt(image, *corruption, sample_rng(seed, 0, index))
+    if example.label_path is None:
+        return image, None
+    label = read_label(
+        example.label_path,
+        dataset.num_classes,
+        reduce_zero_label=dataset.reduce_zero_label,
+        ignore_label=dataset.ignore_label,
+    )
+    if label.shape != size:
+        raise BadLabel(
+            f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its picture "
+            f"{example.image_path} has {size[0]} x {size[1]}; labels must match their picture."
+        )
+    return image, label
+
+
+def _sizes(
+    examples: Sequence[Example], network_size: Callable[[int, int], Size] | None
+) -> tuple[dict[int, Size], dict[int, BadFile]]:
+    """Size of every picture by its index, and the error of those without a usable one."""
+
+    def measure(example: Example) -> Size | BadFile:
+        try:
+            size = image_size(example.image_path)
+            if network_size is not None:
+                network_size(*size)
+        except BadFile as error:
+            return error
+        except ValueError as error:
+            return BadImage(f"{example.image_path}: {error}")
+        return size
+
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        measured = dict(enumerate(pool.map(measure, examples)))
+    return (
+        {i: size for i, size in measured.items() if not isinstance(size, BadFile)},
+        {i: error for i, error in measured.items() if isinstance(error, BadFile)},
+    )
+
+
+def _tensorflow() -> Any:
+    """TensorFlow without accelerators: the memory of those belongs to JAX."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ImportError(
+            "reading batches needs TensorFlow; install the data extra: pip install "
+            "'clipseg_jax[data]'"
+        ) from error
+    # A program that already runs TensorFlow on a device keeps it: that is its own choice.
+    with contextlib.suppress(RuntimeError):
+        for kind in ("GPU", "TPU"):
+            tf.config.set_visible_devices([], kind)
+    return tf

@@ -1,0 +1,257 @@
+"""MaskCLIP against the published code: every case in the `maskclip` folder of goldens.
+
+Cases are recognised by the start of their name; everything else is read from their json.
+Training cases (`train_*`) belong to MaskCLIP+.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import weights_convert
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.inference import (
+    InferenceConfig,
+    image_scores,
+    label_maps,
+    network_sizes,
+    segmenter,
+)
+from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
+from clipseg_jax.models.maskclip import MaskCLIPConfig, dense_features
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from clipseg_jax.tasks import maskclip
+from input_pipeline.images import reduce_zero_label
+from tests import seeded
+from tests.parity import cases
+from tests.parity.maskclip_data_cases import check_corruptions, check_pipeline
+
+FOLDER = "maskclip"
+# The choices in which MaskCLIP's towers differ from OpenAI's (spec maskclip, section 4).
+TOWER = {
+    "vit": {"activation": "gelu", "norm_eps": 1e-6, "position_keep_count": True},
+    "rn": {},
+}
+
+
+def pytest_generate_tests(metafunc):
+    goldens = metafunc.config.getoption("goldens")
+    paths = [p for p in cases.find(goldens, FOLDER) if not p.stem.startswith("train_")]
+    metafunc.parametrize("path", paths, ids=[p.stem for p in paths])
+
+
+@pytest.fixture
+def goldens(request):
+    return request.config.getoption("goldens")
+
+
+def test_case(path, goldens):
+    checks = {
+        "dense": check_dense,
+        "slide_and_aug": check_slide_and_aug,
+        "prompt_ensemble": check_prompt_ensemble,
+        "metrics": check_metrics,
+        "pipeline": lambda case, arrays, _: check_pipeline(case, arrays, seeded),
+        "corruptions": lambda case, arrays, _: check_corruptions(case, arrays, seeded),
+    }
+    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    assert found, f"no check for a case named {path.stem}"
+    case, arrays = cases.load(path)
+    found[0](case, arrays, goldens)
+
+
+def build(case, goldens):
+    """The seeded image tower that a case describes, with MaskCLIP's choices."""
+    name = cases.model_name(case["weights"])
+    weights = cases.weights(case["weights"], cases.shapes(goldens, name, "clip"))
+    clip = weights_convert.clip_from_state_dict(weights)
+    choices = TOWER["rn" if isinstance(clip.visual, ModifiedResNet) else "vit"]
+    return weights_convert.clip_from_state_dict(weights, clip.cfg.replace(**choices))
+
+
+def inference(**choices):
+    return InferenceConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD, **{"scale_px": None, **choices})
+
+
+def check_dense(case, arrays, goldens):
+    clip = build(case, goldens)
+    seed = int(re.search(r"seeded\.image\(h,w,(\d+)\)", case["input"]).group(1))
+    factor = float(re.search(r"int\(([\d.]+)\*h\)", case["original_size_rule"]).group(1))
+    text = jnp.asarray(arrays["text_embeddings"])
+    for h, w in case["sizes"]:
+        image = seeded.image(h, w, seed)
+        size = f"{h}x{w}"
+        check_features(clip.visual, image, case, arrays, size)
+        for name in arrays:
+            if not re.fullmatch(rf"logits(_\w+)?_{size}", name):
+                continue
+            cfg = MaskCLIPConfig(attn_pooling="attnpool" in name, **thresholds(case, name))
+            task = maskclip.build(clip, text, cfg)
+            label = name.replace("logits", "label")
+            original = int(factor * h), int(factor * w)
+            check_logits(task, image, original, arrays, name, label if label in arrays else None)
+
+
+def thresholds(case, name):
+    """The refinement thresholds in the description of an array."""
+    found = re.findall(r"(ks_thresh|pd_thresh)=([\d.]+)", case["arrays"][name]["meaning"])
+    return {key: float(value) for key, value in found}
+
+
+def check_features(visual, image, case, arrays, size):
+    """Every dense read-out whose name is in the case: v, k, x, feat, layer{i}, kproj."""
+    pixels = normalise(jnp.asarray(image)[None], IMAGENET_MEAN, IMAGENET_STD)
+    dense = jax.jit(dense_features)(visual, pixels)
+    made = {"feat": cases.nchw(dense.features), "v": cases.nchw(dense.values)}
+    if isinstance(visual, ModifiedResNet):
+        made["kproj"] = cases.nchw(dense.keys)
+        made |= {n: cases.nchw(m) for n, m in visual.stages(pixels)[0].items()}
+    else:
+        made["k"] = np.asarray(dense.keys).reshape(1, -1, dense.keys.shape[-1])
+        last = f"block{visual.cfg.layers - 1}"
+        x = visual.ln_post(visual(pixels, read=[last])[1][last][:, 1:])
+        made["x"] = cases.nchw(x.reshape(1, *dense.real.shape[1:], -1))
+    for name, value in made.items():
+        key = f"{name}_{size}"
+        if key in arrays:
+            picked = value[pick(case["arrays"][key]["meaning"])]
+            cases.close(picked, arrays[key], absolute=1e-4 * np.abs(arrays[key]).max(), name=key)
+
+
+def pick(meaning):
+    """The slices of an array's meaning, written "[:, ::5, ::32]" or "channels ::32"."""
+    if channels := re.search(r"channels ::(\d+)", meaning):
+        return (slice(None), slice(None, None, int(channels.group(1))))
+    return cases.steps(meaning)
+
+
+def check_logits(task, image, original, arrays, name, label):
+    h, w = image.shape[:2]
+    cfg = inference()
+    sizes = jnp.asarray([[h, w]])
+    # Padded, as in evaluation: what lies beyond the real pixels must not matter.
+    padded = np.full((1, h + 21, w + 37, 3), 77, np.uint8)
+    padded[0, :h, :w] = image
+
+    @jax.jit
+    def scores(model, padded):
+        view = image_scores(
+            task, model, padded, sizes, sizes, padded.shape[1:3], cfg, rescale=False
+        )
+        return view
+
+    view = scores(task.model, jnp.asarray(padded))
+    grid = arrays[name].shape[2:]
+    logits = cases.nchw(view.logits[:, : grid[0], : grid[1]])
+    smoothed = "_ks" in name
+    absolute = 1e-4 * np.abs(arrays[name]).max() if smoothed else 1e-5
+    cases.close(logits, arrays[name], absolute=absolute, name=name)
+    if label:
+        # To the network's size and then to the original's, as the published code.
+        from clipseg_jax.ops.window import then_resize
+
+        axes = [
+            then_resize(m, sizes[:, i], jnp.asarray([original[i]]), original[i])
+            for i, m in enumerate((view.rows, view.columns))
+        ]
+        made, _ = label_maps([view._replace(rows=axes[0], columns=axes[1])], cfg)
+        cases.same_labels(made[0], arrays[label], share=0.999, name=label)
+
+
+def check_slide_and_aug(case, arrays, goldens):
+    clip = build(case, goldens)
+    task = maskclip.build(clip, jnp.asarray(arrays["text_embeddings"]), MaskCLIPConfig())
+    numbers = re.search(r"seeded\.image\((\d+),(\d+),(\d+)\)", case["input"]).groups()
+    image = seeded.image(*map(int, numbers))
+    size = image.shape[:2]
+    sizes = jnp.asarray([size])
+    cfg = inference(mode="slide", crop_px=tuple(case["crop_size"]), stride_px=tuple(case["stride"]))
+
+    @jax.jit
+    def slide(model, pixels):
+        view = image_scores(task, model, pixels, sizes, sizes, size, cfg, rescale=False)
+        return view, jnp.einsum("brg,bgkc,bwk->brwc", view.rows, view.logits, view.columns)
+
+    view, full = slide(task.model, jnp.asarray(image)[None])
+    about = case["arrays"]["slide_logits"]["meaning"]
+    picked = cases.nchw(full)[cases.steps(about)]
+    cases.close(picked, arrays["slide_logits"], absolute=1e-5, name="slide_logits")
+    expected = arrays["slide_label"]
+    from clipseg_jax.ops.window import then_resize
+
+    axes = [
+        then_resize(m, sizes[:, i], jnp.asarray([expected.shape[i]]), expected.shape[i])
+        for i, m in enumerate((view.rows, view.columns))
+    ]
+    made, _ = label_maps([view._replace(rows=axes[0], columns=axes[1])], cfg)
+    cases.same_labels(made[0], expected, share=0.999, name="slide_label")
+
+    ratios = tuple(float(r) for r in re.search(r"scales ([\d.]+) and ([\d.]+)", case["aug"]).groups())
+    cfg = inference(ratios=ratios, flip="flipped" in case["aug"])
+    state, segment = segmenter(task, cfg)
+    shapes = tuple(network_sizes(size, cfg))
+    labels, _ = jax.jit(segment, static_argnums=4)(
+        state, jnp.asarray(image)[None], sizes, jnp.asarray([shapes]), shapes
+    )
+    cases.same_labels(labels[0], arrays["aug_label"], share=0.999, name="aug_label")
+
+
+def check_prompt_ensemble(case, arrays, goldens):
+    shapes = cases.shapes(goldens, case["model"], "clip")
+    clip = weights_convert.clip_from_state_dict(cases.weights(case["weights"], shapes))
+    encoder, tokenizer = text_encoder(clip.text), Tokenizer.openai()
+    for name, expected in arrays.items():
+        count = name.removeprefix("rows")
+        if f"templates_{count}" in case:
+            set_name = re.search(r"set (\w+)", case[f"templates_{count}"]).group(1)
+            chosen = templates(set_name)
+        else:
+            chosen = (case[f"template_{count}"],)
+        rows = class_embeddings(
+            case[f"classes_{count}"], encoder, tokenizer, prompt_templates=chosen
+        )
+        cases.close(rows, expected, absolute=1e-5, name=name)
+
+
+def check_metrics(case, arrays, goldens):
+    classes = case["classes"]
+    about = case["input"]
+    seed = int(re.search(r"seeded\.label_map\(h,w,n-2,(\d+)\+i\)", about).group(1))
+    extra = int(re.search(r"label_map\(h,w,C-3,\d+\+(\d+)\+i", about).group(1))
+    share = float(re.search(r"rand\(h,w\)<([\d.]+)", about).group(1))
+    for kind in ("plain", "reduce"):
+        total = np.zeros((classes, classes), np.int64)
+        reduce = kind == "reduce"
+        for i, (h, w) in enumerate(case["images"]):
+            label = seeded.label_map(h, w, classes + reduce - 2, seed + i)
+            predicted = seeded.label_map(h, w, classes - 3, seed + extra + i, ignore=None)
+            shifted = label.astype(int) - reduce
+            hit = np.random.RandomState(seed + i).rand(h, w) < share
+            hit &= (shifted >= 0) & (shifted < classes)
+            predicted = np.where(hit, shifted, predicted)
+            label = reduce_zero_label(label) if reduce else label
+            counts = np.asarray(confusion_matrix(jnp.asarray(label), jnp.asarray(predicted), classes))
+            total += counts
+            hits, of_label, of_prediction = np.diag(counts), counts.sum(1), counts.sum(0)
+            areas = {
+                "intersect": hits, "label": of_label, "pred": of_prediction,
+                "union": of_label + of_prediction - hits,
+            }  # fmt: skip
+            for name, area in areas.items():
+                np.testing.assert_array_equal(area, arrays[f"{kind}_{name}"][i], err_msg=name)
+        metrics = SegmentationMetrics.from_confusion(total)
+        figures = {"IoU": metrics.iou, "Acc": metrics.accuracy, "Prec": metrics.precision}
+        for name, values in figures.items():
+            values = np.nan_to_num(values, nan=-1.0)
+            cases.close(values, arrays[f"{kind}_{name}"], absolute=1e-6, name=f"{kind} {name}")
+        cases.close(metrics.all_accuracy, arrays[f"{kind}_aAcc"], absolute=1e-6, name="aAcc")
+        assert metrics.summary()["mIoU"] == pytest.approx(float(arrays[f"{kind}_mIoU_percent"]))
