@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.mesh import replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
-from clipseg_jax.inference import InferenceConfig, segmenter
+from clipseg_jax.inference import InferenceConfig, network_shapes, network_sizes, segmenter
 from clipseg_jax.tasks.base import Task
 
 Batch = dict[str, Any]
@@ -34,14 +35,19 @@ class Progress:
     confusion: np.ndarray  # (classes, classes) int64
     images: int = 0
     batches: int = 0
+    plan: str = ""  # identifies the batches: counts of another plan are worth nothing
 
     @classmethod
-    def load(cls, path: Path | None, classes: int) -> Progress:
-        """From the file an earlier run left, or from nothing."""
+    def load(cls, path: Path | None, classes: int, plan: str) -> Progress:
+        """From the file that an earlier run with the same batches left, or from nothing."""
+        fresh = cls(np.zeros((classes, classes), np.int64), plan=plan)
         if path is None or not path.exists():
-            return cls(np.zeros((classes, classes), np.int64))
+            return fresh
         with np.load(path) as saved:
-            return cls(saved["confusion"], int(saved["images"]), int(saved["batches"]))
+            if str(saved["plan"]) != plan:
+                logging.warning("%s was made with other batches; starting over", path)
+                return fresh
+            return cls(saved["confusion"], int(saved["images"]), int(saved["batches"]), plan)
 
     def save(self, path: Path) -> None:
         """Replaces the file at once, so that a kill leaves the old or the new."""
@@ -58,6 +64,7 @@ def evaluate(
     mesh: Mesh,
     total: int | None = None,
     ignore: int = 255,
+    plan: str = "",
     progress_path: Path | None = None,
     save_every_s: float = 60.0,
     on_labels: OnLabels | None = None,
@@ -68,13 +75,14 @@ def evaluate(
       batches: batches from the given number on, as `input_pipeline.pipeline.evaluation` yields
         them: this process's rows of each global batch, every process the same number.
       classes: of the labels. total: images, for the progress bar.
+      plan: any text that is equal for equal batches.
       progress_path: where to keep what was counted, at most `save_every_s` seconds old; a run that
         finds the file goes on from there. Removed by the caller when the result is safe.
       on_labels: called for each of this process's images with its number, pixels and label map.
     """
     state, segment = segmenter(task, cfg)
     state = replicate(mesh, state)
-    progress = Progress.load(progress_path, classes)
+    progress = Progress.load(progress_path, classes, plan)
 
     # `shapes` are the network's, static: one program for each bucket.
     def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
@@ -104,9 +112,11 @@ def evaluate(
         total=total, initial=progress.images, unit="image", disable=None if main_process else True
     ) as bar:
         for batch in batches(progress.batches):
-            names = ("image", "image_size", "network_size", "label", "valid")
-            arrays = shard_batch(mesh, {name: batch[name] for name in names})
-            started = jitted(state, arrays, tuple(batch["network_shapes"]))
+            rows = {name: batch[name] for name in ("image", "image_size", "label", "valid")}
+            sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]
+            rows["network_size"] = np.asarray(sizes, np.int32)
+            shapes = network_shapes(batch["network_hw"], cfg)
+            started = jitted(state, shard_batch(mesh, rows), shapes)
             # The device works on this batch while the last one's counts are fetched.
             if pending:
                 finish(pending, bar)

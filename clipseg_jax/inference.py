@@ -8,6 +8,7 @@ time, so memory does not grow with classes x pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -62,31 +63,46 @@ class Scores(NamedTuple):
     columns: Array  # (b, width, k)
 
 
-def network_sizes(size: tuple[int, int], cfg: InferenceConfig) -> list[tuple[int, int]]:
-    """(height, width) that an image of `size` has at the network, one for each ratio.
+def network_size(
+    height: int, width: int, cfg: InferenceConfig, ratio: float = 1.0
+) -> tuple[int, int]:
+    """(height, width) in pixels that an image has at the network, at one of the test-time scales.
 
     Raises:
       ValueError: an image that would keep less than one pixel.
     """
-    out = []
-    height, width = size
-    for ratio in cfg.ratios:
-        if cfg.scale_px is None:
-            scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
+    if cfg.scale_px is None:
+        scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
+    else:
+        a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
+        if cfg.keep_ratio:
+            factor = min(max(a, b) / max(height, width), min(a, b) / min(height, width))
+            scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
-            a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
-            if cfg.keep_ratio:
-                factor = min(max(a, b) / max(size), min(a, b) / min(size))
-                scaled = int(height * factor + 0.5), int(width * factor + 0.5)
-            else:
-                scaled = b, a
-        if min(scaled) < 1:
-            raise ValueError(
-                f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
-                "crop it to a less extreme shape"
-            )
-        out.append(scaled)
-    return out
+            scaled = b, a
+    if min(scaled) < 1:
+        raise ValueError(
+            f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
+            "crop it to a less extreme shape"
+        )
+    return scaled
+
+
+def network_sizes(size: tuple[int, int], cfg: InferenceConfig) -> list[tuple[int, int]]:
+    """`network_size` at each of the config's ratios."""
+    return [network_size(*size, cfg, ratio) for ratio in cfg.ratios]
+
+
+def network_shapes(
+    padded: tuple[int, int], cfg: InferenceConfig
+) -> tuple[tuple[int, int], ...]:
+    """Static (height, width) for each ratio, enough for all images that fit `padded` at ratio 1."""
+
+    def bound(side: int, ratio: float) -> int:
+        # Rounding to whole pixels happens before and after: at most one pixel each.
+        return side if ratio == 1.0 else -(-math.ceil((side + 1) * ratio + 1) // 16) * 16
+
+    return tuple((bound(padded[0], r), bound(padded[1], r)) for r in cfg.ratios)
 
 
 def image_scores(
@@ -123,7 +139,7 @@ def image_scores(
         starts: tuple[Array | None, Array | None] = (None, None)
         crop: tuple[int | None, int | None] = (None, None)
     else:
-        counts = [count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px)]
+        counts = [count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)]
         starts = tuple(  # type: ignore[assignment]
             window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
             for i in (0, 1)

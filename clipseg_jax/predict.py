@@ -26,13 +26,19 @@ from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.core.pictures import overlay, palette, save_labels, save_picture, with_legend
 from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.inference import InferenceConfig, network_sizes, segmenter
+from clipseg_jax.inference import (
+    InferenceConfig,
+    network_shapes,
+    network_size,
+    network_sizes,
+    segmenter,
+)
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
 from clipseg_jax.tasks import maskclip
 from input_pipeline.images import BadImage, image_size, read_image
-from input_pipeline.pipeline import plan_batches
+from input_pipeline.plan import Batch, plan_batches
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -131,13 +137,13 @@ class Segmenter:
             good.append(i)
         if not good:
             return
-        at_network = functools.partial(network_sizes, cfg=self.config)
-        for batch in plan_batches(sizes, self._batch_size, network_sizes=at_network):
+        at_network = functools.partial(network_size, cfg=self.config)
+        for batch in plan_batches(sizes, self._batch_size, network_size=at_network):
             yield from self._batch(batch, [images[i] for i in good], good, sizes)
 
     def _batch(
         self,
-        batch,  # noqa: ANN001
+        batch: Batch,
         images: Sequence[np.ndarray | str | Path],
         numbers: Sequence[int],
         sizes: Sequence[tuple[int, int]],
@@ -165,7 +171,7 @@ class Segmenter:
                 arrays["images"],
                 arrays["sizes"],
                 arrays["network"],
-                batch.network_shapes,
+                network_shapes(batch.network_hw, self.config),
             )
         )
         for row, index in enumerate(batch.indices):

@@ -7,7 +7,8 @@ Nothing is downloaded. Two minutes on two CPU cores. Figures: clipseg_jax/demo/R
 
 from ml_collections import ConfigDict
 
-from clipseg_jax.demo import CLASSES, SCENERY, TINY_CLIP
+from clipseg_jax.demo import TINY_CLIP
+from clipseg_jax.demo.world import CLASSES, SCENERY
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from configs.base import maskclip
 
@@ -23,7 +24,7 @@ def get_config() -> ConfigDict:
     config.dataset.name = "demo_world"
     config.dataset.root = "workdir/demo_world"  # painted there if absent
     config.dataset.class_names = ("background", *CLASSES)
-    config.text.templates = "imagenet_subset_7"
+    config.text.templates = "demo_world"
     config.text.background_words = SCENERY
     config.inference.scale_px = (96, 96)
     config.evaluate.pictures = 12

@@ -61,7 +61,7 @@ class Layout:
         if split not in splits:
             raise ValueError(f"There is no split {split!r}; choose one of: {', '.join(splits)}.")
         below = Path(root) / self.folder
-        root = below if below.is_dir() else Path(root)
+        root = below if below.is_dir() or Path(self.folder).is_absolute() else Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder. {self._layout(split)}")
         examples: list[Example] = []
@@ -109,8 +109,9 @@ class Layout:
         ]
 
     def _is_image(self, file: str) -> bool:
-        lower = file.lower()
-        return lower.endswith(self.image_suffix if self.image_suffix else _PICTURES)
+        if self.image_suffix:
+            return file.endswith(self.image_suffix)
+        return file.lower().endswith(_PICTURES)
 
     def _stem(self, file: str) -> str:
         suffix = self.image_suffix or os.path.splitext(file)[1]

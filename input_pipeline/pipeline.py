@@ -1,7 +1,7 @@
 """Batches for evaluation: files -> padded uint8 arrays of a few static shapes, by tf.data.
 
 Pictures keep their original size; the network's resize happens on the device, from the sizes
-given along. Nothing here is random except a corruption's noise, which depends on (seed, index) alone.
+given along. Nothing here is random but a corruption's noise: a function of (seed, index).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,8 +16,9 @@ import numpy as np
 
 from input_pipeline.corruptions import corrupt
 from input_pipeline.datasets import Dataset
-from input_pipeline.images import BadFile, BadImage, BadLabel, image_size, read_image, read_label
+from input_pipeline.images import BadFile
 from input_pipeline.layout import Example
+from input_pipeline.loading import example_sizes, load_example
 from input_pipeline.plan import Batch, Size, plan_batches
 from input_pipeline.transforms import sample_rng
 
@@ -91,7 +91,7 @@ def evaluation(
     if corruption is not None:  # an unknown kind should fail now, not inside the pipeline
         corrupt(np.zeros((8, 8, 3), np.uint8), *corruption, sample_rng(seed, 0, 0))
 
-    sizes, bad = _sizes(examples, network_size)
+    sizes, bad = example_sizes(examples, network_size)
     if bad and on_bad == "raise":
         raise bad[min(bad)]
     readable = [i for i in range(len(examples)) if i not in bad]
@@ -116,7 +116,7 @@ def evaluation(
         )
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return _load(dataset, examples[index], index, sizes[index], corruption, seed)
+        return load_example(dataset, examples[index], index, sizes[index], corruption, seed)
 
     network = {i: network_size(*sizes[i]) if network_size else sizes[i] for i in readable}
     rows = batch_size // process_count
@@ -241,63 +241,6 @@ class EvaluationBatches:
         if self.on_bad == "raise" or not isinstance(failure, BadFile):
             raise failure
         self.skipped.append(Skipped(index, self.names[index], str(failure)))
-
-
-def _load(
-    dataset: Dataset,
-    example: Example,
-    index: int,
-    size: Size,
-    corruption: tuple[str, int] | None,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels and class ids of one example, checked against each other."""
-    image = read_image(example.image_path)
-    if image.shape[:2] != size:
-        raise BadImage(
-            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, its "
-            f"header said {size[0]} x {size[1]}; save it anew."
-        )
-    if corruption is not None:
-        image = corrupt(image, *corruption, sample_rng(seed, 0, index))
-    if example.label_path is None:
-        return image, None
-    label = read_label(
-        example.label_path,
-        dataset.num_classes,
-        reduce_zero_label=dataset.reduce_zero_label,
-        ignore_label=dataset.ignore_label,
-    )
-    if label.shape != size:
-        raise BadLabel(
-            f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its picture "
-            f"{example.image_path} has {size[0]} x {size[1]}; labels must match their picture."
-        )
-    return image, label
-
-
-def _sizes(
-    examples: Sequence[Example], network_size: Callable[[int, int], Size] | None
-) -> tuple[dict[int, Size], dict[int, BadFile]]:
-    """Size of every picture by its index, and the error of those without a usable one."""
-
-    def measure(example: Example) -> Size | BadFile:
-        try:
-            size = image_size(example.image_path)
-            if network_size is not None:
-                network_size(*size)
-        except BadFile as error:
-            return error
-        except ValueError as error:
-            return BadImage(f"{example.image_path}: {error}")
-        return size
-
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        measured = dict(enumerate(pool.map(measure, examples)))
-    return (
-        {i: size for i, size in measured.items() if not isinstance(size, BadFile)},
-        {i: error for i, error in measured.items() if isinstance(error, BadFile)},
-    )
 
 
 def _tensorflow() -> Any:

@@ -1,0 +1,51 @@
+"""Checkpoints in and out: reads PyTorch files without PyTorch, writes files that it loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from weights_convert.convert import (
+    Converted,
+    LoadedCLIP,
+    clip_from_state_dict,
+    clip_to_state_dict,
+    convert,
+    export,
+    export_huggingface,
+    load_clip,
+    load_converted,
+    save_converted,
+    to_state_dict,
+    with_config,
+)
+from weights_convert.names import unwrap
+from weights_convert.reader import CheckpointError, read
+
+__all__ = [
+    "CheckpointError",
+    "Converted",
+    "LoadedCLIP",
+    "clip_from_state_dict",
+    "clip_to_state_dict",
+    "convert",
+    "export",
+    "export_huggingface",
+    "load_clip",
+    "load_converted",
+    "read",
+    "read_state_dict",
+    "save_converted",
+    "to_state_dict",
+    "with_config",
+]
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """A file's tensors under the names they are stored by, without a wrapping dictionary.
+
+    Raises:
+      CheckpointError: not a checkpoint, damaged, or one that would run code.
+    """
+    return unwrap(read(path))

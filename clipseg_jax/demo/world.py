@@ -248,7 +248,7 @@ def _paint_things(
     return label, owner
 
 
-_PLACES = {
+PLACES = {
     "water": ("on the water", "in the water", "at sea", "on a lake", "by the water"),
     "grass": ("on the grass", "in a field", "in a meadow", "on green grass"),
     "sand": ("in the desert", "on the sand", "on a beach", "on sand"),
@@ -307,7 +307,7 @@ def _caption(picture: Picture) -> str:
         words.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
     text = words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
     if rng.random() < 0.55:
-        text += f" {pick(_PLACES[picture.kind])}"
+        text += f" {pick(PLACES[picture.kind])}"
     if areas[SCENERY.index("sky")] > 0.05 and rng.random() < 0.2:
         text += pick((" under a blue sky", " under the sky", " and the sky"))
     chosen = rng.choice(list(TEMPLATES), p=np.array(list(TEMPLATES.values())))

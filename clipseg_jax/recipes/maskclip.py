@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.pictures import overlay, save_picture
 from clipseg_jax.evaluate import evaluate, report
-from clipseg_jax.inference import InferenceConfig, network_sizes
+from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.models.clip import CLIP, Tokenizer, ViTConfig
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
@@ -108,15 +109,23 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
         **config.inference.to_dict(),
     )
     mesh = make_mesh(config.evaluate.devices)
-    run = pipeline.Evaluation(
-        examples,
+    run = pipeline.evaluation(
         dataset,
+        examples,
         batch_size=config.evaluate.batch_size,
-        network_sizes=functools.partial(network_sizes, cfg=cfg),
+        network_size=functools.partial(network_size, cfg=cfg),
         max_buckets=config.evaluate.max_buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        on_bad="skip",
     )
+    rest = run
+
+    def batches(start: int) -> pipeline.EvaluationBatches:
+        nonlocal rest
+        rest = dataclasses.replace(run, plan=run.plan[start:])
+        return rest
+
     colours = np.asarray(dataset.palette, np.uint8)
     folder = workdir / "pictures"
     wanted = config.evaluate.pictures
@@ -131,15 +140,16 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
     progress = evaluate(
         task,
         cfg,
-        run.batches,
+        batches,
         classes=dataset.num_classes,
         mesh=mesh,
         total=len(examples),
+        plan=hashlib.sha256(repr(run.plan).encode()).hexdigest(),
         progress_path=partial,
         on_labels=picture if wanted else None,
     )
-    for message in run.skipped:
-        logging.warning("skipped: %s", message)
+    for skipped in rest.skipped:
+        logging.warning("skipped %s: %s", skipped.name, skipped.reason)
     figures = report(progress, dataset.class_names)
     figures["skipped"] = len(examples) - progress.images
     if jax.process_index() == 0:

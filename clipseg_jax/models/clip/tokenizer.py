@@ -51,9 +51,10 @@ class Tokenizer:
         self, merges: Sequence[tuple[str, str]], ids: Mapping[str, int] | None = None
     ) -> None:
         """`merges` in order of rank; `ids` symbol -> id, by default the standard order."""
-        self._rank = {tuple(pair): i for i, pair in enumerate(merges)}
-        self._ids = dict(vocabulary(merges) if ids is None else ids)
-        self._symbols = {i: symbol for symbol, i in self._ids.items()}
+        self.merges = [tuple(pair) for pair in merges]
+        self.ids = dict(vocabulary(merges) if ids is None else ids)
+        self._rank = {pair: i for i, pair in enumerate(self.merges)}
+        self._symbols = {i: symbol for symbol, i in self.ids.items()}
         self._bpe = functools.lru_cache(maxsize=65536)(self._merge)
 
     @classmethod
@@ -101,14 +102,14 @@ class Tokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         out = np.zeros((len(texts), context_length), np.int32)
         for row, text in zip(out, texts, strict=True):
-            ids = [self._ids[START], *self.encode(text), self._ids[END]]
+            ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:
                     raise ValueError(
                         f"text of {len(ids)} tokens, at most {context_length} fit: {text!r}; "
                         "shorten it or pass truncate=True"
                     )
-                ids = [*ids[: context_length - 1], self._ids[END]]
+                ids = [*ids[: context_length - 1], self.ids[END]]
             row[: len(ids)] = ids
         return out
 
@@ -117,7 +118,7 @@ class Tokenizer:
         ids: list[int] = []
         for piece in _PIECES.findall(clean(text)):
             symbols = "".join(byte_symbols()[byte] for byte in piece.encode("utf-8"))
-            ids += (self._ids[symbol] for symbol in self._bpe(symbols))
+            ids += (self.ids[symbol] for symbol in self._bpe(symbols))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

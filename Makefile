@@ -1,0 +1,39 @@
+# Everything from a bare machine: Python 3.11 to 3.13 and make. `make demo`, `make test`.
+PYTHON ?= python3
+UV := .uv/bin/uv
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-fast lint lock clean
+
+# Segments the embedded painted world with the embedded tiny CLIP; prints the table.
+demo: .venv/.done
+	$(PY) -m clipseg_jax.main --config=configs/demo_maskclip.py --workdir=workdir/demo_maskclip
+
+# Every test, then style and types.
+test: .venv/.done
+	$(PYTEST)
+	$(MAKE) lint
+
+# For daily work: what takes seconds.
+test-fast: .venv/.done
+	$(PYTEST) -m "not slow"
+
+lint: .venv/.done
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+# uv goes into a folder of its own: no system packages are touched, no python3-venv is needed.
+$(UV):
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv 'uv>=0.9'
+
+.venv/.done: uv.lock pyproject.toml | $(UV)
+	$(UV) sync --locked --extra data --extra test --python $(PYTHON)
+	touch $@
+
+lock: | $(UV)
+	env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL $(UV) lock
+
+clean:
+	rm -rf .venv .uv .cache build *.egg-info

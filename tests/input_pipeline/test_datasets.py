@@ -1,0 +1,207 @@
+"""Records hold what was published; indexes read the standard folders and complain clearly."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import datasets
+from input_pipeline.class_sets import (
+    class_set,
+    class_set_names,
+    coco_stuff_train_ids,
+    palette,
+    pascal_context_raw_ids,
+)
+
+RECORDS = {
+    "VOC12_20": (20, False, True, 5),
+    "VOC12_21": (21, True, False, 5),
+    "CONTEXT_59": (59, False, True, 0),
+    "CONTEXT_60": (60, True, False, 10),
+    "COCO_STUFF_164K": (171, False, False, 15),
+    "ADE20K": (150, False, True, 0),
+    "CITYSCAPES": (19, False, False, 0),
+}
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def voc(root):
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("b\na\n")
+    (lists / "aug.txt").write_text("d\n\nc\n")
+    (lists / "val.txt").write_text("e\n")
+    touch(root, *(f"JPEGImages/{s}.jpg" for s in "abcdex"))
+    touch(root, *(f"SegmentationClass/{s}.png" for s in "abe"))
+    touch(root, *(f"SegmentationClassAug/{s}.png" for s in "cd"))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record(name):
+    classes, background, reduced, unseen = RECORDS[name]
+    record = getattr(datasets, name)
+    assert record.name == name
+    assert record.num_classes == classes == len(record.palette)
+    assert len(record.prompts) == classes - background
+    assert (record.background, record.reduce_zero_label) == (background, reduced)
+    assert len(record.unseen) == unseen
+    assert all(0 <= i < classes for i in record.unseen)
+    assert record.class_names[0] == "background" or not background
+    hash(record)
+
+
+def test_unseen_names():
+    names = datasets.VOC12_21.class_names
+    assert [names[i] for i in datasets.VOC12_21.unseen] == [
+        *("pottedplant", "sheep", "sofa", "train", "tvmonitor")
+    ]
+
+
+def test_class_sets():
+    for name in class_set_names():
+        found = class_set(name)
+        assert len(found.names) == len(found.palette)
+        assert all(len(colour) == 3 for colour in found.palette)
+    assert len(class_set("acontext").prompts) == 459
+    assert class_set("batman").prompts[:2] == ("Batman", "Joker")
+    with pytest.raises(ValueError, match="'catwoman'; choose one of: voc, "):
+        class_set("catwoman")
+
+
+def test_label_maps():
+    table = coco_stuff_train_ids()
+    assert (table[0], table[12], table[181], table[255]) == (0, 11, 170, 255)
+    assert sorted(set(table)) == [*range(171), 255]
+    assert len(pascal_context_raw_ids()) == 60
+
+
+def test_palette_has_distinct_colours():
+    colours = palette(60)
+    assert len(set(colours)) == len(colours) == 60
+    assert palette(21)[20] == class_set("voc21").palette[20]
+
+
+def test_voc(tmp_path):
+    voc(tmp_path / "VOCdevkit" / "VOC2012")
+    aug = datasets.VOC12_20.index(tmp_path, "trainaug")  # found below the folder of datasets
+    assert [example.name for example in aug] == ["b", "a", "d", "c"]
+    assert [example.label_path.parent.name for example in aug] == [
+        *["SegmentationClass"] * 2,
+        *["SegmentationClassAug"] * 2,
+    ]
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    assert datasets.VOC12_21.index(root, "train") == aug[:2]
+    (example,) = datasets.VOC12_21.index(root)
+    assert example.image_path == root / "JPEGImages" / "e.jpg"
+
+
+def test_context(tmp_path):
+    lists = tmp_path / "ImageSets" / "SegmentationContext"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("2008_000002\n")
+    touch(tmp_path, "JPEGImages/2008_000002.jpg", "SegmentationClassContext/2008_000002.png")
+    for record in (datasets.CONTEXT_59, datasets.CONTEXT_60):
+        (example,) = record.index(tmp_path, "val")
+        assert example.label_path == tmp_path / "SegmentationClassContext" / "2008_000002.png"
+
+
+def test_coco_stuff(tmp_path):
+    for stem in ("000000000785", "000000000139"):
+        touch(
+            tmp_path,
+            f"images/val2017/{stem}.jpg",
+            f"annotations/val2017/{stem}_labelTrainIds.png",
+            f"annotations/val2017/{stem}.png",
+        )
+    examples = datasets.COCO_STUFF_164K.index(tmp_path)
+    assert [example.name for example in examples] == ["000000000139", "000000000785"]
+    assert examples[0].label_path.name == "000000000139_labelTrainIds.png"
+
+
+def test_cityscapes_and_ade(tmp_path):
+    touch(
+        tmp_path / "city",
+        "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png",
+        "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png",
+    )
+    (example,) = datasets.CITYSCAPES.index(tmp_path / "city")
+    assert example.name == "ulm/ulm_0"
+    assert example.label_path.name == "ulm_0_gtFine_labelTrainIds.png"
+    touch(tmp_path / "ade", "images/validation/A.jpg", "annotations/validation/A.png")
+    assert [e.name for e in datasets.ADE20K.index(tmp_path / "ade")] == ["A"]
+
+
+def test_warns_of_another_count(tmp_path, caplog):
+    voc(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        datasets.VOC12_20.index(tmp_path)
+    assert "has 1 pictures, the published one 1449" in caplog.text
+
+
+def test_folders(tmp_path):
+    touch(tmp_path, "images/b.png", "images/a.JPG", "images/sub/a.png", "images/notes.txt")
+    touch(tmp_path, "labels/b.png", "labels/a.png", "labels/sub/a.png", "images/.hidden.png")
+    record = datasets.folder(tmp_path, ["background", "cat"], background=True)
+    assert record.prompts == ("cat",)
+    examples = record.index("")
+    assert [e.name for e in examples] == ["a", "b", "sub/a"]
+    assert examples == record.index(tmp_path)
+
+    touch(tmp_path, "images/b.jpg")
+    plain = datasets.image_folder(tmp_path / "images", ("cat", "dog"))
+    names = [e.name for e in plain.index(tmp_path / "images")]
+    assert names == ["a", "b.jpg", "b.png", "sub/a"]
+    assert all(e.label_path is None for e in plain.index(""))
+    with pytest.raises(ValueError, match="at least one name"):
+        datasets.image_folder(tmp_path, "cat")
+
+
+def test_errors_name_path_and_layout(tmp_path):
+    record = datasets.VOC12_20
+    with pytest.raises(ValueError, match="no split 'test'; choose one of: train, trainaug, val"):
+        record.index(tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder.*JPEGImages/\*\.jpg"):
+        record.index(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"JPEGImages.*usually VOCdevkit/VOC2012"):
+        record.index(tmp_path)
+    voc(tmp_path)
+    (tmp_path / "JPEGImages" / "e.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files are missing in .*: e\.jpg"):
+        record.index(tmp_path)
+    (tmp_path / "SegmentationClassAug" / "c.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 files are missing in .*: c\.png"):
+        record.index(tmp_path, "trainaug")
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("a\na\n")
+    with pytest.raises(ValueError, match="more than once"):
+        record.index(tmp_path, "train")
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"No split list .*val\.txt"):
+        record.index(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="No pictures in"):
+        datasets.image_folder(tmp_path / "empty", ["cat"]).index("")
+    with pytest.raises(FileNotFoundError, match="gone is not a folder"):
+        datasets.image_folder(tmp_path / "gone", ["cat"]).index("")
+
+
+def test_index_then_read(tmp_path):
+    """The record's own label rule and number of classes fit `read_label`."""
+    from input_pipeline.images import read_label
+
+    voc(tmp_path)
+    ids = np.array([[0, 1, 20, 255]], np.uint8)
+    (example,) = datasets.VOC12_20.index(tmp_path)
+    Image.fromarray(ids).save(example.label_path)
+    record = datasets.VOC12_20
+    label = read_label(
+        example.label_path, record.num_classes, reduce_zero_label=record.reduce_zero_label
+    )
+    assert label.tolist() == [[255, 0, 19, 255]]
+    assert read_label(example.label_path, 21).tolist() == ids.tolist()

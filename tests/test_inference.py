@@ -1,0 +1,156 @@
+"""Padding, windows, chunks and flips change nothing that they shouldn't."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipseg_jax import inference
+from clipseg_jax.inference import (
+    InferenceConfig,
+    image_scores,
+    label_maps,
+    network_shapes,
+    network_size,
+    network_sizes,
+    segmenter,
+)
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from clipseg_jax.ops.window import count_windows, window_starts
+from tests import tiny
+
+CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(160, 80))
+SIZES = [(50, 70), (64, 33), (40, 100)]
+
+
+def run(task, cfg, pictures, shape, network):
+    """Label maps and scores of pictures padded to `shape`, at the network to `network`."""
+    state, segment = segmenter(task, cfg)
+    sizes = [p.shape[:2] for p in pictures]
+    at_network = jnp.asarray([network_sizes(size, cfg) for size in sizes])
+    return jax.jit(segment, static_argnums=4)(
+        state, tiny.padded(pictures, shape), jnp.asarray(sizes), at_network, network
+    )
+
+
+def alone(task, cfg, picture):
+    shapes = tuple(network_sizes(picture.shape[:2], cfg))
+    labels, best = run(task, cfg, [picture], picture.shape[:2], shapes)
+    return np.asarray(labels[0]), np.asarray(best[0])
+
+
+@pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {},
+        {"mode": "slide", "crop_px": (64, 64), "stride_px": (40, 40)},
+        {"flip": True, "ratios": (0.75, 1.0)},
+    ],
+    ids=["whole", "slide", "views"],
+)
+def test_a_bucket_equals_each_image_alone(vision, choices):
+    task = tiny.task(vision, pd_thresh=0.05, ks_thresh=0.9)
+    cfg = dataclasses.replace(CFG, **choices)
+    pictures = tiny.images(SIZES)
+    network = network_shapes((160, 176), cfg)
+    labels, best = run(task, cfg, pictures, (72, 112), network)
+    for i, picture in enumerate(pictures):
+        h, w = picture.shape[:2]
+        expected_labels, expected_best = alone(task, cfg, picture)
+        np.testing.assert_allclose(best[i, :h, :w], expected_best, atol=1e-4)
+        assert np.mean(np.asarray(labels[i, :h, :w]) == expected_labels) > 0.999
+
+
+def test_row_blocks_change_nothing(monkeypatch):
+    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
+    whole = alone(task, CFG, picture)
+    monkeypatch.setattr(inference, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
+    for made, expected in zip(alone(task, CFG, picture), whole, strict=True):
+        np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_a_mirror_image_gives_the_mirrored_scores():
+    task, (picture,) = tiny.task(), tiny.images([(64, 96)])
+    sizes = jnp.asarray([[64, 96]])
+    cfg = dataclasses.replace(CFG, scale_px=None)
+
+    def full(pixels, flip):
+        view = image_scores(
+            task, task.model, jnp.asarray(pixels)[None], sizes, sizes, (64, 96), cfg, flip=flip
+        )
+        return jnp.einsum("brg,bgkc,bwk->brwc", view.rows, view.logits, view.columns)[0]
+
+    straight, flipped = full(picture[:, ::-1], False), full(picture, True)
+    np.testing.assert_allclose(straight[:, ::-1], flipped, atol=1e-5)
+
+
+def test_windows_cover_and_average():
+    assert count_windows(500, 224, 150) == 3
+    assert count_windows(100, 224, 150) == 1
+    starts = window_starts(jnp.asarray([416, 300, 100]), 3, 224, 150)
+    np.testing.assert_array_equal(starts, [[0, 150, 192], [0, 76, 76], [0, 0, 0]])
+
+
+def test_constant_logits_stay_constant():
+    """Weights of every pixel sum to one, also where windows overlap."""
+    cfg = dataclasses.replace(CFG, mode="slide", crop_px=(64, 64), stride_px=(40, 30))
+    task = tiny.task()._replace(
+        predict=lambda model, images, sizes: jnp.ones((images.shape[0], 4, 4, 1)),
+    )
+    sizes = jnp.asarray([[150, 201]])
+    view = image_scores(
+        task, task.model, jnp.zeros((1, 160, 208, 3), jnp.uint8), sizes, sizes, (160, 208), cfg
+    )
+    full = jnp.einsum("brg,bgkc,bwk->brwc", view.rows, view.logits, view.columns)[0, ..., 0]
+    np.testing.assert_allclose(full[:150, :201], 1, atol=1e-5)
+
+
+def test_network_sizes_follow_the_published_rule():
+    assert network_size(375, 500, CFG) == (80, 107)
+    assert network_size(100, 1000, CFG) == (16, 160)  # the long side decides
+    cfg = dataclasses.replace(CFG, keep_ratio=False, scale_px=(224, 192))
+    assert network_size(375, 500, cfg) == (192, 224)
+    with pytest.raises(ValueError, match="1 x 4000 pixels would shrink to 0"):
+        network_size(1, 4000, CFG)
+    cfg = dataclasses.replace(CFG, ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
+    for size in [(375, 500), (333, 500), (500, 281), (37, 91)]:
+        padded = network_size(*size, cfg)
+        for shape, own in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
+            assert shape[0] >= own[0]
+            assert shape[1] >= own[1]
+
+
+def test_background_rules():
+    cfg = dataclasses.replace(CFG, row_labels=(1, 2, 3, 0, 0))
+    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
+    plain, best = alone(task, CFG, picture)
+    labels, _ = alone(task, cfg, picture)
+    np.testing.assert_array_equal(labels, np.asarray([1, 2, 3, 0, 0])[plain])
+    thresh = float(np.median(best))
+    labels, best = alone(task, dataclasses.replace(cfg, background_thresh=thresh), picture)
+    assert not labels[best < thresh].any()
+
+
+def test_bfloat16_stays_close():
+    picture = tiny.images([(64, 96)])[0]
+    vision = tiny.with_dtype(tiny.VIT, "bfloat16")
+    full, half = alone(tiny.task(), CFG, picture)[1], alone(tiny.task(vision), CFG, picture)[1]
+    assert 0 < np.max(np.abs(full - half)) < 0.2
+
+
+def test_single_view_keeps_the_argmax_of_softmax():
+    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
+    state, _ = segmenter(task, CFG)
+    sizes = jnp.asarray([picture.shape[:2]])
+    at = jnp.asarray([network_size(*picture.shape[:2], CFG)])
+    view = image_scores(
+        task, task.model, jnp.asarray(picture)[None], sizes, at, (80, 112), CFG
+    )
+    twice, _ = label_maps([view, view], CFG)
+    once, _ = label_maps([view], CFG)
+    assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999

@@ -1,0 +1,137 @@
+"""Key maps of CLIP. Left: as stored; right: our paths, or OpenAI's names. Spec clip, section 10."""
+
+from __future__ import annotations
+
+from weights_convert.mapping import CONV, LINEAR, KeyMap, Rule
+
+
+def _block(left: str, right: str) -> list[Rule]:
+    left, right = f"{left}.resblocks.{{i}}", f"{right}.resblocks.{{i}}"
+    rows = [
+        Rule(f"{left}.attn.in_proj_weight", f"{right}.attn.in_proj.kernel", LINEAR),
+        Rule(f"{left}.attn.in_proj_bias", f"{right}.attn.in_proj.bias"),
+    ]
+    for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+        rows.append(Rule(f"{left}.{name}.weight", f"{right}.{name}.kernel", LINEAR))
+        rows.append(Rule(f"{left}.{name}.bias", f"{right}.{name}.bias"))
+    for name in ("ln_1", "ln_2"):
+        rows += _layer_norm(f"{left}.{name}", f"{right}.{name}")
+    return rows
+
+
+def _layer_norm(left: str, right: str) -> list[Rule]:
+    return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
+
+
+def _batch_norm(left: str, right: str) -> list[Rule]:
+    return [
+        *_layer_norm(left, right),
+        Rule(f"{left}.running_mean", f"{right}.mean"),
+        Rule(f"{left}.running_var", f"{right}.var"),
+    ]
+
+
+OPENAI = KeyMap(
+    [
+        # Both image towers. A ViT has conv1 alone, a ResNet conv1 to conv3.
+        Rule("visual.{c:conv[0-9]}.weight", "visual.{c:conv[0-9]}.kernel", CONV),
+        # ViT
+        Rule("visual.class_embedding", "visual.class_embedding"),
+        Rule("visual.positional_embedding", "visual.positional_embedding"),
+        Rule("visual.proj", "visual.proj"),
+        *_layer_norm("visual.ln_pre", "visual.ln_pre"),
+        *_layer_norm("visual.ln_post", "visual.ln_post"),
+        *_block("visual.transformer", "visual.transformer"),
+        # ResNet
+        *_batch_norm("visual.{b:bn[0-9]}", "visual.{b:bn[0-9]}"),
+        Rule(
+            "visual.{l:layer[0-9]}.{i}.{c:conv[0-9]}.weight",
+            "visual.{l:layer[0-9]}.{i}.{c:conv[0-9]}.kernel",
+            CONV,
+        ),
+        *_batch_norm(
+            "visual.{l:layer[0-9]}.{i}.{b:bn[0-9]}", "visual.{l:layer[0-9]}.{i}.{b:bn[0-9]}"
+        ),
+        Rule(
+            "visual.{l:layer[0-9]}.{i}.downsample.0.weight",
+            "visual.{l:layer[0-9]}.{i}.downsample.0.kernel",
+            CONV,
+        ),
+        *_batch_norm(
+            "visual.{l:layer[0-9]}.{i}.downsample.1", "visual.{l:layer[0-9]}.{i}.downsample.1"
+        ),
+        Rule("visual.attnpool.positional_embedding", "visual.attnpool.positional_embedding"),
+        Rule(
+            "visual.attnpool.{p:[qkvc]_proj}.weight",
+            "visual.attnpool.{p:[qkvc]_proj}.kernel",
+            LINEAR,
+        ),
+        Rule("visual.attnpool.{p:[qkvc]_proj}.bias", "visual.attnpool.{p:[qkvc]_proj}.bias"),
+        # Text
+        Rule("logit_scale", "logit_scale"),
+        Rule("token_embedding.weight", "text.token_embedding.embedding"),
+        Rule("positional_embedding", "text.positional_embedding"),
+        Rule("text_projection", "text.text_projection"),
+        *_layer_norm("ln_final", "text.ln_final"),
+        *_block("transformer", "text.transformer"),
+    ]
+)
+
+_HF_TEXT, _HF_VISION = "text_model", "vision_model"
+
+
+def _hf_layer(tower: str, ours: str) -> list[Rule]:
+    left, right = f"{tower}.encoder.layers.{{i}}", f"{ours}.resblocks.{{i}}"
+    rows = []
+    # OpenAI's packed projection is three equal blocks of rows; "#n" marks a block, joined later.
+    for n, part in enumerate("qkv"):
+        for leaf in ("weight", "bias"):
+            rows.append(
+                Rule(f"{left}.self_attn.{part}_proj.{leaf}", f"{right}.attn.in_proj_{leaf}#{n}")
+            )
+    names = {
+        "self_attn.out_proj": "attn.out_proj",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+    }
+    for theirs, name in names.items():
+        rows.append(Rule(f"{left}.{theirs}.{{leaf:weight|bias}}", f"{right}.{name}.{{leaf:weight|bias}}"))
+    return rows
+
+
+# Hugging Face -> OpenAI.
+HUGGINGFACE = KeyMap(
+    [
+        Rule("logit_scale", "logit_scale"),
+        Rule("text_projection.weight", "text_projection", LINEAR),
+        Rule("visual_projection.weight", "visual.proj", LINEAR),
+        Rule(f"{_HF_TEXT}.embeddings.token_embedding.weight", "token_embedding.weight"),
+        Rule(f"{_HF_TEXT}.embeddings.position_embedding.weight", "positional_embedding"),
+        Rule(f"{_HF_TEXT}.final_layer_norm.{{leaf:weight|bias}}", "ln_final.{leaf:weight|bias}"),
+        Rule(f"{_HF_VISION}.embeddings.class_embedding", "visual.class_embedding"),
+        Rule(f"{_HF_VISION}.embeddings.patch_embedding.weight", "visual.conv1.weight"),
+        Rule(f"{_HF_VISION}.embeddings.position_embedding.weight", "visual.positional_embedding"),
+        Rule(f"{_HF_VISION}.pre_layrnorm.{{leaf:weight|bias}}", "visual.ln_pre.{leaf:weight|bias}"),
+        Rule(
+            f"{_HF_VISION}.post_layernorm.{{leaf:weight|bias}}",
+            "visual.ln_post.{leaf:weight|bias}",
+        ),
+        *_hf_layer(_HF_TEXT, "transformer"),
+        *_hf_layer(_HF_VISION, "visual.transformer"),
+    ]
+)
+
+# Released files by the first 16 digits of their sha256.
+RELEASED = {
+    "afeb0e10f9e5a86d": ("RN50", "RN50.pt"),
+    "8fa8567bab74a42d": ("RN101", "RN101.pt"),
+    "7e526bd135e493ce": ("RN50x4", "RN50x4.pt"),
+    "52378b407f34354e": ("RN50x16", "RN50x16.pt"),
+    "be1cfb55d75a9666": ("RN50x64", "RN50x64.pt"),
+    "40d365715913c9da": ("ViT-B/32", "ViT-B-32.pt"),
+    "5806e77cd80f8b59": ("ViT-B/16", "ViT-B-16.pt"),
+    "b8cca3fd41ae0c99": ("ViT-L/14", "ViT-L-14.pt"),
+    "3035c92b35095992": ("ViT-L/14@336px", "ViT-L-14-336px.pt"),
+}
