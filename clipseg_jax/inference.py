@@ -8,6 +8,7 @@ time, so memory does not grow with classes x pixels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -93,9 +94,7 @@ def network_sizes(size: tuple[int, int], cfg: InferenceConfig) -> list[tuple[int
     return [network_size(*size, cfg, ratio) for ratio in cfg.ratios]
 
 
-def network_shapes(
-    padded: tuple[int, int], cfg: InferenceConfig
-) -> tuple[tuple[int, int], ...]:
+def network_shapes(padded: tuple[int, int], cfg: InferenceConfig) -> tuple[tuple[int, int], ...]:
     """Static (height, width) for each ratio, enough for all images that fit `padded` at ratio 1."""
 
     def bound(side: int, ratio: float) -> int:
@@ -139,7 +138,9 @@ def image_scores(
         starts: tuple[Array | None, Array | None] = (None, None)
         crop: tuple[int | None, int | None] = (None, None)
     else:
-        counts = [count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)]
+        counts = [
+            count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)
+        ]
         starts = tuple(  # type: ignore[assignment]
             window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
             for i in (0, 1)
@@ -202,7 +203,8 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
             decide, scale = maps[0], cfg.temperature
             best = jnp.max(jax.nn.softmax(scale * decide, axis=-1), axis=-1)
         else:
-            decide = sum(jax.nn.softmax(m, axis=-1) for m in maps) / len(maps)
+            decide = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps])
+            decide = decide / len(maps)
             best = jnp.max(decide, axis=-1)
         return jnp.argmax(decide, axis=-1).astype(jnp.int32), best
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -27,7 +27,7 @@ _WORKDIR = flags.DEFINE_string(
 
 # A method's stages: name -> function(config, workdir), in the order of `config.stages`.
 Stage = Callable[[ConfigDict, Path], dict]
-METHODS: dict[str, dict[str, Stage]] = {"maskclip": maskclip.STAGES}
+METHODS: dict[str, Mapping[str, Stage]] = {"maskclip": maskclip.STAGES}
 
 # Values that change how fast or how much is done, but not what a stage computes.
 _FREE = {"stages", "evaluate.batch_size", "evaluate.devices", "evaluate.max_buckets"}
@@ -91,12 +91,18 @@ def _remember(config: ConfigDict, workdir: Path) -> None:
     write_json(path, now)
 
 
+def _config_name() -> str:
+    """"voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
+    path, _, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "_".join(filter(None, [Path(path).stem, string.replace("/", "_")]))
+
+
 def main(argv: list[str]) -> int:
     """Entry point of absl; user errors end in one line."""
     if len(argv) > 1:
         print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
         return 2
-    workdir = _WORKDIR.value or f"workdir/{Path(flags.FLAGS['config'].config_filename).stem}"
+    workdir = _WORKDIR.value or f"workdir/{_config_name()}"
     try:
         run(_CONFIG.value, Path(workdir))
     except (ValueError, OSError) as error:

@@ -33,14 +33,13 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.models.maskclip import MaskCLIPConfig
+from clipseg_jax.models.maskclip import PLAIN, MaskCLIPConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
 from clipseg_jax.tasks import maskclip
 from input_pipeline.images import BadImage, image_size, read_image
+from input_pipeline.layout import PICTURES
 from input_pipeline.plan import Batch, plan_batches
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Segmenter:
         background: float | Sequence[str] | None = None,
         prompt_templates: str = "maskclip_85",
         short_side_px: int = 512,
-        refine: MaskCLIPConfig = MaskCLIPConfig(),
+        refine: MaskCLIPConfig = PLAIN,
         batch_size: int = 4,
         dtype: str = "float32",
         devices: int | None = None,
@@ -85,7 +84,7 @@ class Segmenter:
           ValueError: class names that are missing or repeated, or weights that are no CLIP.
         """
         words = [] if background is None or isinstance(background, float) else list(background)
-        check_class_names([*class_names, *words])
+        _check_words(class_names, words)
         if len(class_names) > 254:
             raise ValueError(f"{len(class_names)} classes; an index PNG holds at most 254")
         loaded = weights_convert.load_clip(weights, dtype=dtype)
@@ -126,7 +125,9 @@ class Segmenter:
         good: list[int] = []
         for i, image in enumerate(images):
             try:
-                size = _check_array(image, i) if isinstance(image, np.ndarray) else image_size(image)
+                size = (
+                    _check_array(image, i) if isinstance(image, np.ndarray) else image_size(image)
+                )
                 network_sizes(size, self.config)
             except (BadImage, ValueError) as error:
                 if isinstance(image, np.ndarray):
@@ -225,6 +226,12 @@ def segment(
     return [results[i] for i in range(len(results))]
 
 
+def _check_words(class_names: Sequence[str], words: Sequence[str]) -> None:
+    """Both lists by themselves, then together: no word may mean a class and the background."""
+    check_class_names(class_names)
+    check_class_names([*class_names, *words])
+
+
 def _check_array(image: np.ndarray, index: int) -> tuple[int, int]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ValueError(
@@ -269,7 +276,7 @@ def run(args: argparse.Namespace) -> int:
     class_names = [name.strip() for name in args.classes.split(",") if name.strip()]
     words = [word.strip() for word in args.background_words.split(",") if word.strip()]
     background = words or (args.background if args.background > 0 else None)
-    check_class_names([*class_names, *words])
+    _check_words(class_names, words)
     out = check_writable(args.out)
     settings = {"classes": class_names, "background": background} | {
         key: str(getattr(args, key))
@@ -319,12 +326,11 @@ def run(args: argparse.Namespace) -> int:
 def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) -> None:
     """Writes `stem`_overlay.jpg and, last, `stem`.png: the mask's presence says it is all there."""
     colours = palette()
-    shown = colours.copy()
-    shown[0] = 0
-    picture = overlay(read_image(image), result.labels, shown, opacity)
+    picture = overlay(read_image(image), result.labels, colours, opacity, clear=(0,))
+    ranked = sorted(result.summary().items(), key=lambda item: -item[1]["share"])
     entries = [
-        (f"{name} {100 * part['share']:.0f}% ({part['score']:.2f})", colours[result.names.index(name)])
-        for name, part in sorted(result.summary().items(), key=lambda item: -item[1]["share"])
+        (f"{name} {part['share']:.0%} ({part['score']:.2f})", colours[result.names.index(name)])
+        for name, part in ranked
     ]
     save_picture(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(picture, entries))
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels)
@@ -336,8 +342,8 @@ def _same_settings(path: Path, settings: dict, overwrite: bool) -> None:
         if before != json.loads(json.dumps(settings)):
             changed = sorted(k for k in settings if before.get(k) != settings[k])
             raise ValueError(
-                f"{path.parent} holds masks made with other settings ({', '.join(changed)}); choose "
-                "another --out, or pass --overwrite to make them again"
+                f"{path.parent} holds masks made with other settings ({', '.join(changed)}); "
+                "choose another --out, or pass --overwrite to make them again"
             )
     write_json(path, settings)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MISSING_SHOWN = 3
 
 
@@ -111,7 +111,7 @@ class Layout:
     def _is_image(self, file: str) -> bool:
         if self.image_suffix:
             return file.endswith(self.image_suffix)
-        return file.lower().endswith(_PICTURES)
+        return file.lower().endswith(PICTURES)
 
     def _stem(self, file: str) -> str:
         suffix = self.image_suffix or os.path.splitext(file)[1]

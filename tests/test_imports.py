@@ -14,7 +14,8 @@ LAYERS = [
     ["clipseg_jax.main"],
     ["clipseg_jax.recipes"],
     ["clipseg_jax.predict", "clipseg_jax.evaluate"],
-    ["clipseg_jax.inference", "clipseg_jax.demo"],
+    ["clipseg_jax.demo"],
+    ["clipseg_jax.inference"],
     ["clipseg_jax.tasks"],
     ["weights_convert", "clipseg_jax.prompts"],
     ["clipseg_jax.models"],
@@ -67,9 +68,7 @@ def test_imports_only_go_down():
             if other is None or other[1] == own[1]:
                 continue
             allowed = ONLY.get(own[1], {}).get(other[1])
-            if other[0] <= own[0] or (
-                allowed and not any(target.startswith(a) for a in allowed)
-            ):
+            if other[0] <= own[0] or (allowed and not any(target.startswith(a) for a in allowed)):
                 wrong.append(f"{name} imports {target}")
     assert not wrong, "\n".join(wrong)
 

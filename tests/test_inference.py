@@ -145,12 +145,9 @@ def test_bfloat16_stays_close():
 
 def test_single_view_keeps_the_argmax_of_softmax():
     task, picture = tiny.task(), tiny.images([(50, 70)])[0]
-    state, _ = segmenter(task, CFG)
     sizes = jnp.asarray([picture.shape[:2]])
     at = jnp.asarray([network_size(*picture.shape[:2], CFG)])
-    view = image_scores(
-        task, task.model, jnp.asarray(picture)[None], sizes, at, (80, 112), CFG
-    )
+    view = image_scores(task, task.model, jnp.asarray(picture)[None], sizes, at, (80, 112), CFG)
     twice, _ = label_maps([view, view], CFG)
     once, _ = label_maps([view], CFG)
     assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999

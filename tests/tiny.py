@@ -13,9 +13,7 @@ from clipseg_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, 
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.tasks import maskclip
 
-TEXT = TextConfig(
-    context_length=77, vocabulary=49408, width=32, layers=1, heads=1, embed_dim=24
-)
+TEXT = TextConfig(context_length=77, vocabulary=49408, width=32, layers=1, heads=1, embed_dim=24)
 VIT = ViTConfig(image_px=64, patch_px=16, width=64, layers=2, heads=2, embed_dim=24)
 RESNET = ResNetConfig(image_px=64, width=8, blocks=(1, 1, 1, 1), heads=4, embed_dim=24)
 
@@ -33,9 +31,9 @@ def images(sizes, seed=0):
     """Random smooth uint8 pictures of the given (height, width)."""
     rng = np.random.default_rng(seed)
     return [
-        np.kron(
-            rng.integers(0, 256, (-(-h // 8), -(-w // 8), 3)), np.ones((8, 8, 1), int)
-        )[:h, :w].astype(np.uint8)
+        np.kron(rng.integers(0, 256, (-(-h // 8), -(-w // 8), 3)), np.ones((8, 8, 1), int))[
+            :h, :w
+        ].astype(np.uint8)
         for h, w in sizes
     ]
 

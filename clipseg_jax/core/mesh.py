@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+Tree = TypeVar("Tree")
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
@@ -20,7 +24,9 @@ def make_mesh(devices: int | None = None) -> Mesh:
     found = jax.devices()
     count = len(found) if devices is None else devices
     if not 0 < count <= len(found):
-        raise ValueError(f"{count} devices asked for, {len(found)} found; set devices to at most it")
+        raise ValueError(
+            f"{count} devices asked for, {len(found)} found; ask for 1 to {len(found)}"
+        )
     return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
 
 
@@ -44,6 +50,6 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     }
 
 
-def replicate(mesh: Mesh, tree: object) -> object:
+def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Every leaf of `tree` on all devices of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 
-def confusion_matrix(labels: Array, predictions: Array, classes: int, ignore: int = 255) -> Array:
+def confusion_matrix(
+    labels: ArrayLike, predictions: ArrayLike, classes: int, ignore: int = 255
+) -> Array:
     """Pixel counts (classes, classes) int32: row is the label, column the prediction.
 
     `labels` and `predictions` are integer arrays of one shape; pixels whose label is `ignore`
     count nowhere. Other labels and all predictions must lie in [0, classes).
     """
-    labels, predictions = labels.astype(jnp.int32), predictions.astype(jnp.int32)
+    labels, predictions = jnp.asarray(labels, jnp.int32), jnp.asarray(predictions, jnp.int32)
     pair = jnp.where(labels == ignore, classes * classes, labels * classes + predictions)
     return jnp.bincount(pair.ravel(), length=classes * classes + 1)[:-1].reshape(classes, classes)
 

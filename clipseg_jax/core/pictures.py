@@ -21,12 +21,17 @@ def palette(count: int = 256) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, labels: np.ndarray, colours: np.ndarray, opacity: float = 0.5
+    image: np.ndarray,
+    labels: np.ndarray,
+    colours: np.ndarray,
+    opacity: float = 0.5,
+    *,
+    clear: Sequence[int] = (255,),
 ) -> np.ndarray:
-    """Image (h, w, 3) uint8 blended with the colours of labels (h, w); 255 shows the image."""
+    """Image (h, w, 3) uint8 blended with the colours of labels (h, w); `clear` labels show it."""
     painted = colours[np.minimum(labels, len(colours) - 1)]
     blended = (image * (1 - opacity) + painted * opacity).astype(np.uint8)
-    return np.where((labels == 255)[..., None], image, blended)
+    return np.where(np.isin(labels, clear)[..., None], image, blended)
 
 
 def with_legend(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -31,5 +30,8 @@ def save_huggingface(clip: CLIP, directory: Path) -> None:
         "resample": 3,
     }
     write_json(directory / "preprocessor_config.json", about)
-    tokenizer = {"model_max_length": clip.cfg.text.context_length, "tokenizer_class": "CLIPTokenizer"}
-    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n")
+    tokenizer = {
+        "model_max_length": clip.text.cfg.context_length,
+        "tokenizer_class": "CLIPTokenizer",
+    }
+    write_json(directory / "tokenizer_config.json", tokenizer)

@@ -1,6 +1,6 @@
 """Is the tiny CLIP worth showing? Its figures on held-out pictures, beside an untrained control.
 
-    python -m clipseg_jax.demo.gates [--weights DIRECTORY]
+python -m clipseg_jax.demo.gates [--weights DIRECTORY]
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def figures(
         text_encoder(clip.text),
         tokenizer,
         prompt_templates=templates("demo_world"),
-        context_length=clip.cfg.text.context_length,
+        context_length=clip.text.cfg.context_length,
     )
     dense, iou = masks(clip, rows, pictures, side_px=side_px)
     return tags(clip, rows[: len(world.CLASSES)], tests) | dense, iou
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=120)
     args = parser.parse_args()
     loaded = weights_convert.load_clip(args.weights)
+    assert loaded.tokenizer is not None
     trained, iou = figures(loaded.model, loaded.tokenizer, pictures=args.pictures)
     control, _ = figures(training.initial(0), vocabulary.tokenizer(), pictures=args.pictures)
     table = Table("", "trained", "untrained")

@@ -25,7 +25,7 @@ from jax import Array
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.demo import pictures, vocabulary, world
 from clipseg_jax.demo.pictures import NOUNS, Pictures
-from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, ViTConfig, unit
+from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionTransformer, ViTConfig, unit
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
 
 TEXT_TOKENS = 20  # captions are shorter; the tower never looks ahead, so the rest can be cut
@@ -36,10 +36,10 @@ class TrainConfig:
     """The recipe of the committed weights."""
 
     pictures: int = 120_000
-    steps: int = 4000
+    steps: int = 1200
     batch_size: int = 256
     keep: int = 32  # of the 64 patches, drawn anew for each picture and step
-    muon_rate: float = 0.01
+    muon_rate: float = 0.008
     adam_rate: float = 0.0015
     warmup: float = 0.03  # share of the steps
     dense_weight: float = 1.0
@@ -64,8 +64,9 @@ def config() -> CLIPConfig:
 
 
 def initial(seed: int) -> CLIP:
-    """OpenAI's initialisation, but vision positions start as 2-D sines, so near patches are alike."""
+    """OpenAI's initialisation, but vision positions start as 2-D sines: near patches are alike."""
     clip = CLIP(config(), rngs=nnx.Rngs(seed))
+    assert isinstance(clip.visual, VisionTransformer)
     key = jax.random.key(seed + 1)
     for tower in (clip.visual.transformer, clip.text.transformer):
         width, layers = tower.resblocks[0].ln_1.num_features, len(tower.resblocks)
@@ -96,6 +97,7 @@ def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
     patches (value path, as models/maskclip.py) part.
     """
     visual = clip.visual
+    assert isinstance(visual, VisionTransformer)
     tokens, _ = visual.embed(images)
     patches = jnp.take_along_axis(tokens[:, 1:], kept[..., None], axis=1)
     x = jnp.concatenate([tokens[:, :1], patches], axis=1)
@@ -112,12 +114,12 @@ def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
 class Batch(NamedTuple):
     """One step's rows."""
 
-    images: Array  # (b, 64, 64, 3) uint8
-    ids: Array  # (b, t)
-    named: Array  # (b, nouns) bool
-    nouns: Array  # (nouns, t): each name in some template
-    flip: Array  # (b,) bool
-    kept: Array  # (b, p)
+    images: Any  # (b, 64, 64, 3) uint8
+    ids: Any  # (b, t)
+    named: Any  # (b, nouns) bool
+    nouns: Any  # (nouns, t): each name in some template
+    flip: Any  # (b,) bool
+    kept: Any  # (b, p)
 
 
 def contrastive_loss(image: Array, text: Array, ids: Array, scale: Array) -> Array:
@@ -219,7 +221,7 @@ def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
 def save_state(path: Path, step: int, state: Any) -> None:
     """All leaves of the training state, atomically."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-    arrays = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+    arrays: dict[str, Any] = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
     write_atomic(path, lambda file: np.savez(file, step=step, **arrays))
 
 
@@ -236,8 +238,8 @@ def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: in
 
     Returns the model.
     """
-    graph, params = nnx.split(initial(cfg.seed))
-    params = nnx.to_pure_dict(params)
+    graph, variables = nnx.split(initial(cfg.seed))
+    params = nnx.to_pure_dict(variables)
     tx = optimizer(cfg)
     state = (params, tx.init(params))
     nouns, start = noun_prompts(), 0

@@ -37,7 +37,7 @@ def merges() -> tuple[tuple[str, str], ...]:
     for word in words():
         symbols = [table[byte] for byte in word.encode()]
         pieces[word] = [*symbols[:-1], symbols[-1] + "</w>"]
-    out = []
+    out: list[tuple[str, str]] = []
     while True:
         pairs = Counter(pair for parts in pieces.values() for pair in pairwise(parts))
         if not pairs:

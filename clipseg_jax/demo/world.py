@@ -301,11 +301,11 @@ def _caption(picture: Picture) -> str:
     named = named or things[:1]
     if rng.random() < 0.25:
         named.reverse()
-    words = []
+    parts: list[str] = []
     for thing in named:
         name = f"{thing.colour} {thing.name}" if rng.random() < 0.5 else thing.name
-        words.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
-    text = words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" and {words[-1]}"
+        parts.append(f"{'an' if name[0] in 'aeiou' else 'a'} {name}")
+    text = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + f" and {parts[-1]}"
     if rng.random() < 0.55:
         text += f" {pick(PLACES[picture.kind])}"
     if areas[SCENERY.index("sky")] > 0.05 and rng.random() < 0.2:

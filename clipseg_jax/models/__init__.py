@@ -1,0 +1,1 @@
+"""Networks: each method's forward and its decoder."""

@@ -1,4 +1,6 @@
-"""MaskCLIP: dense labels from a frozen CLIP. Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", 2022.
+"""MaskCLIP: dense labels from a frozen CLIP.
+
+Source: Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", 2022.
 
 The last attention is replaced by its value path, so that every position keeps its own content, and
 the text embeddings become a 1x1 classifier. Spec maskclip, sections 4 to 6.
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
 from clipseg_jax.models.clip.vit import inside
@@ -32,6 +35,9 @@ class MaskCLIPConfig:
     ks_axis: Literal["tokens", "channels"] = "tokens"
     # ResNets only: full attention over mean token and positions instead of the value path.
     attn_pooling: bool = False
+
+
+PLAIN = MaskCLIPConfig()
 
 
 class Dense(NamedTuple):
@@ -57,7 +63,7 @@ def dense_features(
 
 
 def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) -> Dense:
-    grid = visual.grid_size(images.shape[1:3])
+    grid = visual.grid_shape(images.shape[1], images.shape[2])
     x, bias = visual.embed(images, sizes)
     x, _ = visual.transformer(x, bias, stop=-1)
     last = visual.transformer.resblocks[-1]
@@ -71,7 +77,7 @@ def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) ->
     def spatial(tokens: Array) -> Array:
         return tokens.reshape(tokens.shape[0], *grid, -1).astype(jnp.float32)
 
-    real = _real(None if sizes is None else visual.grid_size(sizes), images.shape[0], grid)
+    real = _real(None if sizes is None else visual.grid_sizes(sizes), images.shape[0], grid)
     return Dense(spatial(v @ visual.proj[...]), spatial(v), spatial(keys), real)
 
 
@@ -80,7 +86,7 @@ def _dense_resnet(
 ) -> Dense:
     maps, sizes = visual.stages(images, sizes)
     x, pool = maps["layer4"], visual.attnpool
-    grid = x.shape[1:3]
+    grid = (x.shape[1], x.shape[2])
     keys = pool.k_proj(x).astype(jnp.float32)
     values = pool.v_proj(x)
     if attn_pooling:  # without position embedding, as the published head
@@ -143,22 +149,23 @@ class MaskCLIP(nnx.Module):
     def __init__(
         self,
         visual: VisionTransformer | ModifiedResNet,
-        text_embeddings: Array,
-        cfg: MaskCLIPConfig = MaskCLIPConfig(),
+        text_embeddings: ArrayLike,
+        cfg: MaskCLIPConfig = PLAIN,
     ):
         """`text_embeddings` (c, e) float32, unit rows.
 
         Raises:
           ValueError: the rows' length is not the tower's.
         """
-        if text_embeddings.shape[-1] != visual.cfg.embed_dim:
+        rows = jnp.asarray(text_embeddings, jnp.float32)
+        if rows.shape[-1] != visual.cfg.embed_dim:
             raise ValueError(
-                f"text embeddings of {text_embeddings.shape[-1]} numbers for an image tower of "
+                f"text embeddings of {rows.shape[-1]} numbers for an image tower of "
                 f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
             )
         self.cfg = cfg
         self.visual = visual
-        self.text_embeddings = nnx.Param(jnp.asarray(text_embeddings, jnp.float32))
+        self.text_embeddings = nnx.Param(rows)
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
         """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`."""

@@ -40,9 +40,7 @@ def _source(position: Array, in_size: Array, out_size: Array, step: Array, align
     return (position + 0.5) * step - 0.5
 
 
-def _antialiased(
-    position: Array, in_size: Array, step: Array, in_length: int, mode: Mode
-) -> Array:
+def _antialiased(position: Array, in_size: Array, step: Array, in_length: int, mode: Mode) -> Array:
     support = jnp.maximum(step, 1.0)
     centre = (position + 0.5) * step
     tap = jnp.arange(in_length, dtype=jnp.float32)[None, :]
@@ -110,9 +108,9 @@ def resize_matrix(
         low = jnp.floor(source).astype(jnp.int32)
         fraction = source - low
         weights = jnp.zeros((out_length, in_length), jnp.float32)
-        for tap in (-1, 0, 1, 2):  # four taps; those outside repeat the border pixel
-            weight = _cubic(fraction - tap, _CUBIC_A)[:, None]
-            weights += weight * _onehot(jnp.clip(low + tap, 0, last), in_length)
+        for k in (-1, 0, 1, 2):  # four taps; those outside repeat the border pixel
+            weight = _cubic(fraction - k, _CUBIC_A)[:, None]
+            weights += weight * _onehot(jnp.clip(low + k, 0, last), in_length)
     else:
         raise ValueError(f"unknown resize mode {mode!r}; choose one of {Mode.__args__}")  # type: ignore[attr-defined]
     return jnp.where((position < n_out)[:, None], weights, 0.0)

@@ -30,9 +30,7 @@ def window_starts(size: Array, count: int, crop: int, stride: int) -> Array:
     return jnp.maximum(ends - crop, 0)
 
 
-def crop_windows(
-    images: Array, starts: tuple[Array, Array], crop: tuple[int, int]
-) -> Array:
+def crop_windows(images: Array, starts: tuple[Array, Array], crop: tuple[int, int]) -> Array:
     """Windows (ny * nx, b, *crop, c) of images (b, h, w, c); starts (b, ny) and (b, nx)."""
     extra = [(0, max(n - m, 0)) for n, m in zip(crop, images.shape[1:3], strict=True)]
     images = jnp.pad(images, ((0, 0), *extra, (0, 0)))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import check_writable, write_json
+from clipseg_jax.core.pictures import palette
 from clipseg_jax.demo import world
 from input_pipeline import datasets
 from input_pipeline.datasets import Dataset
 
-_DEMO = {"split": "evaluation", "count": 240, "size": 128}
+_DEMO: dict[str, Any] = {"split": "evaluation", "count": 240, "size": 128}
 
 _BY_NAME = {
     "voc12_20": datasets.VOC12_20,
@@ -33,7 +35,9 @@ def find_dataset(config: ConfigDict) -> Dataset:
     """
     if config.name in ("folder", "demo_world"):
         names = tuple(config.class_names)
-        return datasets.folder(config.root, names, background=names[:1] == ("background",))
+        colours = [(int(r), int(g), int(b)) for r, g, b in palette(len(names))]
+        background = names[:1] == ("background",)
+        return datasets.folder(config.root, names, background=background, colours=colours)
     if config.name not in _BY_NAME:
         known = [*_BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {known}")

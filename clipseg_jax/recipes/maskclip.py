@@ -127,13 +127,14 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
         return rest
 
     colours = np.asarray(dataset.palette, np.uint8)
+    clear = (0, 255) if dataset.background else (255,)
     folder = workdir / "pictures"
     wanted = config.evaluate.pictures
 
     def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
         if 0 <= wanted <= index:
             return
-        painted = overlay(image, predicted, colours, config.evaluate.opacity)
+        painted = overlay(image, predicted, colours, config.evaluate.opacity, clear=clear)
         save_picture(folder / f"{examples[index].name}.png", painted)
 
     partial = workdir / "evaluate.partial.npz"

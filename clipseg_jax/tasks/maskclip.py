@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from jax import Array
+from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import CLIP
 from clipseg_jax.models.maskclip import MaskCLIP, MaskCLIPConfig
 from clipseg_jax.tasks.base import Task
 
 
-def build(clip: CLIP, text_embeddings: Array, cfg: MaskCLIPConfig) -> Task:
+def build(clip: CLIP, text_embeddings: ArrayLike, cfg: MaskCLIPConfig) -> Task:
     """A frozen CLIP image tower and text rows (c, e) as a segmentation task.
 
     Raises:
@@ -21,5 +19,5 @@ def build(clip: CLIP, text_embeddings: Array, cfg: MaskCLIPConfig) -> Task:
     return Task(
         model=model,
         predict=lambda model, images, sizes: model(images, sizes),
-        grid_size=lambda sizes: cast(Array, model.visual.grid_size(sizes)),
+        grid_size=model.visual.grid_sizes,
     )

@@ -70,8 +70,10 @@ def steps(meaning: str) -> tuple[slice, ...]:
     """The slices written in an array's meaning, as in "[:, ::5, ::32]"."""
     text = re.findall(r"\[((?:\s*:?:?\d*\s*,?)+)\]", meaning)
     text = [t for t in text if "::" in t or ":" in t][-1]
-    return tuple(slice(None, None, int(part.split("::")[1]) if "::" in part else None)
-                 for part in text.split(","))
+    return tuple(
+        slice(None, None, int(part.split("::")[1]) if "::" in part else None)
+        for part in text.split(",")
+    )
 
 
 def close(actual: Any, expected: np.ndarray, *, absolute: float, name: str) -> None:

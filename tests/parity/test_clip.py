@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 import weights_convert
-from clipseg_jax.models.clip import Tokenizer, ViTConfig, VisionTransformer, unit
+from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig, unit
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.models.clip.tokenizer import clean
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise

@@ -6,15 +6,12 @@ Training cases (`train_*`) belong to MaskCLIP+.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import weights_convert
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
@@ -195,7 +192,9 @@ def check_slide_and_aug(case, arrays, goldens):
     made, _ = label_maps([view._replace(rows=axes[0], columns=axes[1])], cfg)
     cases.same_labels(made[0], expected, share=0.999, name="slide_label")
 
-    ratios = tuple(float(r) for r in re.search(r"scales ([\d.]+) and ([\d.]+)", case["aug"]).groups())
+    ratios = tuple(
+        float(r) for r in re.search(r"scales ([\d.]+) and ([\d.]+)", case["aug"]).groups()
+    )
     cfg = inference(ratios=ratios, flip="flipped" in case["aug"])
     state, segment = segmenter(task, cfg)
     shapes = tuple(network_sizes(size, cfg))
@@ -239,7 +238,9 @@ def check_metrics(case, arrays, goldens):
             hit &= (shifted >= 0) & (shifted < classes)
             predicted = np.where(hit, shifted, predicted)
             label = reduce_zero_label(label) if reduce else label
-            counts = np.asarray(confusion_matrix(jnp.asarray(label), jnp.asarray(predicted), classes))
+            counts = np.asarray(
+                confusion_matrix(jnp.asarray(label), jnp.asarray(predicted), classes)
+            )
             total += counts
             hits, of_label, of_prediction = np.diag(counts), counts.sum(1), counts.sum(0)
             areas = {

@@ -4,7 +4,7 @@ from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, unit
 from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
 from clipseg_jax.models.clip.text import TextConfig, TextTransformer
 from clipseg_jax.models.clip.tokenizer import Tokenizer
-from clipseg_jax.models.clip.vit import ViTConfig, VisionTransformer
+from clipseg_jax.models.clip.vit import VisionTransformer, ViTConfig
 
 __all__ = [
     "CLIP",

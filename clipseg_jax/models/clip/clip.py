@@ -1,6 +1,7 @@
 """The one CLIP: an image tower, a text tower, a temperature.
 
-Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision".
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+2021.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jax import Array
 
 from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
 from clipseg_jax.models.clip.text import TextConfig, TextTransformer
-from clipseg_jax.models.clip.vit import ViTConfig, VisionTransformer
+from clipseg_jax.models.clip.vit import VisionTransformer, ViTConfig
 
 Shape = tuple[int, ...]
 

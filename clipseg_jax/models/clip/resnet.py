@@ -66,7 +66,7 @@ def _average_pool(x: Array, window: int) -> Array:
 
 def _hide(x: Array, sizes: Array | None) -> Array:
     """Zeroes the padding of feature maps (b, h, w, c), as a convolution at a real border sees."""
-    return x if sizes is None else jnp.where(inside(sizes, x.shape[1:3])[..., None], x, 0)
+    return x if sizes is None else jnp.where(inside(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
 
 
 class Bottleneck(nnx.Module):
@@ -209,11 +209,9 @@ class ModifiedResNet(nnx.Module):
             out[name] = x.astype(jnp.float32)
         return out, sizes
 
-    def grid_size(self, size: Array | tuple[int, int]) -> Array | tuple[int, int]:
-        """Rows and columns of the last feature map of an image of (height, width) pixels."""
-        if isinstance(size, tuple):
-            return (size[0] + 1) // 32, (size[1] + 1) // 32
-        return (size + 1) // 32
+    def grid_sizes(self, sizes: Array) -> Array:
+        """Rows and columns (b, 2) of the last feature map of images of `sizes` (b, 2) pixels."""
+        return (sizes + 1) // 32
 
     def __call__(
         self, images: Array, sizes: Array | None = None, *, read: Collection[str] = ()
@@ -229,7 +227,7 @@ class ModifiedResNet(nnx.Module):
         out, sizes = self.stages(images, sizes)
         last = out["layer4"]
         tokens, real = self.attnpool.tokens(last, sizes)
-        tokens = tokens + self.attnpool.positions(last.shape[1:3], sizes)
+        tokens = tokens + self.attnpool.positions((last.shape[1], last.shape[2]), sizes)
         pooled, weights = self.attnpool.attend(tokens[:, :1], tokens, real)
         out |= {
             "q": self.attnpool.q_proj(tokens[:, :1]),

@@ -33,9 +33,7 @@ class TextTransformer(nnx.Module):
         self.cfg = cfg
         w = cfg.width
         normal = nnx.initializers.normal
-        self.token_embedding = nnx.Embed(
-            cfg.vocabulary, w, embedding_init=normal(0.02), rngs=rngs
-        )
+        self.token_embedding = nnx.Embed(cfg.vocabulary, w, embedding_init=normal(0.02), rngs=rngs)
         self.positional_embedding = nnx.Param(normal(0.01)(rngs.params(), (cfg.context_length, w)))
         self.transformer = Transformer(
             w,

@@ -9,6 +9,7 @@ import functools
 import gzip
 import hashlib
 import html
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -51,7 +52,7 @@ class Tokenizer:
         self, merges: Sequence[tuple[str, str]], ids: Mapping[str, int] | None = None
     ) -> None:
         """`merges` in order of rank; `ids` symbol -> id, by default the standard order."""
-        self.merges = [tuple(pair) for pair in merges]
+        self.merges: list[tuple[str, str]] = [(left, right) for left, right in merges]
         self.ids = dict(vocabulary(merges) if ids is None else ids)
         self._rank = {pair: i for i, pair in enumerate(self.merges)}
         self._symbols = {i: symbol for symbol, i in self.ids.items()}
@@ -61,9 +62,7 @@ class Tokenizer:
     @functools.cache
     def openai(cls) -> Tokenizer:
         """The tokenizer of all nine OpenAI models, from the vocabulary in this package."""
-        packed = resources.files(__package__).joinpath(
-            "vocabulary", "bpe_simple_vocab_16e6.txt.gz"
-        )
+        packed = resources.files(__package__).joinpath("vocabulary", "bpe_simple_vocab_16e6.txt.gz")
         data = packed.read_bytes()
         if (digest := hashlib.sha256(data).hexdigest()) != _OPENAI_SHA256:
             raise ValueError(
@@ -134,8 +133,7 @@ class Tokenizer:
         parts = [*piece[:-1], piece[-1] + _WORD_END]
         unranked = len(self._rank)
         while len(parts) > 1:
-            pairs = zip(parts, parts[1:], strict=False)
-            best = min(pairs, key=lambda pair: self._rank.get(pair, unranked))
+            best = min(itertools.pairwise(parts), key=lambda pair: self._rank.get(pair, unranked))
             if best not in self._rank:
                 break
             merged, i = [], 0

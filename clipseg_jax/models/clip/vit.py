@@ -1,6 +1,6 @@
 """CLIP's transformer, and the image tower built on it.
 
-Names inside follow OpenAI's state dict (`resblocks`, `ln_1`, `c_fc`), so that conversion is a table.
+Names inside follow OpenAI's state dict (`resblocks`, `ln_1`, `c_fc`): conversion is a table.
 Source: Radford et al. 2021; Dosovitskiy et al. 2021.
 """
 
@@ -207,12 +207,15 @@ class VisionTransformer(nnx.Module):
         self.ln_post = nnx.LayerNorm(d, epsilon=cfg.norm_eps, rngs=rngs)
         self.proj = nnx.Param(normal(rngs.params(), (d, cfg.embed_dim)))
 
-    def grid_size(self, size: Array | tuple[int, int]) -> Array | tuple[int, int]:
-        """Patches (rows, columns) that cover an image of (height, width) pixels."""
-        patch, extra = self.cfg.patch_px, self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        if isinstance(size, tuple):
-            return (size[0] + extra) // patch, (size[1] + extra) // patch
-        return (size + extra) // patch
+    def grid_sizes(self, sizes: Array) -> Array:
+        """Patches (b, 2) = (rows, columns) that cover images of `sizes` (b, 2) pixels."""
+        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
+        return (sizes + extra) // self.cfg.patch_px
+
+    def grid_shape(self, height: int, width: int) -> tuple[int, int]:
+        """The same of one image, whose size is static."""
+        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
+        return (height + extra) // self.cfg.patch_px, (width + extra) // self.cfg.patch_px
 
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
         """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp).
@@ -252,7 +255,7 @@ class VisionTransformer(nnx.Module):
         The bias (b, 1, 1, t) hides padding tokens; None when `sizes` is None.
         """
         b, h, w, _ = images.shape
-        grid = self.grid_size((h, w))
+        grid = self.grid_shape(h, w)
         patch = self.cfg.patch_px
         pad = [(0, max(n * patch - side, 0)) for n, side in zip(grid, (h, w), strict=True)]
         if sizes is not None:
@@ -264,7 +267,7 @@ class VisionTransformer(nnx.Module):
         tokens = jnp.concatenate([first, tokens], axis=1)
         if sizes is None:
             return self.ln_pre(tokens + self.positions(grid)), None
-        grids = self.grid_size(sizes)
+        grids = self.grid_sizes(sizes)
         tokens = self.ln_pre(tokens + self.positions(grid, grids))
         real = inside(grids, grid).reshape(b, -1)
         real = jnp.concatenate([jnp.ones((b, 1), bool), real], axis=1)

@@ -1,0 +1,161 @@
+"""The one evaluation loop: the same counts for any batch, any number of devices, after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_jax.core.mesh import make_mesh, shard_batch
+from clipseg_jax.evaluate import Progress, evaluate, report
+from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, network_sizes
+from clipseg_jax.inference import segmenter as make_segmenter
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from input_pipeline import datasets, pipeline
+from tests import tiny
+
+CLASSES = 5
+CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(128, 64))
+SIZES = [(50, 70), (64, 33), (40, 100), (50, 64), (33, 64), (90, 51), (48, 72), (50, 70), (61, 80)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(3)
+    for i, picture in enumerate(tiny.images(SIZES, seed=4)):
+        Image.fromarray(picture).save(folder / "images" / f"{i}.png")
+        label = rng.integers(0, CLASSES, picture.shape[:2]).astype(np.uint8)
+        label[rng.random(label.shape) < 0.1] = 255
+        Image.fromarray(label).save(folder / "labels" / f"{i}.png")
+    return folder
+
+
+def run(root, batch_size, devices, **options):
+    dataset = datasets.folder(root, [f"class {i}" for i in range(CLASSES)])
+    plan = pipeline.evaluation(
+        dataset,
+        dataset.index(root),
+        batch_size=batch_size,
+        network_size=functools.partial(network_size, cfg=CFG),
+        max_buckets=2,
+    )
+    return evaluate(
+        tiny.task(classes=CLASSES),
+        CFG,
+        lambda start: dataclasses.replace(plan, plan=plan.plan[start:]),
+        classes=CLASSES,
+        mesh=make_mesh(devices),
+        plan=repr(plan.plan),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def counted(root):
+    """The confusion matrix by plain NumPy, image by image, nothing padded."""
+    task = tiny.task(classes=CLASSES)
+    total = np.zeros((CLASSES, CLASSES), np.int64)
+    for i in range(len(SIZES)):
+        image = np.asarray(Image.open(root / "images" / f"{i}.png"))
+        label = np.asarray(Image.open(root / "labels" / f"{i}.png"))
+        sizes = network_sizes(image.shape[:2], CFG)
+        state, segment = make_segmenter(task, CFG)
+        made, _ = segment(
+            state,
+            jnp.asarray(image)[None],
+            jnp.asarray([image.shape[:2]]),
+            jnp.asarray([sizes]),
+            network_shapes(sizes[0], CFG),
+        )
+        predicted = np.asarray(made[0])
+        for truth in range(CLASSES):
+            for guess in range(CLASSES):
+                total[truth, guess] += np.sum((label == truth) & (predicted == guess))
+    return total
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (8, 1), (8, 2), (8, 8)])
+def test_counts_depend_neither_on_batch_nor_on_devices(root, counted, batch_size, devices):
+    progress = run(root, batch_size, devices)
+    assert progress.images == len(SIZES)
+    np.testing.assert_array_equal(progress.confusion, counted)
+
+
+def test_an_interrupted_run_goes_on(root, counted, tmp_path):
+    path = tmp_path / "partial.npz"
+    seen = []
+
+    def stop(index, image, labels):
+        seen.append(index)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(root, 1, 1, progress_path=path, save_every_s=0, on_labels=stop)
+    assert 0 < Progress.load(path, CLASSES, _plan(path)).images < len(SIZES)
+    again = []
+    progress = run(
+        root, 1, 1, progress_path=path, save_every_s=0, on_labels=lambda i, *_: again.append(i)
+    )
+    assert len(again) < len(SIZES)
+    assert progress.images == len(SIZES)
+    np.testing.assert_array_equal(progress.confusion, counted)
+
+
+def _plan(path):
+    with np.load(path) as saved:
+        return str(saved["plan"])
+
+
+def test_counts_of_other_batches_are_not_taken(root, counted, tmp_path):
+    path = tmp_path / "partial.npz"
+    Progress(np.ones((CLASSES, CLASSES), np.int64), 3, 2, "another plan").save(path)
+    np.testing.assert_array_equal(run(root, 8, 1, progress_path=path).confusion, counted)
+
+
+def test_labels_reach_the_caller_at_their_own_size(root):
+    seen = {}
+    run(
+        root, 8, 8, on_labels=lambda i, image, labels: seen.update({i: (image.shape, labels.shape)})
+    )
+    assert seen == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
+
+
+def test_one_program_for_each_bucket(root, monkeypatch):
+    traced = []
+
+    def counting(*args, **kwargs):
+        task = build(*args, **kwargs)
+        return task._replace(
+            predict=lambda *inputs: traced.append(inputs[1].shape) or task.predict(*inputs)
+        )
+
+    build = tiny.task
+    monkeypatch.setattr(tiny, "task", counting)
+    run(root, 2, 1)
+    assert len(traced) == len(set(traced)) == 2
+
+
+def test_report_needs_labels():
+    with pytest.raises(ValueError, match="no labelled pixel in 3 images"):
+        report(Progress(np.zeros((2, 2), np.int64), 3), ["a", "b"])
+
+
+def test_report_figures():
+    figures = report(Progress(np.array([[6, 2], [0, 0]]), 1), ["a", "b"])
+    assert figures["mIoU"] == 37.5
+    assert figures["classes"]["b"] == {"IoU": 0.0, "Acc": None, "Prec": 0.0}
+
+
+def test_a_batch_must_divide_by_the_devices():
+    with pytest.raises(ValueError, match="not divisible by 8 devices"):
+        shard_batch(make_mesh(8), {"image": np.zeros((6, 2))})
+    with pytest.raises(ValueError, match="9 devices asked for, 8 found"):
+        make_mesh(9)
