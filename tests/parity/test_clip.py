@@ -9,6 +9,7 @@ import json
 import math
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -145,13 +146,15 @@ def check_pos_embed(case, arrays, goldens):
         visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
         visual.positional_embedding[...] = jnp.asarray(table)
         rows_columns = tuple(map(int, grid.split("x")))
-        positions = visual.positions(rows_columns)[0]
+        positions = jax.jit(lambda v: v.positions(rows_columns)[0])(visual)  # noqa: B023
         picked = positions[cases.steps(case["arrays"][name]["meaning"])]
         absolute = 1e-3 * np.abs(expected).max() if half else 2e-6
         cases.close(picked, expected, absolute=absolute, name=name)
         # The same inside a padded grid, whose size only the running program knows.
         bucket = (rows_columns[0] + 3, rows_columns[1] + 2)
-        padded = visual.positions(bucket, jnp.asarray([rows_columns]))[0]
+        padded = jax.jit(lambda v, s: v.positions(bucket, s)[0])(  # noqa: B023
+            visual, jnp.asarray([rows_columns])
+        )
         inner = padded[1:].reshape(*bucket, width)[: rows_columns[0], : rows_columns[1]]
         inner = jnp.concatenate([padded[:1], inner.reshape(-1, width)])
         picked = inner[cases.steps(case["arrays"][name]["meaning"])]
