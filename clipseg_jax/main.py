@@ -51,10 +51,10 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     for name in config.stages:
         done = workdir / f"{name}.done.json"
         if done.exists():
-            logging.info("stage %s: done before, skipped (delete %s to repeat it)", name, done)
+            print(f"stage {name}: done before, skipped (delete {done} to repeat it)")
             records[name] = json.loads(done.read_text("utf-8"))
             continue
-        logging.info("stage %s", name)
+        print(f"stage {name}", flush=True)
         started = time.time()
         record = stages[name](config, workdir)
         records[name] = record | {"seconds": round(time.time() - started, 1)}
@@ -116,5 +116,5 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

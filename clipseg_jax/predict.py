@@ -331,6 +331,7 @@ def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) ->
     entries = [
         (f"{name} {part['share']:.0%} ({part['score']:.2f})", colours[result.names.index(name)])
         for name, part in ranked
+        if name != "background" and part["share"] >= 0.005
     ]
     save_picture(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(picture, entries))
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels)

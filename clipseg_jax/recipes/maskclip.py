@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 import jax
@@ -152,14 +151,15 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
     for skipped in rest.skipped:
         logging.warning("skipped %s: %s", skipped.name, skipped.reason)
     figures = report(progress, dataset.class_names)
-    figures["skipped"] = len(examples) - progress.images
+    figures["skipped"] = [f"{skipped.name}: {skipped.reason}" for skipped in rest.skipped]
     if jax.process_index() == 0:
         write_json(workdir / "metrics.json", figures)
         partial.unlink(missing_ok=True)
         print(f"metrics: {workdir / 'metrics.json'}")
         if wanted:
             print(f"pictures: {folder}")
-    return json.loads(json.dumps({key: figures[key] for key in ("images", "skipped", "mIoU")}))
+    left_out = len(examples) - progress.images
+    return {"images": progress.images, "skipped": left_out, "mIoU": figures["mIoU"]}
 
 
 STAGES = {"data": data, "text": text, "evaluate": evaluate_stage}

@@ -1,0 +1,112 @@
+"""A recipe from the command line: stages, skipping, resuming, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipseg_jax import main
+from clipseg_jax.demo import world
+from configs import demo_maskclip, voc_maskclip
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def config(tmp_path):
+    world.write_dataset(tmp_path / "world", 10, 64)
+    config = demo_maskclip.get_config()
+    config.dataset.name = "folder"
+    config.dataset.root = str(tmp_path / "world")
+    config.inference.scale_px = (64, 64)
+    config.evaluate.pictures = 3
+    return config
+
+
+def test_the_whole_recipe(config, tmp_path, capsys):
+    work = tmp_path / "work"
+    records = main.run(config, work)
+    assert list(records) == ["data", "text", "evaluate"]
+    metrics = json.loads((work / "metrics.json").read_text())
+    assert metrics["images"] == 10
+    assert metrics["skipped"] == []
+    assert set(metrics["classes"]) == {"background", *world.CLASSES}
+    assert 0 < metrics["mIoU"] <= 100
+    assert sorted(p.name for p in (work / "pictures").iterdir()) == [
+        "0000.png", "0001.png", "0002.png",
+    ]  # fmt: skip
+    assert json.loads((work / "config.json").read_text())["method"] == "maskclip"
+    assert not (work / "evaluate.partial.npz").exists()
+    assert "mIoU" not in capsys.readouterr().err
+
+    # Again: nothing is computed; asked for by name, one stage is done again once its record is gone.
+    before = (work / "metrics.json").stat().st_mtime_ns
+    assert main.run(config, work)["evaluate"] == records["evaluate"]
+    assert (work / "metrics.json").stat().st_mtime_ns == before
+    (work / "evaluate.done.json").unlink()
+    config.stages = ("evaluate",)
+    config.evaluate.batch_size = 16
+    again = main.run(config, work)["evaluate"]
+    assert again["mIoU"] == records["evaluate"]["mIoU"]
+
+    # Another configuration must not be mixed in.
+    config.maskclip.ks_thresh = 1.0
+    with pytest.raises(ValueError, match=r"maskclip\.ks_thresh: 0\.0 -> 1\.0"):
+        main.run(config, work)
+
+
+def test_bad_files_are_skipped_and_named(config, tmp_path):
+    broken = tmp_path / "world" / "images" / "0004.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    label = tmp_path / "world" / "labels" / "0007.png"
+    wrong = np.asarray(Image.open(label)).copy()
+    wrong[:4] = 77
+    Image.fromarray(wrong).save(label)
+    main.run(config, tmp_path / "work")
+    metrics = json.loads((tmp_path / "work" / "metrics.json").read_text())
+    assert metrics["images"] == 8
+    reasons = " ".join(metrics["skipped"])
+    assert "0004.png" in reasons
+    assert "label 77" in reasons
+
+
+def test_user_errors(config, tmp_path):
+    config.stages = ("evaluate",)
+    with pytest.raises(ValueError, match="run the stage `text` first"):
+        main.run(config, tmp_path / "a")
+    config.stages = ("data", "train")
+    with pytest.raises(ValueError, match=r"unknown stages \['train'\]"):
+        main.run(config, tmp_path / "b")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    config.stages = ("data",)
+    with pytest.raises(OSError, match="cannot write"):
+        main.run(config, blocked)
+    voc = voc_maskclip.get_config()
+    voc.dataset.root = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        main.run(voc, tmp_path / "c")
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "clipseg_jax.main", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_the_command_explains_itself(tmp_path):
+    done = command(
+        "--config=configs/voc_maskclip.py",
+        f"--workdir={tmp_path / 'work'}",
+        f"--config.dataset.root={tmp_path}",
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
