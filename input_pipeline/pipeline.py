@@ -246,6 +246,7 @@ class EvaluationBatches:
 def _tensorflow() -> Any:
     """TensorFlow without accelerators: the memory of those belongs to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at length
     try:
         import tensorflow as tf
     except ImportError as error:

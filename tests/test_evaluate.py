@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def root(tmp_path_factory):
     return folder
 
 
-def run(root, batch_size, devices, **options):
+def run(root, batch_size, devices, processes=1, **options):
     dataset = datasets.folder(root, [f"class {i}" for i in range(CLASSES)])
     plan = pipeline.evaluation(
         dataset,
@@ -45,6 +46,8 @@ def run(root, batch_size, devices, **options):
         batch_size=batch_size,
         network_size=functools.partial(network_size, cfg=CFG),
         max_buckets=2,
+        process_index=jax.process_index(),
+        process_count=processes,
     )
     return evaluate(
         tiny.task(classes=CLASSES),

@@ -45,7 +45,7 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     assert not (work / "evaluate.partial.npz").exists()
     assert "mIoU" not in capsys.readouterr().err
 
-    # Again: nothing is computed; asked for by name, one stage is done again once its record is gone.
+    # Again: nothing is computed; a stage is done again once its record is gone.
     before = (work / "metrics.json").stat().st_mtime_ns
     assert main.run(config, work)["evaluate"] == records["evaluate"]
     assert (work / "metrics.json").stat().st_mtime_ns == before

@@ -1,4 +1,4 @@
-"""The painted world: the same picture for the same seed, labels that fit, captions that are true."""
+"""The painted world: one seed, one picture; labels that fit; captions that are true."""
 
 from __future__ import annotations
 

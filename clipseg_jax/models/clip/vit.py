@@ -19,6 +19,7 @@ from clipseg_jax.ops.resize import resize, resize_within
 
 Activation = Literal["quick_gelu", "gelu"]
 _MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
+_SCORES_AT_ONCE = 2**20  # attention scores a CPU makes at once: 4 MB, about what its caches hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,44 @@ class Attention(nnx.Module):
         mixed = jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
         return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
 
+    def mix(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+        """`attend(weights(q, k, bias), v)`, on CPUs without ever holding all attention maps.
+
+        There, writing and reading maps of b*n*t*t numbers would take longer than all products.
+        """
+        b, t, _ = k.shape
+        if b * self.heads * t * t <= _SCORES_AT_ONCE:
+            return self.attend(self.weights(q, k, bias), v)
+        bias = jnp.zeros((1, t)) if bias is None else bias
+        return jax.lax.platform_dependent(
+            q,
+            k,
+            v,
+            bias,
+            cpu=self._mix_in_turn,
+            default=lambda q, k, v, bias: self.attend(self.weights(q, k, bias), v),
+        )
+
+    def _mix_in_turn(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
+        """`mix`, a few heads of a few images at a time."""
+        b, t, d = q.shape
+        bias = jnp.broadcast_to(bias, (b, self.heads, *bias.shape[-2:]))
+
+        def one(args: tuple[Array, Array, Array, Array]) -> Array:
+            q, k, v, bias = args  # (t, d) each, bias (t or 1, t)
+            scores = jnp.matmul(q * q.shape[-1] ** -0.5, k.T, preferred_element_type=jnp.float32)
+            scores = scores + bias
+            top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+            weights = jnp.exp(scores - top)
+            total = jnp.sum(weights, axis=-1, keepdims=True)
+            # Dividing t*d numbers instead of t*t.
+            return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype)
+
+        heads = [self._split(x).swapaxes(1, 2).reshape(b * self.heads, t, -1) for x in (q, k, v)]
+        heads.append(bias.reshape(b * self.heads, *bias.shape[-2:]))
+        mixed = jax.lax.map(one, tuple(heads), batch_size=max(_SCORES_AT_ONCE // (t * t), 1))
+        return self.out_proj(mixed.reshape(b, self.heads, t, -1).swapaxes(1, 2).reshape(b, t, d))
+
     def _split(self, x: Array) -> Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
 
@@ -122,8 +161,8 @@ class Block(nnx.Module):
         What the caller doesn't use, jit removes. `bias` is added to the attention scores.
         """
         q, k, v = self.attn.qkv(self.ln_1(x))
-        weights = self.attn.weights(q, k, bias)
-        x = x + self.attn.attend(weights, v)
+        weights = self.attn.weights(q, k, bias)  # for those who read them
+        x = x + self.attn.mix(q, k, v, bias)
         x = x + self.mlp(self.ln_2(x))
         return x, {"q": q, "k": k, "v": v, "attn": weights}
 

@@ -1,0 +1,123 @@
+"""The towers' read-outs and arguments; numbers are held by tests/parity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer
+from clipseg_jax.models.maskclip import Dense, MaskCLIP, MaskCLIPConfig, classify
+from tests import tiny
+
+
+def images(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), (*shape, 3))
+
+
+def test_vit_read_outs():
+    visual = tiny.clip().visual
+    names = ["ln_pre", "block0", "block1", "q1", "k1", "v1", "attn0"]
+    pooled, out = visual(images(2, 64, 64), read=names)
+    assert list(out) == ["ln_pre", "attn0", "block0", "q1", "k1", "v1", "block1"]
+    assert out["attn0"].shape == (2, 2, 17, 17)
+    np.testing.assert_allclose(out["attn0"].sum(-1), 1, atol=1e-5)
+    assert out["q1"].shape == out["block1"].shape == (2, 17, 64)
+    np.testing.assert_allclose(pooled, visual.pool(out["block1"]), atol=1e-6)
+    with pytest.raises(ValueError, match="cannot read \\['block7'\\]"):
+        visual(images(1, 64, 64), read=["block7"])
+
+
+def test_resnet_read_outs():
+    visual = tiny.clip(tiny.RESNET).visual
+    names = ["stem", "layer1", "layer4", "q", "k", "v", "attn"]
+    _, out = visual(images(2, 96, 64), read=names)
+    assert out["layer4"].shape == (2, 3, 2, 256)
+    assert out["attn"].shape == (2, 4, 1, 7)
+    with pytest.raises(ValueError, match="cannot read"):
+        visual(images(1, 64, 64), read=["layer9"])
+
+
+def test_a_tower_runs_in_parts():
+    visual = tiny.clip().visual
+    x, bias = visual.embed(images(1, 64, 96))
+    half, _ = visual.transformer(x, bias, stop=1)
+    whole, _ = visual.transformer(half, bias, start=1)
+    np.testing.assert_allclose(visual(images(1, 64, 96))[0], visual.pool(whole), atol=1e-5)
+
+
+@pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
+def test_padding_has_no_influence(vision):
+    visual = tiny.clip(vision).visual
+    small = images(1, 75, 90)
+    padded = jnp.pad(small, ((0, 0), (0, 30), (0, 19), (0, 0)), constant_values=3.0)
+    alone, _ = visual(small)
+    bucket, _ = visual(padded, jnp.asarray([[75, 90]]))
+    np.testing.assert_allclose(alone, bucket, atol=2e-5)
+
+
+def test_the_table_of_an_equal_count_is_kept_if_asked():
+    """MaskCLIP's quirk: a 2 x 8 grid has 4 x 4's sixteen tokens, so its table stays."""
+    for keep in (True, False):
+        cfg = dataclasses.replace(tiny.VIT, position_keep_count=keep)
+        visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
+        positions = visual.positions((2, 8))[0]
+        same = np.array_equal(positions, visual.positional_embedding[...])
+        assert same == keep
+        padded = visual.positions((4, 8), jnp.asarray([[2, 8]]))[0, 1:].reshape(4, 8, -1)
+        np.testing.assert_allclose(padded[:2].reshape(16, -1), positions[1:], atol=1e-6)
+
+
+def test_dropping_the_remainder():
+    visual = VisionTransformer(dataclasses.replace(tiny.VIT, pad_to_patch=False), rngs=nnx.Rngs(0))
+    image = images(1, 70, 75)
+    np.testing.assert_allclose(visual(image)[0], visual(image[:, :64, :64])[0], atol=1e-5)
+
+
+def test_choices_reach_the_towers_that_have_them():
+    cfg = CLIPConfig(tiny.VIT, tiny.TEXT).replace(activation="gelu", position_half=True)
+    assert cfg.vision.activation == cfg.text.activation == "gelu"
+    with pytest.raises(ValueError, match="unknown CLIP choices \\['activaton'\\]"):
+        cfg.replace(activaton="gelu")
+
+
+def test_text_of_another_clip_is_refused():
+    with pytest.raises(ValueError, match="text embeddings of 7 numbers for an image tower of 24"):
+        MaskCLIP(tiny.clip().visual, np.ones((3, 7)))
+
+
+def test_refinements():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3, 8)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    features = np.tile(rows[[0, 1, 0, 1]].reshape(1, 2, 2, 8), (1, 1, 1, 1))
+    keys = rng.standard_normal((1, 2, 2, 6)).astype(np.float32)
+    dense = Dense(jnp.asarray(features), None, jnp.asarray(keys), jnp.ones((1, 2, 2), bool))
+    plain = classify(dense, rows, MaskCLIPConfig())
+    np.testing.assert_allclose(plain[0, 0, 0], rows @ rows[0], atol=1e-6)
+    # Class 2 is nowhere likely: prompt denoising removes it everywhere, the others stay.
+    denoised = np.asarray(classify(dense, rows, MaskCLIPConfig(pd_thresh=0.5)))
+    assert np.all(denoised[..., 2] == -100)
+    np.testing.assert_allclose(denoised[..., :2], plain[..., :2])
+    # Sure positions keep their probabilities; by "channels" each key is a unit vector.
+    for axis in ("tokens", "channels"):
+        sure = classify(dense, rows, MaskCLIPConfig(ks_thresh=0.5, ks_axis=axis))
+        np.testing.assert_allclose(sure, jax.nn.softmax(100 * plain, axis=-1), atol=1e-6)
+    smoothed = classify(dense, rows, MaskCLIPConfig(ks_thresh=1.1, ks_axis="channels"))
+    flat = keys.reshape(4, 6) / np.linalg.norm(keys.reshape(4, 6), axis=1, keepdims=True)
+    expected = flat @ flat.T @ np.asarray(jax.nn.softmax(100 * plain, axis=-1)).reshape(4, 3)
+    np.testing.assert_allclose(np.asarray(smoothed).reshape(4, 3), expected, atol=1e-4)
+
+
+def test_tokenizer_limits():
+    tokenizer = Tokenizer.openai()
+    with pytest.raises(ValueError, match="at most 8 fit"):
+        tokenizer("a photo of a very large cat on a sofa", 8)
+    cut = tokenizer("a photo of a very large cat on a sofa", 8, truncate=True)
+    assert cut[0, -1] == 49407
+    with pytest.raises(FileNotFoundError, match=r"no vocab\.json"):
+        Tokenizer.from_directory("tests")
