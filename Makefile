@@ -2,7 +2,7 @@
 PYTHON ?= python3
 UV := .uv/bin/uv
 PY := .venv/bin/python
-PYTEST := $(PY) -m pytest -n 2 --dist loadfile
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-fast lint lock clean
 

@@ -80,23 +80,12 @@ class DenseViT(nn.Module):
 
 def state_dict(visual: VisionTransformer) -> dict[str, Tensor]:
     """Our weights under the peer's names and in its layouts."""
-    flat = {
-        "conv1.weight": visual.conv1.kernel[...].transpose(3, 2, 0, 1),
-        "class_embedding": visual.class_embedding[...],
-        "positional_embedding": visual.positional_embedding[...],
-        "proj": visual.proj[...],
-    }
-    norms = {"ln_pre": visual.ln_pre, "ln_post": visual.ln_post}
-    linears: dict[str, nnx.Linear] = {}
-    for i, block in enumerate(visual.transformer.resblocks):
-        at = f"resblocks.{i}"
-        norms |= {f"{at}.ln_1": block.ln_1, f"{at}.ln_2": block.ln_2}
-        linears |= {f"{at}.in_proj": block.attn.in_proj, f"{at}.out_proj": block.attn.out_proj}
-        linears |= {f"{at}.c_fc": block.mlp.c_fc, f"{at}.c_proj": block.mlp.c_proj}
-    for name, linear in linears.items():
-        flat[f"{name}.weight"] = linear.kernel[...].T
-        flat[f"{name}.bias"] = nnx.state(linear)["bias"][...]
-    for name, norm in norms.items():
-        flat[f"{name}.weight"] = nnx.state(norm)["scale"][...]
-        flat[f"{name}.bias"] = nnx.state(norm)["bias"][...]
-    return {name: torch.from_numpy(np.array(value)) for name, value in flat.items()}
+    flat = {}
+    for path, variable in nnx.to_flat_state(nnx.state(visual)):
+        *layer, kind = (str(name) for name in path if name not in ("transformer", "attn", "mlp"))
+        value = np.array(variable.get_value())
+        if kind == "kernel":
+            value = value.T if value.ndim == 2 else value.transpose(3, 2, 0, 1)
+        name = ".".join([*layer, {"kernel": "weight", "scale": "weight"}.get(kind, kind)])
+        flat[name] = torch.from_numpy(np.ascontiguousarray(value))
+    return flat

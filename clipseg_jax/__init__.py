@@ -8,7 +8,7 @@ __all__ = ["segment"]
 def __getattr__(name: str) -> Any:
     # Loading the models only when they are asked for keeps `import clipseg_jax` instant.
     if name == "segment":
-        from clipseg_jax.predict import segment
+        from clipseg_jax.segmenter import segment
 
         return segment
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

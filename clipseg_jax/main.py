@@ -92,7 +92,7 @@ def _remember(config: ConfigDict, workdir: Path) -> None:
 
 
 def _config_name() -> str:
-    """"voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
+    """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
     path, _, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return "_".join(filter(None, [Path(path).stem, string.replace("/", "_")]))
 

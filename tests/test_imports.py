@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["clipseg_jax.main"],
     ["clipseg_jax.recipes"],
-    ["clipseg_jax.predict", "clipseg_jax.evaluate"],
+    ["clipseg_jax.predict"],
+    ["clipseg_jax.segmenter", "clipseg_jax.evaluate"],
     ["clipseg_jax.demo"],
     ["clipseg_jax.inference"],
     ["clipseg_jax.tasks"],
@@ -81,6 +83,17 @@ def test_input_pipeline_stands_alone():
     for name, path in modules():
         if name.startswith("input_pipeline"):
             assert not [t for t in imports(path) if t.startswith(("clipseg_jax", "weights_conv"))]
+
+
+def test_every_package_is_shipped():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = project["tool"]["setuptools"]["packages"]
+    found = [
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for top in ("clipseg_jax", "configs", "input_pipeline", "weights_convert")
+        for path in (ROOT / top).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted(found)
 
 
 def test_no_torch_and_no_data_extra_at_import():

@@ -12,6 +12,7 @@ from PIL import Image
 import clipseg_jax
 from clipseg_jax import predict
 from clipseg_jax.demo import TINY_CLIP, world
+from clipseg_jax.segmenter import Segmenter
 from input_pipeline.images import BadImage
 
 NAMES = list(world.CLASSES)
@@ -31,7 +32,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return predict.Segmenter(NAMES, **OPTIONS)
+    return Segmenter(NAMES, **OPTIONS)
 
 
 def command(tmp_path, *paths, classes="sheep, tent, bus", more=()):
@@ -107,7 +108,7 @@ def test_a_truncated_jpeg_is_named(tmp_path, pictures):
 )
 def test_class_names_are_checked(names, message):
     with pytest.raises(ValueError, match=message):
-        predict.Segmenter(names, **OPTIONS)
+        Segmenter(names, **OPTIONS)
 
 
 @pytest.mark.parametrize(

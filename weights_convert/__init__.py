@@ -6,24 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from weights_convert.convert import (
-    Converted,
-    LoadedCLIP,
-    clip_from_state_dict,
-    clip_to_state_dict,
-    convert,
-    export,
-    export_huggingface,
-    load_clip,
-    load_converted,
-    save_converted,
-    to_state_dict,
-    with_config,
-)
+from weights_convert.build import clip_from_state_dict, clip_to_state_dict, with_config
+from weights_convert.convert import LoadedCLIP, convert, load_clip
+from weights_convert.errors import CheckpointError
+from weights_convert.export import export, export_huggingface, to_state_dict
 from weights_convert.names import unwrap
-from weights_convert.reader import CheckpointError, read
+from weights_convert.reader import Checkpoint, read
+from weights_convert.stored import Converted, load_converted, save_converted
 
 __all__ = [
+    "Checkpoint",
     "CheckpointError",
     "Converted",
     "LoadedCLIP",
@@ -48,4 +40,4 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: not a checkpoint, damaged, or one that would run code.
     """
-    return unwrap(read(path))
+    return unwrap(read(path).content)

@@ -97,7 +97,9 @@ def _hf_layer(tower: str, ours: str) -> list[Rule]:
         "mlp.fc2": "mlp.c_proj",
     }
     for theirs, name in names.items():
-        rows.append(Rule(f"{left}.{theirs}.{{leaf:weight|bias}}", f"{right}.{name}.{{leaf:weight|bias}}"))
+        rows.append(
+            Rule(f"{left}.{theirs}.{{leaf:weight|bias}}", f"{right}.{name}.{{leaf:weight|bias}}")
+        )
     return rows
 
 

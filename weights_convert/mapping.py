@@ -1,4 +1,4 @@
-"""The strict engine: a table of rows (PyTorch key, our path, transform), used in both directions.
+"""The strict engine: a table of rows (left key, right key, transform), used in both directions.
 
 Templates are literal but for `{name}` (digits) and `{name:regex}`; equal names stand for equal text
 on both sides.
@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from weights_convert.reader import CheckpointError
+from weights_convert.errors import CheckpointError
 
-_SHOWN = 40
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}]*))?\}")
+Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """How an array changes from PyTorch's layout to ours, and back."""
+    """How an array changes from the left layout to the right one, and back; views, no copies."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -27,9 +28,10 @@ class Transform(NamedTuple):
 SAME = Transform(lambda x: x, lambda x: x)
 LINEAR = Transform(lambda x: x.T, lambda x: x.T)  # (out, in) <-> (in, out)
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # <-> HWIO
-CONV_1X1 = Transform(lambda x: x.reshape(x.shape[:2]), lambda x: x[..., None, None])
-HEAD_AXES = Transform(lambda x: x.reshape(x.shape[-1:]), lambda x: x.reshape(1, 1, -1))  # (1, 1, d)
-HEAD_AXIS = Transform(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, t, d)
+CONV_1X1 = Transform(lambda x: x.reshape(x.shape[:2]), lambda x: x[..., None, None])  # <-> (o, i)
+CONV_1X1_LINEAR = Transform(lambda x: CONV_1X1.forward(x).T, lambda x: CONV_1X1.inverse(x.T))
+HEAD_AXES = Transform(lambda x: x.reshape(x.shape[-1:]), lambda x: x[None, None])  # (1, 1, d) <-> d
+HEAD_AXIS = Transform(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, t, d) <-> (t, d)
 
 
 class Rule(NamedTuple):
@@ -41,7 +43,7 @@ class Rule(NamedTuple):
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)(?::([^}]*))?\}", template)
+    parts = _PLACEHOLDER.split(template)
     out, seen = re.escape(parts[0]), set()
     for name, kind, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
         out += f"(?P={name})" if name in seen else f"(?P<{name}>{kind or '[0-9]+'})"
@@ -55,35 +57,21 @@ class KeyMap:
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules = tuple(rules)
-        self._left = [_pattern(rule.left) for rule in self.rules]
-        self._right = [_pattern(rule.right) for rule in self.rules]
+        self._left = [(_pattern(rule.left), rule.right, rule.transform) for rule in self.rules]
+        self._right = [(_pattern(rule.right), rule.left, rule.transform) for rule in self.rules]
 
     def right(self, key: str) -> tuple[str, Transform] | None:
-        """(our path, transform) of a PyTorch key; None if no row has it."""
-        return self._map(key, self._left, lambda rule: rule.right)
+        """(right key, transform) of a left key; None if no row has it."""
+        return _only(key, self._left)
 
-    def left(self, path: str) -> tuple[str, Transform] | None:
-        """(PyTorch key, transform) of our path; None if no row has it."""
-        return self._map(path, self._right, lambda rule: rule.left)
+    def left(self, key: str) -> tuple[str, Transform] | None:
+        """(left key, transform) of a right key; None if no row has it."""
+        return _only(key, self._right)
 
-    def _map(
-        self, key: str, patterns: list[re.Pattern[str]], other: Callable[[Rule], str]
-    ) -> tuple[str, Transform] | None:
-        found = [(m, r) for p, r in zip(patterns, self.rules, strict=True) if (m := p.fullmatch(key))]
-        if not found:
-            return None
-        if len(found) > 1:
-            rows = ", ".join(rule.left for _, rule in found)
-            raise AssertionError(f"key {key} fits several rows: {rows}")
-        match, rule = found[0]
-        values = match.groupdict()
-        name = re.sub(r"\{(\w+)(?::[^}]*)?\}", lambda m: values[m.group(1)], other(rule))
-        return name, rule.transform
-
-    def to_ours(
-        self, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], source: str
+    def to_right(
+        self, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Shape], source: str
     ) -> dict[str, np.ndarray]:
-        """Arrays by our paths, each of the wanted shape; views where possible.
+        """Arrays by right keys, each of the wanted shape; views where possible.
 
         Raises:
           CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) key; then
@@ -92,50 +80,66 @@ class KeyMap:
         made: dict[str, np.ndarray] = {}
         problems = []
         for key, array in arrays.items():
-            mapped = self.right(key)
-            if mapped is None or mapped[0] not in wanted:
+            name, transform = self.right(key) or ("", SAME)
+            if name not in wanted:
                 problems.append(f"+ {key} {array.shape}: unexpected")
                 continue
-            path, transform = mapped
-            shape = wanted[path]
-            target = np.broadcast_to(np.float32(0), shape)  # no memory: all strides are zero
-            expected = transform.inverse(target).shape
-            if array.shape != expected:
-                problems.append(f"~ {key}: shape {array.shape}, expected {expected}")
-            made[path] = transform.forward(array) if array.shape == expected else array
-        for path in wanted:
-            if path not in made:
-                key = (self.left(path) or (f"(ours) {path}",))[0]
-                problems.append(f"- {key}: missing")
+            # The shape on the left of an array that takes no memory: all its strides are zero.
+            target = transform.inverse(np.broadcast_to(np.float32(0), wanted[name])).shape
+            if array.shape != target:
+                problems.append(f"~ {key}: shape {array.shape}, expected {target}")
+            made[name] = transform.forward(array) if array.shape == target else array
+        for name in wanted.keys() - made.keys():
+            key, _ = self.left(name) or (name, SAME)
+            problems.append(f"- {key}: missing")
         if problems:
-            problems.sort(key=lambda line: (line[0] != "-", line[0] != "+", line))
-            hidden = len(problems) - _SHOWN
-            listed = "\n  ".join(problems[:_SHOWN])
-            more = f"\n  and {hidden} more" if hidden > 0 else ""
+            problems.sort(key=lambda line: ("-+~".index(line[0]), line))
+            listed = "\n  ".join(problems)
             raise CheckpointError(
-                f"{source} does not fit the model; nothing was loaded:\n  {listed}{more}\n"
+                f"{source} does not fit the model; nothing was loaded:\n  {listed}\n"
                 "Check that it is the checkpoint of this model, whole and unchanged."
             )
-        return {path: made[path] for path in wanted}
+        return {name: made[name] for name in wanted}
 
-    def to_torch(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays by PyTorch keys, in PyTorch's layout."""
+    def to_left(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays by left keys, in the left layout.
+
+        Raises:
+          KeyError: a right key that no row has.
+        """
         out = {}
-        for path, array in arrays.items():
-            mapped = self.left(path)
+        for name, array in arrays.items():
+            mapped = self.left(name)
             if mapped is None:
-                raise AssertionError(f"no row of the table gives {path}")
-            key, transform = mapped
-            out[key] = transform.inverse(array)
+                raise KeyError(name)
+            out[mapped[0]] = mapped[1].inverse(array)
         return out
 
     def rename(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Left names to right names, and the keys that no row has."""
+        """Arrays by right keys in the right layout, and the left keys that no row has.
+
+        An array of a rank that its transform cannot take keeps its shape: `to_right` reports it.
+        """
         out, unknown = {}, []
         for key, array in arrays.items():
             mapped = self.right(key)
             if mapped is None:
                 unknown.append(key)
-            else:
+                continue
+            try:
                 out[mapped[0]] = mapped[1].forward(array)
+            except ValueError:
+                out[mapped[0]] = array
         return out, unknown
+
+
+def _only(
+    key: str, rows: list[tuple[re.Pattern[str], str, Transform]]
+) -> tuple[str, Transform] | None:
+    found = [(m, other, t) for p, other, t in rows if (m := p.fullmatch(key))]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise AssertionError(f"key {key} fits several rows: {[other for _, other, _ in found]}")
+    match, other, transform = found[0]
+    return _PLACEHOLDER.sub(lambda m: match.group(m.group(1)), other), transform

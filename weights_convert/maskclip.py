@@ -1,4 +1,4 @@
-"""Key maps of MaskCLIP's converted files (mmsegmentation names) to OpenAI's. Spec maskclip, section 2.
+"""Key maps of MaskCLIP's files (mmsegmentation names) to OpenAI's. Spec maskclip, section 2.
 
 `{M}_clip_weights.pth` holds {"clip": tower, "proj" or "q_proj".."c_proj": projections}; a MaskCLIP
 state dict holds "backbone." + tower and "decode_head." + projections as 1x1 convolutions.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from weights_convert.mapping import (
     CONV_1X1,
+    CONV_1X1_LINEAR,
     HEAD_AXES,
     HEAD_AXIS,
     LINEAR,
@@ -16,6 +17,9 @@ from weights_convert.mapping import (
     Rule,
     Transform,
 )
+
+_STEM = {0: "conv1", 1: "bn1", 3: "conv2", 4: "bn2", 6: "conv3", 7: "bn3"}
+BACKBONE_PREFIX = "backbone."
 
 _LEAF = "{leaf:weight|bias}"
 _ANY = "{leaf:[a-z_]+}"
@@ -39,10 +43,7 @@ def _vit(prefix: str) -> list[Rule]:
 
 
 def _resnet(prefix: str) -> list[Rule]:
-    rows = [
-        Rule(f"{prefix}stem.{n}.{_ANY}", f"visual.{name}.{_ANY}")
-        for n, name in ((0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"), (6, "conv3"), (7, "bn3"))
-    ]
+    rows = [Rule(f"{prefix}stem.{n}.{_ANY}", f"visual.{name}.{_ANY}") for n, name in _STEM.items()]
     block = "layer{l}.{i}"
     rows.append(
         Rule(
@@ -53,9 +54,11 @@ def _resnet(prefix: str) -> list[Rule]:
     # One higher than OpenAI's: the average pool is a child of its own there.
     for theirs, ours in ((1, 0), (2, 1)):
         rows.append(
-            Rule(f"{prefix}{block}.downsample.{theirs}.{_ANY}",
-                 f"visual.{block}.downsample.{ours}.{_ANY}")
-        )  # fmt: skip
+            Rule(
+                f"{prefix}{block}.downsample.{theirs}.{_ANY}",
+                f"visual.{block}.downsample.{ours}.{_ANY}",
+            )
+        )
     return rows
 
 
@@ -68,13 +71,11 @@ def _projections(prefix: str, linear: Transform, matrix: Transform) -> list[Rule
     ]
 
 
-_CONV_LINEAR = Transform(lambda x: CONV_1X1.forward(x).T, lambda x: CONV_1X1.inverse(x.T))
+_PARTS = _projections("", LINEAR, SAME)
+_PARTS_1X1 = _projections("decode_head.", CONV_1X1_LINEAR, CONV_1X1)
 
-WEIGHTS = KeyMap([*_vit("clip."), *_resnet("clip."), *_projections("", LINEAR, SAME)])
-STATE_DICT = KeyMap(
-    [
-        *_vit("backbone."),
-        *_resnet("backbone."),
-        *_projections("decode_head.", _CONV_LINEAR, CONV_1X1),
-    ]
-)
+# A table for each tower: both have a conv1, which MaskCLIP calls differently.
+VIT_WEIGHTS = KeyMap([*_vit("clip."), *_PARTS])
+RESNET_WEIGHTS = KeyMap([*_resnet("clip."), *_PARTS])
+VIT_STATE_DICT = KeyMap([*_vit(BACKBONE_PREFIX), *_PARTS_1X1])
+RESNET_STATE_DICT = KeyMap([*_resnet(BACKBONE_PREFIX), *_PARTS_1X1])

@@ -6,9 +6,8 @@ one member of raw bytes for each tensor. Spec clip, section 10.3.
 
 from __future__ import annotations
 
-import collections
-import io
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,83 +16,29 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from weights_convert.reader import STORAGES
+from weights_convert.errors import CheckpointError
+from weights_convert.pickles import STORAGES
+from weights_convert.safetensors_file import raw_bytes
 
 _ALIGNMENT = 64
-_STORAGE_OF = {
-    np.dtype(dtype): name for name, dtype in STORAGES.items() if name not in ("UntypedStorage", "TypedStorage")
-}  # fmt: skip
-
-
-class _Global:
-    """A name that the reading side looks up; nothing of that module exists here."""
-
-    def __init__(self, module: str, name: str):
-        self.module, self.name = module, name
-
-    def __call__(self, *args: Any) -> None:
-        raise AssertionError("stands for a function of PyTorch; never called")
-
-
-class _Storage:
-    def __init__(self, key: str, array: np.ndarray):
-        self.key, self.array = key, array
-
-
-_REBUILD = _Global("torch._utils", "_rebuild_tensor_v2")
-
-
-class _Pickler(pickle._Pickler):  # the C pickler refuses names that cannot be imported here
-    dispatch = dict(pickle._Pickler.dispatch)
-
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, protocol=2)
-        self.storages: list[_Storage] = []
-
-    def reducer_override(self, obj: Any) -> Any:
-        if not isinstance(obj, np.ndarray):
-            return NotImplemented
-        storage = _Storage(str(len(self.storages)), obj)
-        self.storages.append(storage)
-        strides, step = [], 1
-        for n in reversed(obj.shape):
-            strides.append(step)
-            step *= n
-        return _REBUILD, (
-            storage,
-            0,
-            tuple(obj.shape),
-            tuple(reversed(strides)),
-            False,
-            collections.OrderedDict(),
-        )
-
-    def persistent_id(self, obj: Any) -> Any:
-        if not isinstance(obj, _Storage):
-            return None
-        kind = _Global("torch", _STORAGE_OF[obj.array.dtype])
-        return ("storage", kind, obj.key, "cpu", int(obj.array.size))
-
-    def save_name(self, obj: _Global) -> None:
-        self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-
-    dispatch[_Global] = save_name
+_UNTYPED = ("UntypedStorage", "TypedStorage")
+_STORAGE_OF = {np.dtype(kind): name for name, kind in STORAGES.items() if name not in _UNTYPED}
 
 
 def write_torch(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Writes nested dictionaries of arrays, numbers and text as a torch zip file, atomically.
 
     Raises:
+      CheckpointError: a value that is none of these, or an array type PyTorch doesn't have.
       OSError: the folder cannot be written or the disk is full.
     """
     return write_atomic(path, lambda file: _write(file, content))
 
 
 def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
-    stream = io.BytesIO()
-    pickler = _Pickler(stream)
-    pickler.dump(content)
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    arrays: list[np.ndarray] = []
+    structure = b"\x80\x02" + _pickled(content, arrays) + pickle.STOP
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
 
         def add(name: str, data: bytes | memoryview) -> None:
             info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
@@ -103,9 +48,58 @@ def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             archive.writestr(info, data)
 
-        add("data.pkl", stream.getvalue())
+        add("data.pkl", structure)
         add("byteorder", b"little")
-        for storage in pickler.storages:
+        for key, array in enumerate(arrays):
             # One tensor at a time is made contiguous, so memory stays that of the largest.
-            add(f"data/{storage.key}", np.ascontiguousarray(storage.array).tobytes())
+            add(f"data/{key}", raw_bytes(array))
         add("version", b"3\n")
+
+
+def _pickled(value: Any, arrays: list[np.ndarray]) -> bytes:
+    """Opcodes of protocol 2 that push `value`; its arrays are appended to `arrays`."""
+    if value is None:
+        return pickle.NONE
+    if isinstance(value, bool):
+        return pickle.NEWTRUE if value else pickle.NEWFALSE
+    if isinstance(value, int):
+        raw = pickle.encode_long(value)
+        return pickle.LONG1 + bytes([len(raw)]) + raw
+    if isinstance(value, float):
+        return pickle.BINFLOAT + struct.pack(">d", value)
+    if isinstance(value, str):
+        raw = value.encode("utf-8")
+        return pickle.BINUNICODE + struct.pack("<I", len(raw)) + raw
+    if isinstance(value, (tuple, list)):
+        parts = b"".join(_pickled(item, arrays) for item in value)
+        if isinstance(value, tuple):
+            return pickle.MARK + parts + pickle.TUPLE
+        return pickle.EMPTY_LIST + pickle.MARK + parts + pickle.APPENDS
+    if isinstance(value, Mapping):
+        parts = b"".join(_pickled(item, arrays) for pair in value.items() for item in pair)
+        return pickle.EMPTY_DICT + pickle.MARK + parts + pickle.SETITEMS
+    if isinstance(value, np.ndarray) and value.dtype in _STORAGE_OF:
+        return _pickled_tensor(value, arrays)
+    what = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+    raise CheckpointError(f"a value of type {what} cannot be written for PyTorch")
+
+
+def _pickled_tensor(value: np.ndarray, arrays: list[np.ndarray]) -> bytes:
+    strides = tuple(int(np.prod(value.shape[axis + 1 :])) for axis in range(value.ndim))
+    storage = (
+        pickle.MARK
+        + _pickled("storage", arrays)
+        + _global("torch", _STORAGE_OF[value.dtype])
+        + b"".join(_pickled(item, arrays) for item in (str(len(arrays)), "cpu", value.size))
+        + pickle.TUPLE
+        + pickle.BINPERSID
+    )
+    arrays.append(value)
+    hooks = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    rest = b"".join(_pickled(item, arrays) for item in (0, value.shape, strides, False))
+    arguments = pickle.MARK + storage + rest + hooks + pickle.TUPLE
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-
 Tree = TypeVar("Tree")
 
 

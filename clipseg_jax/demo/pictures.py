@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipseg_jax.demo import world
+from clipseg_jax.demo.captions import captions
 from clipseg_jax.demo.vocabulary import tokenizer
 
 NOUNS = (*world.CLASSES, *world.SCENERY)
@@ -36,7 +38,7 @@ def _chunk(start: int) -> Pictures:
     for row in range(_CHUNK):
         index = start + row
         picture = world.make(_PARTS[index % len(_PARTS)], index, SIZE_PX)
-        texts = world.captions(picture, CAPTIONS)
+        texts = captions(picture, CAPTIONS)
         images[row] = picture.image
         ids[row] = tokenize(texts, CONTEXT)
         for i, text in enumerate(texts):
@@ -56,7 +58,9 @@ def load(folder: Path, count: int, workers: int = 2) -> Pictures:
             np.lib.format.open_memmap(path.with_suffix(".part"), "w+", kind, (count, *rest))
             for path, kind, rest in zip(paths, kinds, rests, strict=True)
         ]
-        with ProcessPoolExecutor(workers) as pool:
+        # Spawned, not forked: JAX runs threads, which a fork would cut off half-way.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
             starts = range(0, count, _CHUNK)
             for start, chunk in zip(starts, pool.map(_chunk, starts), strict=True):
                 for array, part in zip(whole, chunk, strict=True):

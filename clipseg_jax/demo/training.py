@@ -24,6 +24,7 @@ from jax import Array
 
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.demo import pictures, vocabulary, world
+from clipseg_jax.demo.captions import TEMPLATES
 from clipseg_jax.demo.pictures import NOUNS, Pictures
 from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionTransformer, ViTConfig, unit
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
@@ -181,7 +182,7 @@ def draw(data: Pictures, nouns: np.ndarray, step: int, cfg: TrainConfig) -> Batc
 def noun_prompts() -> np.ndarray:
     """Ids (nouns, templates, CONTEXT) of every name in every caption template."""
     tokenize = vocabulary.tokenizer()
-    templates = [*world.TEMPLATES]
+    templates = [*TEMPLATES]
     rows = []
     for noun in NOUNS:
         article = "" if noun in world.SCENERY else "an " if noun[0] in "aeiou" else "a "

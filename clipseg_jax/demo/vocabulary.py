@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from clipseg_jax.demo import world
+from clipseg_jax.demo.captions import PLACES, SCENERY_TEMPLATES, TEMPLATES
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.models.clip.tokenizer import byte_symbols, vocabulary
 
@@ -22,9 +23,9 @@ _MORE = (
 
 def words() -> list[str]:
     """All words, sorted: classes, colours, scenery, captions, templates, and the two stops."""
-    sources = [*world.CLASSES, *world.COLOURS, *world.SCENERY, *world.TEMPLATES]
-    sources += [*world.SCENERY_TEMPLATES, _MORE, "an and under , ."]
-    sources += [place for places in world.PLACES.values() for place in places]
+    sources = [*world.CLASSES, *world.COLOURS, *world.SCENERY, *TEMPLATES]
+    sources += [*SCENERY_TEMPLATES, _MORE, "an and under , ."]
+    sources += [place for places in PLACES.values() for place in places]
     text = " ".join(sources).replace("{}", " ")
     return sorted(set(re.findall(r"[a-z]+|[.,]", text)))
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from rich.console import Console
 from tqdm import tqdm
 
 import weights_convert
@@ -97,10 +98,16 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
         raise ValueError(f"{embeddings} is missing; run the stage `text` first")
     clip = with_choices(load_clip(config)[0], config)
     refine = MaskCLIPConfig(**config.maskclip.to_dict())
-    task = maskclip.build(clip, np.load(embeddings), refine)  # type: ignore[arg-type]
+    rows = np.load(embeddings)
+    task = maskclip.build(clip, rows, refine)
     # Prompt i stands for label i, or i + 1 beside a background class; background words for 0.
     first = dataset.num_classes - len(dataset.prompts)
     labels = [*range(first, dataset.num_classes), *(0 for _ in config.text.background_words)]
+    if len(labels) != len(rows):
+        raise ValueError(
+            f"{embeddings} holds {len(rows)} rows for {len(labels)} prompts and background words; "
+            "delete it and run the stage `text` again"
+        )
     cfg = InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
@@ -108,6 +115,7 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
         **config.inference.to_dict(),
     )
     mesh = make_mesh(config.evaluate.devices)
+    damage = config.dataset.corruption
     run = pipeline.evaluation(
         dataset,
         examples,
@@ -117,6 +125,7 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_bad="skip",
+        corruption=(damage, config.dataset.corruption_level) if damage else None,
     )
     rest = run
 
@@ -150,7 +159,8 @@ def evaluate_stage(config: ConfigDict, workdir: Path) -> dict:
     )
     for skipped in rest.skipped:
         logging.warning("skipped %s: %s", skipped.name, skipped.reason)
-    figures = report(progress, dataset.class_names)
+    console = Console(quiet=jax.process_index() != 0)  # one table, not one for each process
+    figures = report(progress, dataset.class_names, console=console)
     figures["skipped"] = [f"{skipped.name}: {skipped.reason}" for skipped in rest.skipped]
     if jax.process_index() == 0:
         write_json(workdir / "metrics.json", figures)

@@ -27,6 +27,10 @@ def get_config() -> ConfigDict:
     config.dataset.split = "val"
     config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
 
+    # Robustness test: a kind of input_pipeline/corruptions.py at level 1 to 5.
+    config.dataset.corruption = config_dict.placeholder(str)
+    config.dataset.corruption_level = 1
+
     config.text = ConfigDict()
     config.text.templates = "maskclip_85"
     config.text.background_words = ()  # more rows, all of which mean label 0

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax.demo import vocabulary, world
+from clipseg_jax.demo.captions import captions
 
 
 def test_a_picture_depends_on_split_and_index_alone():
@@ -16,7 +17,7 @@ def test_a_picture_depends_on_split_and_index_alone():
     again = [world.make("evaluation", i, 64) for i in reversed(range(4))][::-1]
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.image, b.image)
-        assert world.captions(a, 3) == world.captions(b, 3)
+        assert captions(a, 3) == captions(b, 3)
     other = world.make("mixed", 0, 64)
     assert np.any(other.image != first[0].image)
 
@@ -53,7 +54,7 @@ def test_splits():
 def test_captions_name_what_is_there():
     for i in range(30):
         picture = world.make("mixed", i, 32)
-        for text in world.captions(picture, 3):
+        for text in captions(picture, 3):
             words = set(text.replace(",", " ").replace(".", " ").split())
             named = words & set(world.CLASSES)
             assert named <= set(picture.classes)
@@ -64,7 +65,7 @@ def test_every_word_is_one_token():
     tokenize = vocabulary.tokenizer()
     for word in vocabulary.words():
         assert len(tokenize.encode(word)) == 1, word
-    texts = [t for i in range(50) for t in world.captions(world.make("mixed", i, 16), 2)]
+    texts = [t for i in range(50) for t in captions(world.make("mixed", i, 16), 2)]
     assert max((tokenize(texts, 32) > 0).sum(1)) < 21
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,3 @@ def same_labels(actual: Any, expected: np.ndarray, *, share: float, name: str) -
 def nchw(x: Any) -> np.ndarray:
     """(b, h, w, c) -> (b, c, h, w), the layout of the goldens."""
     return np.moveaxis(np.asarray(x), -1, 1)
-
-
-def each(values: Iterator[Any]) -> list[Any]:
-    """A list, for `parametrize`."""
-    return list(values)

@@ -25,6 +25,7 @@ from clipseg_jax.inference import (
 from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
 from clipseg_jax.models.maskclip import MaskCLIPConfig, dense_features
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.window import then_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from clipseg_jax.tasks import maskclip
 from input_pipeline.images import reduce_zero_label
@@ -153,15 +154,17 @@ def check_logits(task, image, original, arrays, name, label):
     absolute = 1e-4 * np.abs(arrays[name]).max() if smoothed else 1e-5
     cases.close(logits, arrays[name], absolute=absolute, name=name)
     if label:
-        # To the network's size and then to the original's, as the published code.
-        from clipseg_jax.ops.window import then_resize
+        made = labels_at(view, (h, w), original, cfg)
+        cases.same_labels(made, arrays[label], share=0.999, name=label)
 
-        axes = [
-            then_resize(m, sizes[:, i], jnp.asarray([original[i]]), original[i])
-            for i, m in enumerate((view.rows, view.columns))
-        ]
-        made, _ = label_maps([view._replace(rows=axes[0], columns=axes[1])], cfg)
-        cases.same_labels(made[0], arrays[label], share=0.999, name=label)
+
+def labels_at(view, network, original, cfg):
+    """Labels of scores at the network's size, resized once more to the original's."""
+    rows, columns = (
+        then_resize(m, jnp.asarray([network[i]]), jnp.asarray([original[i]]), original[i])
+        for i, m in enumerate((view.rows, view.columns))
+    )
+    return label_maps([view._replace(rows=rows, columns=columns)], cfg)[0][0]
 
 
 def check_slide_and_aug(case, arrays, goldens):
@@ -183,18 +186,11 @@ def check_slide_and_aug(case, arrays, goldens):
     picked = cases.nchw(full)[cases.steps(about)]
     cases.close(picked, arrays["slide_logits"], absolute=1e-5, name="slide_logits")
     expected = arrays["slide_label"]
-    from clipseg_jax.ops.window import then_resize
+    made = labels_at(view, size, expected.shape, cfg)
+    cases.same_labels(made, expected, share=0.999, name="slide_label")
 
-    axes = [
-        then_resize(m, sizes[:, i], jnp.asarray([expected.shape[i]]), expected.shape[i])
-        for i, m in enumerate((view.rows, view.columns))
-    ]
-    made, _ = label_maps([view._replace(rows=axes[0], columns=axes[1])], cfg)
-    cases.same_labels(made[0], expected, share=0.999, name="slide_label")
-
-    ratios = tuple(
-        float(r) for r in re.search(r"scales ([\d.]+) and ([\d.]+)", case["aug"]).groups()
-    )
+    scales = case["aug"].split("scales")[1].split("(")[0]
+    ratios = tuple(float(ratio) for ratio in re.findall(r"\d+\.?\d*", scales))
     cfg = inference(ratios=ratios, flip="flipped" in case["aug"])
     state, segment = segmenter(task, cfg)
     shapes = tuple(network_sizes(size, cfg))

@@ -66,7 +66,9 @@ def _average_pool(x: Array, window: int) -> Array:
 
 def _hide(x: Array, sizes: Array | None) -> Array:
     """Zeroes the padding of feature maps (b, h, w, c), as a convolution at a real border sees."""
-    return x if sizes is None else jnp.where(inside(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
+    return (
+        x if sizes is None else jnp.where(inside(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
+    )
 
 
 class Bottleneck(nnx.Module):

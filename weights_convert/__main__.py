@@ -1,0 +1,192 @@
+"""The command `python -m weights_convert`: convert a checkpoint, look into it, export it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from clipseg_jax.models.clip import CLIPConfig, ViTConfig
+from weights_convert import names
+from weights_convert.convert import convert, fit, released, sha256
+from weights_convert.errors import CheckpointError
+from weights_convert.export import LAYOUTS, export
+from weights_convert.huggingface import weights_file
+from weights_convert.reader import read
+from weights_convert.stored import (
+    Converted,
+    config_from_dict,
+    is_converted,
+    load_converted,
+    save_converted,
+)
+
+_EXAMPLES = """\
+SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
+open_clip directory, MaskCLIP's *_clip_weights.pth, or a file that this command wrote. PyTorch is
+not needed, and nothing that a file contains is run.
+
+examples:
+  python -m weights_convert --inspect ViT-B-16.pt
+  python -m weights_convert ViT-B-16.pt -o vit_b16.safetensors
+  python -m weights_convert vit_b16.safetensors --export ViT16_clip_weights.pth --to maskclip
+  python -m weights_convert ViT-B-16.pt --export clip-vit-base-patch16 --to huggingface
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see python -m weights_convert --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m weights_convert",
+        description="Convert CLIP checkpoints, look into them, export them for PyTorch.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a directory")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--output", metavar="DST", type=Path, help="convert to this file")
+    what.add_argument(
+        "--inspect", action="store_true", help="print what SRC is and every key; any checkpoint"
+    )
+    what.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
+    parser.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        help="layout of --export: a state dict (openai), a directory (huggingface), or the "
+        "*_clip_weights.pth of MaskCLIP",
+    )
+    parser.add_argument(
+        "--vision-only", action="store_true", help="convert or export the image tower alone"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, or 2 after one line `error: ...` for what a user can mend."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if (args.export is None) != (args.to is None):
+        parser.error(f"--export DST and --to {{{','.join(LAYOUTS)}}} go together")
+    try:
+        if args.inspect:
+            print("\n".join(inspect(args.source)))
+            sys.stdout.flush()
+            return 0
+        target = args.output or args.export
+        if target.resolve() in (args.source.resolve(), weights_file(args.source).resolve()):
+            raise CheckpointError(f"{target} is the source itself; choose another name")
+        if target.is_dir() and args.to != "huggingface":
+            raise CheckpointError(f"{target} is a directory; name a file to write")
+        converted = convert(args.source, vision_only=args.vision_only)
+        if args.output:
+            save_converted(target, converted)
+        else:
+            export(converted, target, args.to)
+        print(f"{target}: {_summary(converted)}")
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except CheckpointError as error:
+        return _failed(str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror or error}")
+    return 0
+
+
+def _failed(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _summary(converted: Converted) -> str:
+    record = converted.record
+    model = record["model"] or describe(config_from_dict(record["config"]))
+    return (
+        f"{model}, from {record['source']} ({record['kind']}, {record['layout']}), "
+        f"{record['parameters']:,} parameters, {record['bytes']:,} bytes of tensors"
+    )
+
+
+def describe(config: CLIPConfig) -> str:
+    """A model's sizes in one line."""
+    vision, text = config.vision, config.text
+    if isinstance(vision, ViTConfig):
+        towers = (
+            f"ViT, patch {vision.patch_px}, width {vision.width}, {vision.layers} layers, "
+            f"{vision.heads} heads, {vision.activation}"
+        )
+    else:
+        blocks = "-".join(map(str, vision.blocks))
+        towers = f"ResNet, width {vision.width}, blocks {blocks}, {vision.heads} pool heads"
+    towers += f", {vision.image_px} px, embedding {vision.embed_dim}"
+    if text is None:
+        return f"{towers}; no text tower"
+    return (
+        f"{towers}; text width {text.width}, {text.layers} layers, {text.heads} heads, "
+        f"{text.vocabulary} tokens, context {text.context_length}"
+    )
+
+
+def inspect(source: Path) -> list[str]:
+    """Lines that tell what a checkpoint is, whether a CLIP or not, with a table of its keys.
+
+    Raises:
+      CheckpointError, FileNotFoundError: it cannot be read.
+    """
+    path = weights_file(source)
+    if is_converted(path):
+        stored, record = load_converted(path)
+        kind, layout = "converted", f"clipseg_jax, from {record['source']} ({record['layout']})"
+        model = record["model"] or "no released model"
+        sizes = describe(config_from_dict(record["config"]))
+        digest = sha256(path)
+    else:
+        checkpoint = read(path)
+        kind, content = checkpoint.kind, checkpoint.content
+        whole = {"(the file itself)": content} if isinstance(content, np.ndarray) else None
+        stored = whole or names.unwrap(content)
+        digest = sha256(path)
+        model = released(digest, path) or "no released model (sha256 unknown)"
+        try:
+            named, config, _ = fit(checkpoint, source, path)
+            layout, sizes = named.layout, describe(config)
+        except CheckpointError as error:
+            layout, sizes = "not a whole CLIP", " ".join(str(error).split())
+    rows: list[tuple[str, Any]] = [
+        ("file", path),
+        ("bytes", f"{path.stat().st_size:,}"),
+        ("sha256", digest),
+        ("kind", kind),
+        ("layout", layout),
+        ("model", model),
+        ("sizes", sizes),
+        ("tensors", _counted(stored)),
+    ]
+    width = max([len(key) for key in stored], default=0)
+    table = [f"  {key:{width}}  {v.dtype!s:8}  {list(v.shape)}" for key, v in stored.items()]
+    return [f"{name:8} {value}" for name, value in rows] + table
+
+
+def _counted(stored: dict[str, np.ndarray]) -> str:
+    numbers = sum(array.size for array in stored.values())
+    size = sum(array.nbytes for array in stored.values())
+    kinds = Counter(str(array.dtype) for array in stored.values())
+    listed = ", ".join(f"{count} {dtype}" for dtype, count in kinds.most_common())
+    return f"{len(stored)} ({listed or 'none'}), {numbers:,} numbers, {size:,} bytes"
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    sys.exit(main())
