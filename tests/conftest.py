@@ -1,5 +1,6 @@
 """Eight fake CPU devices, full float32 products, and a compile cache shared by all test runs."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -11,10 +12,19 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True)
+def freed_memory(request):
+    """Models refer to themselves in cycles; full-size ones must not wait for the collector."""
+    yield
+    if request.node.path.parent.name in ("parity", "weights_convert", "models"):
+        gc.collect()
 
 
 def pytest_addoption(parser):

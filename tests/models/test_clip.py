@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer
+from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer, transformer
 from clipseg_jax.models.maskclip import Dense, MaskCLIP, MaskCLIPConfig, classify
 from tests import tiny
 
@@ -121,3 +121,20 @@ def test_tokenizer_limits():
     assert cut[0, -1] == 49407
     with pytest.raises(FileNotFoundError, match=r"no vocab\.json"):
         Tokenizer.from_directory("tests")
+
+
+def test_attention_in_turn_equals_all_at_once(monkeypatch):
+    """The path that CPUs take for large inputs, forced on a small one: values and gradients."""
+    visual = tiny.clip().visual
+    x, bias = visual.embed(images(2, 75, 90), jnp.asarray([[75, 90], [40, 64]]))
+
+    def run(x):
+        return visual.transformer(x, bias)[0]
+
+    def total(x):
+        return jnp.sum(run(x) ** 2)
+
+    whole, whole_gradient = run(x), jax.grad(total)(x)
+    monkeypatch.setattr(transformer, "_SCORES_AT_ONCE", 1)
+    np.testing.assert_allclose(run(x), whole, atol=1e-5)
+    np.testing.assert_allclose(jax.grad(total)(x), whole_gradient, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ Cases are recognised by the start of their name; everything else is read from th
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -130,6 +131,8 @@ def check_all_models(case, arrays, goldens):
         x = normalise(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
         for name, value in (("image", clip.visual(x)[0]), ("text", clip.text(ids))):
             cases.close(unit(value), arrays[f"{slug}_{name}"], absolute=1e-4, name=f"{slug} {name}")
+        del clip, value
+        gc.collect()  # modules hold themselves in cycles, and up to 2.5 GB with them
 
 
 def check_pos_embed(case, arrays, goldens):

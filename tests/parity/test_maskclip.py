@@ -73,7 +73,7 @@ def build(case, goldens):
     weights = cases.weights(case["weights"], cases.shapes(goldens, name, "clip"))
     clip = weights_convert.clip_from_state_dict(weights)
     choices = TOWER["rn" if isinstance(clip.visual, ModifiedResNet) else "vit"]
-    return weights_convert.clip_from_state_dict(weights, clip.cfg.replace(**choices))
+    return weights_convert.with_config(clip, clip.cfg.replace(**choices))
 
 
 def inference(**choices):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.models.clip.vit import Activation, Transformer
+from clipseg_jax.models.clip.transformer import Activation, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
