@@ -17,6 +17,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.recipes import maskclip
 
@@ -103,15 +104,7 @@ def main(argv: list[str]) -> int:
         print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
         return 2
     workdir = _WORKDIR.value or f"workdir/{_config_name()}"
-    try:
-        run(_CONFIG.value, Path(workdir))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(_CONFIG.value, Path(workdir)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.pictures import overlay, palette, save_labels, save_picture, with_legend
 from clipseg_jax.demo import TINY_CLIP
@@ -172,15 +173,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, or 2 with one line of explanation on bad input."""
     args = parser().parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

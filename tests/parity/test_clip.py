@@ -25,17 +25,7 @@ from tests import seeded
 from tests.parity import cases
 
 FOLDER = "clip"
-
-
-def pytest_generate_tests(metafunc):
-    goldens = metafunc.config.getoption("goldens")
-    paths = cases.find(goldens, FOLDER)
-    metafunc.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-@pytest.fixture
-def goldens(request):
-    return request.config.getoption("goldens")
+SLOW = ("all_models",)
 
 
 def test_case(path, goldens):

@@ -34,22 +34,13 @@ from tests.parity import cases
 from tests.parity.maskclip_data_cases import check_corruptions, check_pipeline
 
 FOLDER = "maskclip"
+SLOW = ("dense_rn50x16",)
+NOT_HERE = ("train_",)  # stems of cases that belong to MaskCLIP+
 # The choices in which MaskCLIP's towers differ from OpenAI's (spec maskclip, section 4).
 TOWER = {
     "vit": {"activation": "gelu", "norm_eps": 1e-6, "position_keep_count": True},
     "rn": {},
 }
-
-
-def pytest_generate_tests(metafunc):
-    goldens = metafunc.config.getoption("goldens")
-    paths = [p for p in cases.find(goldens, FOLDER) if not p.stem.startswith("train_")]
-    metafunc.parametrize("path", paths, ids=[p.stem for p in paths])
-
-
-@pytest.fixture
-def goldens(request):
-    return request.config.getoption("goldens")
 
 
 def test_case(path, goldens):

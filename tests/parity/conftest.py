@@ -1,0 +1,24 @@
+"""Every test here runs once for each case in its module's folder of goldens."""
+
+import pytest
+
+from tests.parity import cases
+
+
+def pytest_generate_tests(metafunc):
+    """Finds the cases of `FOLDER`, tells apart stems that start as one of `NOT_HERE`, `SLOW`."""
+    module = metafunc.module
+    left_out, slow = getattr(module, "NOT_HERE", ()), getattr(module, "SLOW", ())
+    found = cases.find(metafunc.config.getoption("goldens"), module.FOLDER)
+    chosen = [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.startswith(slow))
+        for path in found
+        if not path.stem.startswith(left_out)
+    ]
+    metafunc.parametrize("path", chosen)
+
+
+@pytest.fixture
+def goldens(request):
+    """The folder of goldens."""
+    return request.config.getoption("goldens")
