@@ -52,8 +52,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     for name in config.stages:
         done = workdir / f"{name}.done.json"
         if done.exists():
-            print(f"stage {name}: done before, skipped (delete {done} to repeat it)")
             records[name] = json.loads(done.read_text("utf-8"))
+            shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
+            print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue
         print(f"stage {name}", flush=True)
         started = time.time()
