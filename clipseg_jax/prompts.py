@@ -84,8 +84,11 @@ def check_class_names(class_names: Sequence[str]) -> None:
     """Refuses class lists that cannot name masks.
 
     Raises:
-      ValueError: an empty list, an empty name, or a name that stands twice (case is ignored).
+      ValueError: an empty list, one string instead of a list, an empty name, or a name that stands
+        twice (case is ignored).
     """
+    if isinstance(class_names, str):
+        raise ValueError(f"class names are a list, not one text: write [{class_names!r}]")
     if not class_names:
         raise ValueError("the class list is empty; name at least one class")
     seen: dict[str, int] = {}

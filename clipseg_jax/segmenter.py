@@ -68,7 +68,12 @@ class Segmenter:
         Raises:
           ValueError: class names that are missing or repeated, or weights that are no CLIP.
         """
-        words = [] if background is None or isinstance(background, float) else list(background)
+        words: list[str] = []
+        thresh = 0.0
+        if isinstance(background, (int, float)):
+            thresh = float(background)
+        elif background is not None:
+            words = [background] if isinstance(background, str) else list(background)
         check_words(class_names, words)
         if len(class_names) > 254:
             raise ValueError(f"{len(class_names)} classes; an index PNG holds at most 254")
@@ -88,7 +93,7 @@ class Segmenter:
             std=CLIP_STD,
             scale_px=(4 * short_side_px, short_side_px),
             row_labels=(*range(1, len(class_names) + 1), *(0 for _ in words)),
-            background_thresh=background if isinstance(background, float) else 0.0,
+            background_thresh=thresh,
             **inference,  # type: ignore[arg-type]
         )
         self._mesh = make_mesh(devices)

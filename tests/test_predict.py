@@ -103,6 +103,7 @@ def test_a_truncated_jpeg_is_named(tmp_path, pictures):
         ([], "class list is empty"),
         (["cat", "Cat "], "'Cat ' stands twice"),
         (["cat", " "], "class 2 of 2 has an empty name"),
+        ("cat", "write \\['cat'\\]"),
         (["sheep", "water"], "'water' stands twice"),  # also a background word
     ],
 )
