@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic, write_json
-from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
+from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer, ViTConfig
 from weights_convert import names, safetensors_file
 from weights_convert.build import clip_to_state_dict
 from weights_convert.clip import OPENAI
@@ -54,7 +54,7 @@ def export(converted: Converted, path: str | Path, layout: str = "openai") -> Pa
         config = config_from_dict(converted.record["config"])
         ids = {k: v for k, v in _carried(converted).items() if k.endswith("position_ids")}
         directory = _write_huggingface(Path(path), _weights(converted), config, ids)
-        _write_tokenizer(directory, converted.record["tokenizer"])
+        write_tokenizer(tokenizer_from_dict(converted.record["tokenizer"]), directory)
         return directory
     raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
 
@@ -135,8 +135,8 @@ def _write_huggingface(
     return directory
 
 
-def _write_tokenizer(directory: Path, told: Mapping[str, Any] | None) -> None:
-    tokenizer = tokenizer_from_dict(told)
+def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes vocab.json and merges.txt as Hugging Face reads them."""
     merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
     texts = {
         "vocab.json": json.dumps(tokenizer.ids, ensure_ascii=False),

@@ -84,15 +84,3 @@ def save_labels(path: str | Path, labels: np.ndarray, colours: np.ndarray | None
     image = Image.fromarray(labels.astype(np.uint8), mode="P")
     image.putpalette((palette() if colours is None else colours).astype(np.uint8).ravel().tolist())
     return write_atomic(path, lambda file: image.save(file, "PNG"))
-
-
-def grid(pictures: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
-    """Pictures of one size (h, w, 3) side by side, `columns` in a row."""
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    sheet = np.full(shape, 255, np.uint8)
-    for i, picture in enumerate(pictures):
-        y, x = i // columns * (height + gap), i % columns * (width + gap)
-        sheet[y : y + height, x : x + width] = picture
-    return sheet

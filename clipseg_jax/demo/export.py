@@ -11,13 +11,14 @@ from clipseg_jax.core.files import write_json
 from clipseg_jax.demo import vocabulary
 from clipseg_jax.models.clip import CLIP
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from weights_convert.export import write_tokenizer
 
 
 def save_huggingface(clip: CLIP, directory: Path) -> None:
     """Writes model.safetensors (float16), config.json, the tokenizer and the preprocessing."""
     directory.mkdir(parents=True, exist_ok=True)
     weights_convert.export_huggingface(clip, directory, dtype=np.float16)
-    vocabulary.save(directory)
+    write_tokenizer(vocabulary.tokenizer(), directory)
     side = clip.cfg.vision.image_px
     about = {
         "do_resize": True,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 from clipseg_jax.demo import world
 from clipseg_jax.demo.captions import PLACES, SCENERY_TEMPLATES, TEMPLATES
 from clipseg_jax.models.clip import Tokenizer
-from clipseg_jax.models.clip.tokenizer import byte_symbols, vocabulary
+from clipseg_jax.models.clip.tokenizer import byte_symbols
 
 # Words of common prompt templates that no caption of the world has.
 _MORE = (
@@ -60,11 +58,3 @@ def merges() -> tuple[tuple[str, str], ...]:
 def tokenizer() -> Tokenizer:
     """The tokenizer of the tiny CLIP."""
     return Tokenizer(merges())
-
-
-def save(directory: Path) -> None:
-    """Writes vocab.json and merges.txt as Hugging Face reads them."""
-    ids = json.dumps(vocabulary(merges()), ensure_ascii=False)
-    (directory / "vocab.json").write_text(ids, encoding="utf-8")
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges())]
-    (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
