@@ -1,9 +1,14 @@
-"""The device mesh, and batches laid out on it."""
+"""The device mesh, and how batches and parameters are laid out on it.
+
+Two axes: "data" splits batches; "fsdp" splits them too, and parameters besides, for models that do
+not fit one device. Axes are Auto: an Explicit one (jax's default) refuses plain reshapes of a
+sharded batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,14 +16,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
+_BATCH = PartitionSpec(("data", "fsdp"))
+_SPLIT_FROM = 2**16  # parameters; gathering smaller arrays costs more than keeping them whole
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh with one axis "data" over all devices of all processes, or the first `devices`.
 
-    Axes are Auto: an Explicit one (jax's default) refuses plain reshapes of a sharded batch.
+def make_mesh(devices: int | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh over all devices of all processes, or the first ones; `fsdp` of them share a copy.
 
     Raises:
-      ValueError: fewer devices than asked for.
+      ValueError: fewer devices than asked for, or not divisible by `fsdp`.
     """
     found = jax.devices()
     count = len(found) if devices is None else devices
@@ -26,7 +32,16 @@ def make_mesh(devices: int | None = None) -> Mesh:
         raise ValueError(
             f"{count} devices asked for, {len(found)} found; ask for 1 to {len(found)}"
         )
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=found[:count])
+    if fsdp < 1 or count % fsdp:
+        raise ValueError(f"fsdp {fsdp} does not divide {count} devices; set it to 1 or a divisor")
+    kinds = (AxisType.Auto, AxisType.Auto)
+    names = ("data", "fsdp")
+    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=found[:count])
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all devices."""
+    return NamedSharding(mesh, _BATCH)
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -35,7 +50,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     Raises:
       ValueError: the rows don't divide by this process's devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = batch_sharding(mesh)
     local = len(mesh.local_devices)
     for name, array in batch.items():
         if array.shape[0] % local:
@@ -52,3 +67,20 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Every leaf of `tree` on all devices of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
+    """A sharding for each array or shape of `tree`: the longest axis that "fsdp" divides is split.
+
+    Small arrays, and all of them where "fsdp" is 1, are whole on every device.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def of(leaf: Any) -> NamedSharding:
+        divisible = [n if n % parts == 0 else 0 for n in leaf.shape]
+        if parts == 1 or np.prod(leaf.shape) < _SPLIT_FROM or not any(divisible):
+            return NamedSharding(mesh, PartitionSpec())
+        axis = int(np.argmax(divisible))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(of, tree)

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
-from clipseg_jax.models.clip.vit import inside
+from clipseg_jax.ops.image import inside
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removed
 _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
@@ -116,9 +116,11 @@ def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array
     return jnp.where(real, logits, 0)
 
 
-def denoise_prompts(logits: Array, real: Array, thresh: float) -> Array:
+def denoise_prompts(
+    logits: Array, real: Array, thresh: float, scale: float = _TEMPERATURE
+) -> Array:
     """Removes every class whose probability stays below `thresh` at all positions of an image."""
-    probability = jax.nn.softmax(_TEMPERATURE * logits, axis=-1)
+    probability = jax.nn.softmax(scale * logits, axis=-1)
     best = jnp.max(jnp.where(real[..., None], probability, 0), axis=(1, 2), keepdims=True)
     return jnp.where(best < thresh, _ABSENT, logits)
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jax import Array
 
+Metrics = dict[str, Array]
+
 
 class Task(NamedTuple):
     """What the loops need of a method; a method writes these, never a loop."""
@@ -18,3 +20,7 @@ class Task(NamedTuple):
     predict: Callable[[Any, Array, Array], Array]
     # real sizes in pixels (b, 2) -> real rows and columns of the logits' grid (b, 2)
     grid_size: Callable[[Array], Array]
+    # dotted path of a parameter -> whether the optimiser owns it; the rest stays frozen, unsaved
+    trainable: Callable[[str], bool] | None = None
+    # (model, batch, key, step) -> loss and scalars to report; may move the model's statistics
+    loss: Callable[[Any, dict[str, Array], Array, Array], tuple[Array, Metrics]] | None = None

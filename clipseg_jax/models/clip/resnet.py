@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.models.clip.vit import inside
+from clipseg_jax.ops.image import inside
 from clipseg_jax.ops.resize import resize, resize_within
 
 

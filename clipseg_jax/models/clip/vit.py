@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.clip.transformer import Activation, Transformer
+from clipseg_jax.ops.image import inside
 from clipseg_jax.ops.resize import resize, resize_within
 
 _MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
@@ -155,10 +156,3 @@ class VisionTransformer(nnx.Module):
         first = {"ln_pre": x} if "ln_pre" in read else {}
         x, out = self.transformer(x, bias, read=set(read) - {"ln_pre"})
         return self.pool(x), first | out
-
-
-def inside(sizes: Array, shape: tuple[int, int]) -> Array:
-    """Mask (b, h, w), true in the top-left `sizes[i]` = (rows, columns) of each image."""
-    rows = jnp.arange(shape[0])[None, :, None] < sizes[:, 0, None, None]
-    columns = jnp.arange(shape[1])[None, None, :] < sizes[:, 1, None, None]
-    return rows & columns

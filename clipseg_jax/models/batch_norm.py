@@ -1,0 +1,70 @@
+"""Batch normalisation with PyTorch's rules, for networks that are trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+
+class BatchNorm(nnx.Module):
+    """Normalises each channel of NHWC maps, and keeps running statistics for evaluation.
+
+    Differs from `nnx.BatchNorm` where PyTorch does: the running variance is the unbiased one, and
+    `momentum` is the share of the new value.
+    """
+
+    def __init__(
+        self, features: int, *, epsilon: float = 1e-5, momentum: float = 0.1, rngs: nnx.Rngs
+    ):
+        del rngs  # nothing is random
+        self.epsilon, self.momentum = epsilon, momentum
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool,
+        over: Literal["batch", "image"] = "batch",
+        copies: int = 1,
+    ) -> Array:
+        """(b, ..., c) -> (b, ..., c), in float32; `train` uses and records `x`'s own statistics.
+
+        Args:
+          over: "batch" takes statistics over all images (under a sharded jit: of all devices);
+            "image" over each image alone, as if the images came one by one: the running ones move
+            once for each, in order.
+          copies: `x` stands for so many equal copies of itself. Only the running statistics notice:
+            over "batch" by the unbiased variance, over "image" by moving once for each copy.
+        """
+        x = x.astype(jnp.float32)
+        if not train:
+            return self._apply(x, self.mean[...], self.var[...])
+        together = over == "batch"
+        axes = tuple(range(0 if together else 1, x.ndim - 1))
+        mean = jnp.mean(x, axis=axes, keepdims=True)
+        var = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+        count = x.size // x.shape[-1] * copies if together else x[0, ..., 0].size
+        self._record(mean, var * (count / max(count - 1, 1)), 1 if together else copies)
+        return self._apply(x, mean, var)
+
+    def _apply(self, x: Array, mean: Array, var: Array) -> Array:
+        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+
+    def _record(self, mean: Array, var: Array, times: int) -> None:
+        """Moves the running statistics for each row of (n, ..., c), so many times."""
+        n = mean.shape[0] * times
+        keep = 1 - self.momentum
+        weights = self.momentum * keep ** jnp.arange(n - 1, -1, -1, dtype=jnp.float32)
+        for running, new in ((self.mean, mean), (self.var, var)):
+            rows = jax.lax.stop_gradient(new.reshape(mean.shape[0], -1))
+            rows = jnp.repeat(rows, times, axis=0)
+            moved = jnp.matmul(weights, rows, precision="highest")
+            running[...] = keep**n * running[...] + moved

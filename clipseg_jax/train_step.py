@@ -1,0 +1,132 @@
+"""One update of the training state: jitted, donated, sharded. The loop is `train.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from clipseg_jax.core.mesh import parameter_shardings
+from clipseg_jax.tasks.base import Task
+
+
+class TrainState(NamedTuple):
+    """All that training changes."""
+
+    step: Array  # () int32: updates done
+    params: Any  # what `task.trainable` chose, as nested dicts
+    stats: Any  # running statistics
+    moments: Any  # the optimiser's
+    bad: Array  # () int32: 1 once a loss or gradient was not finite; then nothing changes any more
+
+
+class Parts(NamedTuple):
+    """A task's model, taken apart."""
+
+    graph: Any
+    params: Any
+    stats: Any
+    frozen: Any
+
+    def model(self, params: Any, stats: Any, frozen: Any | None = None) -> Any:
+        """The model with other values; a copy, whose statistics may be changed."""
+        states = [nnx.State(x) for x in (params, stats, self.frozen if frozen is None else frozen)]
+        return nnx.merge(self.graph, *states, copy=True)
+
+
+def take_apart(task: Task) -> Parts:
+    """Splits a task's model into what is trained, what is counted, and what stays.
+
+    Raises:
+      ValueError: nothing to train.
+    """
+    chosen = task.trainable
+    assert chosen is not None, "a task without `trainable` can't be trained"
+
+    def trained(path: tuple, _: Any) -> bool:
+        return chosen(".".join(map(str, path)))
+
+    wanted = (nnx.All(nnx.Param, trained), nnx.BatchStat, ...)
+    graph, params, stats, frozen = nnx.split(task.model, *wanted)  # type: ignore[misc]
+    if not jax.tree.leaves(params):
+        raise ValueError("the task names no parameter to train")
+    return Parts(graph, *(nnx.to_pure_dict(part) for part in (params, stats, frozen)))
+
+
+def make_update(
+    task: Task,
+    parts: Parts,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int = 0,
+    accumulate_steps: int = 1,
+) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
+    """The function of one step, to be jitted: (state, frozen, batch) -> state, scalars."""
+    assert task.loss is not None, "a task without `loss` can't be trained"
+    loss_of = task.loss
+
+    def gradient(params: Any, stats: Any, frozen: Any, rows: Any, key: Array, step: Array) -> Any:
+        def of(params: Any) -> Any:
+            model = parts.model(params, stats, frozen)
+            loss, metrics = loss_of(model, rows, key, step)
+            return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+        (loss, (metrics, moved)), grads = jax.value_and_grad(of, has_aux=True)(params)
+        return grads, moved, metrics | {"loss": loss}
+
+    def accumulated(params: Any, stats: Any, frozen: Any, rows: Any, key: Array, step: Array):
+        """Gradient and metrics averaged over parts of the batch; statistics move with each."""
+        k = accumulate_steps
+
+        def deal(x: Array) -> Array:  # every k-th row to a part, so that devices keep their rows
+            return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
+
+        def one(carry: Any, part: Any) -> Any:
+            stats, total = carry
+            rows, i = part
+            own = jax.random.fold_in(key, i)
+            grads, stats, metrics = gradient(params, stats, frozen, rows, own, step)
+            return (stats, jax.tree.map(jnp.add, total, grads)), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        dealt = jax.tree.map(deal, rows), jnp.arange(k)
+        (stats, total), metrics = jax.lax.scan(one, (stats, zeros), dealt)
+        mean = jax.tree.map(lambda x: x / k, total)
+        return mean, stats, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+
+    def update(state: TrainState, frozen: Any, batch: dict[str, Array]) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        run = gradient if accumulate_steps == 1 else accumulated
+        grads, stats, metrics = run(state.params, state.stats, frozen, batch, key, state.step)
+        norm = optax.global_norm(grads)
+        updates, moments = tx.update(grads, state.moments, state.params)
+        params = optax.apply_updates(state.params, updates)
+        # After a loss that is no number the state stays what it was, until the host has seen it.
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.bad == 0)
+        new = TrainState(state.step + 1, params, stats, moments, state.bad)
+        state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        state = state._replace(bad=1 - good.astype(jnp.int32))
+        return state, metrics | {"gradient_norm": norm, "bad": state.bad}
+
+    return update
+
+
+def place(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """The first state and the frozen part on the mesh, and the state's shardings."""
+
+    def first(params: Any, stats: Any) -> TrainState:
+        # Copies: the steps reuse the memory of what they are given.
+        params, stats = jax.tree.map(jnp.copy, (params, stats))
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, stats, tx.init(params), zero)
+
+    shardings = parameter_shardings(mesh, jax.eval_shape(first, parts.params, parts.stats))
+    state = jax.jit(first, out_shardings=shardings)(parts.params, parts.stats)
+    frozen = jax.device_put(parts.frozen, parameter_shardings(mesh, parts.frozen))
+    return state, frozen, shardings
