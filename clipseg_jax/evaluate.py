@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
@@ -25,6 +26,7 @@ from clipseg_jax.inference import InferenceConfig, network_shapes, network_sizes
 from clipseg_jax.tasks.base import Task
 
 Batch = dict[str, Any]
+Step = Callable[..., tuple[Array, Array, Array]]
 OnLabels = Callable[[int, np.ndarray, np.ndarray], None]  # example, image, labels
 
 
@@ -55,6 +57,26 @@ class Progress:
         write_atomic(path, lambda file: np.savez(file, **fields))
 
 
+def evaluation_step(
+    task: Task, cfg: InferenceConfig, *, classes: int, ignore: int = 255
+) -> Step:
+    """The jitted part: (state, batch, static network shapes) -> pixel counts, images, labels.
+
+    Compiles once for each bucket; serves every state of the same network.
+    """
+    _, segment = segmenter(task, cfg)
+
+    def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
+        labels, _ = segment(
+            state, batch["image"], batch["image_size"], batch["network_size"], shapes
+        )
+        truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
+        counts = confusion_matrix(truth, labels, classes, ignore)
+        return counts, jnp.sum(batch["valid"]), labels.astype(jnp.uint8)
+
+    return jax.jit(step, static_argnums=2)
+
+
 def evaluate(
     task: Task,
     cfg: InferenceConfig,
@@ -68,6 +90,7 @@ def evaluate(
     progress_path: Path | None = None,
     save_every_s: float = 60.0,
     on_labels: OnLabels | None = None,
+    step: Step | None = None,
 ) -> Progress:
     """Segments every batch and counts its pixels; the result is the same on every process.
 
@@ -79,21 +102,11 @@ def evaluate(
       progress_path: where to keep what was counted, at most `save_every_s` seconds old; a run that
         finds the file goes on from there. Removed by the caller when the result is safe.
       on_labels: called for each of this process's images with its number, pixels and label map.
+      step: from `evaluation_step`, by those who evaluate the same network again and again.
     """
-    state, segment = segmenter(task, cfg)
-    state = replicate(mesh, state)
+    state = replicate(mesh, nnx.state(task.model))
+    step = step or evaluation_step(task, cfg, classes=classes, ignore=ignore)
     progress = Progress.load(progress_path, classes, plan)
-
-    # `shapes` are the network's, static: one program for each bucket.
-    def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
-        labels, _ = segment(
-            state, batch["image"], batch["image_size"], batch["network_size"], shapes
-        )
-        truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
-        counts = confusion_matrix(truth, labels, classes, ignore)
-        return counts, jnp.sum(batch["valid"]), labels.astype(jnp.uint8)
-
-    jitted = jax.jit(step, static_argnums=2)
     main_process = jax.process_index() == 0
     saved_at = time.monotonic()
     pending: tuple[Array, Array, Array, Batch] | None = None
@@ -116,7 +129,7 @@ def evaluate(
             sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]
             rows["network_size"] = np.asarray(sizes, np.int32)
             shapes = network_shapes(batch["network_hw"], cfg)
-            started = jitted(state, shard_batch(mesh, rows), shapes)
+            started = step(state, shard_batch(mesh, rows), shapes)
             # The device works on this batch while the last one's counts are fetched.
             if pending:
                 finish(pending, bar)

@@ -17,21 +17,32 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.recipes import maskclip
+from clipseg_jax.recipes import maskclip, reclip
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of all results. Default: workdir/<name of the config file>."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes; which, Slurm, a TPU pod or Open MPI tells."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are, with --coordinator.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which this is, from 0, with --coordinator.")
 
 # A method's stages: name -> function(config, workdir), in the order of `config.stages`.
 Stage = Callable[[ConfigDict, Path], dict]
-METHODS: dict[str, Mapping[str, Stage]] = {"maskclip": maskclip.STAGES}
+METHODS: dict[str, Mapping[str, Stage]] = {"maskclip": maskclip.STAGES, "reclip": reclip.STAGES}
 
 # Values that change how fast or how much is done, but not what a stage computes.
-_FREE = {"stages", "evaluate.batch_size", "evaluate.devices", "evaluate.max_buckets"}
+_FREE = {
+    "stages", "tags.batch_size", "train.devices", "train.fsdp", "train.log_every_steps",
+    "train.checkpoint_every_steps", "train.keep_checkpoints", "evaluate.batch_size",
+    "evaluate.devices", "evaluate.max_buckets",
+}  # fmt: skip
 
 
 def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
@@ -45,23 +56,28 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     stages = METHODS[config.method]
     if unknown := [name for name in config.stages if name not in stages]:
         raise ValueError(f"unknown stages {unknown}; {config.method} has {list(stages)}")
-    if jax.process_index() == 0:
+    main_process = jax.process_index() == 0
+    if main_process:
         check_writable(workdir)
         _remember(config, workdir)
+    processes.wait("start")
     records = {}
     for name in config.stages:
         done = workdir / f"{name}.done.json"
-        if done.exists():
+        if processes.agree(done.exists()):
             records[name] = json.loads(done.read_text("utf-8"))
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
-            print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
+            if main_process:
+                print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue
-        print(f"stage {name}", flush=True)
+        if main_process:
+            print(f"stage {name}", flush=True)
         started = time.time()
         record = stages[name](config, workdir)
         records[name] = record | {"seconds": round(time.time() - started, 1)}
-        if jax.process_index() == 0:
+        if main_process:
             write_json(done, records[name])
+        processes.wait(name)
     return records
 
 
@@ -105,7 +121,14 @@ def main(argv: list[str]) -> int:
         print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
         return 2
     workdir = _WORKDIR.value or f"workdir/{_config_name()}"
-    return exit_code(lambda: run(_CONFIG.value, Path(workdir)))
+
+    def work() -> None:
+        told = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if _DISTRIBUTED.value or any(value is not None for value in told):
+            processes.join(*told)
+        processes.leave_if_a_peer_is_gone(lambda: run(_CONFIG.value, Path(workdir)))
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from clipseg_jax.core.checkpoint import Checkpoints
 from clipseg_jax.core.interrupt import Interrupted, Signals
-from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, shard_batch
+from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.writer import Writer
 from clipseg_jax.tasks.base import Task
@@ -178,6 +178,8 @@ def train(
                         signals.number or 15,
                     )
         saved.wait()
+        # Whole on every device, so that any process can write or evaluate it.
+        state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)
         told: dict[str, Any] = {"steps": step, "loss": last.get("loss"), "best": best.figures}
         return Trained(model, best.model(parts, state, frozen) or model, told)

@@ -174,7 +174,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Decodes in threads, ahead of the consumer, in a fixed order."""
         self._forget()
-        tf = _tensorflow()
+        tf = tensorflow()
         rows_each = self.rows.stop - self.rows.start
         failures: dict[int, Exception] = {}
 
@@ -243,7 +243,7 @@ class EvaluationBatches:
         self.skipped.append(Skipped(index, self.names[index], str(failure)))
 
 
-def _tensorflow() -> Any:
+def tensorflow() -> Any:
     """TensorFlow without accelerators: the memory of those belongs to JAX."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at length

@@ -1,14 +1,15 @@
-"""MaskCLIP's resize, crop, flip, colour distortion, normalisation and padding, on NumPy arrays.
+"""Resize, crop, flip, colour distortion, normalisation and padding, on NumPy arrays.
 
 Images are uint8 RGB (h, w, 3), labels (h, w) of any integer type, sizes (height, width). Every
 random function takes its generator and draws from it in the published code's order, so that one
-seed gives the same picture in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms);
-image arithmetic is OpenCV's.
+seed gives the same picture in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms),
+which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is OpenCV's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "pad",
     "random_crop",
     "random_scale",
+    "random_view",
     "reduce_zero_label",
     "rescaled_size",
     "resize",
@@ -99,15 +101,18 @@ def random_crop(
     """A box of `crop_hw` (less where the image is smaller) in which no class prevails.
 
     A box where one label covers `cat_max_ratio` or more of the pixels that aren't ignored, or that
-    holds a single label, is drawn again up to 10 times; the last is taken as it is. Two draws a
-    box.
+    holds a single label, is drawn again up to 10 times; the last is taken as it is. So a picture
+    without labels (-1 everywhere) gets the eleventh box. Two draws a box.
     """
     top, left = _draw_box(label, rng, crop_hw)
     if cat_max_ratio < 1:
+        lowest = min(int(label.min()), 0)  # -1 stands for pixels without a class
+        ranks = (label - lowest).astype(np.intp)  # counted by their value: far quicker than sorting
         for _ in range(_CROP_REDRAWS):
-            box = label[top : top + crop_hw[0], left : left + crop_hw[1]]
-            counts = np.unique(box[box != ignore_label], return_counts=True)[1]
-            if len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio:
+            box = ranks[top : top + crop_hw[0], left : left + crop_hw[1]]
+            counts = np.bincount(box.ravel(), minlength=ignore_label - lowest + 1)
+            counts[ignore_label - lowest] = 0
+            if counts.max() < counts.sum() and counts.max() / counts.sum() < cat_max_ratio:
                 break
             top, left = _draw_box(label, rng, crop_hw)
     rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
@@ -134,12 +139,18 @@ def flip(
     return image, label
 
 
-def distort_colours(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
+def distort_colours(
+    image: np.ndarray, rng: np.random.RandomState, *, saturation_wrap: bool = False
+) -> np.ndarray:
     """Random brightness, contrast, saturation and hue, each with probability 1/2.
 
     Contrast comes second or last, by a coin of its own. Draws: gate, then (if open) value, in the
     order brightness, order of contrast, contrast?, saturation, hue, contrast?. Every step rounds
     down to uint8.
+
+    Args:
+      saturation_wrap: saturations over 255 start again at 0, as in ReCLIP's code; else they stay
+        at 255.
     """
     if rng.randint(2):
         image = _affine(image, add=rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
@@ -148,7 +159,12 @@ def distort_colours(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray
         image = _affine(image, times=rng.uniform(*_CONTRAST))
     if rng.randint(2):
         hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = _affine(hsv[..., 1], times=rng.uniform(*_SATURATION))
+        times = rng.uniform(*_SATURATION)
+        if saturation_wrap:
+            wide = hsv[..., 1].astype(np.float32) * np.float32(times)
+            hsv[..., 1] = wide.astype(np.int32) % 256
+        else:
+            hsv[..., 1] = _affine(hsv[..., 1], times=times)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if rng.randint(2):
         hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
@@ -185,7 +201,7 @@ def pad(
     )
 
 
-def augment(
+def random_view(
     image: np.ndarray,
     label: np.ndarray,
     rng: np.random.RandomState,
@@ -195,10 +211,12 @@ def augment(
     ratio_range: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     ignore_label: int = 255,
+    saturation_wrap: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """MaskCLIP's whole training transform: float32 (*crop_hw, 3) and label (*crop_hw).
+    """What training sees of a picture: a uint8 crop of `crop_hw`, less where it is smaller.
 
-    Resize by a random ratio, crop, flip, colour distortion, normalisation, padding.
+    Resize by a random ratio, crop, flip, colour distortion. Normalisation and padding are still to
+    come, in this order.
     """
     size = rescaled_size(image.shape[0], image.shape[1], random_scale(rng, scale, ratio_range))
     image, label = resize(image, size), resize_label(label, size)
@@ -206,5 +224,23 @@ def augment(
         image, label, rng, crop_hw, cat_max_ratio=cat_max_ratio, ignore_label=ignore_label
     )
     image, label = flip(image, label, rng)
-    image = normalise(distort_colours(image, rng))
-    return pad(image, label, crop_hw, ignore_label=ignore_label)
+    return distort_colours(image, rng, saturation_wrap=saturation_wrap), label
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    crop_hw: tuple[int, int],
+    ignore_label: int = 255,
+    **view: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The whole training transform, normalised and padded: float32 (*crop_hw, 3) and its label.
+
+    Args:
+      view: further arguments of `random_view`.
+    """
+    view = {"crop_hw": crop_hw, "ignore_label": ignore_label, **view}
+    image, label = random_view(image, label, rng, **view)
+    return pad(normalise(image), label, crop_hw, ignore_label=ignore_label)

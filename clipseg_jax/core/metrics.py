@@ -46,6 +46,11 @@ class SegmentationMetrics:
                 all_accuracy=float(hit.sum() / label.sum()),
             )
 
+    @property
+    def miou_of_all(self) -> float:
+        """Mean IoU in which a class that never occurs counts as 0, as ReCLIP's code prints it."""
+        return float(np.nan_to_num(self.iou).mean())
+
     def summary(self) -> dict[str, float]:
         """Percent, rounded to two decimals: aAcc, and the means over classes that occur."""
 

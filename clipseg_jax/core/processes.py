@@ -40,6 +40,12 @@ def agree(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def wait(name: str) -> None:
+    """Returns once every process has come here; `name` tells apart the places."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def leave_if_a_peer_is_gone(run: Callable[[], Any]) -> Any:
     """Runs `run`. In a run of several processes an error of the network ends this one at once.
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.pictures import palette
+from clipseg_jax.core.processes import wait
 from clipseg_jax.demo import world
 from input_pipeline import datasets
 from input_pipeline.datasets import Dataset
+from input_pipeline.layout import Part, Split
 
-_DEMO: dict[str, Any] = {"split": "evaluation", "count": 240, "size": 128}
+# Folder below the root -> what of the world is painted there.
+_DEMO: dict[str, dict[str, Any]] = {
+    "": {"split": "evaluation", "count": 240, "size": 128},
+    "train": {"split": "train", "count": 600, "size": 128},
+}
 
 _BY_NAME = {
     "voc12_20": datasets.VOC12_20,
@@ -37,18 +45,39 @@ def find_dataset(config: ConfigDict) -> Dataset:
         names = tuple(config.class_names)
         colours = [(int(r), int(g), int(b)) for r, g, b in palette(len(names))]
         background = names[:1] == ("background",)
-        return datasets.folder(config.root, names, background=background, colours=colours)
+        made = datasets.folder(config.root, names, background=background, colours=colours)
+        # Pictures to train on lie in train/, with or without labels.
+        labels = "train/labels" if (Path(config.root) / "train/labels").is_dir() else None
+        train = Split((Part("train/images", labels),))
+        layout = dataclasses.replace(made.layout, splits=(("train", train), *made.layout.splits))
+        return dataclasses.replace(made, layout=layout)
     if config.name not in _BY_NAME:
         known = [*_BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {known}")
     return _BY_NAME[config.name]
 
 
-def prepare_demo_world(root: Path) -> None:
-    """Paints the held-out pictures of the demo world into `root`, unless they are there."""
-    about = root / "painted.json"
-    if about.exists() and json.loads(about.read_text("utf-8")) == _DEMO:
+def check_splits(config: ConfigDict, *splits: str) -> dict:
+    """Stage: every file of the splits is where it should be; paints the demo world if it is meant.
+
+    Raises:
+      FileNotFoundError: something is missing; says what was looked for, and where.
+    """
+    if config.name == "demo_world" and jax.process_index() == 0:
+        for folder, about in _DEMO.items():
+            _paint(Path(config.root) / folder, about)
+    wait("data")
+    dataset = find_dataset(config)
+    counts = {split: len(dataset.index(config.root, split)) for split in splits}
+    images = counts if len(counts) > 1 else next(iter(counts.values()))
+    return {"dataset": dataset.name, "images": images, "classes": dataset.num_classes}
+
+
+def _paint(root: Path, about: dict[str, Any]) -> None:
+    """Paints pictures of the demo world into `root`, unless they are there."""
+    record = root / "painted.json"
+    if record.exists() and json.loads(record.read_text("utf-8")) == about:
         return
     check_writable(root)
-    world.write_dataset(root, _DEMO["count"], _DEMO["size"], _DEMO["split"])
-    write_json(about, _DEMO)  # last: a folder without it is painted again
+    world.write_dataset(root, about["count"], about["size"], about["split"])
+    write_json(record, about)  # last: a folder without it is painted again

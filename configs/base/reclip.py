@@ -1,0 +1,206 @@
+"""Every default of ReCLIP and ReCLIP++. Source: spec reclip; sections are given.
+
+Two states of the published code give different numbers and different weights: "2024" (August 2024,
+whose table is 73.5 / 79.2 on VOC) and "2025" (July 2025: 85.4 rectified, ReCLIP++ not distilled).
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+
+REVISIONS = ("2024", "2025")
+
+# Sections 3 and 4. Both states: tags (K, THRESHOLD) and distillation; each state: rectification.
+# scale_px: sides at most, before the random ratio; PD: class filter of ReCLIP and ReCLIP++.
+_DATASETS = {
+    "voc": {
+        "name": "voc12_20", "root": "data/VOCdevkit/VOC2012", "tags": (2, 23.0),
+        "2024": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 200, "pd": (0.5, 0.99992)},
+        "2025": {"scale_px": (2048, 336), "crop_px": 336, "epochs": (51, 200), "pd": (0.5, 1.0)},
+        "distill": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 100, "pd": 0.95},
+    },
+    "context": {
+        "name": "context_59", "root": "data/VOCdevkit/VOC2010", "tags": (6, 20.0),
+        "2024": {"scale_px": (520, 520), "crop_px": 480, "epochs": 150, "pd": (0.6, 0.75)},
+        "2025": {"scale_px": (2048, 448), "crop_px": 480, "epochs": (51, 400), "pd": (0.6, 0.85)},
+        "distill": {"scale_px": (520, 520), "crop_px": 480, "epochs": 150, "pd": 0.0},
+    },
+    "ade20k": {
+        "name": "ade20k", "root": "data/ADEChallengeData2016", "tags": (5, 21.0),
+        "2024": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 150, "pd": (0.5, 0.0)},
+        "2025": {"scale_px": (2048, 512), "crop_px": 512, "epochs": (101, 600), "pd": (0.5, 0.5)},
+        "distill": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 150, "pd": 0.0},
+    },
+    "cityscapes": {
+        "name": "cityscapes", "root": "data/cityscapes", "tags": (2, 21.5),
+        "2024": {"scale_px": (1024, 512), "crop_px": 512, "epochs": 150, "pd": (0.5, 0.74)},
+        "2025": {"scale_px": (2048, 448), "crop_px": 512, "epochs": (51, 300), "pd": (0.5, 0.5)},
+        "distill": {"scale_px": (1024, 512), "crop_px": 512, "epochs": 100, "pd": 0.0},
+    },
+    "coco_stuff": {
+        "name": "coco_stuff_27", "root": "data/coco_stuff164k", "tags": (8, 20.0),
+        "2024": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 30, "pd": (0.5, 0.9)},
+        "2025": {"scale_px": (2048, 512), "crop_px": 512, "epochs": (101, 800), "pd": (0.5, 0.95)},
+        "distill": {"scale_px": (2048, 512), "crop_px": 512, "epochs": 50, "pd": 0.95},
+    },
+}  # fmt: skip
+
+
+def dataset_config(model: str, dataset: str, revision: str) -> ConfigDict:
+    """The published values of "reclip" or "reclip++" on one of the five datasets."""
+    config = get_config(model, revision)
+    known = _DATASETS[dataset]
+    plus_plus = model == "reclip++"
+    config.dataset.name, config.dataset.root = known["name"], known["root"]
+    config.tags.k, config.tags.threshold = known["tags"]
+
+    values = known[revision]
+    crop_px = (values["crop_px"], values["crop_px"])
+    config.tags.crop_px = values["crop_px"]
+    config.rectify.scale_px, config.rectify.crop_px = values["scale_px"], crop_px
+    if revision == "2024":
+        config.rectify.epochs = values["epochs"]
+    else:  # stops long before its schedule ends
+        config.rectify.epochs, config.rectify.schedule_epochs = values["epochs"]
+    if dataset == "cityscapes" and revision == "2025":
+        config.rectify.batch_size, config.rectify.optim.rate = 16, 0.16
+        config.rectify.norm_over = "batch"
+    config.inference.scale_px = values["scale_px"]
+    config.inference.class_threshold = values["pd"][int(plus_plus)]
+
+    values = known["distill"]
+    config.distill.scale_px = values["scale_px"]
+    config.distill.crop_px = (values["crop_px"], values["crop_px"])
+    config.distill.epochs = values["epochs"]
+    config.distill.teacher_threshold = values["pd"] if plus_plus else 0.5
+    config.distill.test_threshold = values["pd"] if plus_plus else 0.0
+    return config
+
+
+def get_config(model: str, revision: str = "2024") -> ConfigDict:
+    """Every default but what depends on the dataset."""
+    if revision not in REVISIONS:
+        raise ValueError(f"no state {revision!r} of ReCLIP; choose one of {REVISIONS}")
+    config = ConfigDict()
+    config.method = "reclip"
+    config.model = model  # "reclip" or "reclip++"
+    config.revision = revision
+    # Stages run in this order; name some of them to run only those.
+    config.stages = ("data", "text", "tags", "rectify", "evaluate", "distill", "evaluate_distilled")
+    if revision == "2025" and model == "reclip++":
+        config.stages = ("data", "text", "tags", "rectify", "evaluate")
+    plus_plus = model == "reclip++"
+
+    config.clip = ConfigDict()
+    # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
+    config.clip.weights = config_dict.placeholder(str)
+    config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
+    # Section 1: the image tower's activation and the grey levels are what tells the states apart.
+    config.clip.activation = "gelu" if revision == "2024" else "quick_gelu"
+    config.clip.mean = IMAGENET_MEAN if revision == "2024" else CLIP_MEAN
+    config.clip.std = IMAGENET_STD if revision == "2024" else CLIP_STD
+
+    config.dataset = ConfigDict()
+    config.dataset.name = config_dict.placeholder(str)
+    config.dataset.root = config_dict.placeholder(str)
+    config.dataset.train_split = "train"  # its labels serve as section 18, quirk 11 says
+    config.dataset.split = "val"
+    config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
+    # Robustness test: a kind of input_pipeline/corruptions.py at level 1 to 5.
+    config.dataset.corruption = config_dict.placeholder(str)
+    config.dataset.corruption_level = 1
+
+    config.text = ConfigDict()
+    config.text.templates = "maskclip_85"
+    config.text.background_words = ()  # more rows, all of which mean label 0
+
+    config.tags = ConfigDict()  # section 7
+    config.tags.file = config_dict.placeholder(str)  # a published or own file instead of our guess
+    config.tags.method = "windows" if plus_plus else "whole"
+    config.tags.threshold = config_dict.placeholder(float)  # "whole": least logit of a class
+    config.tags.k = config_dict.placeholder(int)  # classes where none reaches it
+    config.tags.crop_px = 512  # windows are a sixth of it
+    config.tags.min_votes = 1
+    config.tags.batch_size = 256  # crops at once
+
+    config.rectify = ConfigDict()  # sections 5 and 10 to 13
+    config.rectify.weights = config_dict.placeholder(str)  # skip training: released or own weights
+    config.rectify.use = "best"  # of our training: "best" on the val split as published, or "last"
+    config.rectify.scale_px = (2048, 512)
+    config.rectify.crop_px = (512, 512)
+    config.rectify.epochs = config_dict.placeholder(int)
+    config.rectify.schedule_epochs = 0  # where the rate would reach 0; 0: at the end
+    config.rectify.batch_size = 1
+    # Each image's own statistics, so that a batch of n is the mean of n published steps; "batch":
+    # of the whole batch.
+    config.rectify.norm_over = "image"
+    config.rectify.gumbel_scale = 100.0 if plus_plus else 1000.0
+    config.rectify.saturation_wrap = True  # quirk 12: values over 255 wrap around
+    config.rectify.reshuffle = False  # quirk 15: one order for all epochs
+    config.rectify.evaluate_every_epochs = 1
+    config.rectify.optim = _sgd()
+
+    config.inference = ConfigDict()  # section 14
+    config.inference.scale_px = (2048, 512)
+    config.inference.class_threshold = config_dict.placeholder(float)  # PD; 0: no class filter
+    config.inference.filter_scale = 10.0 if plus_plus else 100.0
+
+    config.distill = ConfigDict()  # section 15; ReCLIP++ only in the state of 2024
+    config.distill.weights = config_dict.placeholder(str)  # skip training: released or own weights
+    config.distill.use = "best"
+    # resnet50_v1c-2cccc1ad.pth of open-mmlab; "random" to start from nothing.
+    config.distill.backbone = config_dict.placeholder(str)
+    config.distill.dtype = "float32"  # of the student's convolutions
+    config.distill.blocks = (3, 4, 6, 3)
+    config.distill.width = 64
+    config.distill.strides = (1, 2, 1, 1)
+    config.distill.dilations = (1, 1, 2, 4)
+    config.distill.scale_px = (2048, 512)
+    config.distill.crop_px = (512, 512)
+    config.distill.epochs = config_dict.placeholder(int)
+    config.distill.batch_size = 16
+    config.distill.saturation_wrap = True
+    config.distill.reshuffle = True
+    config.distill.evaluate_every_epochs = 1
+    config.distill.teacher_scale = 10.0  # of the class filter on the teacher's logits
+    config.distill.teacher_threshold = config_dict.placeholder(float)
+    config.distill.test_scale = 2.0
+    config.distill.test_threshold = config_dict.placeholder(float)  # 0: no filter, as ReCLIP
+    config.distill.aux = "value"  # quirk 8: these terms are computed and teach nothing; or "off"
+    config.distill.aux_grad = False  # what the paper describes: they teach the student
+    config.distill.exp_logit_scale = False
+    config.distill.teacher_bn = "fresh_train"  # quirk 9; or "loaded_eval"
+    config.distill.optim = _sgd()
+    config.distill.optim.least_rate = 1e-4
+
+    config.train = ConfigDict()  # the loop, for both trainings
+    config.train.seed = 0
+    config.train.accumulate_steps = 1
+    config.train.devices = config_dict.placeholder(int)  # None: all
+    config.train.fsdp = 1  # devices that share one copy of the parameters
+    config.train.log_every_steps = 20
+    config.train.checkpoint_every_steps = 500
+    config.train.keep_checkpoints = 2
+    config.train.steps = config_dict.placeholder(int)  # stop after so many, whatever the epochs
+
+    config.evaluate = ConfigDict()
+    config.evaluate.batch_size = 8  # images over all devices and processes
+    config.evaluate.devices = config_dict.placeholder(int)  # None: all
+    config.evaluate.max_buckets = 8  # static shapes that are compiled
+    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
+    config.evaluate.opacity = 0.5
+    return config
+
+
+def _sgd() -> ConfigDict:
+    """clipseg_jax/core/optim.py; the rate changes once an epoch."""
+    optim = ConfigDict()
+    optim.name = "sgd"
+    optim.rate = 0.01
+    optim.schedule = "poly"
+    optim.power = 0.9
+    optim.least_rate = 0.0
+    optim.momentum = 0.9
+    optim.weight_decay = 5e-4
+    optim.clip_norm = 0.0  # no limit
+    return optim
