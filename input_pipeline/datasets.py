@@ -5,6 +5,7 @@ Folder layouts, splits and label rules are those of MaskCLIP's (mmsegmentation's
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,9 +164,10 @@ _COCO_STUFF = Layout(
     "coco_stuff164k",
     label_suffix="_labelTrainIds.png",
 )
+_COCO_STUFF_27 = dataclasses.replace(_COCO_STUFF, label_suffix="_27labelTrainIds.png")
 _ADE = Layout(
     _scan("images/{}", "annotations/{}", ("training", 20210), ("validation", 2000)),
-    "ade/ADEChallengeData2016",
+    "ADEChallengeData2016",
 )
 _CITYSCAPES = Layout(
     _scan("leftImg8bit/{}", "gtFine/{}", ("train", 2975), ("val", 500)),
@@ -179,5 +181,6 @@ VOC12_21 = _record("VOC12_21", "voc21", _VOC, background=True)
 CONTEXT_59 = _record("CONTEXT_59", "context", _CONTEXT, reduce_zero_label=True)
 CONTEXT_60 = _record("CONTEXT_60", "context60", _CONTEXT, background=True)
 COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", _COCO_STUFF)
+COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", _COCO_STUFF_27)
 ADE20K = _record("ADE20K", "ade", _ADE, reduce_zero_label=True)
 CITYSCAPES = _record("CITYSCAPES", "city", _CITYSCAPES)

@@ -60,8 +60,7 @@ class Layout:
         splits = dict(self.splits)
         if split not in splits:
             raise ValueError(f"There is no split {split!r}; choose one of: {', '.join(splits)}.")
-        below = Path(root) / self.folder
-        root = below if below.is_dir() or Path(self.folder).is_absolute() else Path(root)
+        root = self.resolve(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder. {self._layout(split)}")
         examples: list[Example] = []
@@ -80,6 +79,11 @@ class Layout:
                 *(root, split, len(examples), expected),
             )
         return examples
+
+    def resolve(self, root: str | os.PathLike[str]) -> Path:
+        """The dataset's own folder: `root` itself, or `folder` below it if that is there."""
+        below = Path(root) / self.folder
+        return below if below.is_dir() or Path(self.folder).is_absolute() else Path(root)
 
     def _part(self, root: Path, part: Part, split: str) -> list[Example]:
         images = self._listing(root / part.images, split)
@@ -119,23 +123,14 @@ class Layout:
 
     def _stems(self, path: Path, split: str) -> list[str]:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            return listed_stems(path)
         except OSError as error:
             raise FileNotFoundError(f"No split list {path}. {self._layout(split)}") from error
-        # VOC's per-class lists carry a second column; only the stem counts.
-        return [line.split()[0] for line in lines if line.strip()]
 
     def _listing(self, folder: Path, split: str) -> set[str]:
-        """Every file below `folder`, relative, hidden ones left out. One walk."""
         if not folder.is_dir():
             raise FileNotFoundError(f"No folder {folder}. {self._layout(split)}")
-        found: set[str] = set()
-        for where, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            prefix = Path(where).relative_to(folder).as_posix()
-            prefix = "" if prefix == "." else prefix + "/"
-            found.update(prefix + name for name in files if not name.startswith("."))
-        return found
+        return files_below(folder)
 
     def _require(self, found: set[str], wanted: Sequence[str], folder: Path, split: str) -> None:
         missing = [name for name in wanted if name not in found]
@@ -156,3 +151,21 @@ class Layout:
                 lines.append(part.stems)
         where = f" (usually {self.folder})" if self.folder else ""
         return f"Split {split} needs, below the root{where}: {', '.join(lines)}."
+
+
+def files_below(folder: Path) -> set[str]:
+    """Every file below `folder`, relative, hidden ones left out. One walk."""
+    found: set[str] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = Path(where).relative_to(folder).as_posix()
+        prefix = "" if prefix == "." else prefix + "/"
+        found.update(prefix + name for name in files if not name.startswith("."))
+    return found
+
+
+def listed_stems(path: Path) -> list[str]:
+    """The stems that a split list names, one a line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    # VOC's per-class lists carry a second column; only the stem counts.
+    return [line.split()[0] for line in lines if line.strip()]

@@ -16,31 +16,13 @@ from input_pipeline.plan import Size
 from input_pipeline.transforms import sample_rng
 
 
-def load_example(
-    dataset: Dataset,
-    example: Example,
-    index: int,
-    size: Size,
-    corruption: tuple[str, int] | None,
-    seed: int,
-) -> tuple[np.ndarray, np.ndarray | None]:
+def read_example(dataset: Dataset, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels (h, w, 3) and class ids (h, w), if it has any, of one example.
 
-    Args:
-      index: the example's position, which keys the corruption's noise.
-      size: what `image_size` said.
-
     Raises:
-      BadFile: either file is bad, or they don't fit each other or `size`.
+      BadFile: either file is bad, or they don't fit each other.
     """
     image = read_image(example.image_path)
-    if image.shape[:2] != size:
-        raise BadImage(
-            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, its "
-            f"header said {size[0]} x {size[1]}; save it anew."
-        )
-    if corruption is not None:
-        image = corrupt(image, *corruption, sample_rng(seed, 0, index))
     if example.label_path is None:
         return image, None
     label = read_label(
@@ -49,11 +31,40 @@ def load_example(
         reduce_zero_label=dataset.reduce_zero_label,
         ignore_label=dataset.ignore_label,
     )
-    if label.shape != size:
+    if label.shape != image.shape[:2]:
         raise BadLabel(
             f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its picture "
-            f"{example.image_path} has {size[0]} x {size[1]}; labels must match their picture."
+            f"{example.image_path} has {image.shape[0]} x {image.shape[1]}; labels must match "
+            f"their picture."
         )
+    return image, label
+
+
+def load_example(
+    dataset: Dataset,
+    example: Example,
+    index: int,
+    size: Size,
+    corruption: tuple[str, int] | None,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """`read_example` for evaluation: checked against what is known, and corrupted if asked for.
+
+    Args:
+      index: the example's position, which keys the corruption's noise.
+      size: what `image_size` said.
+
+    Raises:
+      BadFile: either file is bad, or they don't fit each other or `size`.
+    """
+    image, label = read_example(dataset, example)
+    if image.shape[:2] != size:
+        raise BadImage(
+            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, its "
+            f"header said {size[0]} x {size[1]}; save it anew."
+        )
+    if corruption is not None:
+        image = corrupt(image, *corruption, sample_rng(seed, 0, index))
     return image, label
 
 

@@ -6,8 +6,6 @@ given along. Nothing here is random but a corruption's noise: a function of (see
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -19,12 +17,11 @@ from input_pipeline.datasets import Dataset
 from input_pipeline.images import BadFile
 from input_pipeline.layout import Example
 from input_pipeline.loading import example_sizes, load_example
-from input_pipeline.plan import Batch, Size, plan_batches
+from input_pipeline.plan import Batch, Size, own_rows, plan_batches
+from input_pipeline.threads import Kind, stacked
 from input_pipeline.transforms import sample_rng
 
 __all__ = ["Batch", "EvaluationBatches", "Skipped", "evaluation", "plan_batches"]
-
-_PREFETCH = 2  # batches ready ahead of the device
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,7 @@ def evaluation(
       ValueError: batch size, process numbers or start_batch that don't fit together.
       BadFile: `on_bad="raise"` and a bad file (unreadable headers here, the rest on iteration).
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index is {process_index} of {process_count} processes; it must be from 0 to "
-            f"{process_count - 1}."
-        )
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} is not divisible by {process_count} processes; set it to "
-            f"{-(-batch_size // process_count) * process_count}."
-        )
+    rows = own_rows(batch_size, process_index, process_count)
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad is {on_bad!r}; it must be "raise" or "skip".')
     labelled = sum(example.label_path is not None for example in examples)
@@ -119,14 +107,13 @@ def evaluation(
         return load_example(dataset, examples[index], index, sizes[index], corruption, seed)
 
     network = {i: network_size(*sizes[i]) if network_size else sizes[i] for i in readable}
-    rows = batch_size // process_count
     return EvaluationBatches(
         plan=plan[start_batch:],
         names=[example.name for example in examples],
         sizes=sizes,
         network_sizes=network,
         load=load,
-        rows=slice(process_index * rows, (process_index + 1) * rows),
+        rows=rows,
         pad_label=dataset.ignore_label if labelled else None,
         on_bad=on_bad,
         # Every process sees these; one reports them, so that counts over processes add up.
@@ -174,37 +161,21 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Decodes in threads, ahead of the consumer, in a fixed order."""
         self._forget()
-        tf = tensorflow()
         rows_each = self.rows.stop - self.rows.start
-        failures: dict[int, Exception] = {}
 
-        def load_row(number: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.bool_]:
-            batch, row = divmod(int(number), rows_each)
-            image, label, failure = self._padded_row(self.plan[batch], self.rows.start + row)
-            if failure is not None:
-                failures[int(number)] = failure
-            valid = failure is None and self.plan[batch].valid[self.rows.start + row]
-            return image, label, np.bool_(valid)
-
-        def load_rows(number: Any) -> tuple[Any, Any, Any]:
-            image, label, valid = tf.numpy_function(
-                load_row, [number], [tf.uint8, tf.int32, tf.bool]
-            )
-            image.set_shape((None, None, 3))
-            label.set_shape((None, None))
-            valid.set_shape(())
-            return image, label, valid
+        def load_row(number: int) -> tuple[tuple, Exception | None]:
+            batch, row = divmod(number, rows_each)
+            row += self.rows.start
+            image, label, failure = self._padded_row(self.plan[batch], row)
+            return (image, label, np.bool_(not failure and self.plan[batch].valid[row])), failure
 
         # All rows of a batch have its bucket's shape, so stacking them needs no padding here.
-        rows = tf.data.Dataset.range(len(self.plan) * rows_each)
-        rows = rows.map(load_rows, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
-        arrays = rows.batch(rows_each, drop_remainder=True).prefetch(_PREFETCH)
-        for step, (batch, (image, label, valid)) in enumerate(
-            zip(self.plan, arrays.as_numpy_iterator(), strict=True)
-        ):
+        kinds: list[Kind] = [("uint8", (None, None, 3)), ("int32", (None, None)), ("bool", ())]
+        made = stacked(load_row, kinds, rows_each, stop=len(self.plan) * rows_each)
+        for batch, ((image, label, valid), failures) in zip(self.plan, made, strict=True):
             indices = batch.indices[self.rows]
-            for row, index in enumerate(indices):
-                self._report(index, failures.pop(step * rows_each + row, None))
+            for index, failure in zip(indices, failures, strict=True):
+                self._report(index, failure)
             yield {
                 "image": image,
                 "image_size": np.array([self.sizes[i] for i in indices], np.int32),
@@ -219,7 +190,7 @@ class EvaluationBatches:
     def _padded_row(
         self, batch: Batch, row: int
     ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
-        """One row at its bucket's size. Errors are handed on: TensorFlow would garble them."""
+        """One row at its bucket's size, or why there is none."""
         height, width = batch.bucket_hw
         image = np.zeros((height, width, 3), np.uint8)
         label_hw = (0, 0) if self.pad_label is None else batch.bucket_hw
@@ -241,21 +212,3 @@ class EvaluationBatches:
         if self.on_bad == "raise" or not isinstance(failure, BadFile):
             raise failure
         self.skipped.append(Skipped(index, self.names[index], str(failure)))
-
-
-def tensorflow() -> Any:
-    """TensorFlow without accelerators: the memory of those belongs to JAX."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at length
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            "reading batches needs TensorFlow; install the data extra: pip install "
-            "'clipseg_jax[data]'"
-        ) from error
-    # A program that already runs TensorFlow on a device keeps it: that is its own choice.
-    with contextlib.suppress(RuntimeError):
-        for kind in ("GPU", "TPU"):
-            tf.config.set_visible_devices([], kind)
-    return tf

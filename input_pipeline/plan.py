@@ -35,6 +35,26 @@ class Batch:
     valid: tuple[bool, ...]
 
 
+def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of every global batch that one process makes.
+
+    Raises:
+      ValueError: numbers that don't fit together.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index is {process_index} of {process_count} processes; it must be from 0 to "
+            f"{process_count - 1}."
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} is not divisible by {process_count} processes; set it to "
+            f"{max(-(-batch_size // process_count), 1) * process_count}."
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
 def plan_batches(
     sizes: Sequence[Size],
     batch_size: int,

@@ -36,6 +36,7 @@ __all__ = [
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels, RGB; MaskCLIP uses them for CLIP too
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+_RESIZABLE = (np.uint8, np.uint16, np.int16, np.int32)  # by OpenCV, as they are
 _CROP_REDRAWS = 10
 _BRIGHTNESS = 32  # grey levels
 _CONTRAST = _SATURATION = (0.5, 1.5)
@@ -79,9 +80,9 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest by OpenCV's rule, floor(i * h / size[0]). Keeps the integer type."""
-    shape = (size[1], size[0])
-    resized = cv2.resize(label.astype(np.int32), shape, interpolation=cv2.INTER_NEAREST)
-    return resized.astype(label.dtype)
+    known = label if label.dtype in _RESIZABLE else label.astype(np.int32)
+    resized = cv2.resize(known, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return resized.astype(label.dtype, copy=False)
 
 
 def suppress(label: np.ndarray, unseen: Sequence[int]) -> np.ndarray:
@@ -107,13 +108,20 @@ def random_crop(
     top, left = _draw_box(label, rng, crop_hw)
     if cat_max_ratio < 1:
         lowest = min(int(label.min()), 0)  # -1 stands for pixels without a class
-        ranks = (label - lowest).astype(np.intp)  # counted by their value: far quicker than sorting
+        ranks = (label - lowest).astype(np.uint16)
+        bins = max(int(ranks.max()), ignore_label - lowest) + 1
+
+        def counts(box: np.ndarray) -> np.ndarray:
+            found = cv2.calcHist([box], [0], None, [bins], [0, bins]).astype(np.int64)
+            found[ignore_label - lowest] = 0
+            return found
+
+        hopeless = np.count_nonzero(counts(ranks)) < 2  # saves the counting, not the draws
         for _ in range(_CROP_REDRAWS):
-            box = ranks[top : top + crop_hw[0], left : left + crop_hw[1]]
-            counts = np.bincount(box.ravel(), minlength=ignore_label - lowest + 1)
-            counts[ignore_label - lowest] = 0
-            if counts.max() < counts.sum() and counts.max() / counts.sum() < cat_max_ratio:
-                break
+            if not hopeless:
+                found = counts(ranks[top : top + crop_hw[0], left : left + crop_hw[1]])
+                if np.count_nonzero(found) > 1 and found.max() / found.sum() < cat_max_ratio:
+                    break
             top, left = _draw_box(label, rng, crop_hw)
     rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
     return image[rows, columns], label[rows, columns]

@@ -6,12 +6,19 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from flax import nnx
 
 from clipseg_jax import main
+from clipseg_jax.core.optim import OptimConfig, learning_rate
 from clipseg_jax.inference import InferenceConfig, network_size
+from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.maskclip import MaskCLIPConfig
+from clipseg_jax.models.reclip import ReCLIPConfig
+from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.prompts import templates
+from clipseg_jax.recipes import reclip
 from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.tags import TagsConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs").glob("*.py"))
@@ -25,16 +32,29 @@ def load(path):
     return module
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_recipe(path):
+def strings(path):
+    """The config strings that a file takes."""
+    return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
+
+
+@pytest.mark.parametrize(
+    ("path", "string"),
+    [(path, string) for path in RECIPES for string in strings(path)],
+    ids=lambda x: getattr(x, "stem", str(x)),
+)
+def test_recipe(path, string):
     module = load(path)
-    config = module.get_config()
+    config = module.get_config() if string is None else module.get_config(string)
     assert f"configs/{path.name}" in module.__doc__  # the command that runs it
     stages = main.METHODS[config.method]
     assert set(config.stages) <= set(stages)
     assert templates(config.text.templates)
     dataset = find_dataset(config.dataset)
     assert len(dataset.prompts) in (dataset.num_classes, dataset.num_classes - 1)
+    {"maskclip": check_maskclip, "reclip": check_reclip}[config.method](config)
+
+
+def check_maskclip(config):
     MaskCLIPConfig(**config.maskclip.to_dict())
     cfg = InferenceConfig(
         mean=tuple(config.clip.mean), std=tuple(config.clip.std), **config.inference.to_dict()
@@ -42,11 +62,58 @@ def test_recipe(path):
     assert min(network_size(375, 500, cfg)) > 0
 
 
+def check_reclip(config):
+    """Every value that a stage needs is set, and makes what the stage makes of it."""
+    for section in (config.rectify, config.distill):
+        assert section.epochs > 0
+        assert learning_rate(OptimConfig(**section.optim.to_dict()), 10)(0) == section.optim.rate
+    assert config.inference.class_threshold is not None
+    assert config.distill.teacher_threshold is not None
+    for cfg in (reclip.rectified_inference(config), reclip.distilled_inference(config)):
+        assert min(network_size(375, 500, cfg)) > 0
+    ReCLIPConfig(
+        plus_plus=config.model == "reclip++",
+        gumbel_scale=config.rectify.gumbel_scale,
+        filter_scale=config.inference.filter_scale,
+        norm_over=config.rectify.norm_over,
+    )
+    TagsConfig(
+        method=config.tags.method, threshold=config.tags.threshold, k=config.tags.k,
+        crop_px=config.tags.crop_px, min_votes=config.tags.min_votes,
+    )  # fmt: skip
+    names = ("blocks", "width", "strides", "dilations", "dtype")
+    student = DilatedResNetConfig(**{name: config.distill[name] for name in names})
+    nnx.eval_shape(lambda: DeepLab(student, 512, rngs=nnx.Rngs(0)))
+
+
+def test_reclip_published_values():
+    """Spec reclip, section 3: some of the table's entries, in both states of the code."""
+    a, b = (load(ROOT / "configs/voc_reclippp.py").get_config(s) for s in ("2024", "2025"))
+    assert (a.rectify.epochs, a.rectify.schedule_epochs, a.rectify.crop_px) == (200, 0, (512, 512))
+    assert (b.rectify.epochs, b.rectify.schedule_epochs, b.rectify.crop_px) == (51, 200, (336, 336))
+    assert (a.inference.class_threshold, b.inference.class_threshold) == (0.99992, 1.0)
+    assert (a.clip.activation, b.clip.activation) == ("gelu", "quick_gelu")
+    assert a.clip.mean != b.clip.mean
+    assert "distill" in a.stages
+    assert "distill" not in b.stages
+    city = load(ROOT / "configs/cityscapes_reclippp.py").get_config("2025")
+    assert (city.rectify.batch_size, city.rectify.optim.rate) == (16, 0.16)
+    assert city.rectify.norm_over == "batch"
+    context = load(ROOT / "configs/context_reclip.py").get_config()
+    assert (context.tags.k, context.tags.threshold, context.tags.method) == (6, 20.0, "whole")
+    assert context.inference.class_threshold == 0.6
+    assert context.rectify.gumbel_scale == 1000
+    with pytest.raises(ValueError, match="no state '2023'"):
+        load(ROOT / "configs/voc_reclip.py").get_config("2023")
+
+
 def test_published_sizes():
     """Spec maskclip, section 7: the size at the network of a typical photo."""
     sizes = {}
     for path in RECIPES:
         config = load(path).get_config()
+        if config.method != "maskclip":
+            continue
         cfg = InferenceConfig(mean=(0, 0, 0), std=(1, 1, 1), **config.inference.to_dict())
         sizes[path.stem] = network_size(375, 500, cfg)
     assert sizes["voc_maskclip"] == (512, 683)

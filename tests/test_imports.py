@@ -15,12 +15,14 @@ LAYERS = [
     ["clipseg_jax.main"],
     ["clipseg_jax.recipes"],
     ["clipseg_jax.predict"],
-    ["clipseg_jax.segmenter", "clipseg_jax.evaluate"],
+    ["clipseg_jax.segmenter", "clipseg_jax.evaluate", "clipseg_jax.train"],
+    ["clipseg_jax.train_step"],
     ["clipseg_jax.demo"],
     ["clipseg_jax.inference"],
     ["clipseg_jax.tasks"],
-    ["weights_convert", "clipseg_jax.prompts"],
+    ["weights_convert", "clipseg_jax.prompts", "clipseg_jax.tags"],
     ["clipseg_jax.models"],
+    ["clipseg_jax.losses"],
     ["clipseg_jax.ops"],
     ["clipseg_jax.core"],
     ["input_pipeline"],
@@ -29,6 +31,8 @@ LAYERS = [
 ONLY = {
     "clipseg_jax.evaluate": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
     "clipseg_jax.inference": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
+    "clipseg_jax.train": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
+    "clipseg_jax.train_step": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
 }
 DATA_EXTRA = {"tensorflow", "tensorflow_datasets", "cv2"}
 

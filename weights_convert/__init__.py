@@ -6,12 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from weights_convert.build import clip_from_state_dict, clip_to_state_dict, with_config
+from weights_convert.build import (
+    clip_from_state_dict,
+    clip_to_state_dict,
+    install,
+    with_config,
+)
 from weights_convert.convert import LoadedCLIP, convert, load_clip
 from weights_convert.errors import CheckpointError
 from weights_convert.export import export, export_huggingface, to_state_dict
 from weights_convert.names import unwrap
+from weights_convert.published import to_published
 from weights_convert.reader import Checkpoint, read
+from weights_convert.resnet_v1c import load_resnet_v1c
+from weights_convert.results import (
+    kept_arrays,
+    load_distillation,
+    load_rectification,
+    load_result,
+    save_result,
+)
 from weights_convert.stored import Converted, load_converted, save_converted
 
 __all__ = [
@@ -24,11 +38,19 @@ __all__ = [
     "convert",
     "export",
     "export_huggingface",
+    "install",
+    "kept_arrays",
     "load_clip",
     "load_converted",
+    "load_distillation",
+    "load_rectification",
+    "load_resnet_v1c",
+    "load_result",
     "read",
     "read_state_dict",
     "save_converted",
+    "save_result",
+    "to_published",
     "to_state_dict",
     "with_config",
 ]

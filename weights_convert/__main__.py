@@ -17,9 +17,17 @@ from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
 from weights_convert.convert import convert, fit, released, sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.export import LAYOUTS, export
+from weights_convert.export import LAYOUTS, export, to_state_dict
 from weights_convert.huggingface import weights_file
 from weights_convert.reader import read
+from weights_convert.results import (
+    REVISIONS,
+    export_result,
+    is_result,
+    load_result,
+    save_result,
+    summary,
+)
 from weights_convert.stored import (
     Converted,
     config_from_dict,
@@ -30,14 +38,17 @@ from weights_convert.stored import (
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, or a file that this command wrote. PyTorch is
-not needed, and nothing that a file contains is run.
+open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, or a file that this
+command wrote. PyTorch is not needed, and nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
   python -m weights_convert ViT-B-16.pt -o vit_b16.safetensors
   python -m weights_convert vit_b16.safetensors --export ViT16_clip_weights.pth --to maskclip
   python -m weights_convert ViT-B-16.pt --export clip-vit-base-patch16 --to huggingface
+  python -m weights_convert best_weight.pth -o reclip_voc.safetensors --revision 2024
+  python -m weights_convert reclip_voc.safetensors --export best_weight.pth --to reclip \\
+      --clip ViT-B-16.pt
 """
 
 
@@ -49,7 +60,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert CLIP checkpoints, look into them, export them for PyTorch.",
+        description="Convert checkpoints of CLIP and ReCLIP, look into them, export them for "
+        "PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -63,12 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
     parser.add_argument(
         "--to",
-        choices=LAYOUTS,
-        help="layout of --export: a state dict (openai), a directory (huggingface), or the "
-        "*_clip_weights.pth of MaskCLIP",
+        choices=(*LAYOUTS, "reclip"),
+        help="layout of --export: a state dict (openai), a directory (huggingface), the "
+        "*_clip_weights.pth of MaskCLIP, or the best_weight.pth of ReCLIP",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
+    )
+    parser.add_argument(
+        "--revision",
+        choices=REVISIONS,
+        help="of the code that trained ReCLIP's SRC, which the file doesn't tell; goes on record",
+    )
+    parser.add_argument(
+        "--clip", metavar="CLIP", type=Path, help="with --to reclip: the CLIP that SRC belongs to"
     )
     return parser
 
@@ -78,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
-        parser.error(f"--export DST and --to {{{','.join(LAYOUTS)}}} go together")
+        parser.error(f"--export DST and --to {{{','.join((*LAYOUTS, 'reclip'))}}} go together")
+    if (args.clip is None) != (args.to != "reclip"):
+        parser.error("--to reclip and --clip CLIP go together")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -89,12 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CheckpointError(f"{target} is the source itself; choose another name")
         if target.is_dir() and args.to != "huggingface":
             raise CheckpointError(f"{target} is a directory; name a file to write")
-        converted = convert(args.source, vision_only=args.vision_only)
-        if args.output:
-            save_converted(target, converted)
-        else:
-            export(converted, target, args.to)
-        print(f"{target}: {_summary(converted)}")
+        print(f"{target}: {_run(args, target)}")
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CheckpointError as error:
@@ -103,6 +120,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}")
     return 0
+
+
+def _run(args: argparse.Namespace, target: Path) -> str:
+    """Converts or exports; returns what was done."""
+    if args.to == "reclip" or (args.to is None and is_result(args.source)):
+        result = load_result(args.source, revision=args.revision)
+        if args.output:
+            save_result(target, *result)
+        else:
+            clip = to_state_dict(convert(args.clip))
+            export_result(result, clip, target)
+        return summary(result.record)
+    if args.revision:
+        raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
+    converted = convert(args.source, vision_only=args.vision_only)
+    if args.output:
+        save_converted(target, converted)
+    else:
+        export(converted, target, args.to)
+    return _summary(converted)
 
 
 def _failed(message: str) -> int:
@@ -146,7 +183,14 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_converted(path):
+    if is_result(path):
+        result = load_result(path)
+        record = result.record
+        kind, layout = record.get("kind", "converted"), f"{record['method']} {record['stage']}"
+        model, sizes = f"revision {record['revision'] or 'not recorded'}", summary(record)
+        stored = result.arrays if is_converted(path) else names.unwrap(read(path).content)
+        digest = sha256(path)
+    elif is_converted(path):
         stored, record = load_converted(path)
         kind, layout = "converted", f"clipseg_jax, from {record['source']} ({record['layout']})"
         model = record["model"] or "no released model"

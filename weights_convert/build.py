@@ -35,12 +35,17 @@ def abstract(config: CLIPConfig) -> tuple[Any, dict[str, tuple[int, ...]]]:
 def build(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
     """A CLIP with float32 parameters from arrays by our paths, complete and of the right shapes."""
     graph, shapes = abstract(config)
+    return nnx.merge(graph, _state({path: arrays[path] for path in shapes}))
+
+
+def _state(arrays: Mapping[str, np.ndarray]) -> nnx.State:
+    """Float32 copies of arrays by path as a model's state."""
     tree: dict[tuple, Any] = {}
-    for path in shapes:
+    for path, array in arrays.items():
         parts = tuple(int(part) if part.isdigit() else part for part in path.split("."))
-        tree[parts] = jnp.asarray(_own_copy(arrays[path]))
-        release(arrays[path])
-    return nnx.merge(graph, nnx.State(traverse_util.unflatten_dict(tree)))
+        tree[parts] = jnp.asarray(_own_copy(array))
+        release(array)
+    return nnx.State(traverse_util.unflatten_dict(tree))
 
 
 def _own_copy(array: np.ndarray) -> np.ndarray:
@@ -55,10 +60,36 @@ def _own_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def flat_arrays(model: CLIP) -> dict[str, Any]:
-    """A CLIP's parameters and statistics by path."""
+def flat_arrays(model: nnx.Module) -> dict[str, Any]:
+    """A model's parameters and statistics by path."""
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
     return {".".join(map(str, path)): leaf for path, leaf in flat.items()}
+
+
+def install(
+    model: nnx.Module, arrays: Mapping[str, np.ndarray], *, complete: tuple[str, ...] = ()
+) -> None:
+    """Puts arrays by our paths into a model, as float32; what they don't name stays.
+
+    Raises:
+      CheckpointError: lists every path that the model lacks (+) or has in another shape (~), and
+        (-) those that start with one of `complete` and are not given. Then nothing is changed.
+    """
+    own = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    problems = [
+        f"~ {path}: shape {array.shape}, expected {own[path]}"
+        if path in own
+        else f"+ {path} {array.shape}: unexpected"
+        for path, array in arrays.items()
+        if own.get(path) != array.shape
+    ]
+    missing = [path for path in own if path.startswith(complete) and path not in arrays]
+    problems += [f"- {path}: missing" for path in missing]
+    if problems:
+        problems.sort(key=lambda line: ("-+~".index(line[0]), line))
+        listed = "\n  ".join(problems)
+        raise CheckpointError(f"these weights don't fit the model; nothing was loaded:\n  {listed}")
+    nnx.update(model, _state(arrays))
 
 
 def with_config(clip: CLIP, config: CLIPConfig) -> CLIP:

@@ -23,7 +23,8 @@ def _layer_norm(left: str, right: str) -> list[Rule]:
     return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
 
 
-def _batch_norm(left: str, right: str) -> list[Rule]:
+def batch_norm(left: str, right: str) -> list[Rule]:
+    """Rows of a batch norm with its running statistics."""
     return [
         *_layer_norm(left, right),
         Rule(f"{left}.running_mean", f"{right}.mean"),
@@ -43,13 +44,13 @@ OPENAI = KeyMap(
         *_layer_norm("visual.ln_post", "visual.ln_post"),
         *_block("visual.transformer", "visual.transformer"),
         # ResNet
-        *_batch_norm("visual.{b:bn[0-9]}", "visual.{b:bn[0-9]}"),
+        *batch_norm("visual.{b:bn[0-9]}", "visual.{b:bn[0-9]}"),
         Rule(
             "visual.{l:layer[0-9]}.{i}.{c:conv[0-9]}.weight",
             "visual.{l:layer[0-9]}.{i}.{c:conv[0-9]}.kernel",
             CONV,
         ),
-        *_batch_norm(
+        *batch_norm(
             "visual.{l:layer[0-9]}.{i}.{b:bn[0-9]}", "visual.{l:layer[0-9]}.{i}.{b:bn[0-9]}"
         ),
         Rule(
@@ -57,7 +58,7 @@ OPENAI = KeyMap(
             "visual.{l:layer[0-9]}.{i}.downsample.0.kernel",
             CONV,
         ),
-        *_batch_norm(
+        *batch_norm(
             "visual.{l:layer[0-9]}.{i}.downsample.1", "visual.{l:layer[0-9]}.{i}.downsample.1"
         ),
         Rule("visual.attnpool.positional_embedding", "visual.attnpool.positional_embedding"),

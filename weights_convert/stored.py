@@ -48,8 +48,8 @@ def save_converted(path: str | Path, converted: Converted) -> Path:
     )
 
 
-def load_converted(path: str | Path) -> Converted:
-    """What `save_converted` wrote, as views of the mapped file.
+def load_converted(path: str | Path, wanted: str = FORMAT) -> Converted:
+    """What `save_converted` wrote in the format `wanted`, as views of the mapped file.
 
     Raises:
       CheckpointError: not such a file, of another version, or damaged. FileNotFoundError: no file.
@@ -59,8 +59,11 @@ def load_converted(path: str | Path) -> Converted:
         arrays, metadata = safetensors_file.parse(mapped)
         text = metadata.get("clipseg_jax", "{}")
         record = json.loads(text)
-        if record.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not of format {FORMAT!r}; convert its source again")
+        if record.get("format") != wanted:
+            raise CheckpointError(
+                f"{path} is of format {record.get('format')!r}, not {wanted!r}; give a file of "
+                "that kind, or if it was written by another version convert its source again"
+            )
         damaged = str(_checksum(text, arrays)) != metadata["crc32"]
     except CheckpointError:
         raise
@@ -78,6 +81,17 @@ def is_converted(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4096)
     return head[8:9] == b"{" and b'"clipseg_jax"' in head
+
+
+def stored_format(path: Path) -> str | None:
+    """The format of a file of `save_converted`, unchecked; None for any other file."""
+    if not is_converted(path):
+        return None
+    try:
+        _, metadata = safetensors_file.parse(map_file(path))
+        return json.loads(metadata["clipseg_jax"]).get("format")
+    except (CheckpointError, *DAMAGE):
+        return None
 
 
 def _checksum(record: str, arrays: Mapping[str, np.ndarray]) -> int:

@@ -30,6 +30,7 @@ _BY_NAME = {
     "context_59": datasets.CONTEXT_59,
     "context_60": datasets.CONTEXT_60,
     "coco_stuff_164k": datasets.COCO_STUFF_164K,
+    "coco_stuff_27": datasets.COCO_STUFF_27,
     "ade20k": datasets.ADE20K,
     "cityscapes": datasets.CITYSCAPES,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -83,8 +84,9 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
             "or =random to start from nothing"
         )
     task, clip_sha256 = build_distillation(config, workdir)
+    distillation: Any = task.model
     if config.distill.backbone != "random":
-        load_resnet_v1c(config.distill.backbone, task.model.student.backbone)
+        load_resnet_v1c(config.distill.backbone, distillation.student.backbone)
 
     def as_task(model: Distillation) -> Task:
         return task._replace(model=model)
@@ -106,9 +108,9 @@ def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics_distilled.json."""
     task, _ = build_distillation(config, workdir)
     path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
-    visual = task.model.teacher.visual
-    loaded = results.load_distillation(path, **_expected(config), visual=visual)
-    install(task.model, loaded.arrays)
+    model: Any = task.model
+    loaded = results.load_distillation(path, **_expected(config), visual=model.teacher.visual)
+    install(model, loaded.arrays)
     evaluation = Evaluation(config, distilled_inference(config), make_mesh(config.evaluate.devices))
     return evaluation.write(task, workdir, "_distilled")
 
@@ -151,6 +153,12 @@ def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
     model, clip_sha256 = build_rectifier(config, workdir)
     path = config.rectify.weights or workdir / f"rectified_{config.rectify.use}.safetensors"
     loaded = results.load_rectification(path, **_expected(config), visual=model.visual)
+    if loaded.record["classes"] is None:
+        logging.warning(
+            "%s does not say which state of the code it is of; it is read as %s. If its figures "
+            "are far from the published ones, try the other state's config string",
+            *(path, config.revision),
+        )
     install(model, loaded.arrays)
     return frozen_reference(model), clip_sha256
 
@@ -208,7 +216,8 @@ def _validation(
     def figures(model: nnx.Module, step: int) -> dict[str, float]:
         nonlocal evaluation
         del step
-        evaluation = evaluation or Evaluation(config, cfg, training.training_mesh(config))
+        if evaluation is None:
+            evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
         return evaluation.figures(as_task(model))
 
     return figures

@@ -70,13 +70,13 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
     options = {name: config.tags[name] for name in ("method", "k", "crop_px", "min_votes")}
     cfg = TagsConfig(**options, threshold=config.tags.threshold)
 
-    def images() -> Iterator[tuple[int, np.ndarray]]:
+    def images() -> Iterator[tuple[int, np.ndarray | None]]:
         for index, path in todo:
             try:
                 yield index, read_image(path)
             except BadFile as error:
                 logging.warning("no tags: %s", error)
-                yield index, np.zeros((1, 1, 3), np.uint8)
+                yield index, None
 
     folder.mkdir(parents=True, exist_ok=True)
     own = folder / f"{jax.process_index()}.partial.jsonl"

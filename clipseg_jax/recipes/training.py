@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from absl import logging
 from flax import nnx
-from input_pipeline.training import training
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,6 +18,7 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.train import TrainConfig, Trained, train
+from input_pipeline.training import TrainingBatches, training
 
 
 def run(
@@ -39,22 +39,7 @@ def run(
       unlabeled: classes in the labels are hidden (-1); what is ignored stays so.
       evaluate: (model, step) -> metrics, every `section.evaluate_every_epochs`.
     """
-    dataset = find_dataset(config.dataset)
-    examples = dataset.index(config.dataset.root, config.dataset.train_split)
-    data = training(
-        dataset,
-        examples,
-        batch_size=section.batch_size,
-        scale=tuple(section.scale_px),
-        crop_hw=tuple(section.crop_px),
-        saturation_wrap=section.saturation_wrap,
-        unlabeled=unlabeled,
-        reshuffle=section.reshuffle,
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_bad="skip",
-    )
+    data = _batches(config, section, unlabeled)
 
     def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
         for batch in data.batches(start):
@@ -78,17 +63,45 @@ def run(
             keep_checkpoints=config.train.keep_checkpoints,
             evaluate_every_steps=every,
         ),
-        mesh=training_mesh(config),
+        mesh=training_mesh(config, section.batch_size),
         workdir=workdir,
         name=name,
         evaluate=evaluate if every else None,
-        example_names=[example.name for example in examples],
+        example_names=[example.name for example in data.examples],
     )
     for skipped in data.skipped:
         logging.warning("left out %s: %s", skipped.name, skipped.reason)
     return trained
 
 
-def training_mesh(config: ConfigDict) -> Mesh:
-    """The devices that the config's `train` names."""
-    return make_mesh(config.train.devices, config.train.fsdp)
+def _batches(config: ConfigDict, section: ConfigDict, unlabeled: bool) -> TrainingBatches:
+    dataset = find_dataset(config.dataset)
+    return training(
+        dataset,
+        dataset.index(config.dataset.root, config.dataset.train_split),
+        batch_size=section.batch_size,
+        scale=tuple(section.scale_px),
+        crop_hw=tuple(section.crop_px),
+        saturation_wrap=section.saturation_wrap,
+        unlabeled=unlabeled,
+        reshuffle=section.reshuffle,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+
+
+def training_mesh(config: ConfigDict, batch_size: int) -> Mesh:
+    """The devices that the config's `train` names; by default as many as a batch has use for."""
+    count = config.train.devices
+    if count is None and jax.process_count() == 1:
+        found = jax.device_count()
+        rows = batch_size // config.train.accumulate_steps
+        count = max(n for n in range(1, found + 1) if rows % n == 0)
+        if count < found:
+            logging.warning(
+                "%d of %d devices are used, for they share batches of %d; a batch size that is a "
+                "multiple of %d would use all", count, found, rows, found,
+            )  # fmt: skip
+    return make_mesh(count, config.train.fsdp)

@@ -8,7 +8,11 @@ from ml_collections import ConfigDict, config_dict
 
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 
-REVISIONS = ("2024", "2025")
+# Section 1: the image tower's activation, and the grey levels it sees.
+REVISIONS = {
+    "2024": ("gelu", IMAGENET_MEAN, IMAGENET_STD),
+    "2025": ("quick_gelu", CLIP_MEAN, CLIP_STD),
+}
 
 # Sections 3 and 4. Both states: tags (K, THRESHOLD) and distillation; each state: rectification.
 # scale_px: sides at most, before the random ratio; PD: class filter of ReCLIP and ReCLIP++.
@@ -80,7 +84,7 @@ def dataset_config(model: str, dataset: str, revision: str) -> ConfigDict:
 def get_config(model: str, revision: str = "2024") -> ConfigDict:
     """Every default but what depends on the dataset."""
     if revision not in REVISIONS:
-        raise ValueError(f"no state {revision!r} of ReCLIP; choose one of {REVISIONS}")
+        raise ValueError(f"no state {revision!r} of ReCLIP; choose one of {[*REVISIONS]}")
     config = ConfigDict()
     config.method = "reclip"
     config.model = model  # "reclip" or "reclip++"
@@ -95,10 +99,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
-    # Section 1: the image tower's activation and the grey levels are what tells the states apart.
-    config.clip.activation = "gelu" if revision == "2024" else "quick_gelu"
-    config.clip.mean = IMAGENET_MEAN if revision == "2024" else CLIP_MEAN
-    config.clip.std = IMAGENET_STD if revision == "2024" else CLIP_STD
+    config.clip.activation, config.clip.mean, config.clip.std = REVISIONS[revision]
 
     config.dataset = ConfigDict()
     config.dataset.name = config_dict.placeholder(str)

@@ -6,14 +6,15 @@ from tests.parity import cases
 
 
 def pytest_generate_tests(metafunc):
-    """Finds the cases of `FOLDER`, tells apart stems that start as one of `NOT_HERE`, `SLOW`."""
+    """Finds the cases of `FOLDER`, by the start of their stem: `ONLY`, `NOT_HERE`, `SLOW`."""
     module = metafunc.module
     left_out, slow = getattr(module, "NOT_HERE", ()), getattr(module, "SLOW", ())
+    only = getattr(module, "ONLY", ("",))
     found = cases.find(metafunc.config.getoption("goldens"), module.FOLDER)
     chosen = [
         pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.startswith(slow))
         for path in found
-        if not path.stem.startswith(left_out)
+        if path.stem.startswith(only) and not path.stem.startswith(left_out)
     ]
     metafunc.parametrize("path", chosen)
 

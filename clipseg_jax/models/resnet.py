@@ -1,0 +1,178 @@
+"""Dilated ResNets with bottlenecks: the students that are trained on CLIP's labels.
+
+Their normalisation is trained, unlike that of CLIP's own ResNets (`models.clip.resnet`).
+Source: He et al. 2016; "v1c" of He et al. 2019 (three small convolutions for a stem); dilation
+instead of strides: Chen et al. 2017. Spec reclip, section 15.1; spec maskclip, section 11.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import nnx
+from jax import Array
+
+from clipseg_jax.models.batch_norm import BatchNorm
+from clipseg_jax.ops.image import hide
+
+RESNET50 = (3, 4, 6, 3)
+RESNET101 = (3, 4, 23, 3)
+_KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@dataclasses.dataclass(frozen=True)
+class DilatedResNetConfig:
+    """Sizes of a ResNet v1c; one entry of the tuples for each stage."""
+
+    blocks: tuple[int, ...] = RESNET50
+    width: int = 64  # of the stem's output and the first stage's 3x3 convolutions
+    strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's 4
+    # Of the 3x3 convolutions; the first block of a stage has half of it, at least 1.
+    dilations: tuple[int, ...] = (1, 1, 2, 4)
+    dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
+
+    @property
+    def channels(self) -> int:
+        """Of the last stage's output."""
+        return 4 * self.width * 2 ** (len(self.blocks) - 1)
+
+
+def conv(
+    c_in: int,
+    c_out: int,
+    kernel: int,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    dtype: str,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A convolution without bias that keeps the size (but for its stride), zero-padded."""
+    return nnx.Conv(
+        c_in,
+        c_out,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2 * dilation,
+        kernel_dilation=dilation,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_KAIMING,
+        rngs=rngs,
+    )
+
+
+def halve(sizes: Array | None, stride: int = 2) -> Array | None:
+    """Real rows and columns after a convolution or pooling of this stride."""
+    return None if sizes is None else -(-sizes // stride)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, normalisation, ReLU."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(
+            c_in, c_out, kernel, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+        )
+        self.norm = BatchNorm(c_out, rngs=rngs)
+
+    def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
+        """Maps (b, h, w, c_in) -> (b, h', w', c_out) float32; `sizes` are real in `x`."""
+        return nnx.relu(self.norm(self.conv(hide(x, sizes)), train=train))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 with the stride and the dilation, 1x1; added to the input or its projection."""
+
+    def __init__(
+        self, c_in: int, planes: int, stride: int, dilation: int, dtype: str, *, rngs: nnx.Rngs
+    ):
+        self.stride = stride
+        c_out = 4 * planes
+        self.conv1 = conv(c_in, planes, 1, dtype=dtype, rngs=rngs)
+        self.norm1 = BatchNorm(planes, rngs=rngs)
+        self.conv2 = conv(
+            planes, planes, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+        )
+        self.norm2 = BatchNorm(planes, rngs=rngs)
+        self.conv3 = conv(planes, c_out, 1, dtype=dtype, rngs=rngs)
+        self.norm3 = BatchNorm(c_out, rngs=rngs)
+        self.projects = stride > 1 or c_in != c_out
+        if self.projects:
+            self.shortcut_conv = conv(c_in, c_out, 1, stride=stride, dtype=dtype, rngs=rngs)
+            self.shortcut_norm = BatchNorm(c_out, rngs=rngs)
+
+    def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
+        """Maps (b, h, w, c_in) -> (b, ceil(h / stride), ceil(w / stride), 4 * planes)."""
+        out = nnx.relu(self.norm1(self.conv1(x), train=train))
+        out = nnx.relu(self.norm2(self.conv2(hide(out, sizes)), train=train))
+        out = self.norm3(self.conv3(out), train=train)
+        if self.projects:
+            x = self.shortcut_norm(self.shortcut_conv(x), train=train)
+        return nnx.relu(out + x)
+
+
+class DilatedResNet(nnx.Module):
+    """A ResNet v1c on images of any size; with the default config its output has stride 8.
+
+    Images are normalised float NHWC. `sizes` (b, 2) int32, for evaluation only, says how many rows
+    and columns of each padded image are real; the padding then has no influence on real positions.
+    """
+
+    def __init__(self, cfg: DilatedResNetConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        half, dtype = cfg.width // 2, cfg.dtype
+        self.stem = nnx.List(
+            [
+                ConvNorm(3, half, 3, stride=2, dtype=dtype, rngs=rngs),
+                ConvNorm(half, half, 3, dtype=dtype, rngs=rngs),
+                ConvNorm(half, cfg.width, 3, dtype=dtype, rngs=rngs),
+            ]
+        )
+        layers = []
+        c_in = cfg.width
+        for stage, blocks in enumerate(cfg.blocks):
+            planes, dilation = cfg.width * 2**stage, cfg.dilations[stage]
+            layer = []
+            for i in range(blocks):
+                stride = cfg.strides[stage] if i == 0 else 1
+                own = max(dilation // 2, 1) if i == 0 else dilation
+                layer.append(Bottleneck(c_in, planes, stride, own, dtype, rngs=rngs))
+                c_in = 4 * planes
+            layers.append(nnx.List(layer))
+        self.layers = nnx.List(layers)
+
+    def grid_sizes(self, sizes: Array) -> Array:
+        """Rows and columns (b, 2) of the last stage for images of `sizes` (b, 2) pixels."""
+        for stride in (2, 2, *self.cfg.strides):
+            sizes = -(-sizes // stride)
+        return sizes
+
+    def __call__(
+        self, images: Array, sizes: Array | None = None, *, train: bool
+    ) -> tuple[Array, ...]:
+        """Images (b, h, w, 3) -> the output of each stage (b, h', w', 4 * width * 2**stage)."""
+        x = self.stem[0](images, sizes, train=train)
+        sizes = halve(sizes)
+        for unit in self.stem[1:]:
+            x = unit(x, sizes, train=train)
+        # Nothing is below 0 here, so zeros hide the padding from a maximum as well.
+        x = nnx.max_pool(hide(x, sizes), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        sizes = halve(sizes)
+        out = []
+        for layer in self.layers:
+            for block in layer:
+                x = block(x, sizes, train=train)
+                sizes = halve(sizes, block.stride)
+            out.append(x)
+        return tuple(out)
