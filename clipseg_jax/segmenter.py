@@ -98,7 +98,7 @@ class Segmenter:
         )
         self._mesh = make_mesh(devices)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        task = maskclip.build(loaded.model, rows, refine)
+        task = maskclip.build(loaded.model.visual, rows, refine)
         state, segment = segmenter(task, self.config)
         self._state = replicate(self._mesh, state)
         self._segment = jax.jit(segment, static_argnums=4)

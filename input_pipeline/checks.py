@@ -149,12 +149,11 @@ def _find(root: Path, expected: Expected, faults: _Faults) -> tuple[list[Pair], 
         faults.add("missing folder", folder)
         return None
 
-    splits = dict(expected.record.layout.splits)
     pairs: list[Pair] = []
     names: dict[str, set[str]] = {}
     for split, published in expected.counts:
         stems: list[str] = []
-        for part in splits[split].parts:
+        for part in expected.record.layout.split(split).parts:
             stems += _find_part(root, part, expected, files, faults, pairs)
         names[split] = set(stems)
         again = sorted(stem for stem, times in Counter(stems).items() if times > 1)
@@ -182,11 +181,14 @@ def _find_part(
     layout = expected.record.layout
     assert part.labels is not None
     images, labels = files(part.images), files(part.labels)
-    if part.stems is not None:
+    listed = part.stems
+    if listed is None and part.may_list and (root / part.may_list).is_file():
+        listed = part.may_list
+    if listed is not None:
         try:
-            stems = wanted = listed_stems(root / part.stems)
+            stems = wanted = listed_stems(root / listed)
         except (OSError, UnicodeDecodeError):
-            faults.add("missing list", part.stems)
+            faults.add("missing list", listed)
             return []
     else:
         stems = sorted(_stems(images, layout.image_suffix))

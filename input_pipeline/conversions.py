@@ -9,7 +9,7 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +186,7 @@ def _convert(jobs: Sequence[Job], table: np.ndarray) -> Converted:
         try:
             label = translate(read_raw(job.source), table, job.source)
         except BadLabel as error:
-            done.failures.append(str(error))
+            done.failures.append(str(error).partition("; ")[0])  # the remedy is told once
             continue
         encoded = io.BytesIO()
         Image.fromarray(label).save(encoded, "PNG")
@@ -206,8 +206,8 @@ def translate(ids: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
     unknown = ids[found == UNKNOWN]
     if unknown.size:
         raise BadLabel(
-            f"{path}: id {int(unknown[0])} at {unknown.size} pixels is none of this dataset's "
-            f"raw ids; is it another map?"
+            f"{path}: id {int(unknown[0])} at {unknown.size} pixels is none of this dataset's raw "
+            f"ids; is it another dataset's map?"
         )
     return found.astype(np.uint8)
 
@@ -223,7 +223,8 @@ def read_raw(path: Path) -> np.ndarray:
     from scipy.io import loadmat  # installed with JAX
 
     try:
-        ids = np.asarray(_ids(loadmat(path)))
+        with open(path, "rb") as file:
+            ids = np.asarray(_ids(loadmat(file)))
         if ids.ndim != 2 or not ids.size or not np.array_equal(ids, ids.astype(np.int32)):
             raise ValueError(f"its ids are of shape {ids.shape} and type {ids.dtype}")
     except FileNotFoundError as error:

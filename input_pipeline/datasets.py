@@ -1,16 +1,17 @@
 """One frozen record per dataset, from which everything about it is derived.
 
-Folder layouts, splits and label rules are those of MaskCLIP's (mmsegmentation's) dataset classes.
+Folder layouts, splits and label rules are those of MaskCLIP's (mmsegmentation's) dataset classes
+and of ReCLIP's lists.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from input_pipeline import records
 from input_pipeline.class_sets import Colour, class_set, palette
 from input_pipeline.layout import Example, Layout, Part, Split
 
@@ -50,15 +51,22 @@ class Dataset:
     def index(self, root: str | os.PathLike[str], split: str = "val") -> list[Example]:
         """The split's examples in their published order.
 
-        `root` is the dataset's own folder, or the folder of datasets that holds `layout.folder`.
-        A number of pictures other than the published one is logged as a warning.
+        `root` is the dataset's own folder, the folder of datasets that holds one of
+        `layout.folders`, or a folder of records (see `input_pipeline.records`). A number of
+        pictures other than the published one is logged as a warning.
 
         Raises:
           ValueError: unknown split, or the same picture twice.
           FileNotFoundError: root, split list, pictures or labels are missing; the message names
             the path and the folder layout that was looked for.
         """
-        return self.layout.index(root, split)
+        stored = records.find(root, self.layout.folders)
+        if stored is not None:
+            examples = records.index(self.layout, stored, split)
+        else:
+            examples = self.layout.index(root, split)
+        self.layout.warn_of_count(root, split, len(examples))
+        return examples
 
 
 def folder(
@@ -89,7 +97,10 @@ def folder(
         prompts=tuple(class_names[1 if background else 0 :] if prompts is None else prompts),
         palette=palette(len(class_names)) if colours is None else tuple(colours),
         layout=Layout(
-            (("val", Split((Part(images, labels),))),), str(Path(root).resolve()), "", label_suffix
+            (("val", Split((Part(images, labels),))),),
+            (os.fspath(root) if records.is_address(root) else str(Path(root).resolve()),),
+            "",
+            label_suffix,
         ),
         background=background,
         reduce_zero_label=reduce_zero_label,
@@ -129,13 +140,22 @@ def _record(
 
 
 def _scan(
-    images: str, labels: str, train: tuple[str, int], val: tuple[str, int]
+    images: str,
+    labels: str,
+    train: tuple[str, int],
+    val: tuple[str, int],
+    stems: str | None = None,
 ) -> tuple[tuple[str, Split], ...]:
-    """Splits that are whole folders; `{}` in the paths stands for the split's own folder."""
-    return tuple(
-        (split, Split((Part(images.format(name), labels.format(name)),), count))
-        for split, (name, count) in (("train", train), ("val", val))
-    )
+    """Splits that are whole folders; `{}` in the paths stands for the split's own folder.
+
+    `stems` is a list that may be there instead.
+    """
+    splits = []
+    for split, (name, count) in (("train", train), ("val", val)):
+        listed = None if stems is None else stems.format(name)
+        part = Part(images.format(name), labels.format(name), may_list=listed)
+        splits.append((split, Split((part,), count)))
+    return tuple(splits)
 
 
 def _listed(labels: str, stems: str) -> Part:
@@ -151,27 +171,29 @@ _VOC = Layout(
         ("trainaug", Split((_VOC_TRAIN, _VOC_AUG), 10582)),
         ("val", Split((_VOC_VAL,), 1449)),
     ),
-    "VOCdevkit/VOC2012",
+    ("VOCdevkit/VOC2012",),
 )
 _CONTEXT_TRAIN = _listed("SegmentationClassContext", "SegmentationContext/train")
 _CONTEXT_VAL = _listed("SegmentationClassContext", "SegmentationContext/val")
+# Two lists are in use: the API's (MaskCLIP), and one without three pictures (ReCLIP).
 _CONTEXT = Layout(
-    (("train", Split((_CONTEXT_TRAIN,), 4998)), ("val", Split((_CONTEXT_VAL,), 5105))),
-    "VOCdevkit/VOC2010",
+    (
+        ("train", Split((_CONTEXT_TRAIN,), 4998, (4996,))),
+        ("val", Split((_CONTEXT_VAL,), 5105, (5104,))),
+    ),
+    ("VOCdevkit/VOC2010",),
 )
-_COCO_STUFF = Layout(
-    _scan("images/{}", "annotations/{}", ("train2017", 118287), ("val2017", 5000)),
-    "coco_stuff164k",
-    label_suffix="_labelTrainIds.png",
-)
-_COCO_STUFF_27 = dataclasses.replace(_COCO_STUFF, label_suffix="_27labelTrainIds.png")
+_COCO = _scan("images/{}", "annotations/{}", ("train2017", 118287), ("val2017", 5000))
+_COCO_STUFF = Layout(_COCO, ("coco_stuff164k",), label_suffix="_labelTrainIds.png")
+_COCO_STUFF_27 = Layout(_COCO, ("coco_stuff164k",), label_suffix="_27labelTrainIds.png")
 _ADE = Layout(
     _scan("images/{}", "annotations/{}", ("training", 20210), ("validation", 2000)),
-    "ADEChallengeData2016",
+    ("ade/ADEChallengeData2016", "ADEChallengeData2016"),
 )
+# train.txt and val.txt, of lines like aachen/aachen_000000_000019, are ReCLIP's.
 _CITYSCAPES = Layout(
-    _scan("leftImg8bit/{}", "gtFine/{}", ("train", 2975), ("val", 500)),
-    "cityscapes",
+    _scan("leftImg8bit/{}", "gtFine/{}", ("train", 2975), ("val", 500), "{}.txt"),
+    ("cityscapes", "Cityscapes"),
     image_suffix="_leftImg8bit.png",
     label_suffix="_gtFine_labelTrainIds.png",
 )

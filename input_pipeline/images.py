@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Path = str | os.PathLike[str]
+
+class Stored(Protocol):
+    """A file that lies inside a larger one."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+
+    def read_bytes(self) -> bytes:
+        """The file's content."""
+
+    def __str__(self) -> str:
+        """Where it lies, for messages."""
+
+
+File = Path | Stored  # what an example's picture and label are
+AnyFile = str | os.PathLike[str] | Stored
 T = TypeVar("T")
 
 _EXIF_ORIENTATION = 0x0112
@@ -28,7 +46,7 @@ class BadLabel(BadFile):
     """The label map is damaged, isn't made of ids, or holds an id that is no class."""
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: AnyFile) -> np.ndarray:
     """Decodes a picture to uint8 RGB (h, w, 3), upright as OpenCV's imread gives it.
 
     The EXIF orientation is applied. Grey, palette and CMYK pictures become RGB; transparency is
@@ -52,12 +70,15 @@ def read_image(path: Path) -> np.ndarray:
     return _with_image(path, decode, BadImage)
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: AnyFile) -> tuple[int, int]:
     """(height, width) that `read_image` will give, from the file's header alone.
 
     Raises:
       BadImage: no such file, or no picture's header.
     """
+
+    if not isinstance(path, str | os.PathLike):
+        return path.size
 
     def measure(image: Image.Image) -> tuple[int, int]:
         width, height = image.size
@@ -69,7 +90,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_label(
-    path: Path,
+    path: AnyFile,
     num_classes: int | None = None,
     *,
     reduce_zero_label: bool = False,
@@ -118,7 +139,7 @@ _reduce = reduce_zero_label  # read_label has an argument of that name
 
 
 def _check_range(
-    label: np.ndarray, path: Path, num_classes: int, reduced: bool, ignore_label: int
+    label: np.ndarray, path: AnyFile, num_classes: int, reduced: bool, ignore_label: int
 ) -> None:
     wrong = (label != ignore_label) & ((label < 0) | (label >= num_classes))
     if not wrong.any():
@@ -133,10 +154,12 @@ def _check_range(
     )
 
 
-def _with_image(path: Path, use: Callable[[Image.Image], T], error: type[BadFile]) -> T:
+def _with_image(path: AnyFile, use: Callable[[Image.Image], T], error: type[BadFile]) -> T:
     kind = "picture" if error is BadImage else "label map"
+    # A path is opened by Pillow, which reads no more of it than it needs.
+    file = path if isinstance(path, str | os.PathLike) else io.BytesIO(path.read_bytes())
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return use(image)
     except FileNotFoundError as cause:
         raise error(f"{path}: no such file; check the path or the split list.") from cause

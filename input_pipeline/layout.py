@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from input_pipeline.images import File
+
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MISSING_SHOWN = 3
 
@@ -18,25 +20,33 @@ class Example:
     """One picture: its name (path below the image folder, no suffix) and its files."""
 
     name: str
-    image_path: Path
-    label_path: Path | None
+    image_path: File
+    label_path: File | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a split: folders below the root, and a list of stems or None for a scan."""
+    """A piece of a split: folders below the root, and a list of stems or None for a scan.
+
+    `may_list` is a list that is used if it is there; otherwise the folder is scanned.
+    """
 
     images: str
     labels: str | None
     stems: str | None = None
+    may_list: str | None = None
 
 
 @dataclass(frozen=True)
 class Split:
-    """Parts in their published order, and how many pictures they hold together."""
+    """Parts in their published order, and how many pictures they hold together.
+
+    `also` are the numbers of other published lists of this split.
+    """
 
     parts: tuple[Part, ...]
     count: int | None = None
+    also: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,26 +55,25 @@ class Layout:
 
     Attributes:
       splits: name -> Split, as pairs so that the record stays hashable.
-      folder: where the root usually lies below a folder of datasets.
+      folders: where the root usually lies below a folder of datasets, the first one found counts;
+        or one absolute path, which stands for any root.
       image_suffix: one suffix, or "" for any picture format.
       label_suffix: replaces `image_suffix` in the label file's name.
     """
 
     splits: tuple[tuple[str, Split], ...]
-    folder: str = ""
+    folders: tuple[str, ...] = ()
     image_suffix: str = ".jpg"
     label_suffix: str = ".png"
 
     def index(self, root: str | os.PathLike[str], split: str) -> list[Example]:
         """See `Dataset.index`."""
-        splits = dict(self.splits)
-        if split not in splits:
-            raise ValueError(f"There is no split {split!r}; choose one of: {', '.join(splits)}.")
+        parts = self.split(split).parts
         root = self.resolve(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is not a folder. {self._layout(split)}")
         examples: list[Example] = []
-        for part in splits[split].parts:
+        for part in parts:
             examples += self._part(root, part, split)
         names = {example.name for example in examples}
         if len(names) != len(examples):
@@ -72,31 +81,62 @@ class Layout:
                 f"Split {split}: {len(examples) - len(names)} names occur more than once in "
                 f"the split's lists; each picture may be counted once."
             )
-        expected = splits[split].count
-        if expected is not None and len(examples) != expected:
-            logging.getLogger(__name__).warning(
-                "%s: split %s has %d pictures, the published one %d; scores are not comparable.",
-                *(root, split, len(examples), expected),
-            )
         return examples
 
+    def warn_of_count(self, root: str | os.PathLike[str], split: str, found: int) -> None:
+        """Logs a warning if the split should have another number of pictures."""
+        published = self.split(split)
+        if published.count is not None and found not in (published.count, *published.also):
+            logging.getLogger(__name__).warning(
+                "%s: split %s has %d pictures, the published one %s; scores are not comparable.",
+                *(root, split, found, " or ".join(map(str, (published.count, *published.also)))),
+            )
+
+    def split(self, name: str) -> Split:
+        """The split of a name.
+
+        Raises:
+          ValueError: there is no such split.
+        """
+        splits = dict(self.splits)
+        if name not in splits:
+            raise ValueError(f"There is no split {name!r}; choose one of: {', '.join(splits)}.")
+        return splits[name]
+
     def resolve(self, root: str | os.PathLike[str]) -> Path:
-        """The dataset's own folder: `root` itself, or `folder` below it if that is there."""
-        below = Path(root) / self.folder
-        return below if below.is_dir() or Path(self.folder).is_absolute() else Path(root)
+        """The dataset's own folder: `root` itself, or a usual one below it if that is there."""
+        for folder in self.folders:
+            below = Path(root) / folder
+            if below.is_dir() or Path(folder).is_absolute():
+                return below
+        return Path(root)
+
+    def source(self, split: str) -> list[str]:
+        """What the split is made of, below the root: patterns of its files, and its lists."""
+        lines = []
+        for part in self.split(split).parts:
+            lines.append(f"{part.images}/*{self.image_suffix}")
+            if part.labels is not None:
+                lines.append(f"{part.labels}/*{self.label_suffix}")
+            if part.stems is not None:
+                lines.append(part.stems)
+        return lines
 
     def _part(self, root: Path, part: Part, split: str) -> list[Example]:
         images = self._listing(root / part.images, split)
-        if part.stems is None:
+        stems_file = part.stems
+        if stems_file is None and part.may_list and (root / part.may_list).is_file():
+            stems_file = part.may_list
+        if stems_file is None:
             files = sorted(file for file in images if self._is_image(file))
             stems = [self._stem(file) for file in files]
             # a.jpg beside a.png: both count, told apart by the suffix.
             seen = Counter(stems)
             names = [s if seen[s] == 1 else f for s, f in zip(stems, files, strict=True)]
         else:
-            names = stems = self._stems(root / part.stems, split)
+            names = stems = self._stems(root / stems_file, split)
             files = [stem + self.image_suffix for stem in stems]
-            self._require(images, files, root / part.images, split)
+            self._require(images, files, f"{root / part.images} (see {stems_file})", split)
         if not files:
             kind = f"*{self.image_suffix}" if self.image_suffix else "pictures"
             raise FileNotFoundError(f"No {kind} in {root / part.images}. {self._layout(split)}")
@@ -106,9 +146,11 @@ class Layout:
                 for name, file in zip(names, files, strict=True)
             ]
         labels = [stem + self.label_suffix for stem in stems]
-        self._require(self._listing(root / part.labels, split), labels, root / part.labels, split)
+        there = self._listing(root / part.labels, split)
+        self._require(there, labels, str(root / part.labels), split)
+        image_folder, label_folder = root / part.images, root / part.labels
         return [
-            Example(name, root / part.images / file, root / part.labels / label)
+            Example(name, image_folder / file, label_folder / label)
             for name, file, label in zip(names, files, labels, strict=True)
         ]
 
@@ -132,25 +174,18 @@ class Layout:
             raise FileNotFoundError(f"No folder {folder}. {self._layout(split)}")
         return files_below(folder)
 
-    def _require(self, found: set[str], wanted: Sequence[str], folder: Path, split: str) -> None:
+    def _require(self, found: set[str], wanted: Sequence[str], where: str, split: str) -> None:
         missing = [name for name in wanted if name not in found]
         if missing:
             shown = ", ".join(missing[:_MISSING_SHOWN]) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(
-                f"{len(missing)} of {len(wanted)} files are missing in {folder}: {shown}. "
+                f"{len(missing)} of {len(wanted)} files are missing in {where}: {shown}. "
                 f"{self._layout(split)}"
             )
 
     def _layout(self, split: str) -> str:
-        lines = []
-        for part in dict(self.splits)[split].parts:
-            lines.append(f"{part.images}/*{self.image_suffix}")
-            if part.labels is not None:
-                lines.append(f"{part.labels}/*{self.label_suffix}")
-            if part.stems is not None:
-                lines.append(part.stems)
-        where = f" (usually {self.folder})" if self.folder else ""
-        return f"Split {split} needs, below the root{where}: {', '.join(lines)}."
+        where = f" (usually {self.folders[0]})" if self.folders else ""
+        return f"Split {split} needs, below the root{where}: {', '.join(self.source(split))}."
 
 
 def files_below(folder: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -37,14 +38,18 @@ def stacked(
       threads: how many make rows; None: one for each core.
     """
     tf = tensorflow()
-    if not _streams:
-        atexit.register(_stop)
+    _watch_exit()
     stream = _stacked(tf, make, kinds, rows, start, stop, threads or os.cpu_count() or 1)
     _streams.add(stream)
     return stream
 
 
 _streams: weakref.WeakSet[Generator] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_exit() -> None:
+    atexit.register(_stop)
 
 
 def _stop() -> None:

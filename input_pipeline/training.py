@@ -22,7 +22,7 @@ from input_pipeline.loading import read_example
 from input_pipeline.pipeline import Skipped
 from input_pipeline.plan import own_rows
 from input_pipeline.threads import Kind, stacked
-from input_pipeline.transforms import pad, random_view, sample_rng, suppress
+from input_pipeline.transforms import pad, random_view, sample_rng
 
 UNLABELLED = -1
 
@@ -192,7 +192,7 @@ class TrainingBatches:
             view = {**view, "cat_max_ratio": 1.0}
             label = np.full(image.shape[:2], UNLABELLED if self.unlabeled else ignored, np.int32)
         elif self.unlabeled:
-            label = suppress(label, range(self.dataset.num_classes))
+            label = np.where(label == ignored, ignored, UNLABELLED)
         label = label.astype(np.int16)  # half the work of int32
         rng = sample_rng(self.seed, epoch, index)
         image, label = random_view(image, label, rng, ignore_label=ignored, **view)

@@ -24,7 +24,7 @@ def clip(vision=VIT, text=None, seed=0) -> CLIP:
 
 def task(vision=VIT, classes=5, seed=0, **refine):
     rows = unit(jax.random.normal(jax.random.key(seed), (classes, vision.embed_dim)))
-    return maskclip.build(clip(vision, seed=seed), rows, MaskCLIPConfig(**refine))
+    return maskclip.build(clip(vision, seed=seed).visual, rows, MaskCLIPConfig(**refine))
 
 
 def images(sizes, seed=0):

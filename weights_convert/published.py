@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.reclip import BiasDecoder, PositionNet
+from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import reclip
 from weights_convert.build import flat_arrays, is_carried

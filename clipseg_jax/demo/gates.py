@@ -59,7 +59,7 @@ def masks(clip: CLIP, rows: np.ndarray, count: int, *, side_px: int) -> tuple[Fi
     alone = InferenceConfig(row_labels=tuple(range(1, classes + 1)), **settings)  # type: ignore[arg-type]
     runs = []
     for cfg, used in ((named, rows), (alone, rows[:classes])):
-        state, segment = segmenter(maskclip.build(clip, used, MaskCLIPConfig()), cfg)  # type: ignore[arg-type]
+        state, segment = segmenter(maskclip.build(clip.visual, used, MaskCLIPConfig()), cfg)  # type: ignore[arg-type]
         runs.append((cfg, state, jax.jit(segment, static_argnums=4)))
     for start in range(0, count, _BATCH):
         batch = pictures[start : start + _BATCH]

@@ -12,7 +12,8 @@ from jax import Array
 
 from clipseg_jax.models.clip import unit
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.reclip import BiasDecoder, PositionNet, ReCLIP, ReferenceRows
+from clipseg_jax.models.reclip import ReCLIP, ReferenceRows
+from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet, cosines
 from clipseg_jax.ops.image import hide, inside
 from clipseg_jax.ops.resize import resize, resize_within
 
@@ -60,7 +61,7 @@ class Distillation(nnx.Module):
             positional = head.positional(
                 frozen.positions, train=train, over="batch", copies=images.shape[0]
             )
-            logits = frozen.query - (_cosines(frozen.features, reference) + positional)
+            logits = frozen.query - (cosines(frozen.features, reference) + positional)
         else:
             rectified = frozen.query - head.bias(frozen.positions, reference)
             logits = head.decode(frozen.features, rectified, train=train, over="batch")
@@ -85,8 +86,8 @@ class Distillation(nnx.Module):
         grid = (features.shape[1], features.shape[2])
         grids = None if sizes is None else self.student.grid_sizes(sizes)
         if not isinstance(head, BiasDecoder):
-            return hide(_cosines(features, text - reference), grids)
-        rectified = _cosines(features, text) - self._bias(head, shape, grid, sizes)
+            return hide(cosines(features, text - reference), grids)
+        rectified = cosines(features, text) - self._bias(head, shape, grid, sizes)
         real = None if grids is None else inside(grids, grid)
         logits = head.decode(features, rectified, train=train, over="batch", real=real)
         return hide(logits, grids)
@@ -119,7 +120,3 @@ def _unit(x: Array) -> Array:
     """`unit`, but 0 where all is 0: after a ReLU that happens, and 0 / 0 would end a training."""
     silent = jnp.all(x == 0, axis=-1, keepdims=True)
     return jnp.where(silent, 0, unit(jnp.where(silent, 1, x)))
-
-
-def _cosines(features: Array, rows: Array) -> Array:
-    return jnp.matmul(features, rows.T, precision="highest")

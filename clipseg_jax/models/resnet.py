@@ -8,7 +8,11 @@ instead of strides: Chen et al. 2017. Spec reclip, section 15.1; spec maskclip, 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -37,6 +41,39 @@ class DilatedResNetConfig:
         return 4 * self.width * 2 ** (len(self.blocks) - 1)
 
 
+class DilatedConv(nnx.Conv):
+    """A dilated convolution of stride 1, which CPUs compute as one matrix product for each tap.
+
+    There that is about twice as fast for many channels, and taps that only ever see the padding
+    (dilations as large as the map) cost nothing.
+    """
+
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+        """(b, h, w, c_in) -> (b, h, w, c_out)."""
+        assert isinstance(self.kernel_dilation, int)
+        spread = functools.partial(_by_taps, dilation=self.kernel_dilation)
+        kernel = self.kernel[...].astype(self.dtype)
+        return jax.lax.platform_dependent(
+            x.astype(self.dtype),
+            kernel,
+            cpu=spread,
+            default=lambda x, _: super(DilatedConv, self).__call__(x),
+        )
+
+
+def _by_taps(x: Array, kernel: Array, dilation: int) -> Array:
+    h, w = x.shape[1], x.shape[2]
+    reach = [dilation * (n // 2) for n in kernel.shape[:2]]
+    padded = jnp.pad(x, ((0, 0), *((n, n) for n in reach), (0, 0)))
+    total = jnp.zeros((), x.dtype)
+    for i, j in itertools.product(*map(range, kernel.shape[:2])):
+        top, left = i * dilation, j * dilation
+        if abs(top - reach[0]) < h and abs(left - reach[1]) < w:
+            seen = padded[:, top : top + h, left : left + w]
+            total = total + jnp.einsum("bhwc,co->bhwo", seen, kernel[i, j])
+    return total
+
+
 def conv(
     c_in: int,
     c_out: int,
@@ -48,7 +85,8 @@ def conv(
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A convolution without bias that keeps the size (but for its stride), zero-padded."""
-    return nnx.Conv(
+    kind = DilatedConv if dilation > 1 and kernel > 1 and stride == 1 else nnx.Conv
+    return kind(
         c_in,
         c_out,
         (kernel, kernel),

@@ -21,7 +21,7 @@ from input_pipeline.layout import Part, Split
 # Folder below the root -> what of the world is painted there.
 _DEMO: dict[str, dict[str, Any]] = {
     "": {"split": "evaluation", "count": 240, "size": 128},
-    "train": {"split": "train", "count": 600, "size": 128},
+    "train": {"split": "train", "count": 1200, "size": 128},
 }
 
 _BY_NAME = {
@@ -46,7 +46,13 @@ def find_dataset(config: ConfigDict) -> Dataset:
         names = tuple(config.class_names)
         colours = [(int(r), int(g), int(b)) for r, g, b in palette(len(names))]
         background = names[:1] == ("background",)
-        made = datasets.folder(config.root, names, background=background, colours=colours)
+        made = datasets.folder(
+            config.root,
+            names,
+            background=background,
+            colours=colours,
+            reduce_zero_label=config.reduce_zero_label,
+        )
         # Pictures to train on lie in train/, with or without labels.
         labels = "train/labels" if (Path(config.root) / "train/labels").is_dir() else None
         train = Split((Part("train/images", labels),))

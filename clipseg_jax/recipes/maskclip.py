@@ -38,7 +38,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """mIoU over the split, into metrics.json; overlays into pictures/."""
     rows = read_embeddings(config, workdir)
     clip = with_choices(load_clip(config).model, config)
-    task = maskclip.build(clip, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
+    task = maskclip.build(clip.visual, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
     cfg = InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),

@@ -28,7 +28,7 @@ from clipseg_jax.recipes.data import check_splits
 from clipseg_jax.recipes.evaluation import Evaluation
 from clipseg_jax.recipes.tags import tags, tags_path
 from clipseg_jax.tags import read_tags, tag_matrix
-from clipseg_jax.tasks import reclip, reclip_distill
+from clipseg_jax.tasks import maskclip, reclip, reclip_distill
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.train import Trained
 from weights_convert import results
@@ -62,6 +62,14 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
         evaluate=_validation(config, rectified_inference(config), as_task),
     )
     return _keep(config, workdir, trained, "rectified", clip_sha256)
+
+
+def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
+    """What is to be rectified, under the same protocol: metrics_maskclip.json."""
+    model, _ = build_rectifier(config, workdir)
+    task = maskclip.build(model.visual, model.text_embeddings[...])
+    evaluation = Evaluation(config, rectified_inference(config), make_mesh(config.evaluate.devices))
+    return evaluation.write(task, workdir, "_maskclip")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -119,6 +127,7 @@ STAGES = {
     "data": data,
     "text": text,
     "tags": tags,
+    "evaluate_maskclip": evaluate_maskclip,
     "rectify": rectify,
     "evaluate": evaluate,
     "distill": distill,
@@ -143,6 +152,7 @@ def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
         reference_ids(tokenizer, row_words(config)),
         cfg,
         activation=config.clip.activation,
+        temperature=config.rectify.temperature,
         rngs=nnx.Rngs(config.train.seed),
     )
     return model, meta["sha256"]

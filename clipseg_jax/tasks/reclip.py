@@ -38,15 +38,15 @@ def initial(
     *,
     activation: Activation,
     class_token: ArrayLike | None = None,
+    temperature: float | None = None,
     rngs: nnx.Rngs,
 ) -> ReCLIP:
     """An untrained model: the published initialisation around a frozen CLIP.
 
-    The loss's temperature is the CLIP's own.
-
     Args:
       text_embeddings: (c, e) unit rows; name_ids: three for each class, from `reference_ids`.
       activation, class_token: see `image_tower`.
+      temperature: of the loss's cosines; None: the CLIP's own.
 
     Raises:
       ValueError: a CLIP without a ViT or without a text tower, or lists of unequal length.
@@ -62,7 +62,8 @@ def initial(
     visual = image_tower(clip.visual, activation, class_token)
     sizes = visual.cfg.width, visual.cfg.embed_dim, classes
     head = BiasDecoder(*sizes, rngs=rngs) if cfg.plus_plus else PositionNet(*sizes, rngs=rngs)
-    cfg = dataclasses.replace(cfg, temperature=float(jnp.exp(clip.logit_scale[...])))
+    temperature = temperature or float(jnp.exp(clip.logit_scale[...]))
+    cfg = dataclasses.replace(cfg, temperature=temperature)
     return ReCLIP(visual, text_embeddings, ReferencePrompt(clip.text, name_ids), head, cfg)
 
 

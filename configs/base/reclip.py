@@ -107,6 +107,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.dataset.train_split = "train"  # its labels serve as section 18, quirk 11 says
     config.dataset.split = "val"
     config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
+    config.dataset.reduce_zero_label = False  # same: 0 in the files is no class, 1 the first
     # Robustness test: a kind of input_pipeline/corruptions.py at level 1 to 5.
     config.dataset.corruption = config_dict.placeholder(str)
     config.dataset.corruption_level = 1
@@ -136,6 +137,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     # of the whole batch.
     config.rectify.norm_over = "image"
     config.rectify.gumbel_scale = 100.0 if plus_plus else 1000.0
+    config.rectify.temperature = config_dict.placeholder(float)  # None: the CLIP's own, 100
     config.rectify.saturation_wrap = True  # quirk 12: values over 255 wrap around
     config.rectify.reshuffle = False  # quirk 15: one order for all epochs
     config.rectify.evaluate_every_epochs = 1

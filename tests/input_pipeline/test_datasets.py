@@ -1,6 +1,8 @@
 """Records hold what was published; indexes read the standard folders and complain clearly."""
 
+import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,16 @@ from input_pipeline.class_sets import (
     palette,
     pascal_context_raw_ids,
 )
+from input_pipeline.conversions import coco_stuff_27_table
 
+RECLIP = json.loads(Path(__file__).with_name("reclip_classes.json").read_text("utf-8"))
 RECORDS = {
     "VOC12_20": (20, False, True, 5),
     "VOC12_21": (21, True, False, 5),
     "CONTEXT_59": (59, False, True, 0),
     "CONTEXT_60": (60, True, False, 10),
     "COCO_STUFF_164K": (171, False, False, 15),
+    "COCO_STUFF_27": (27, False, False, 0),
     "ADE20K": (150, False, True, 0),
     "CITYSCAPES": (19, False, False, 0),
 }
@@ -75,6 +80,28 @@ def test_class_sets():
         class_set("catwoman")
 
 
+@pytest.mark.parametrize(
+    ("reclip", "record"),
+    [
+        ("voc", datasets.VOC12_20),
+        ("context", datasets.CONTEXT_59),
+        ("ade", datasets.ADE20K),
+        ("cityscapes", datasets.CITYSCAPES),
+        ("coco", datasets.COCO_STUFF_27),
+    ],
+)
+def test_reclip_classes(reclip, record):
+    """ReCLIP's class lists, white space included, are these records' prompts."""
+    assert list(record.prompts) == RECLIP["classes"][reclip]
+
+
+def test_coco_27_groups():
+    table = coco_stuff_27_table()
+    assert table[:182].tolist() == RECLIP["coco27_from_182"]
+    assert table[255] == 255
+    assert len(set(datasets.COCO_STUFF_27.palette)) == 27
+
+
 def test_label_maps():
     table = coco_stuff_train_ids()
     assert (table[0], table[12], table[181], table[255]) == (0, 11, 170, 255)
@@ -123,6 +150,54 @@ def test_coco_stuff(tmp_path):
     examples = datasets.COCO_STUFF_164K.index(tmp_path)
     assert [example.name for example in examples] == ["000000000139", "000000000785"]
     assert examples[0].label_path.name == "000000000139_labelTrainIds.png"
+
+
+def test_coco_stuff_27(tmp_path):
+    stem = "000000000139"
+    for suffix in (".png", "_labelTrainIds.png", "_27labelTrainIds.png"):
+        touch(tmp_path, f"images/val2017/{stem}.jpg", f"annotations/val2017/{stem}{suffix}")
+    (example,) = datasets.COCO_STUFF_27.index(tmp_path)
+    assert example.label_path.name == f"{stem}_27labelTrainIds.png"
+    (example,) = datasets.COCO_STUFF_164K.index(tmp_path)
+    assert example.label_path.name == f"{stem}_labelTrainIds.png"
+
+
+def test_cityscapes_lists(tmp_path):
+    """ReCLIP's lists give the order where they are there; else the folder does."""
+    for stem in ("ulm/ulm_000000_000019", "aachen/aachen_000001_000019"):
+        touch(
+            tmp_path,
+            f"leftImg8bit/train/{stem}_leftImg8bit.png",
+            f"gtFine/train/{stem}_gtFine_labelTrainIds.png",
+        )
+    names = ["aachen/aachen_000001_000019", "ulm/ulm_000000_000019"]
+    assert [e.name for e in datasets.CITYSCAPES.index(tmp_path, "train")] == names
+    (tmp_path / "train.txt").write_text("\n".join(reversed(names)))
+    listed = datasets.CITYSCAPES.index(tmp_path, "train")
+    assert [e.name for e in listed] == names[::-1]
+    assert listed[0].image_path == tmp_path / "leftImg8bit/train" / f"{names[1]}_leftImg8bit.png"
+    (tmp_path / "train.txt").write_text("leftImg8bit/train/ulm.png\n")
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files are missing .* \(see train\.txt\)"):
+        datasets.CITYSCAPES.index(tmp_path, "train")
+
+
+@pytest.mark.parametrize("below", ["", "ADEChallengeData2016", "ade/ADEChallengeData2016"])
+def test_ade_roots(tmp_path, below):
+    root = tmp_path / below
+    touch(root, "images/training/A.jpg", "annotations/training/A.png")
+    (example,) = datasets.ADE20K.index(tmp_path, "train")
+    assert example.image_path == root / "images/training/A.jpg"
+
+
+@pytest.mark.parametrize("count", [4996, 4998])
+def test_either_published_count(tmp_path, caplog, count):
+    """MaskCLIP's and ReCLIP's lists of Pascal Context differ."""
+    layout = datasets.CONTEXT_59.layout
+    with caplog.at_level(logging.WARNING):
+        layout.warn_of_count(tmp_path, "train", count)
+        assert not caplog.text
+        layout.warn_of_count(tmp_path, "train", 4997)
+    assert "has 4997 pictures, the published one 4998 or 4996;" in caplog.text
 
 
 def test_cityscapes_and_ade(tmp_path):

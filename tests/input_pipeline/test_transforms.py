@@ -148,3 +148,60 @@ def test_resize_label_is_opencv_nearest():
     made = transforms.resize_label(label.astype(np.int64), (51, 77))
     np.testing.assert_array_equal(made, expected)
     assert made.dtype == np.int64
+
+
+class Draws:
+    """Stands for a generator: gates and values are given."""
+
+    def __init__(self, gates, values):
+        self.gates, self.values = iter(gates), iter(values)
+
+    def randint(self, *bounds):
+        return next(self.gates)
+
+    def uniform(self, *bounds):
+        return next(self.values)
+
+
+@pytest.mark.parametrize(("wrap", "saturation"), [(False, 255), (True, int(235 * 1.4) - 256)])
+def test_saturation_beyond_255(wrap, saturation):
+    colour = np.full((4, 4, 3), (250, 20, 20), np.uint8)
+    hsv = cv2.cvtColor(colour, cv2.COLOR_RGB2HSV)
+    assert hsv[0, 0, 1] == 235
+    hsv[..., 1] = saturation
+    only_saturation = Draws([0, 0, 1, 0, 0], [1.4])
+    made = transforms.distort_colours(colour, only_saturation, saturation_wrap=wrap)
+    np.testing.assert_array_equal(made, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+def crop_by_sorting(label, rng, crop_hw, ratio):
+    """The published rule, written plainly: where the box's corner lies."""
+
+    def corner():
+        top = rng.randint(0, max(label.shape[0] - crop_hw[0], 0) + 1)
+        return top, rng.randint(0, max(label.shape[1] - crop_hw[1], 0) + 1)
+
+    top, left = corner()
+    for _ in range(10):
+        box = label[top : top + crop_hw[0], left : left + crop_hw[1]]
+        counts = np.unique(box[box != 255], return_counts=True)[1]
+        if len(counts) > 1 and counts.max() / counts.sum() < ratio:
+            break
+        top, left = corner()
+    return top, left
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.75])
+def test_crop_rule(dtype, ratio):
+    positions = np.arange(90 * 120, dtype=np.int32).reshape(90, 120)
+    for seed in range(25):
+        label = seeded.label_map(90, 120, 1 + seed % 5, seed).astype(dtype)
+        if seed % 3 == 0 and np.dtype(dtype).kind == "i":
+            label = transforms.suppress(label, [0, 1]).astype(dtype)
+        top, left = crop_by_sorting(label, np.random.RandomState(seed), (30, 40), ratio)
+        box, ids = transforms.random_crop(
+            positions, label, np.random.RandomState(seed), (30, 40), cat_max_ratio=ratio
+        )
+        assert box[0, 0] == top * 120 + left
+        np.testing.assert_array_equal(ids, label[top : top + 30, left : left + 40])

@@ -16,13 +16,12 @@ from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip import (
     RECLIP,
     RECLIP_PP,
-    BiasDecoder,
-    PositionNet,
     ReCLIP,
     ReferenceRows,
     image_tower,
 )
 from clipseg_jax.models.reclip_distill import Distillation
+from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops import upsample
 from clipseg_jax.ops.resize import resize

@@ -84,7 +84,7 @@ def check_dense(case, arrays, goldens):
             if not re.fullmatch(rf"logits(_\w+)?_{size}", name):
                 continue
             cfg = MaskCLIPConfig(attn_pooling="attnpool" in name, **thresholds(case, name))
-            task = maskclip.build(clip, text, cfg)
+            task = maskclip.build(clip.visual, text, cfg)
             label = name.replace("logits", "label")
             original = int(factor * h), int(factor * w)
             check_logits(task, image, original, arrays, name, label if label in arrays else None)
@@ -160,7 +160,7 @@ def labels_at(view, network, original, cfg):
 
 def check_slide_and_aug(case, arrays, goldens):
     clip = build(case, goldens)
-    task = maskclip.build(clip, jnp.asarray(arrays["text_embeddings"]), MaskCLIPConfig())
+    task = maskclip.build(clip.visual, jnp.asarray(arrays["text_embeddings"]), MaskCLIPConfig())
     numbers = re.search(r"seeded\.image\((\d+),(\d+),(\d+)\)", case["input"]).groups()
     image = seeded.image(*map(int, numbers))
     size = image.shape[:2]

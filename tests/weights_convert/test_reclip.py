@@ -15,14 +15,13 @@ from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip import (
     RECLIP,
     RECLIP_PP,
-    BiasDecoder,
-    PositionNet,
     ReCLIP,
     ReferencePrompt,
     frozen_reference,
     image_tower,
 )
 from clipseg_jax.models.reclip_distill import Distillation
+from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from tests.weights_convert import toys
 from weights_convert import CheckpointError, results
