@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import os
@@ -228,7 +229,8 @@ def agreement(work: Work, ours: Ours, peer: Peer) -> list[dict[str, float]]:
 
 def process_peak(step: Callable[[], Any]) -> int | None:
     """How far a call raises this process's memory; None where the kernel can't tell (not Linux)."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide the step's needs
         Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
         before = _status("VmRSS")
         step()

@@ -204,7 +204,9 @@ class Rectifier(nn.Module):
     ) -> Tensor:
         """The loss of a batch; `noise` (b, n, c), drawn here if None."""
         logits, features = self(images)
-        logits = 100.0 * logits.flatten(2).transpose(1, 2)
+        # Not `flatten(2).transpose(1, 2)`: with one image the gradient would come back in strides
+        # for which PyTorch 2.13's batch norm on CPUs sums wrongly for its weight and bias.
+        logits = 100.0 * logits.permute(0, 2, 3, 1).flatten(1, 2)
         if noise is None:
             noise = -torch.empty_like(logits).exponential_().log()
         soft = torch.softmax(logits + noise, dim=-1)

@@ -1,5 +1,6 @@
-"""Datasets as records, pictures and labels from disk, transforms, and batches for evaluation.
+"""Datasets as records, pictures and labels from disk, transforms, batches to evaluate and to train.
 
 Imports nothing of clipseg_jax. `datasets` and `images` need only Pillow; `transforms`,
-`corruptions` and `pipeline` need OpenCV; TensorFlow is imported when batches are iterated.
+`corruptions`, `pipeline` and `training` need OpenCV; TensorFlow is imported when batches are
+iterated.
 """

@@ -9,8 +9,11 @@ On a pod, the root may be in a bucket: ArrayRecord opens gs:// itself, with the 
 credentials, and fetches a record with one request. TensorFlow's or TFDS's file systems are not
 involved. Writing needs a local folder: build there, then `gcloud storage cp -r OUT gs://...`. Other
 buckets can be mounted (Cloud Storage FUSE, s3fs), and the mounted folder be named; nothing is ever
-locked or written. A record is read whenever it is wanted; for many epochs over a set that fits the
-local disk, a copy there is faster.
+locked or written. Nothing is kept on the local disk, so each epoch fetches the records again: copy
+a set that fits there. Without a network, Cloud Storage's client tries for minutes before it fails.
+
+Of a local folder every shard's length is checked before anything is read; in a bucket a shard that
+is cut short shows when it is opened. Each record carries a checksum.
 """
 
 from __future__ import annotations
@@ -207,7 +210,7 @@ def _record(shard: str, position: int, what: str) -> Any:
     try:
         content = _shard(shard).read([position])[0]
         features = tf_example_pb2.Example.FromString(content).features.feature
-    except RuntimeError as error:
+    except RuntimeError as error:  # all that ArrayRecord raises
         message = (
             f"{what}: not readable ({' '.join(str(error).split())}); copy the shard again, or "
             f"build the folder again"

@@ -157,6 +157,7 @@ def _rows(
                 sizes.append(stored.size)
                 image, label = io.BytesIO(stored.image), io.BytesIO(stored.label)
                 yield {"name": stored.name, "image": image, "label": label}
+        bar.set_description(f"{split}: {'failed' if bad else 'checked, writing its shards'}")
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise BadFile(
@@ -334,7 +335,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; see the module for what it returns."""
     args = _parser().parse_args(argv)
     splits = list(dict.fromkeys(args.split.split(",")))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # tidies up
     try:
         dataset = known(args.name, args.root)
         counts = build(dataset, args.root, args.out, splits, name=args.name, shards=args.shards)
@@ -349,4 +349,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Ends as an exception does, so that what was half built is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

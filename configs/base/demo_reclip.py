@@ -38,8 +38,10 @@ def get_config(model: str) -> ConfigDict:
     config.inference.class_threshold = 0.0
     config.distill.backbone = "random"
     config.distill.blocks, config.distill.width = (1, 1, 1, 1), 16
-    config.distill.epochs, config.distill.batch_size = 12, 16
-    config.distill.optim.rate = 0.1
+    config.distill.epochs, config.distill.batch_size = 6, 16
+    config.distill.optim.rate = 0.3
+    # A student that has seen no ImageNet also learns CLIP's features, as the paper describes.
+    config.distill.aux_grad = True
     config.distill.teacher_threshold = config.distill.test_threshold = 0.0
     config.distill.evaluate_every_epochs = 0
     config.evaluate.pictures = 12
