@@ -83,6 +83,7 @@ def _stacked(
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     made = tf.data.Dataset.range(start, _ENDLESS if stop is None else stop)
+    row = tf.autograph.experimental.do_not_convert(row)  # it would try, fail, and say so at length
     made = made.map(row, num_parallel_calls=threads, deterministic=True)
     made = made.batch(rows, drop_remainder=True).prefetch(_AHEAD).with_options(options)
     for arrays in made.as_numpy_iterator():

@@ -73,7 +73,7 @@ def wait_for(worker, line):
     raise AssertionError(worker.stderr.read()[-3000:])
 
 
-def finish(workers, seconds=120):
+def finish(workers, seconds=400):
     out = [worker.communicate(timeout=seconds) for worker in workers]
     return [worker.returncode for worker in workers], [errors for _, errors in out]
 
@@ -113,8 +113,8 @@ def test_a_killed_peer_ends_the_others(tmp_path):
     wait_for(workers[1], "step 8")
     workers[1].kill()
     began = time.monotonic()
-    codes, errors = finish(workers, 60)
-    assert time.monotonic() - began < 45  # heartbeats of ten seconds
+    codes, errors = finish(workers, 120)
+    assert time.monotonic() - began < 90  # heartbeats of ten seconds, on a busy machine
     assert codes[0] == 1, errors
     assert "lost another one" in errors[0]
     assert "as many processes as are left" in errors[0]

@@ -50,7 +50,7 @@ def run(
     every = section.evaluate_every_epochs * an_epoch
     optim: dict[str, Any] = section.optim.to_dict()
     schedule = section.get("schedule_epochs") or section.epochs
-    trained = train(
+    return train(
         task,
         batches,
         OptimConfig(**optim, hold_steps=an_epoch, schedule_steps=schedule * an_epoch),
@@ -69,9 +69,6 @@ def run(
         evaluate=evaluate if every else None,
         example_names=[example.name for example in data.examples],
     )
-    for skipped in data.skipped:
-        logging.warning("left out %s: %s", skipped.name, skipped.reason)
-    return trained
 
 
 def _batches(config: ConfigDict, section: ConfigDict, unlabeled: bool) -> TrainingBatches:
