@@ -27,6 +27,14 @@ def freed_memory(request):
         gc.collect()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def freed_programs():
+    """Compiled programs hold memory until the process ends; the next module needs others."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--goldens",

@@ -115,9 +115,13 @@ def test_a_killed_peer_ends_the_others(tmp_path):
     began = time.monotonic()
     codes, errors = finish(workers, 120)
     assert time.monotonic() - began < 90  # heartbeats of ten seconds, on a busy machine
-    assert codes[0] == 1, errors
-    assert "lost another one" in errors[0]
-    assert "as many processes as are left" in errors[0]
+    # Where the kill comes between two collectives, JAX's own heartbeat ends the process first.
+    assert codes[0] in (1, -signal.SIGABRT), errors
+    if codes[0] == 1:
+        assert "lost another one" in errors[0]
+        assert "as many processes as are left" in errors[0]
+    else:
+        assert "heartbeat" in errors[0]
     codes, errors = finish(start(tmp_path, 1, devices=2))
     assert codes == [0], errors
     alone = flat(run(tmp_path / "alone").model)
