@@ -20,6 +20,7 @@ from flax import nnx
 
 from benchmarks.reclip_counts import Work
 from clipseg_jax.core.mesh import make_mesh, shard_batch
+from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, ViTConfig
 from clipseg_jax.models.deeplab import DeepLab
@@ -74,12 +75,7 @@ def make_batch(work: Work) -> Batch:
 
 def make_task(work: Work, kind: Kind) -> Task:
     """The task with random weights."""
-
-    def built(make: Callable[[], Any]) -> Any:  # its random numbers drawn in one program
-        graph, _ = nnx.split(nnx.eval_shape(make))
-        return nnx.merge(graph, jax.jit(lambda: nnx.state(make()))())
-
-    clip = built(lambda: CLIP(CLIPConfig(work.vision, work.text), rngs=nnx.Rngs(SEED)))
+    clip = initialised(lambda rngs: CLIP(CLIPConfig(work.vision, work.text), rngs=rngs), SEED)
     clip.logit_scale[...] = jnp.asarray(math.log(100.0))
     rng = np.random.default_rng(SEED)
     rows = rng.standard_normal((work.classes, work.vision.embed_dim)).astype(np.float32)
@@ -95,7 +91,9 @@ def make_task(work: Work, kind: Kind) -> Task:
     )
     if kind == "rectification":
         return reclip.build(model, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    student = built(lambda: DeepLab(work.student, work.vision.embed_dim, rngs=nnx.Rngs(SEED)))
+    student = initialised(
+        lambda rngs: DeepLab(work.student, work.vision.embed_dim, rngs=rngs), SEED
+    )
     for layer in student.backbone.layers:
         for block in layer:  # or random blocks double the variance each, and rounding with it
             block.norm3.scale[...] *= 0.1

@@ -20,7 +20,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.mesh import replicate, shard_batch
+from clipseg_jax.core.mesh import own_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.inference import InferenceConfig, network_shapes, network_sizes, segmenter
 from clipseg_jax.tasks.base import Task
@@ -145,8 +145,7 @@ def evaluate(
 
 def _hand_out(labels: Array, batch: Batch, on_labels: OnLabels) -> None:
     """Calls `on_labels` with this process's rows, cut to their real size."""
-    shards = sorted(labels.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    own = np.concatenate([np.asarray(shard.data) for shard in shards])
+    own = own_rows(labels)
     for row, valid in enumerate(batch["valid"]):
         if valid:
             h, w = batch["image_size"][row]
@@ -180,4 +179,6 @@ def report(
     (console or Console()).print(table)
     # The published ReCLIP counts a class that occurs nowhere as 0.
     summary["mIoU_absent_as_0"] = round(100 * metrics.miou_of_all, 2)
+    # CLIP-ES's counts those alone that the truth shows.
+    summary["mIoU_of_labelled"] = round(100 * metrics.miou_of_labelled, 2)
     return {"images": progress.images, **summary, "classes": per_class}

@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.ops.crf import CRFConfig, dense_crf, unary_from_softmax, wrapped_image
 from clipseg_jax.ops.image import normalise, opencv_resize
 from clipseg_jax.ops.window import (
     count_windows,
@@ -54,6 +55,10 @@ class InferenceConfig:
     background_thresh: float = 0.0
     background_label: int = 0
     temperature: float = 100.0  # of the probabilities that background_thresh looks at
+    # A dense CRF on the probabilities (the softmax of one view, the mean of several), and the image
+    # that it sees: "wrapped" as deeplab-pytorch's (see `ops.crf.wrapped_image`), or "raw" RGB.
+    crf: CRFConfig | None = None
+    crf_image: Literal["wrapped", "raw"] = "wrapped"
 
 
 class Scores(NamedTuple):
@@ -217,12 +222,36 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
     def join(x: Array) -> Array:
         return x.swapaxes(0, 1).reshape(b, blocks * step, width)[:, :height]
 
-    labels, best = join(labels), join(best)
+    return _named(join(labels), join(best), cfg)
+
+
+def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
+    """Rows of the classifier to labels, and unsure pixels to the background."""
     if cfg.row_labels is not None:
         labels = jnp.asarray(cfg.row_labels, jnp.int32)[labels]
     if cfg.background_thresh > 0:
         labels = jnp.where(best < cfg.background_thresh, cfg.background_label, labels)
     return labels, best
+
+
+def crf_label_maps(
+    views: list[Scores], images: Array, sizes: Array, cfg: InferenceConfig
+) -> tuple[Array, Array]:
+    """Labels (b, h, w) int32 after the config's dense CRF, and the winning marginals.
+
+    All class probabilities of the batch are in memory at once: h * w * c numbers for each image.
+    """
+    maps = [
+        jnp.einsum("brg,bgkc,bwk->brwc", v.rows, v.logits, v.columns, precision="highest")
+        for v in views
+    ]
+    scores = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
+    assert cfg.crf is not None
+    seen = wrapped_image(images) if cfg.crf_image == "wrapped" else images
+    marginals = dense_crf(unary_from_softmax(scores), seen, cfg.crf, sizes=sizes)
+    return _named(
+        jnp.argmax(marginals, axis=-1).astype(jnp.int32), jnp.max(marginals, axis=-1), cfg
+    )
 
 
 Segmenter = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
@@ -250,6 +279,8 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
             for i, shape in enumerate(network_shapes)
             for flip in ((False, True) if cfg.flip else (False,))
         ]
+        if cfg.crf is not None:
+            return crf_label_maps(views, images, image_sizes, cfg)
         return label_maps(views, cfg)
 
     return state, segment

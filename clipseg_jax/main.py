@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.recipes import maskclip, reclip
+from clipseg_jax.recipes import clip_es, maskclip, reclip
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -35,13 +35,18 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which this is, from 0, with --
 
 # A method's stages: name -> function(config, workdir), in the order of `config.stages`.
 Stage = Callable[[ConfigDict, Path], dict]
-METHODS: dict[str, Mapping[str, Stage]] = {"maskclip": maskclip.STAGES, "reclip": reclip.STAGES}
+METHODS: dict[str, Mapping[str, Stage]] = {
+    "maskclip": maskclip.STAGES,
+    "reclip": reclip.STAGES,
+    "clip_es": clip_es.STAGES,
+}
 
 # Values that change how fast or how much is done, but not what a stage computes.
 _FREE = {
     "stages", "tags.batch_size", "train.devices", "train.fsdp", "train.log_every_steps",
     "train.checkpoint_every_steps", "train.keep_checkpoints", "evaluate.batch_size",
-    "evaluate.devices", "evaluate.max_buckets",
+    "evaluate.devices", "evaluate.max_buckets", "cams.batch_size", "cams.devices",
+    "cams.max_buckets", "masks.batch_size", "masks.devices", "masks.max_buckets",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ TextEncoder = Callable[[Array], Array]  # ids (n, t) int32 -> features (n, e), n
 
 @functools.cache
 def templates(name: str) -> tuple[str, ...]:
-    """A named set: "imagenet_80", "maskclip_85", "imagenet_subset_7" or "single".
+    """A named set: "imagenet_80", "maskclip_85" (TagCLIP's as well), "clip_es", "single" and more.
 
     Raises:
       ValueError: no such set.

@@ -7,109 +7,40 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets import Dataset
+from input_pipeline.expected import BEYOND, Checked, Expected, Faults
+from input_pipeline.image_labels import image_labels
 from input_pipeline.images import BadFile, image_size, read_image, read_label
-from input_pipeline.layout import Part, files_below, listed_stems
+from input_pipeline.layout import Example, Part, files_below
+from input_pipeline.processes import CHUNK, Run
 
-Chunk = TypeVar("Chunk")
-Made = TypeVar("Made")
-# How chunks are worked on: `map`, or the same thing in several processes.
-Run = Callable[[Callable[[Chunk], Made], Sequence[Chunk]], Iterable[Made]]
 Pair = tuple[str | None, str | None]  # picture and label below the root; None: it is missing
 
-CHUNK = 64  # files that a process takes at a time
-_BEYOND = 256  # the histogram's last bin: ids that no 8-bit file can hold
 
+class _Found(NamedTuple):
+    """What the lists and folders say: a split's stems, and its label files below the root."""
 
-@dataclass(frozen=True)
-class Expected:
-    """What a dataset's files must be.
-
-    Attributes:
-      record: folders, classes and label rule.
-      counts: the splits to look at, each with the numbers of pictures that count as published.
-      shares: (id, low, high): between what shares of all pixels an id that is no class may lie.
-        Wide: they shall find labels of another rule, not other pictures.
-      raw: ids that only the maps have from which the label files are made, and what those are.
-      source: where the files come from, said when some are missing.
-    """
-
-    record: Dataset
-    counts: tuple[tuple[str, tuple[int, ...]], ...]
-    shares: tuple[tuple[int, float, float], ...] = ()
-    raw: tuple[range, str] = (range(0), "")
-    source: str = ""
-
-    @property
-    def classes(self) -> range:
-        """The ids of the classes as the files hold them."""
-        first = int(self.record.reduce_zero_label)
-        return range(first, first + self.record.num_classes)
-
-    @property
-    def allowed(self) -> frozenset[int]:
-        """Every id that a label file may hold."""
-        none = {0} if self.record.reduce_zero_label else set()
-        return frozenset((*self.classes, *none, self.record.ignore_label))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One kind of fault: the files or names that have it, and what to do."""
-
-    kind: str
-    items: list[str]
-    remedy: str
-
-
-@dataclass
-class Checked:
-    """What `check` saw.
-
-    Attributes:
-      root: the dataset's own folder.
-      pictures: split -> how many there are.
-      labels: label maps that could be read.
-      histogram: (257,) pixels of each id in them; the last bin is for ids above 255.
-      problems: none if all is well.
-    """
-
-    root: Path
-    pictures: dict[str, int]
-    labels: int = 0
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(_BEYOND + 1, np.int64))
-    problems: list[Problem] = field(default_factory=list)
-
-    def share(self, label: int) -> float:
-        """The share of all pixels that have this id."""
-        return float(self.histogram[label] / max(self.histogram.sum(), 1))
-
-
-class _Faults(dict[str, list[str]]):
-    """Kind of fault -> what has it, in the order of finding."""
-
-    def add(self, kind: str, *items: str) -> None:
-        if items:
-            self.setdefault(kind, []).extend(items)
+    stems: dict[str, list[str]]
+    labels: dict[str, set[str]]
 
 
 class _Seen(NamedTuple):
-    """What the files of one chunk hold."""
+    """What the files of one chunk hold; `present`: label file -> the ids below 256 in it."""
 
     faults: list[tuple[str, str]]
     labels: int
     histogram: np.ndarray
+    present: dict[str, bytes]
 
 
 def check(
@@ -122,25 +53,28 @@ def check(
       run: as `map`, for the chunks of files.
     """
     root = expected.record.layout.resolve(root)
-    faults = _Faults()
-    pairs, pictures = _find(root, expected, faults)
-    checked = Checked(root, pictures)
+    faults = Faults()
+    pairs, found = _find(root, expected, faults)
+    checked = Checked(root, {split: len(set(stems)) for split, stems in found.stems.items()})
+    present: dict[str, bytes] = {}
     look = functools.partial(_look, root=root, expected=expected, deep=deep)
     for seen in run(look, [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]):
         for kind, item in seen.faults:
             faults.add(kind, item)
         checked.labels += seen.labels
         checked.histogram += seen.histogram
-    if all(pictures[split] in published for split, published in expected.counts):
+        present.update(seen.present)
+    if all(checked.pictures[split] in published for split, published in expected.counts):
         _judge(checked, expected, faults)  # a part of the dataset may lack classes
-    checked.problems = [
-        Problem(kind, items, _remedy(kind, expected)) for kind, items in faults.items()
-    ]
+        _judge_splits(found, present, expected, faults)
+    if expected.image_labels:
+        _find_image_labels(root, found, expected, faults)
+    checked.problems = faults.problems(expected)
     return checked
 
 
-def _find(root: Path, expected: Expected, faults: _Faults) -> tuple[list[Pair], dict[str, int]]:
-    """The files of all splits, and how many pictures each split has."""
+def _find(root: Path, expected: Expected, faults: Faults) -> tuple[list[Pair], _Found]:
+    """The files of all splits, each pair once, and what each split has."""
 
     @functools.cache
     def files(folder: str) -> set[str] | None:
@@ -151,11 +85,15 @@ def _find(root: Path, expected: Expected, faults: _Faults) -> tuple[list[Pair], 
 
     pairs: list[Pair] = []
     names: dict[str, set[str]] = {}
+    found = _Found({}, {})
     for split, published in expected.counts:
         stems: list[str] = []
+        first = len(pairs)
         for part in expected.record.layout.split(split).parts:
             stems += _find_part(root, part, expected, files, faults, pairs)
         names[split] = set(stems)
+        found.stems[split] = stems
+        found.labels[split] = {label for _, label in pairs[first:] if label is not None}
         again = sorted(stem for stem, times in Counter(stems).items() if times > 1)
         faults.add("listed twice", *(f"{stem} ({split})" for stem in again))
         if len(names[split]) not in published:
@@ -166,7 +104,7 @@ def _find(root: Path, expected: Expected, faults: _Faults) -> tuple[list[Pair], 
     for one, other in combinations(names, 2):
         both = sorted(names[one] & names[other])
         faults.add("in two splits", *(f"{stem} ({one}, {other})" for stem in both))
-    return list(dict.fromkeys(pairs)), {split: len(found) for split, found in names.items()}
+    return list(dict.fromkeys(pairs)), found
 
 
 def _find_part(
@@ -174,21 +112,23 @@ def _find_part(
     part: Part,
     expected: Expected,
     files: Callable[[str], set[str] | None],
-    faults: _Faults,
+    faults: Faults,
     pairs: list[Pair],
 ) -> list[str]:
     """Appends the part's files to `pairs`; returns the stems of its pictures."""
     layout = expected.record.layout
     assert part.labels is not None
-    images, labels = files(part.images), files(part.labels)
-    listed = part.stems
-    if listed is None and part.may_list and (root / part.may_list).is_file():
-        listed = part.may_list
+    image_folder = layout.images_of(root, part)
+    images, labels = files(image_folder), files(part.labels)
+    listed = layout.list_of(root, part)
     if listed is not None:
         try:
-            stems = wanted = listed_stems(root / listed)
+            stems = wanted = layout.stems(root, part, listed)
         except (OSError, UnicodeDecodeError):
             faults.add("missing list", listed)
+            return []
+        except ValueError as error:
+            faults.add("list of another folder", str(error).partition("; ")[0])
             return []
     else:
         stems = sorted(_stems(images, layout.image_suffix))
@@ -198,7 +138,7 @@ def _find_part(
         image, label = stem + layout.image_suffix, stem + layout.label_suffix
         pair: list[str | None] = []
         for kind, folder, file, there in (
-            ("missing picture", part.images, image, images),
+            ("missing picture", image_folder, image, images),
             ("missing label", part.labels, label, labels),
         ):
             found = there is not None and file in there
@@ -217,8 +157,9 @@ def _stems(files: set[str] | None, suffix: str) -> list[str]:
 def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> _Seen:
     """Opens the files; runs in other processes."""
     faults: list[tuple[str, str]] = []
-    histogram = np.zeros(_BEYOND + 1, np.int64)
+    histogram = np.zeros(BEYOND + 1, np.int64)
     labels = 0
+    present = {}
     for image, label in pairs:
         size: tuple[int, ...] | None = None
         if image is not None:
@@ -241,18 +182,17 @@ def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> 
             sizes = f"{ids.shape[0]} x {ids.shape[1]}, the picture {size[0]} x {size[1]}"
             faults.append(("sizes differ", f"{label}: {sizes}"))
         # Seen unsigned, negative ids are large ones.
-        counts = np.bincount(
-            np.minimum(ids.view(np.uint32), _BEYOND).ravel(), minlength=_BEYOND + 1
-        )
+        counts = np.bincount(np.minimum(ids.view(np.uint32), BEYOND).ravel(), minlength=BEYOND + 1)
         histogram += counts
+        present[label] = np.flatnonzero(counts[:BEYOND]).astype(np.uint8).tobytes()
         wrong = [value for value in np.flatnonzero(counts) if value not in expected.allowed]
         if wrong:
-            if counts[_BEYOND]:
-                wrong = [*wrong[:-1], *np.unique(ids[(ids < 0) | (ids >= _BEYOND)])]
+            if counts[BEYOND]:
+                wrong = [*wrong[:-1], *np.unique(ids[(ids < 0) | (ids >= BEYOND)])]
             raw = all(value in expected.raw[0] for value in wrong)
             shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
             faults.append(("raw ids" if raw else "ids out of range", f"{label}: {shown}"))
-    return _Seen(faults, labels, histogram)
+    return _Seen(faults, labels, histogram, present)
 
 
 def _is_colour(path: Path) -> bool:
@@ -266,7 +206,7 @@ def _reason(error: BadFile, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ").partition("; ")[0]
 
 
-def _judge(checked: Checked, expected: Expected, faults: _Faults) -> None:
+def _judge(checked: Checked, expected: Expected, faults: Faults) -> None:
     """Whether the labels as a whole look like the dataset's."""
     if not checked.labels:
         return
@@ -282,25 +222,35 @@ def _judge(checked: Checked, expected: Expected, faults: _Faults) -> None:
             )
 
 
-def _remedy(kind: str, expected: Expected) -> str:
-    none = [str(label) for label in sorted(expected.allowed - set(expected.classes))]
-    classes = f"{expected.classes[0]} to {expected.classes[-1]}"
-    again = "Unpack these files again; if that doesn't help, download them again."
-    return {
-        "listed twice": "Take the published list.",
-        "in two splits": "Take the published lists; training must not see the pictures of val.",
-        "number of pictures": "Scores on other pictures are not comparable. " + expected.source,
-        "unreadable picture": again,
-        "unreadable label": again,
-        "colour label": "Labels must be class ids in a grey or palette PNG; unpack the original "
-        "ones again, and don't save them through a tool that turns palettes into colours.",
-        "sizes differ": "Unpack pictures and labels of the same release; resize neither.",
-        "ids out of range": f"Classes are {classes}, and {' and '.join(none)} no class. Is it "
-        "this dataset? Otherwise unpack or convert the labels again.",
-        "raw ids": f"These look like {expected.raw[1]}, and others may, unnoticed; delete the "
-        "label files of this kind and let --write make them again.",
-        "class without a pixel": "These are labels of another release or rule; unpack or convert "
-        "them again.",
-        "implausible share of pixels": "These are labels of another release or rule; unpack or "
-        "convert them again.",
-    }.get(kind, expected.source)
+def _judge_splits(
+    found: _Found, present: dict[str, bytes], expected: Expected, faults: Faults
+) -> None:
+    """Whether each split has the published pictures, and they the published classes."""
+    for split, published in expected.lists:
+        names = "\n".join(sorted(found.stems[split])).encode()
+        if hashlib.sha1(names, usedforsecurity=False).hexdigest() != published:
+            faults.add("other pictures", f"{split} has as many as the published one, but others")
+    for split, numbers in expected.pictures_of:
+        have = Counter(each for label in found.labels[split] for each in present.get(label, b""))
+        for label, number in zip(expected.foreground, numbers, strict=True):
+            if have[label] != number:
+                name = expected.record.class_names[label - expected.classes[0]]
+                faults.add(
+                    "pictures with a class", f"{split}: {have[label]} with {name}, not {number}"
+                )
+
+
+def _find_image_labels(root: Path, found: _Found, expected: Expected, faults: Faults) -> None:
+    """Whether the pictures have image labels; those of missing lists are complained of already."""
+    seen: set[str] = set()
+    for split, stems in found.stems.items():
+        new = [stem for stem in dict.fromkeys(stems) if stem not in seen]
+        seen.update(new)
+        examples = [Example(stem, root / stem, None) for stem in new]
+        if not examples:
+            continue
+        try:
+            made = image_labels(expected.record, root, split, examples, on_bad="skip")
+            faults.add("no image labels", *(f"{name}: {why}" for name, why in made.problems))
+        except (BadFile, FileNotFoundError) as error:
+            faults.add("no image labels", f"{split}: {str(error).partition('; ')[0]}")

@@ -1,4 +1,4 @@
-"""Class names, prompts, palettes and label maps: data in class_sets.json, read here once."""
+"""Class names, prompts, palettes and label maps: data in two .json files, read here once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ClassSet:
     """Classes in label order.
 
     `prompts` are the strings put into the templates. In the sets with a background (`voc21`,
-    `context60`) label 0 has a name and a colour but no prompt: there `prompts` is one shorter
-    than `names`. `unseen` are the label indices held out in zero-shot training. `names` and
+    `context60`, `coco81`) label 0 has a name and a colour but no prompt: there `prompts` is one
+    shorter than `names`. `unseen` are the label indices held out in zero-shot training. `names` and
     `palette` (RGB) are empty for the one set that is prompts only (`acontext`).
     """
 
@@ -29,9 +29,21 @@ class ClassSet:
     unseen: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class PromptSet:
+    """What CLIP-ES or TagCLIP puts into its templates: a prompt for each class id, and background.
+
+    Several synonyms of a class stand in one prompt, separated by commas.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    background: tuple[str, ...]
+
+
 @functools.cache
-def _data() -> dict[str, Any]:
-    file = importlib.resources.files("input_pipeline") / "class_sets.json"
+def _data(file_name: str = "class_sets.json") -> dict[str, Any]:
+    file = importlib.resources.files("input_pipeline") / file_name
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -59,6 +71,44 @@ def class_set(name: str) -> ClassSet:
         palette=tuple(tuple(colour) for colour in entry["palette"] or ()),
         unseen=tuple(data["unseen"].get(name, ())),
     )
+
+
+@functools.cache
+def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
+    """The prompts of "voc" (20 classes), "coco" (80) or "coco_stuff" (171).
+
+    CLIP-ES writes `synonyms` for some classes, TagCLIP the plain names.
+
+    Raises:
+      ValueError: there is no such set.
+    """
+    sets = _data("prompt_sets.json")["sets"]
+    if name not in sets:
+        raise ValueError(f"No prompt set {name!r}; choose one of: {', '.join(sets)}.")
+    entry = sets[name]
+    names = entry["names"]
+    background = entry["background"]
+    if synonyms:
+        background = entry.get("cam_background", background)
+    prompts = [entry["synonyms"].get(n, n) for n in names] if synonyms else names
+    return PromptSet(tuple(names), tuple(prompts), tuple(background))
+
+
+def coco_stuff_coarse_ids(*, raw: bool) -> np.ndarray:
+    """(256,) uint8 table to the 27 coarse classes: from COCO-Stuff's raw labels, or from 0..170.
+
+    Labels without a coarse class become 255.
+    """
+    coarse = np.full(256, 255, np.uint8)
+    known = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
+    coarse[: len(known)] = known
+    if raw:
+        return coarse
+    table = np.full(256, 255, np.uint8)
+    train_ids = coco_stuff_train_ids()
+    for label in np.flatnonzero(train_ids < 255):
+        table[train_ids[label]] = coarse[label]
+    return table
 
 
 def coco_stuff_train_ids() -> np.ndarray:

@@ -5,11 +5,9 @@ A file is written whole or not at all, and whole files are kept: a run that was 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,13 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from input_pipeline.checks import CHUNK, Run
 from input_pipeline.class_sets import coco_stuff_train_ids, pascal_context_raw_ids
 from input_pipeline.images import BadLabel, read_label
 from input_pipeline.layout import files_below, listed_stems
+from input_pipeline.processes import CHUNK, Run
+from input_pipeline.writing import is_whole_png, write_whole
 
 UNKNOWN = -1  # in a table: no raw map may hold this id
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 # COCO-Stuff's 182 raw ids -> the 27 super-classes, things first (the grouping of PiCIE, STEGO).
 _COCO_27 = (
@@ -41,14 +39,10 @@ _CONTEXT_IDS = 460
 _VOC_IDS = 21
 
 
-class CannotWrite(RuntimeError):  # noqa: N818
-    """A file can't be written, and the next ones neither: disk full, no permission."""
-
-
 class Job(NamedTuple):
-    """A raw map and the label file to make from it."""
+    """What a label file is made from, a raw map's path or COCO's objects, and the file to make."""
 
-    source: Path
+    source: Any
     target: Path
     exists: bool  # there is such a file already, whole or not
 
@@ -73,6 +67,14 @@ def coco_stuff_27_table() -> np.ndarray:
     """(256,) raw id of COCO-Stuff -> super-class 0..26; unlabelled stays 255."""
     known = [int(value) for value in _COCO_27.split()]
     return _table(256, {**dict(enumerate(known)), 255: 255})
+
+
+def coco_stuff_171_to_27() -> np.ndarray:
+    """(171,) class of COCO-Stuff -> super-class 0..26, for predictions of the 171 (TagCLIP)."""
+    to_171 = coco_stuff_train_ids()[:182]
+    table = np.zeros(171, np.int32)
+    table[to_171[to_171 < 255]] = coco_stuff_27_table()[:182][to_171 < 255]
+    return table
 
 
 def cityscapes_table() -> np.ndarray:
@@ -134,49 +136,81 @@ def pascal_context_jobs(root: Path, source: Path) -> list[Job]:
 
 
 def sbd_jobs(root: Path, source: Path) -> list[Job]:
-    """For SBD's folder with `cls/<id>.mat` (with GTcls) and its lists; makes aug.txt if need be.
+    """For SBD's folder with `cls/<id>.mat` (with GTcls) and its lists, beside VOC's own labels.
+
+    SegmentationClassAug gets the labels of both; aug.txt and train_aug.txt are made if need be.
 
     Raises:
-      ValueError: a list of SBD or of VOC is missing. CannotWrite: aug.txt can't be written.
+      ValueError: a list of SBD or of VOC is missing. CannotWrite: a list can't be written.
     """
     lists = root / "ImageSets" / "Segmentation"
-    aug = lists / "aug.txt"
-    if not aug.is_file():
-        try:
-            own = [listed_stems(source / f"{name}.txt") for name in ("train", "val")]
-            voc = [listed_stems(lists / f"{name}.txt") for name in ("train", "val")]
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"no list {error.filename}; aug.txt is SBD's train.txt and val.txt without those "
-                f"of VOC. Unpack both datasets whole."
-            ) from error
+    train, val = _train_and_val(lists)
+    if not (lists / "aug.txt").is_file():
         # The published order is that of a Python set, another one in each run.
-        stems = sorted({*own[0], *own[1]} - {*voc[0], *voc[1]})
-        write_whole(aug, "".join(f"{stem}\n" for stem in stems).encode())
+        sbd = {stem for stems in _train_and_val(source) for stem in stems}
+        write_list(lists / "aug.txt", sorted(sbd - {*train, *val}))
+    aug = listed_stems(lists / "aug.txt")
+    write_list(lists / "train_aug.txt", sorted({*aug, *train}))
+    sources = {stem: root / "SegmentationClass" / f"{stem}.png" for stem in (*train, *val)}
+    sources.update((stem, source / "cls" / f"{stem}.mat") for stem in aug)
     folder = root / "SegmentationClassAug"
     there = files_below(folder)
     return [
-        Job(source / "cls" / f"{stem}.mat", folder / f"{stem}.png", f"{stem}.png" in there)
-        for stem in listed_stems(aug)
+        Job(file, folder / f"{stem}.png", f"{stem}.png" in there) for stem, file in sources.items()
     ]
 
 
-def convert(jobs: Sequence[Job], table: np.ndarray, *, run: Run = map) -> Converted:
-    """Makes the label files; a raw map that can't be used is named, and the others go on.
+def _train_and_val(folder: Path) -> list[list[str]]:
+    try:
+        return [listed_stems(folder / f"{name}.txt") for name in ("train", "val")]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"no list {error.filename}; aug.txt is SBD's train.txt and val.txt without those of "
+            f"VOC. Unpack both datasets whole."
+        ) from error
+
+
+def write_list(path: Path, lines: Iterable[str]) -> None:
+    """Writes a split list, unless there is one: a published one may have another order.
+
+    Raises:
+      CannotWrite: the list can't be written.
+    """
+    if not path.is_file():
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+LabelOf = Callable[[Any], np.ndarray]
+
+
+def by_table(table: np.ndarray) -> LabelOf:
+    """Raw map's path -> labels (h, w) uint8, by the table; for `convert`."""
+    return functools.partial(_translated, table=table)
+
+
+def _translated(path: Path, table: np.ndarray) -> np.ndarray:
+    return translate(read_raw(path), table, path)
+
+
+def convert(jobs: Sequence[Job], label_of: LabelOf, *, run: Run = map) -> Converted:
+    """Makes the label files; a source that can't be used is named, and the others go on.
+
+    Args:
+      label_of: a job's source -> labels (h, w) uint8; raises BadLabel.
 
     Raises:
       CannotWrite: a label file can't be written.
     """
     done = Converted()
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    for part in run(functools.partial(_convert, table=table), chunks):
+    for part in run(functools.partial(_convert, label_of=label_of), chunks):
         done.written += part.written
         done.kept += part.kept
         done.failures += part.failures
     return done
 
 
-def _convert(jobs: Sequence[Job], table: np.ndarray) -> Converted:
+def _convert(jobs: Sequence[Job], label_of: LabelOf) -> Converted:
     """Converts a chunk; runs in other processes."""
     done = Converted()
     for job in jobs:
@@ -184,7 +218,7 @@ def _convert(jobs: Sequence[Job], table: np.ndarray) -> Converted:
             done.kept += 1
             continue
         try:
-            label = translate(read_raw(job.source), table, job.source)
+            label = label_of(job.source)
         except BadLabel as error:
             done.failures.append(str(error).partition("; ")[0])  # the remedy is told once
             continue
@@ -240,40 +274,3 @@ def _ids(content: dict[str, Any]) -> Any:
     if "GTcls" in content:
         return content["GTcls"]["Segmentation"][0, 0]
     raise ValueError("it holds neither LabelMap nor GTcls")
-
-
-def is_whole_png(path: Path) -> bool:
-    """Whether a file ends as a PNG does; one that was cut short doesn't."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
-    except OSError:
-        return False
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside `path` and moves it there: nobody ever sees half of it.
-
-    Raises:
-      CannotWrite: the folder can't be written or the disk is full; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            _write(temporary, content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CannotWrite(
-            f"cannot write {path}: {error.strerror or error}; free space there or get the right "
-            f"to write, and run the command again: it goes on where it stopped"
-        ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)

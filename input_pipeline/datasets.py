@@ -1,17 +1,17 @@
 """One frozen record per dataset, from which everything about it is derived.
 
-Folder layouts, splits and label rules are those of MaskCLIP's (mmsegmentation's) dataset classes
-and of ReCLIP's lists.
+Label rules are those of MaskCLIP's (mmsegmentation's) dataset classes, ReCLIP and CLIP-ES.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_pipeline import records
+from input_pipeline import layouts, records
 from input_pipeline.class_sets import Colour, class_set, palette
 from input_pipeline.layout import Example, Layout, Part, Split
 
@@ -48,12 +48,20 @@ class Dataset:
         """How many labels there are, background included."""
         return len(self.class_names)
 
-    def index(self, root: str | os.PathLike[str], split: str = "val") -> list[Example]:
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """Names of the classes without the background: image label i is name i of these."""
+        return self.class_names[int(self.background) :]
+
+    def index(
+        self, root: str | os.PathLike[str], split: str = "val", *, labels: bool = True
+    ) -> list[Example]:
         """The split's examples in their published order.
 
         `root` is the dataset's own folder, the folder of datasets that holds one of
         `layout.folders`, or a folder of records (see `input_pipeline.records`). A number of
-        pictures other than the published one is logged as a warning.
+        pictures other than the published one is logged as a warning. With `labels=False` no label
+        maps are looked for, and the examples have none.
 
         Raises:
           ValueError: unknown split, or the same picture twice.
@@ -63,8 +71,10 @@ class Dataset:
         stored = records.find(root, self.layout.folders)
         if stored is not None:
             examples = records.index(self.layout, stored, split)
+            if not labels:
+                examples = [dataclasses.replace(each, label_path=None) for each in examples]
         else:
-            examples = self.layout.index(root, split)
+            examples = self.layout.index(root, split, labels=labels)
         self.layout.warn_of_count(root, split, len(examples))
         return examples
 
@@ -139,70 +149,33 @@ def _record(
     )
 
 
-def _scan(
-    images: str,
-    labels: str,
-    train: tuple[str, int],
-    val: tuple[str, int],
-    stems: str | None = None,
-) -> tuple[tuple[str, Split], ...]:
-    """Splits that are whole folders; `{}` in the paths stands for the split's own folder.
-
-    `stems` is a list that may be there instead.
-    """
-    splits = []
-    for split, (name, count) in (("train", train), ("val", val)):
-        listed = None if stems is None else stems.format(name)
-        part = Part(images.format(name), labels.format(name), may_list=listed)
-        splits.append((split, Split((part,), count)))
-    return tuple(splits)
-
-
-def _listed(labels: str, stems: str) -> Part:
-    return Part("JPEGImages", labels, f"ImageSets/{stems}.txt")
-
-
-_VOC_TRAIN = _listed("SegmentationClass", "Segmentation/train")
-_VOC_AUG = _listed("SegmentationClassAug", "Segmentation/aug")
-_VOC_VAL = _listed("SegmentationClass", "Segmentation/val")
-_VOC = Layout(
-    (
-        ("train", Split((_VOC_TRAIN,), 1464)),
-        ("trainaug", Split((_VOC_TRAIN, _VOC_AUG), 10582)),
-        ("val", Split((_VOC_VAL,), 1449)),
-    ),
-    ("VOCdevkit/VOC2012",),
+VOC07_20 = _record("VOC07_20", "voc", layouts.VOC07)
+VOC12_20 = _record("VOC12_20", "voc", layouts.VOC12, reduce_zero_label=True)
+VOC12_21 = _record("VOC12_21", "voc21", layouts.VOC12, background=True)
+VOC12_AUG = _record("VOC12_AUG", "voc21", layouts.VOC_AUG, background=True)
+CONTEXT_59 = _record("CONTEXT_59", "context", layouts.CONTEXT, reduce_zero_label=True)
+CONTEXT_60 = _record("CONTEXT_60", "context60", layouts.CONTEXT, background=True)
+COCO14_81 = _record(
+    "COCO14_81",
+    "coco81",
+    layouts.COCO14,
+    background=True,
 )
-_CONTEXT_TRAIN = _listed("SegmentationClassContext", "SegmentationContext/train")
-_CONTEXT_VAL = _listed("SegmentationClassContext", "SegmentationContext/val")
-# Two lists are in use: the API's (MaskCLIP), and one without three pictures (ReCLIP).
-_CONTEXT = Layout(
-    (
-        ("train", Split((_CONTEXT_TRAIN,), 4998, (4996,))),
-        ("val", Split((_CONTEXT_VAL,), 5105, (5104,))),
-    ),
-    ("VOCdevkit/VOC2010",),
+COCO17_81 = _record(
+    "COCO17_81",
+    "coco81",
+    layouts.COCO17,
+    background=True,
 )
-_COCO = _scan("images/{}", "annotations/{}", ("train2017", 118287), ("val2017", 5000))
-_COCO_STUFF = Layout(_COCO, ("coco_stuff164k",), label_suffix="_labelTrainIds.png")
-_COCO_STUFF_27 = Layout(_COCO, ("coco_stuff164k",), label_suffix="_27labelTrainIds.png")
-_ADE = Layout(
-    _scan("images/{}", "annotations/{}", ("training", 20210), ("validation", 2000)),
-    ("ade/ADEChallengeData2016", "ADEChallengeData2016"),
-)
-# train.txt and val.txt, of lines like aachen/aachen_000000_000019, are ReCLIP's.
-_CITYSCAPES = Layout(
-    _scan("leftImg8bit/{}", "gtFine/{}", ("train", 2975), ("val", 500), "{}.txt"),
-    ("cityscapes", "Cityscapes"),
-    image_suffix="_leftImg8bit.png",
-    label_suffix="_gtFine_labelTrainIds.png",
-)
+COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", layouts.COCO_STUFF)
+COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", layouts.COCO_STUFF_27)
+ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
+CITYSCAPES = _record("CITYSCAPES", "city", layouts.CITYSCAPES)
 
-VOC12_20 = _record("VOC12_20", "voc", _VOC, reduce_zero_label=True)
-VOC12_21 = _record("VOC12_21", "voc21", _VOC, background=True)
-CONTEXT_59 = _record("CONTEXT_59", "context", _CONTEXT, reduce_zero_label=True)
-CONTEXT_60 = _record("CONTEXT_60", "context60", _CONTEXT, background=True)
-COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", _COCO_STUFF)
-COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", _COCO_STUFF_27)
-ADE20K = _record("ADE20K", "ade", _ADE, reduce_zero_label=True)
-CITYSCAPES = _record("CITYSCAPES", "city", _CITYSCAPES)
+BY_NAME = {
+    record.name.lower(): record
+    for record in (
+        *(VOC07_20, VOC12_20, VOC12_21, VOC12_AUG, CONTEXT_59, CONTEXT_60),
+        *(COCO14_81, COCO17_81, COCO_STUFF_164K, COCO_STUFF_27, ADE20K, CITYSCAPES),
+    )
+}

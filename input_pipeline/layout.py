@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections import Counter
@@ -26,15 +27,41 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a split: folders below the root, and a list of stems or None for a scan.
+    """A piece of a split, in folders below the root.
 
-    `may_list` is a list that is used if it is there; otherwise the folder is scanned.
+    Attributes:
+      images: folder of the pictures.
+      labels: folder of the label maps; None: there are none.
+      lists: lists of stems, of which the first that is there counts; without any the folder of
+        pictures is scanned.
+      may_scan: it is scanned as well where none of the lists is there.
+      elsewhere: folders that may hold the pictures instead, the first that is there.
     """
 
     images: str
     labels: str | None
-    stems: str | None = None
-    may_list: str | None = None
+    lists: tuple[str, ...] = ()
+    may_scan: bool = False
+    elsewhere: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Where a split's image labels come from, below the root; see `image_labels`.
+
+    Attributes:
+      xml: folder of VOC's detection annotations, <stem>.xml.
+      instances: COCO's instances_*.json.
+      listed: ids on the lines of the split's list, `<stem> <id> <id> ...`, count before these.
+      classes: the class set that the ids are of; "": the dataset's own, without background.
+      ids: listed id -> class id, 255 for none; (): they are the same.
+    """
+
+    xml: str | None = None
+    instances: str | None = None
+    listed: bool = False
+    classes: str = ""
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,7 @@ class Split:
     parts: tuple[Part, ...]
     count: int | None = None
     also: tuple[int, ...] = ()
+    annotations: Annotations | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +87,18 @@ class Layout:
         or one absolute path, which stands for any root.
       image_suffix: one suffix, or "" for any picture format.
       label_suffix: replaces `image_suffix` in the label file's name.
+      remedy: what to do if something is missing, a sentence.
     """
 
     splits: tuple[tuple[str, Split], ...]
     folders: tuple[str, ...] = ()
     image_suffix: str = ".jpg"
     label_suffix: str = ".png"
+    remedy: str = ""
 
-    def index(self, root: str | os.PathLike[str], split: str) -> list[Example]:
+    def index(
+        self, root: str | os.PathLike[str], split: str, *, labels: bool = True
+    ) -> list[Example]:
         """See `Dataset.index`."""
         parts = self.split(split).parts
         root = self.resolve(root)
@@ -74,6 +106,8 @@ class Layout:
             raise FileNotFoundError(f"{root} is not a folder. {self._layout(split)}")
         examples: list[Example] = []
         for part in parts:
+            if not labels:
+                part = dataclasses.replace(part, labels=None)
             examples += self._part(root, part, split)
         names = {example.name for example in examples}
         if len(names) != len(examples):
@@ -118,37 +152,76 @@ class Layout:
             lines.append(f"{part.images}/*{self.image_suffix}")
             if part.labels is not None:
                 lines.append(f"{part.labels}/*{self.label_suffix}")
-            if part.stems is not None:
-                lines.append(part.stems)
+            if part.lists and not part.may_scan:
+                lines.append(part.lists[0])
         return lines
 
+    def list_of(self, root: Path, part: Part) -> str | None:
+        """The part's list below the root; None: the folder is scanned.
+
+        It need not be there: then it is the first of those that were looked for.
+        """
+        there = [name for name in part.lists if (root / name).is_file()]
+        if there:
+            return there[0]
+        return None if part.may_scan or not part.lists else part.lists[0]
+
+    def images_of(self, root: Path, part: Part) -> str:
+        """The part's folder of pictures below the root, the usual one if none is there."""
+        there = [name for name in (part.images, *part.elsewhere) if (root / name).is_dir()]
+        return (there or [part.images])[0]
+
+    def stems(self, root: Path, part: Part, listed: str) -> list[str]:
+        """The stems of a part's list, whose lines may as well name files, or hold image labels.
+
+        `<stem>`, `<stem>.jpg`, `<stem> <id> <id> ...` and DeepLab's
+        `/JPEGImages/<stem>.jpg /SegmentationClassAug/<stem>.png` are understood.
+
+        Raises:
+          OSError: it can't be read. ValueError: it names label files of another folder.
+        """
+        stems = []
+        for first, *others in read_list(root / listed):
+            stems.append(_below(first, part.images).removesuffix(self.image_suffix))
+            label = others[0] if others and others[0].endswith(self.label_suffix) else None
+            if label and part.labels and _below(label, part.labels) == label.removeprefix("/"):
+                raise ValueError(
+                    f"{root / listed}: names labels like {label}, and this dataset's are in "
+                    f"{part.labels}/; take a list of stems, or the dataset that fits it"
+                )
+        return stems
+
     def _part(self, root: Path, part: Part, split: str) -> list[Example]:
-        images = self._listing(root / part.images, split)
-        stems_file = part.stems
-        if stems_file is None and part.may_list and (root / part.may_list).is_file():
-            stems_file = part.may_list
-        if stems_file is None:
+        image_folder = root / self.images_of(root, part)
+        images = self._listing(image_folder, split)
+        listed = self.list_of(root, part)
+        if listed is None:
             files = sorted(file for file in images if self._is_image(file))
             stems = [self._stem(file) for file in files]
             # a.jpg beside a.png: both count, told apart by the suffix.
             seen = Counter(stems)
             names = [s if seen[s] == 1 else f for s, f in zip(stems, files, strict=True)]
         else:
-            names = stems = self._stems(root / stems_file, split)
+            try:
+                names = stems = self.stems(root, part, listed)
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"No split list {root / listed}. {self._layout(split)}"
+                ) from error
             files = [stem + self.image_suffix for stem in stems]
-            self._require(images, files, f"{root / part.images} (see {stems_file})", split)
+            self._require(images, files, f"{image_folder} (see {listed})", split)
         if not files:
             kind = f"*{self.image_suffix}" if self.image_suffix else "pictures"
-            raise FileNotFoundError(f"No {kind} in {root / part.images}. {self._layout(split)}")
+            raise FileNotFoundError(f"No {kind} in {image_folder}. {self._layout(split)}")
         if part.labels is None:
             return [
-                Example(name, root / part.images / file, None)
+                Example(name, image_folder / file, None)
                 for name, file in zip(names, files, strict=True)
             ]
         labels = [stem + self.label_suffix for stem in stems]
         there = self._listing(root / part.labels, split)
         self._require(there, labels, str(root / part.labels), split)
-        image_folder, label_folder = root / part.images, root / part.labels
+        label_folder = root / part.labels
         return [
             Example(name, image_folder / file, label_folder / label)
             for name, file, label in zip(names, files, labels, strict=True)
@@ -162,12 +235,6 @@ class Layout:
     def _stem(self, file: str) -> str:
         suffix = self.image_suffix or os.path.splitext(file)[1]
         return file[: len(file) - len(suffix)]
-
-    def _stems(self, path: Path, split: str) -> list[str]:
-        try:
-            return listed_stems(path)
-        except OSError as error:
-            raise FileNotFoundError(f"No split list {path}. {self._layout(split)}") from error
 
     def _listing(self, folder: Path, split: str) -> set[str]:
         if not folder.is_dir():
@@ -185,7 +252,14 @@ class Layout:
 
     def _layout(self, split: str) -> str:
         where = f" (usually {self.folders[0]})" if self.folders else ""
-        return f"Split {split} needs, below the root{where}: {', '.join(self.source(split))}."
+        need = f"Split {split} needs, below the root{where}: {', '.join(self.source(split))}."
+        lists = [name for part in self.split(split).parts for name in part.lists[1:]]
+        others = [name for part in self.split(split).parts for name in part.elsewhere]
+        if others:
+            need += f" Pictures may be in {' or '.join(others)} instead."
+        if lists:
+            need += f" The list may be {' or '.join(lists)} instead."
+        return f"{need} {self.remedy}".rstrip()
 
 
 def files_below(folder: Path) -> set[str]:
@@ -199,8 +273,18 @@ def files_below(folder: Path) -> set[str]:
     return found
 
 
+def read_list(path: Path) -> list[list[str]]:
+    """The words on each line of a list that isn't blank."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.split() for line in lines if line.strip()]
+
+
 def listed_stems(path: Path) -> list[str]:
     """The stems that a split list names, one a line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
     # VOC's per-class lists carry a second column; only the stem counts.
-    return [line.split()[0] for line in lines if line.strip()]
+    return [words[0] for words in read_list(path)]
+
+
+def _below(path: str, folder: str) -> str:
+    """A listed path without the folder, if it begins with it; without a leading slash anyway."""
+    return path.removeprefix("/").removeprefix(f"{folder}/")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from input_pipeline.corruptions import corrupt
 from input_pipeline.datasets import Dataset
@@ -39,6 +40,7 @@ def evaluation(
     *,
     batch_size: int,
     network_size: Callable[[int, int], Size] | None = None,
+    resize: Callable[[int, int], Size] | None = None,
     process_index: int = 0,
     process_count: int = 1,
     start_batch: int = 0,
@@ -57,6 +59,8 @@ def evaluation(
       batch_size: rows of a global batch; each process gets batch_size / process_count of them.
       network_size: (height, width) of a picture -> its (height, width) at the network; None: the
         same. A ValueError from it counts as a bad file.
+      resize: the same, but done here, by Pillow's bicubic filter: what CLIP-ES does. Then the
+        network's size is this one, and examples must have no labels.
       start_batch: leave out this many batches; nothing of them is decoded (resume).
       on_bad: what a file that can't be used does: stop with its error, or be left out, counted and
         named in `skipped`.
@@ -76,10 +80,12 @@ def evaluation(
         raise ValueError(
             f"{labelled} of {len(examples)} examples have a label; give labels for all or none."
         )
+    if resize is not None and (network_size is not None or labelled):
+        raise ValueError("resize goes with neither network_size nor labels.")
     if corruption is not None:  # an unknown kind should fail now, not inside the pipeline
         corrupt(np.zeros((8, 8, 3), np.uint8), *corruption, sample_rng(seed, 0, 0))
 
-    sizes, bad = example_sizes(examples, network_size)
+    sizes, bad = example_sizes(examples, resize or network_size)
     if bad and on_bad == "raise":
         raise bad[min(bad)]
     readable = [i for i in range(len(examples)) if i not in bad]
@@ -88,8 +94,9 @@ def evaluation(
             f"{dataset.name}: none of the {len(examples)} pictures can be used"
             + (f", the first because: {bad[min(bad)]}" if bad else "; the split is empty.")
         )
+    shown = {i: resize(*sizes[i]) if resize else sizes[i] for i in readable}
     plan = plan_batches(
-        [sizes[i] for i in readable],
+        [shown[i] for i in readable],
         batch_size,
         network_size=network_size,
         bucket_px=bucket_px,
@@ -104,13 +111,15 @@ def evaluation(
         )
 
     def load(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return load_example(dataset, examples[index], index, sizes[index], corruption, seed)
+        image, label = load_example(dataset, examples[index], index, sizes[index], corruption, seed)
+        return (_bicubic(image, shown[index]) if resize else image), label
 
-    network = {i: network_size(*sizes[i]) if network_size else sizes[i] for i in readable}
+    network = {i: network_size(*sizes[i]) if network_size else shown[i] for i in readable}
     return EvaluationBatches(
         plan=plan[start_batch:],
         names=[example.name for example in examples],
-        sizes=sizes,
+        sizes=shown,
+        original_sizes=sizes,
         network_sizes=network,
         load=load,
         rows=rows,
@@ -121,12 +130,21 @@ def evaluation(
     )
 
 
+def _bicubic(image: np.ndarray, size: Size) -> np.ndarray:
+    """Pillow's antialiased resize of uint8 (h, w, 3) to `size`."""
+    if image.shape[:2] == size:
+        return image
+    made = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(made)
+
+
 @dataclass
 class EvaluationBatches:
     """Batches of one process, made by `evaluation`; may be iterated more than once.
 
     Iterating yields dicts for the process's b rows, padded at the bottom and right:
-      image uint8 (b, H, W, 3); image_size and network_size int32 (b, 2), height and width;
+      image uint8 (b, H, W, 3); image_size, network_size and original_size (before any `resize`)
+        int32 (b, 2), height and width;
       label int32 (b, H, W), padded with the ignored label (absent without label files);
       valid bool (b,), False for filler rows and bad files; index int32 (b,) into the examples;
       bucket_hw = (H, W) and network_hw, the padded size at the network: static, as tuples.
@@ -140,6 +158,7 @@ class EvaluationBatches:
     plan: list[Batch]
     names: list[str]
     sizes: dict[int, Size]
+    original_sizes: dict[int, Size]
     network_sizes: dict[int, Size]
     load: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
     rows: slice
@@ -180,6 +199,7 @@ class EvaluationBatches:
                 "image": image,
                 "image_size": np.array([self.sizes[i] for i in indices], np.int32),
                 "network_size": np.array([self.network_sizes[i] for i in indices], np.int32),
+                "original_size": np.array([self.original_sizes[i] for i in indices], np.int32),
                 **({} if self.pad_label is None else {"label": label}),
                 "valid": valid,
                 "index": np.array(indices, np.int32),

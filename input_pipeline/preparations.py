@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from input_pipeline import conversions, datasets
-from input_pipeline.checks import Expected
-from input_pipeline.conversions import Job
+from input_pipeline import coco, conversions, datasets
+from input_pipeline.conversions import Job, LabelOf, by_table
 from input_pipeline.datasets import Dataset
+from input_pipeline.expected import Expected
+
+Jobs = Callable[[Path, Path | None], list[Job]]
 
 
 @dataclass(frozen=True)
@@ -24,17 +27,16 @@ class Preparation:
 
     Attributes:
       expected: what `check` wants to see.
-      table: raw ids -> labels; None: the labels are used as they are published.
-      beside: how the names of raw maps end that lie beside the label files; None: they don't.
-      apart: jobs for (root, source), where the raw maps have a folder of their own.
-      places: where that folder may be, seen from the root, and what it must hold.
+      jobs: finds, for (root, --source), the label files to make and what from; None: the labels are
+        used as they are published.
+      label_of: gives what turns a job's source into labels.
+      takes_source: `jobs` looks at --source.
     """
 
     expected: Expected
-    table: Callable[[], np.ndarray] | None = None
-    beside: str | None = None
-    apart: Callable[[Path, Path], list[Job]] | None = None
-    places: tuple[tuple[str, ...], str] = ((), "")
+    jobs: Jobs | None = None
+    label_of: Callable[[], LabelOf] | None = None
+    takes_source: bool = False
 
 
 def _expected(
@@ -43,6 +45,7 @@ def _expected(
     *shares: tuple[int, float, float],
     source: str,
     raw: tuple[range, str] = (range(0), ""),
+    **more: Any,
 ) -> Expected:
     """For these splits of the record, with the published numbers of pictures."""
     counts = []
@@ -50,41 +53,128 @@ def _expected(
         split = record.layout.split(name)
         assert split.count is not None
         counts.append((name, (split.count, *split.also)))
-    return Expected(record, tuple(counts), shares, raw, source)
+    return Expected(record, tuple(counts), shares, raw, source, **more)
+
+
+def _beside(record: Dataset, raw_suffix: str) -> Jobs:
+    """For raw maps beside the label files, told apart by the ends of their names."""
+    splits = [dict(record.layout.splits)[name] for name in ("train", "val")]
+    folders = [part.labels for split in splits for part in split.parts if part.labels is not None]
+
+    def jobs(root: Path, _: Path | None) -> list[Job]:
+        suffix = record.layout.label_suffix
+        return conversions.renamed_jobs(root, folders, raw_suffix, suffix)
+
+    return jobs
+
+
+def _apart(make: Callable[[Path, Path], list[Job]], content: str, *usual: str) -> Jobs:
+    """For raw maps in a folder of their own, in a usual place seen from the root or in --source.
+
+    Args:
+      content: what the folder must hold.
+    """
+
+    def jobs(root: Path, source: Path | None) -> list[Job]:
+        places = [root / name for name in usual] if source is None else [source, source / "dataset"]
+        found = [place for place in places if (place / content).is_dir()]
+        if source is not None and not found:
+            lacks = f" with {content}/" if content != "." else ""
+            raise ValueError(f"--source {source} is no folder{lacks}")
+        return make(root, found[0]) if found else []
+
+    return jobs
+
+
+def _coco_stuff(record: Dataset, classes: int, table: Callable[[], np.ndarray]) -> Preparation:
+    expected = _expected(
+        record,
+        ("train", "val"),
+        (255, 0.005, 0.25),
+        source="Unpack train2017.zip and val2017.zip in images/, stuffthingmaps_trainval2017.zip "
+        "in annotations/; then --write makes the label files.",
+        raw=(range(classes, 182), "COCO-Stuff's raw ids (0 to 181), not train ids"),
+    )
+    return Preparation(expected, _beside(record, ".png"), lambda: by_table(table()))
+
+
+def _coco(record: Dataset, splits: tuple[str, ...], archives: str, **more: Any) -> Preparation:
+    expected = _expected(
+        record,
+        splits,
+        (0, 0.4, 0.9),
+        (255, 0.0, 0.1),  # none in the masks that --write makes
+        source=f"Unpack {archives} in the root; then --write makes the lists in ImageSets/ and the "
+        "labels in SegmentationClass/.",
+        raw=(range(81, 91), "COCO's category ids (1 to 90), not labels 0 to 80"),
+        image_labels=True,
+        **more,
+    )
+    # Objects are drawn for both splits, where they are there.
+    return Preparation(
+        expected, lambda root, _: coco.coco_jobs(record, root, ("train", "val")), lambda: coco.draw
+    )
 
 
 _VOC = "Unpack VOCtrainval_11-May-2012.tar; the root is its VOCdevkit/VOC2012."
-_RAW_COCO = "COCO-Stuff's raw ids (0 to 181), not train ids"
-_COCO = (
-    "Unpack train2017.zip and val2017.zip in images/, stuffthingmaps_trainval2017.zip in "
-    "annotations/; then --write makes the label files."
+# SHA-1 of the sorted names, one a line without an end.
+_VOC_LISTS = {
+    "train": "6ed871ae2d09c26453d4cc55d18d10004d7e5441",
+    "val": "93298139809de6958dab81b492b010f3b20ce818",
+    "train_aug": "5b12fb32d8deda0ca67d25b97423a0da3d494534",
+}
+_COCO14_LISTS = (
+    ("train", "9449ed5417b4bb9aac2d6b6e04da4f8f5841dc51"),
+    ("val", "32376b858dcfc39051a659108af48ab9f7697095"),
 )
+# In how many label maps each of the 20 classes is: VOC's own statistics.
+_VOC_PICTURES = {
+    "train": (
+        *(88, 65, 105, 78, 87, 78, 128, 131, 148, 64),
+        *(82, 121, 68, 81, 442, 82, 63, 93, 83, 84),
+    ),
+    "val": (
+        *(90, 79, 103, 72, 96, 74, 127, 119, 123, 71),
+        *(75, 128, 79, 76, 445, 85, 57, 90, 84, 74),
+    ),
+}
 PREPARATIONS = {
     "voc": Preparation(
         _expected(
-            datasets.VOC12_20, ("train", "val"), (0, 0.5, 0.9), (255, 0.01, 0.15), source=_VOC
+            datasets.VOC12_20,
+            ("train", "val"),
+            (0, 0.5, 0.9),
+            (255, 0.01, 0.15),
+            source=_VOC,
+            lists=tuple((split, _VOC_LISTS[split]) for split in ("train", "val")),
+            pictures_of=tuple(_VOC_PICTURES.items()),
         )
     ),
     "voc_aug": Preparation(
         # SBD's labels have no border: the share of 255 is that of the 1464 others and of val.
         _expected(
-            datasets.VOC12_20,
-            ("trainaug", "val"),
+            datasets.VOC12_AUG,
+            ("train_aug", "val"),
             (0, 0.5, 0.9),
             (255, 0.002, 0.15),
-            source=f"{_VOC} SegmentationClassAug and aug.txt are made by --write from SBD "
-            "(benchmark.tgz), unpacked beside VOC2012 or named by --source.",
+            source=f"{_VOC} SegmentationClassAug, aug.txt and train_aug.txt are made by --write "
+            "from VOC's labels and SBD (benchmark.tgz), unpacked beside VOC2012 or named by "
+            "--source.",
+            lists=tuple((split, _VOC_LISTS[split]) for split in ("train_aug", "val")),
+            pictures_of=(("val", _VOC_PICTURES["val"]),),
+            image_labels=True,
         ),
-        conversions.voc_table,
-        apart=conversions.sbd_jobs,
-        places=(
-            tuple(
+        _apart(
+            conversions.sbd_jobs,
+            "cls",
+            *(
                 f"{up}{name}"
                 for up in ("", "../", "../../")
                 for name in ("VOCaug/dataset", "benchmark_RELEASE/dataset")
             ),
-            "cls",
         ),
+        lambda: by_table(conversions.voc_table()),
+        takes_source=True,
     ),
     "context": Preparation(
         _expected(
@@ -98,9 +188,9 @@ PREPARATIONS = {
             "the folder that --source names.",
             raw=(range(60, 460), "Pascal Context's raw ids (up to 459), not 0 to 59"),
         ),
-        conversions.pascal_context_table,
-        apart=conversions.pascal_context_jobs,
-        places=(("trainval",), "."),
+        _apart(conversions.pascal_context_jobs, ".", "trainval"),
+        lambda: by_table(conversions.pascal_context_table()),
+        takes_source=True,
     ),
     "ade20k": Preparation(
         _expected(
@@ -119,54 +209,17 @@ PREPARATIONS = {
             "then --write makes the *_labelTrainIds.png.",
             raw=(range(19, 34), "Cityscapes' label ids (0 to 33), not train ids"),
         ),
-        conversions.cityscapes_table,
-        beside="_gtFine_labelIds.png",
+        _beside(datasets.CITYSCAPES, "_gtFine_labelIds.png"),
+        lambda: by_table(conversions.cityscapes_table()),
     ),
-    "coco_stuff_27": Preparation(
-        _expected(
-            datasets.COCO_STUFF_27,
-            ("train", "val"),
-            (255, 0.005, 0.25),
-            source=_COCO,
-            raw=(range(27, 182), _RAW_COCO),
-        ),
-        conversions.coco_stuff_27_table,
-        beside=".png",
+    "coco_stuff_27": _coco_stuff(datasets.COCO_STUFF_27, 27, conversions.coco_stuff_27_table),
+    "coco_stuff_171": _coco_stuff(datasets.COCO_STUFF_164K, 171, conversions.coco_stuff_171_table),
+    "coco14": _coco(
+        datasets.COCO14_81,
+        ("train", "val"),
+        "train2014.zip, val2014.zip and annotations_trainval2014.zip",
+        lists=_COCO14_LISTS,
     ),
-    "coco_stuff_171": Preparation(
-        _expected(
-            datasets.COCO_STUFF_164K,
-            ("train", "val"),
-            (255, 0.005, 0.25),
-            source=_COCO,
-            raw=(range(171, 182), _RAW_COCO),
-        ),
-        conversions.coco_stuff_171_table,
-        beside=".png",
-    ),
+    # TagCLIP needs val alone.
+    "coco17": _coco(datasets.COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),
 }
-
-
-def find_jobs(preparation: Preparation, root: Path, source: Path | None) -> list[Job]:
-    """The raw maps that are there, and the label files that they become.
-
-    Raises:
-      ValueError: `source` isn't what it should be, or lists are missing.
-    """
-    if preparation.apart is None:
-        if source is not None:
-            raise ValueError("--source is for voc_aug and context; leave it away")
-        if preparation.beside is None:
-            return []
-        layout = preparation.expected.record.layout
-        parts = [p for name, _ in preparation.expected.counts for p in layout.split(name).parts]
-        folders = [part.labels for part in parts if part.labels is not None]
-        return conversions.renamed_jobs(root, folders, preparation.beside, layout.label_suffix)
-    names, content = preparation.places
-    usual = [root / name for name in names]
-    found = [
-        p for p in ([source, source / "dataset"] if source else usual) if (p / content).is_dir()
-    ]
-    if source is not None and not found:
-        raise ValueError(f"--source {source} is no folder" + f" with {content}/" * (content != "."))
-    return preparation.apart(root, found[0]) if found else []

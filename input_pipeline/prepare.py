@@ -8,32 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from input_pipeline.checks import Checked, Expected, Problem, Run, check
-from input_pipeline.conversions import CannotWrite, Converted, convert, write_whole
-from input_pipeline.preparations import PREPARATIONS, Preparation, find_jobs
+from input_pipeline import commands
+from input_pipeline.checks import check
+from input_pipeline.conversions import Converted, convert
+from input_pipeline.expected import Checked, Expected, Problem
+from input_pipeline.preparations import PREPARATIONS, Preparation
+from input_pipeline.processes import Run, in_processes
+from input_pipeline.writing import CannotWrite, write_whole
 
 _SHOWN = 5  # names of each kind of problem; --report has all
-_MOST_PROCESSES = 32  # beyond it is the disk that is slow
 
 _EXAMPLES = """\
 examples:
   python -m input_pipeline.prepare voc --root /data/VOCdevkit/VOC2012
   python -m input_pipeline.prepare voc_aug --root /data/VOCdevkit/VOC2012 --write --source /data/SBD
+  python -m input_pipeline.prepare coco14 --root /data/COCO2014 --write
   python -m input_pipeline.prepare coco_stuff_27 --root /data/coco_stuff164k --write
   python -m input_pipeline.prepare cityscapes --root /data/cityscapes --deep --report city.json
 """
@@ -60,11 +55,12 @@ def prepare(
     root = preparation.expected.record.layout.resolve(root)
     if not root.is_dir():
         raise ValueError(f"--root {root} is not a folder")
-    converted = None
-    if write:
-        jobs = find_jobs(preparation, root, source)
-        table = preparation.table() if preparation.table else np.zeros(0)
-        converted = convert(jobs, table, run=run("convert"))
+    if source is not None and not preparation.takes_source:
+        raise ValueError("--source is for voc_aug and context; leave it away")
+    converted = Converted() if write else None
+    if write and preparation.jobs is not None and preparation.label_of is not None:
+        jobs = preparation.jobs(root, source)
+        converted = convert(jobs, preparation.label_of(), run=run("convert"))
     checked = check(root, preparation.expected, deep=deep, run=run("check"))
     if converted is not None and converted.failures:
         remedy = "Unpack these again; then --write goes on where it stopped."
@@ -123,55 +119,12 @@ def as_json(
     }
 
 
-def in_processes(step: str) -> Run:
-    """Works on chunks as `map`, in one process a core, with a progress bar called `step`."""
-
-    def run(function: Callable, chunks: Sequence) -> Iterator:
-        with tqdm(total=sum(map(len, chunks)), unit="file", desc=step, disable=None) as bar:
-            for chunk, made in zip(chunks, _results(function, chunks), strict=True):
-                bar.update(len(chunk))
-                yield made
-
-    return run
-
-
-def _results(function: Callable, chunks: Sequence) -> Iterator:
-    processes = min(os.cpu_count() or 1, len(chunks), _MOST_PROCESSES)
-    if processes <= 1:
-        yield from map(function, chunks)
-        return
-    # Forking would copy the threads' locks.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, _follow_the_parent) as pool:
-        yield from pool.map(function, chunks)
-
-
-def _follow_the_parent() -> None:
-    """Ctrl-C is for the parent, which waits for our chunk; if it is killed we end too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see python -m input_pipeline.prepare --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m input_pipeline.prepare",
-        description="Check that a dataset is complete and its labels are what they should be; "
-        "make label files from the published maps.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = commands.parser(
+        "input_pipeline.prepare",
+        "Check that a dataset is complete and its labels are what they should be; make label "
+        "files from the published maps and annotations.",
+        _EXAMPLES,
     )
     parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))
     parser.add_argument(
@@ -218,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "error: a process was killed, perhaps for lack of memory; run it again", file=sys.stderr
         )
         return 2
-    except (ValueError, OSError, CannotWrite) as error:
+    except (ValueError, OSError, ImportError, CannotWrite) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

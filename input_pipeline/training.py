@@ -2,14 +2,14 @@
 
 Every view is a function of (seed, epoch, example) and every batch of (seed, step), whatever the
 number of processes and threads: going on at a step computes that step's batch and skips nothing.
-Pictures stay uint8, and are normalised on the device.
+Pictures stay in grey levels, and are normalised on the device.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from input_pipeline.loading import read_example
 from input_pipeline.pipeline import Skipped
 from input_pipeline.plan import own_rows
 from input_pipeline.threads import Kind, stacked
-from input_pipeline.transforms import pad, random_view, sample_rng
+from input_pipeline.transforms import pad, random_view, sample_rng, scaled_view
 
 UNLABELLED = -1
 
@@ -63,6 +63,88 @@ def training(
       ValueError: no examples, a negative seed, or a batch size and process numbers that don't fit
         together.
     """
+    view = functools.partial(
+        random_view,
+        scale=tuple(scale),
+        crop_hw=(crop_hw[0], crop_hw[1]),
+        ratio_range=(ratio_range[0], ratio_range[1]),
+        cat_max_ratio=cat_max_ratio,
+        ignore_label=dataset.ignore_label,
+        saturation_wrap=saturation_wrap,
+    )
+    return _batches(
+        dataset,
+        examples,
+        view=view,
+        # Nothing to choose the crop by: the first is as good as any.
+        blind_view=functools.partial(view, cat_max_ratio=1.0),
+        crop_hw=crop_hw,
+        kind="uint8",
+        unlabeled=unlabeled,
+        batch_size=batch_size,
+        reshuffle=reshuffle,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        on_bad=on_bad,
+        threads=threads,
+    )
+
+
+def training_at_scales(
+    dataset: Dataset,
+    examples: Sequence[Example],
+    *,
+    scales: Sequence[float],
+    crop_hw: tuple[int, int],
+    colour: Sequence[float],
+    **options: Any,
+) -> TrainingBatches:
+    """The same of DeepLab's views: float32 images that fill the crop, padded with a colour.
+
+    Args:
+      scales, crop_hw, colour: see `transforms.scaled_view`.
+      options: `batch_size`, `reshuffle`, `seed`, `process_index`, `process_count`, `on_bad` and
+        `threads` as in `training`.
+
+    Raises:
+      ValueError: as `training`; no scales, or one that isn't positive.
+    """
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales are {tuple(scales)}; give at least one, all above 0.")
+    view = functools.partial(
+        scaled_view,
+        scales=tuple(scales),
+        crop_hw=(crop_hw[0], crop_hw[1]),
+        colour=tuple(colour),
+        ignore_label=dataset.ignore_label,
+    )
+    return _batches(
+        dataset,
+        examples,
+        view=view,
+        blind_view=view,
+        crop_hw=crop_hw,
+        kind="float32",
+        unlabeled=False,
+        **options,
+    )
+
+
+def _batches(
+    dataset: Dataset,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    crop_hw: tuple[int, int],
+    reshuffle: bool = True,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_bad: Literal["raise", "skip"] = "raise",
+    threads: int | None = None,
+    **views: Any,
+) -> TrainingBatches:
     rows = own_rows(batch_size, process_index, process_count)
     if not examples:
         raise ValueError(f"{dataset.name}: there are no examples to train on.")
@@ -75,29 +157,28 @@ def training(
         examples=examples,
         batch_size=batch_size,
         rows=rows,
-        view={
-            "scale": tuple(scale),
-            "crop_hw": tuple(crop_hw),
-            "ratio_range": tuple(ratio_range),
-            "cat_max_ratio": cat_max_ratio,
-            "saturation_wrap": saturation_wrap,
-        },
-        unlabeled=unlabeled,
+        crop_hw=(crop_hw[0], crop_hw[1]),
         reshuffle=reshuffle,
         seed=seed,
         on_bad=on_bad,
         threads=threads,
+        **views,
     )
+
+
+View = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
 class TrainingBatches:
-    """Batches of one process, made by `training`.
+    """Batches of one process, made by `training` or `training_at_scales`.
 
     An epoch's last batch is filled up from the epoch's own start, with the same views; the
     published codes keep it short, which would be another shape.
 
     Attributes:
+      view, blind_view: (image, label, generator) -> a view of at most `crop_hw`, of an example with
+        labels and of one without; kind: the dtype of its image.
       skipped: the bad files that this process has met so far, each once.
     """
 
@@ -105,7 +186,10 @@ class TrainingBatches:
     examples: Sequence[Example]
     batch_size: int
     rows: slice
-    view: dict[str, Any]
+    view: View
+    blind_view: View
+    crop_hw: tuple[int, int]
+    kind: Literal["uint8", "float32"]
     unlabeled: bool
     reshuffle: bool
     seed: int
@@ -127,19 +211,20 @@ class TrainingBatches:
         """This process's b rows of each step's batch, from a step on, without end.
 
         Yields:
-          image uint8 (b, *crop_hw, 3), 0 at the bottom and right where the view is smaller than the
-          crop; image_size int32 (b, 2), the view's rows and columns; label int32 (b, *crop_hw),
-          padded with the ignored label, and ignored (or -1) throughout without a label file;
-          index int32 (b,), which examples these are: another than in `indices` for a bad one.
+          image uint8, or float32 at scales, (b, *crop_hw, 3), 0 at the bottom and right where the
+          view is smaller than the crop; image_size int32 (b, 2), the view's rows and columns; label
+          int32 (b, *crop_hw), padded with the ignored label, and ignored (or -1) throughout without
+          a label file; index int32 (b,), which examples these are: another than in `indices` for a
+          bad one.
 
         Raises:
           BadFile: a bad file and `on_bad="raise"`, or too many of them one after another.
         """
         each = self.rows.stop - self.rows.start
         kinds: list[Kind] = [
-            ("uint8", (*self.view["crop_hw"], 3)),
+            (self.kind, (*self.crop_hw, 3)),
             ("int32", (2,)),
-            ("int32", self.view["crop_hw"]),
+            ("int32", self.crop_hw),
             ("int32", ()),
         ]
 
@@ -187,17 +272,16 @@ class TrainingBatches:
     def _view(self, index: int, epoch: int) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         """An example as the epoch shows it: padded image, real size, padded label."""
         image, label = read_example(self.dataset, self.examples[index])
-        view, ignored = self.view, self.dataset.ignore_label
-        if label is None:  # nothing to choose the crop by: the first is as good as any
-            view = {**view, "cat_max_ratio": 1.0}
+        ignored = self.dataset.ignore_label
+        view = self.blind_view if label is None else self.view
+        if label is None:
             label = np.full(image.shape[:2], UNLABELLED if self.unlabeled else ignored, np.int32)
         elif self.unlabeled:
             label = np.where(label == ignored, ignored, UNLABELLED)
         label = label.astype(np.int16)  # half the work of int32
-        rng = sample_rng(self.seed, epoch, index)
-        image, label = random_view(image, label, rng, ignore_label=ignored, **view)
+        image, label = view(image, label, sample_rng(self.seed, epoch, index))
         size = image.shape[0], image.shape[1]
-        image, label = pad(image, label, view["crop_hw"], ignore_label=ignored)
+        image, label = pad(image, label, self.crop_hw, ignore_label=ignored)
         return image, size, label
 
     def _report(self, skipped: Sequence[Skipped]) -> None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import dense_vit, reclip_counts, reclip_sides, reclip_step
+from benchmarks import clip_es_cam, dense_vit, reclip_counts, reclip_sides, reclip_step
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -113,3 +113,19 @@ def test_reclip_step_names_what_is_wrong(capsys):
     with pytest.raises(SystemExit):
         reclip_step.main(["--sections=speed"])
     assert "choose from rectification, distillation, scaling" in capsys.readouterr().err
+
+
+def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    tiny = ["--batch=3", "--size=50,70", "--width=64", "--layers=2", "--repeats=1"]
+    clip_es_cam.main([*tiny, f"--out={out}"])
+    figures = json.loads(out.read_text())
+    assert figures["classes_per_image"] == [1, 1, 2]
+    for name in ["ours"] + ["peer"] * HAS_TORCH:
+        assert figures[name]["images_per_s"] > 0
+    printed = capsys.readouterr().out
+    if HAS_TORCH:
+        assert figures["max_difference"] < 5e-3
+        assert "ratio ours/peer" in printed
+    else:
+        assert "clipseg_jax[torch]" in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import pytest
 from flax import nnx
 
 from clipseg_jax import main
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, learning_rate
 from clipseg_jax.inference import InferenceConfig, network_size
+from clipseg_jax.models.clip_es import CLIPESConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.models.reclip import ReCLIPConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.models.tagclip import TagCLIPConfig
+from clipseg_jax.ops.crf import CLIP_ES, CRFConfig
 from clipseg_jax.prompts import templates
-from clipseg_jax.recipes import reclip
+from clipseg_jax.recipes import clip_es_models, deeplab, present, reclip_models
 from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tags import TagsConfig
 
@@ -34,6 +39,8 @@ def load(path):
 
 def strings(path):
     """The config strings that a file takes."""
+    if path.stem == "voc_clip_es":
+        return ("coco", "imagenet")
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
@@ -51,7 +58,8 @@ def test_recipe(path, string):
     assert templates(config.text.templates)
     dataset = find_dataset(config.dataset)
     assert len(dataset.prompts) in (dataset.num_classes, dataset.num_classes - 1)
-    {"maskclip": check_maskclip, "reclip": check_reclip}[config.method](config)
+    checks = {"maskclip": check_maskclip, "reclip": check_reclip, "clip_es": check_clip_es}
+    checks[config.method](config)
 
 
 def check_maskclip(config):
@@ -69,7 +77,10 @@ def check_reclip(config):
         assert learning_rate(OptimConfig(**section.optim.to_dict()), 10)(0) == section.optim.rate
     assert config.inference.class_threshold is not None
     assert config.distill.teacher_threshold is not None
-    for cfg in (reclip.rectified_inference(config), reclip.distilled_inference(config)):
+    for cfg in (
+        reclip_models.rectified_inference(config),
+        reclip_models.distilled_inference(config),
+    ):
         assert min(network_size(375, 500, cfg)) > 0
     ReCLIPConfig(
         plus_plus=config.model == "reclip++",
@@ -83,7 +94,43 @@ def check_reclip(config):
     )  # fmt: skip
     names = ("blocks", "width", "strides", "dilations", "dtype")
     student = DilatedResNetConfig(**{name: config.distill[name] for name in names})
-    nnx.eval_shape(lambda: DeepLab(student, 512, rngs=nnx.Rngs(0)))
+    abstract(lambda rngs: DeepLab(student, 512, rngs=rngs))
+
+
+def check_clip_es(config):
+    names = set(config.cams) & {field.name for field in dataclasses.fields(CLIPESConfig)}
+    assert CLIPESConfig(**{name: config.cams[name] for name in names}).temperature > 1
+    names = set(config.tags) & {field.name for field in dataclasses.fields(TagCLIPConfig)}
+    TagCLIPConfig(**{name: config.tags[name] for name in names})
+    CRFConfig(**config.crf.to_dict())
+    OptimConfig(**config.student.optim.to_dict())
+    dataset = find_dataset(config.dataset)
+    for split in ("train_split", "mask_split", "split"):
+        assert dataset.layout.split(config.dataset[split])
+    classes, background = clip_es_models.word_lists(config)
+    assert len(classes) == present.class_count(config)
+    assert background or not config.cams.background
+    labels = present.label_of_class(config)
+    assert max(labels[labels < 255]) == dataset.num_classes - 1
+    if not config.student.trained:
+        model = nnx.eval_shape(lambda: deeplab.build(config))
+        assert model.aspp[0].bias.shape == (dataset.num_classes,)
+
+
+def test_clip_es_published_values():
+    """Spec clip_es, section 11; spec tagclip, section 9; spec densecrf, section 8."""
+    voc, coco = (load(ROOT / f"configs/{name}_clip_es.py").get_config() for name in ("voc", "coco"))
+    assert (voc.cams.box_threshold, coco.cams.box_threshold) == (0.4, 0.7)
+    crf = CRFConfig(**voc.crf.to_dict())
+    assert crf == CLIP_ES
+    assert voc.student.optim.rate == 2.5e-5
+    assert coco.student.optim.rate == 2e-4
+    words = [clip_es_models.word_lists(config) for config in (voc, coco)]
+    assert [(len(a), len(b)) for a, b in words] == [(20, 25), (80, 23)]
+    stuff = load(ROOT / "configs/coco_stuff_tagclip.py").get_config()
+    words = clip_es_models.word_lists(stuff, synonyms=False)
+    assert (len(words[0]), len(words[1])) == (171, 0)
+    assert stuff.tags.relative_threshold == 0.1
 
 
 def test_reclip_published_values():

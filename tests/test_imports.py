@@ -15,7 +15,7 @@ LAYERS = [
     ["clipseg_jax.main"],
     ["clipseg_jax.recipes"],
     ["clipseg_jax.predict"],
-    ["clipseg_jax.segmenter", "clipseg_jax.evaluate", "clipseg_jax.train"],
+    ["clipseg_jax.segmenter", "clipseg_jax.evaluate", "clipseg_jax.annotate", "clipseg_jax.train"],
     ["clipseg_jax.train_step"],
     ["clipseg_jax.demo"],
     ["clipseg_jax.inference"],
@@ -34,7 +34,7 @@ ONLY = {
     "clipseg_jax.train": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
     "clipseg_jax.train_step": {"clipseg_jax.tasks": {"clipseg_jax.tasks.base"}},
 }
-DATA_EXTRA = {"tensorflow", "tensorflow_datasets", "cv2"}
+DATA_EXTRA = {"tensorflow", "tensorflow_datasets", "cv2", "pycocotools"}
 
 
 def modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def launch(processes, devices, root, workdir):
     inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment = {
         **inherited,
-        "DEVICES": str(devices), "LOGS": str(workdir.parent),
+        "DEVICES": str(devices), "LOGS": str(workdir.parent), "PYTHON": sys.executable,
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     }  # fmt: skip
     done = subprocess.run(

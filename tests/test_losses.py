@@ -7,8 +7,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from clipseg_jax.losses.contrastive import rectification_loss
+from clipseg_jax.losses.segmentation import (
+    balanced_cross_entropy,
+    cross_entropy,
+    shrink_labels,
+)
 from clipseg_jax.models.clip import unit
 from clipseg_jax.ops.gumbel import gumbel_noise, straight_through
 
@@ -82,3 +88,60 @@ def test_images_without_tags_have_no_gradient():
     value, (to_logits, *_) = loss(logits, features, text, jnp.zeros((3, 6), bool))
     assert value == 0
     assert not np.any(to_logits)
+
+
+plain, apart_and_added = jax.jit(cross_entropy), jax.jit(balanced_cross_entropy)
+
+
+def class_maps(b=3, g=5, k=7, c=6):
+    keys = jax.random.split(jax.random.key(1), 2)
+    logits = 3 * jax.random.normal(keys[0], (b, g, k, c))
+    labels = np.array(jax.random.randint(keys[1], (b, g, k), 0, c))
+    labels[0] = 0
+    labels[1, :2] = 255
+    labels[2] = 255
+    return logits, labels
+
+
+def test_cross_entropies_are_loops_over_pixels():
+    logits, labels = class_maps()
+    apart = {0: [], 1: []}
+    exact = np.asarray(logits, np.float64)
+    for place in np.ndindex(labels.shape):
+        if labels[place] != 255:
+            scores = exact[place]
+            entropy = np.log(np.sum(np.exp(scores))) - scores[labels[place]]
+            apart[int(labels[place] > 0)].append(entropy)
+    mean = np.mean(apart[0] + apart[1])
+    np.testing.assert_allclose(plain(logits, jnp.asarray(labels)), mean, rtol=1e-5)
+    balanced = np.mean(apart[0]) + np.mean(apart[1])
+    assert abs(balanced - 2 * mean) > 0.01
+    made = apart_and_added(logits, jnp.asarray(labels))
+    np.testing.assert_allclose(made, balanced, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, balanced_cross_entropy])
+def test_ignored_pixels_teach_nothing(loss):
+    logits, labels = class_maps()
+    run = jax.jit(jax.value_and_grad(loss))
+    _, gradient = run(logits, jnp.asarray(labels))
+    assert np.all(np.any(np.asarray(gradient) != 0, axis=-1) == (labels != 255))
+    value, gradient = run(logits, jnp.full(labels.shape, 255, labels.dtype))
+    assert value == 0
+    assert not np.any(gradient)
+
+
+def test_a_part_without_pixels_is_zero():
+    logits, labels = class_maps()
+    for only in (labels == 0, (labels > 0) & (labels < 255)):
+        kept = jnp.asarray(np.where(only, labels, 255))
+        np.testing.assert_allclose(apart_and_added(logits, kept), plain(logits, kept), rtol=1e-6)
+
+
+def test_shrunk_labels_are_those_at_the_centres():
+    labels = np.arange(2 * 7 * 12).reshape(2, 7, 12)
+    made = shrink_labels(jnp.asarray(labels), (3, 5))
+    rows = [int((i + 0.5) * 7 / 3) for i in range(3)]
+    columns = [int((i + 0.5) * 12 / 5) for i in range(5)]
+    np.testing.assert_array_equal(made, labels[:, rows][:, :, columns])
+    np.testing.assert_array_equal(shrink_labels(jnp.asarray(labels), (7, 12)), labels)

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from clipseg_jax import main
 from clipseg_jax.demo import world
 from configs import demo_reclip, demo_reclippp
-from tests import seeded
-from weights_convert import results, safetensors_file
+from tests import folders
+from tests.kills import run_whole_and_killed, start
+from weights_convert import results
 
-ROOT = Path(__file__).resolve().parent.parent
 ALL = (
     "data",
     "text",
@@ -143,46 +136,9 @@ def test_what_users_get_wrong(painted, tmp_path):
         main.run(config, tmp_path / "d")
 
 
-def write_voc(root, train=5, val=2, size=(72, 96)):
-    """A small folder in VOC's layout: JPEGs, palette PNGs, split lists."""
-    lists = root / "ImageSets" / "Segmentation"
-    for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
-        folder.mkdir(parents=True, exist_ok=True)
-    for split, start, count in (("train", 0, train), ("val", 100, val)):
-        stems = [f"2007_{start + i:06d}" for i in range(count)]
-        (lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
-        for i, stem in enumerate(stems):
-            Image.fromarray(seeded.image(*size, start + i)).save(root / f"JPEGImages/{stem}.jpg")
-            label = Image.fromarray(seeded.label_map(*size, 21, start + i), "P")
-            label.putpalette([n for i in range(256) for n in (i, 255 - i, i // 2)])
-            label.save(root / f"SegmentationClass/{stem}.png")
-    return root
-
-
 @pytest.fixture(scope="module")
 def full_size(tmp_path_factory):
-    """Seeded ViT-B/16 weights, a ResNet-50's, and a VOC folder: what a user brings."""
-    root = tmp_path_factory.mktemp("full")
-    shapes = json.loads((ROOT / "tests/golden/clip/shapes.json").read_text())["ViT-B/16"]
-    weights = seeded.state_dict(shapes, 0)
-    half = {k: v.astype(np.float16) if v.ndim > 1 else v for k, v in weights.items()}
-    with (root / "vit_b16.safetensors").open("wb") as file:
-        safetensors_file.write(file, half, {})
-    write_voc(root / "VOC2012")
-    return root
-
-
-def start(config, workdir, settings, cache):
-    """The command of a user, as a process of its own."""
-    arguments = [f"--config.{name}={value}" for name, value in settings.items()]
-    environment = {**os.environ, "CLIPSEG_JAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [
-            sys.executable, "-m", "clipseg_jax.main", f"--config=configs/{config}.py",
-            f"--workdir={workdir}", *arguments,
-        ],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    return folders.write_full_size(tmp_path_factory.mktemp("full"))
 
 
 def full_size_run(root, workdir):
@@ -218,37 +174,9 @@ def tiny_run(root, workdir):
     return start("demo_reclippp", workdir, settings, root / "cache")
 
 
-def finish(run):
-    text, _ = run.communicate(timeout=900)
-    return run.returncode, text
-
-
 def check_kills(make, root, folder, kills):
-    """Kills at random moments, SIGKILL and SIGTERM in turn, change nothing of the result."""
-    whole, broken = folder / "whole", folder / "broken"
-    began = time.monotonic()
-    code, text = finish(make(root, whole))
-    length = time.monotonic() - began
-    assert code == 0, text[-3000:]
-    began = time.monotonic()
-    code, text = finish(make(root, whole))
-    start_up = time.monotonic() - began
-    assert code == 0, text[-3000:]
-    stages = json.loads((whole / "config.json").read_text())["stages"]
-    assert text.count("done before") == len(stages)
-
-    rng = random.Random(0)
-    for i in range(kills):
-        run = make(root, broken)
-        try:
-            # From the first imports to somewhere inside a stage.
-            run.wait(start_up + rng.uniform(-0.3, 3.0) * length / kills)
-        except subprocess.TimeoutExpired:
-            run.send_signal(signal.SIGTERM if i % 2 else signal.SIGKILL)
-        code, text = finish(run)
-        assert code in (0, 143, -signal.SIGTERM, -signal.SIGKILL), text[-3000:]
-    code, text = finish(make(root, broken))
-    assert code == 0, text[-3000:]
+    """Kills change nothing of the result."""
+    whole, broken = run_whole_and_killed(lambda workdir: make(root, workdir), folder, kills)
     for name in ("rectified_best", "rectified_last", "distilled_best", "distilled_last"):
         one = results.load_result(whole / f"{name}.safetensors").arrays
         two = results.load_result(broken / f"{name}.safetensors").arrays
@@ -259,14 +187,16 @@ def check_kills(make, root, folder, kills):
         assert (whole / f"{name}.json").read_text() == (broken / f"{name}.json").read_text()
 
 
+KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
+
+
 @pytest.mark.slow
-def test_killed_ten_times(painted, tmp_path):
-    check_kills(tiny_run, painted, tmp_path, 10)
+def test_killed_and_resumed(painted, tmp_path):
+    """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next test."""
+    check_kills(tiny_run, painted, tmp_path, KILLS or 3)
 
 
 @pytest.mark.slow
 def test_full_size_killed_and_resumed(full_size, tmp_path):
-    """ViT-B/16 and ResNet-50. CLIPSEG_JAX_TEST_KILLS=10 for as many as the small one's."""
-    check_kills(
-        full_size_run, full_size, tmp_path, int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "2"))
-    )
+    """ViT-B/16 and ResNet-50."""
+    check_kills(full_size_run, full_size, tmp_path, KILLS or 1)

@@ -7,8 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from clipseg_jax.core.modules import initialised
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, unit
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.tasks import maskclip
@@ -19,7 +19,7 @@ RESNET = ResNetConfig(image_px=64, width=8, blocks=(1, 1, 1, 1), heads=4, embed_
 
 
 def clip(vision=VIT, text=None, seed=0) -> CLIP:
-    return CLIP(CLIPConfig(vision, text), rngs=nnx.Rngs(seed))
+    return initialised(lambda rngs: CLIP(CLIPConfig(vision, text), rngs=rngs), seed)
 
 
 def task(vision=VIT, classes=5, seed=0, **refine):
@@ -47,9 +47,3 @@ def padded(pictures, shape):
     for row, picture in zip(out, pictures, strict=True):
         row[: picture.shape[0], : picture.shape[1]] = picture
     return jnp.asarray(out)
-
-
-def built(make):
-    """The module that `make()` makes, its random numbers drawn in one program: much faster."""
-    graph, _ = nnx.split(nnx.eval_shape(make))
-    return nnx.merge(graph, jax.jit(lambda: nnx.state(make()))())

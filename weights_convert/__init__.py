@@ -13,6 +13,13 @@ from weights_convert.build import (
     with_config,
 )
 from weights_convert.convert import LoadedCLIP, convert, load_clip
+from weights_convert.deeplab import (
+    deeplab_from,
+    export_deeplab,
+    load_deeplab,
+    load_initial,
+    save_deeplab,
+)
 from weights_convert.errors import CheckpointError
 from weights_convert.export import export, export_huggingface, to_state_dict
 from weights_convert.names import unwrap
@@ -36,19 +43,24 @@ __all__ = [
     "clip_from_state_dict",
     "clip_to_state_dict",
     "convert",
+    "deeplab_from",
     "export",
+    "export_deeplab",
     "export_huggingface",
     "install",
     "kept_arrays",
     "load_clip",
     "load_converted",
+    "load_deeplab",
     "load_distillation",
+    "load_initial",
     "load_rectification",
     "load_resnet_v1c",
     "load_result",
     "read",
     "read_state_dict",
     "save_converted",
+    "save_deeplab",
     "save_result",
     "to_published",
     "to_state_dict",

@@ -16,6 +16,8 @@ import numpy as np
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
 from weights_convert.convert import convert, fit, released, sha256
+from weights_convert.deeplab import export_deeplab, is_deeplab, load_deeplab, stored_arrays
+from weights_convert.deeplab import summary as deeplab_summary
 from weights_convert.errors import CheckpointError
 from weights_convert.export import LAYOUTS, export, to_state_dict
 from weights_convert.huggingface import weights_file
@@ -38,8 +40,9 @@ from weights_convert.stored import (
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, or a file that this
-command wrote. PyTorch is not needed, and nothing that a file contains is run.
+open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, deeplab-pytorch's
+deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe
+is needed, and nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -49,7 +52,10 @@ examples:
   python -m weights_convert best_weight.pth -o reclip_voc.safetensors --revision 2024
   python -m weights_convert reclip_voc.safetensors --export best_weight.pth --to reclip \\
       --clip ViT-B-16.pt
+  python -m weights_convert deeplab.safetensors --export checkpoint_final.pth --to deeplab
 """
+
+_LAYOUTS = (*LAYOUTS, "reclip", "deeplab")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,8 +66,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP and ReCLIP, look into them, export them for "
-        "PyTorch.",
+        description="Convert checkpoints of CLIP, ReCLIP and DeepLabV2, look into them, export "
+        "them for PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -75,9 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
     parser.add_argument(
         "--to",
-        choices=(*LAYOUTS, "reclip"),
+        choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
-        "*_clip_weights.pth of MaskCLIP, or the best_weight.pth of ReCLIP",
+        "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, or the checkpoint of "
+        "deeplab-pytorch",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -98,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
-        parser.error(f"--export DST and --to {{{','.join((*LAYOUTS, 'reclip'))}}} go together")
+        parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
     if (args.clip is None) != (args.to != "reclip"):
         parser.error("--to reclip and --clip CLIP go together")
     try:
@@ -124,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
-    if args.to == "reclip" or (args.to is None and is_result(args.source)):
+    deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
+    if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
         if args.output:
             save_result(target, *result)
@@ -134,6 +142,13 @@ def _run(args: argparse.Namespace, target: Path) -> str:
         return summary(result.record)
     if args.revision:
         raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
+    if deeplab:
+        trained = load_deeplab(args.source)
+        if args.output:
+            save_converted(target, trained)
+        else:
+            export_deeplab(trained, target)
+        return deeplab_summary(trained.record)
     converted = convert(args.source, vision_only=args.vision_only)
     if args.output:
         save_converted(target, converted)
@@ -183,7 +198,13 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_result(path):
+    if is_deeplab(path):
+        trained = load_deeplab(path)
+        kind, layout = trained.record.get("kind", "converted"), "DeepLabV2"
+        model, sizes = "no released model", deeplab_summary(trained.record)
+        stored = trained.arrays if is_converted(path) else stored_arrays(path)[0]
+        digest = sha256(path)
+    elif is_result(path):
         result = load_result(path)
         record = result.record
         kind, layout = record.get("kind", "converted"), f"{record['method']} {record['stage']}"

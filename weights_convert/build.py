@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from clipseg_jax.core.modules import abstract as abstract_module
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
@@ -27,7 +28,7 @@ def abstract(config: CLIPConfig) -> tuple[Any, dict[str, tuple[int, ...]]]:
 
     Nothing is computed or allocated. Tracing takes a second, so the last ones are remembered.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(abstract_module(lambda rngs: CLIP(config, rngs=rngs)))
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     return graph, {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in flat.items()}
 

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from flax import nnx
 
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -145,7 +146,7 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     classes = shape(f"{prefix}{published._last}.bias", 1)[0]
     embed, width = shape(f"{prefix}{'pe_proj' if plus_plus else 'proj_net.0'}.weight", 4)[:2]
     kind = BiasDecoder if plus_plus else PositionNet
-    head = nnx.eval_shape(lambda: kind(width, embed, classes, rngs=nnx.Rngs(0)))
+    head = abstract(lambda rngs: kind(width, embed, classes, rngs=rngs))
     if published.stage == "rectification":
         prompt = shape("text_encoder.prompt_token", 3)[1:]
         shapes = {"reference.prompt": prompt, "visual.class_embedding": (width,)}
@@ -155,7 +156,7 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
         for i in range(4)
     )
     cfg = DilatedResNetConfig(blocks=blocks, width=shape("backbone.stem.6.weight", 4)[0])
-    student = nnx.eval_shape(lambda: DeepLab(cfg, embed, rngs=nnx.Rngs(0)))
+    student = abstract(lambda rngs: DeepLab(cfg, embed, rngs=rngs))
     shapes = {"logit_scale": (), "teacher.visual.class_embedding": (width,)}
     shapes |= {f"student.{path}": s for path, s in _shapes(student).items()}
     return shapes | {f"teacher.head.{path}": s for path, s in _shapes(head).items()}

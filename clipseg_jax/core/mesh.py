@@ -64,6 +64,12 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     }
 
 
+def own_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split along its first axis: undoes `shard_batch`."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
     """Every leaf of `tree` on all devices of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -1,14 +1,58 @@
-"""Losses between small maps and full-size labels, in bounded memory (see `ops.upsample`)."""
+"""Losses of class maps against labels.
+
+Those named upsampled bring small maps to the labels' size, in bounded memory (see `ops.upsample`);
+the others take labels of the maps' own size.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from clipseg_jax.ops.upsample import over_rows
 
 IGNORED = 255
+
+
+def shrink_labels(labels: Array, size: tuple[int, int]) -> Array:
+    """Labels (b, h, w) at another size by nearest: index floor((i + 0.5) * in / out), as Pillow."""
+    rows, columns = (
+        (2 * np.arange(out) + 1) * length // (2 * out)  # whole numbers, so that nothing is rounded
+        for length, out in zip(labels.shape[1:], size, strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean cross entropy of logits (b, g, k, c) over the pixels of labels (b, g, k) but for 255.
+
+    Without any such pixel it is 0 (PyTorch's is no number).
+    """
+    return _mean(_entropies(logits, labels), labels != IGNORED)
+
+
+def balanced_cross_entropy(logits: Array, labels: Array) -> Array:
+    """The same over background (label 0) and over foreground pixels apart, added.
+
+    Huang et al., "Weakly-Supervised Semantic Segmentation Network with Deep Seeded Region Growing",
+    2018, equation 2; here over the batch. A part without pixels is 0. Spec clip_es, section 10.
+    """
+    entropies = _entropies(logits, labels)
+    foreground = (labels != 0) & (labels != IGNORED)
+    return _mean(entropies, labels == 0) + _mean(entropies, foreground)
+
+
+def _entropies(logits: Array, labels: Array) -> Array:
+    """Cross entropy of each pixel; without meaning where the label is no class."""
+    logits = logits.astype(jnp.float32)
+    hit = labels[..., None] == jnp.arange(logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0), axis=-1)
+
+
+def _mean(values: Array, counted: Array) -> Array:
+    return jnp.sum(jnp.where(counted, values, 0)) / jnp.maximum(jnp.sum(counted), 1)
 
 
 def upsampled_cross_entropy(logits: Array, labels: Array) -> Array:
@@ -20,9 +64,7 @@ def upsampled_cross_entropy(logits: Array, labels: Array) -> Array:
     """
 
     def block(scores: Array, own: Array) -> Array:
-        hit = own[..., None] == jnp.arange(scores.shape[-1])
-        entropy = jax.nn.logsumexp(scores, axis=-1) - jnp.sum(jnp.where(hit, scores, 0), axis=-1)
-        return jnp.sum(jnp.where(own == IGNORED, 0, entropy))
+        return jnp.sum(jnp.where(own == IGNORED, 0, _entropies(scores, own)))
 
     sums = over_rows(
         block, [logits.astype(jnp.float32)], (labels.shape[1], labels.shape[2]), labels, IGNORED

@@ -145,6 +145,21 @@ def smooth_keys(
     return jnp.where(unsure, smoothed, probability).reshape(shape)
 
 
+def text_rows(embeddings: ArrayLike, visual: VisionTransformer | ModifiedResNet) -> Array:
+    """Text embeddings (c, e) float32 for the features of `visual`.
+
+    Raises:
+      ValueError: the rows' length is not the tower's.
+    """
+    rows = jnp.asarray(embeddings, jnp.float32)
+    if rows.shape[-1] != visual.cfg.embed_dim:
+        raise ValueError(
+            f"text embeddings of {rows.shape[-1]} numbers for an image tower of "
+            f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
+        )
+    return rows
+
+
 class MaskCLIP(nnx.Module):
     """A frozen image tower with text embeddings for a classifier."""
 
@@ -159,15 +174,9 @@ class MaskCLIP(nnx.Module):
         Raises:
           ValueError: the rows' length is not the tower's.
         """
-        rows = jnp.asarray(text_embeddings, jnp.float32)
-        if rows.shape[-1] != visual.cfg.embed_dim:
-            raise ValueError(
-                f"text embeddings of {rows.shape[-1]} numbers for an image tower of "
-                f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
-            )
         self.cfg = cfg
         self.visual = visual
-        self.text_embeddings = nnx.Param(rows)
+        self.text_embeddings = nnx.Param(text_rows(text_embeddings, visual))
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
         """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`."""

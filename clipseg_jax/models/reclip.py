@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.clip import (
     ModifiedResNet,
     TextTransformer,
@@ -27,7 +28,7 @@ from clipseg_jax.models.clip import (
     unit,
 )
 from clipseg_jax.models.clip.transformer import Activation, Attention
-from clipseg_jax.models.maskclip import denoise_prompts, dense_features
+from clipseg_jax.models.maskclip import denoise_prompts, dense_features, text_rows
 from clipseg_jax.models.reclip_heads import BiasDecoder, Over, PositionNet, cosines, only
 
 _NAME_TOKENS = 3  # of each class name; longer names lose the rest and their end token
@@ -67,7 +68,7 @@ def image_tower(
     if isinstance(visual, ModifiedResNet):
         raise ValueError("ReCLIP rectifies position embeddings: it needs a CLIP with a ViT")
     cfg = dataclasses.replace(visual.cfg, activation=activation, block_norm_eps=1e-6)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: VisionTransformer(cfg, rngs=nnx.Rngs(0))))
+    graph, _ = nnx.split(abstract(lambda rngs: VisionTransformer(cfg, rngs=rngs)))
     params = nnx.to_pure_dict(nnx.state(visual))
     if class_token is not None:
         params["class_embedding"] = jnp.asarray(class_token, jnp.float32).reshape(cfg.width)
@@ -199,15 +200,9 @@ class ReCLIP(nnx.Module):
         Raises:
           ValueError: the rows' length is not the tower's.
         """
-        rows = jnp.asarray(text_embeddings, jnp.float32)
-        if rows.shape[-1] != visual.cfg.embed_dim:
-            raise ValueError(
-                f"text embeddings of {rows.shape[-1]} numbers for an image tower of "
-                f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
-            )
         self.cfg = cfg
         self.visual = visual
-        self.text_embeddings = nnx.Param(rows)
+        self.text_embeddings = nnx.Param(text_rows(text_embeddings, visual))
         self.reference = reference
         self.head = head
 

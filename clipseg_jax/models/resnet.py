@@ -2,7 +2,8 @@
 
 Their normalisation is trained, unlike that of CLIP's own ResNets (`models.clip.resnet`).
 Source: He et al. 2016; "v1c" of He et al. 2019 (three small convolutions for a stem); dilation
-instead of strides: Chen et al. 2017. Spec reclip, section 15.1; spec maskclip, section 11.
+instead of strides: Chen et al. 2017. Spec reclip, section 15.1; spec maskclip, section 11; the
+variant "caffe": spec deeplab, section 2.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,16 @@ _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @dataclasses.dataclass(frozen=True)
 class DilatedResNetConfig:
-    """Sizes of a ResNet v1c; one entry of the tuples for each stage."""
+    """Sizes of a dilated ResNet; one entry of the tuples for each stage."""
 
     blocks: tuple[int, ...] = RESNET50
     width: int = 64  # of the stem's output and the first stage's 3x3 convolutions
     strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's 4
-    # Of the 3x3 convolutions; the first block of a stage has half of it, at least 1.
-    dilations: tuple[int, ...] = (1, 1, 2, 4)
+    dilations: tuple[int, ...] = (1, 1, 2, 4)  # of the 3x3 convolutions
+    # "v1c": three 3x3 convolutions for a stem; a block's stride in its 3x3; the first block of a
+    # stage has half the dilation, at least 1. "caffe", as DeepLab's authors had it: one 7x7, a pool
+    # that rounds its size up, the stride in the first 1x1, one dilation for all blocks of a stage.
+    variant: Literal["v1c", "caffe"] = "v1c"
     dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
 
     @property
@@ -53,10 +58,11 @@ class DilatedConv(nnx.Conv):
         assert isinstance(self.kernel_dilation, int)
         spread = functools.partial(_by_taps, dilation=self.kernel_dilation)
         kernel = self.kernel[...].astype(self.dtype)
+        bias = 0 if self.bias is None else self.bias[...].astype(self.dtype)
         return jax.lax.platform_dependent(
             x.astype(self.dtype),
             kernel,
-            cpu=spread,
+            cpu=lambda x, kernel: spread(x, kernel) + bias,
             default=lambda x, _: super(DilatedConv, self).__call__(x),
         )
 
@@ -130,17 +136,29 @@ class ConvNorm(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 with the stride and the dilation, 1x1; added to the input or its projection."""
+    """1x1, 3x3 with the dilation, 1x1; added to the input or its projection.
+
+    The 3x3 has the stride, or with `stride_first` the first 1x1.
+    """
 
     def __init__(
-        self, c_in: int, planes: int, stride: int, dilation: int, dtype: str, *, rngs: nnx.Rngs
+        self,
+        c_in: int,
+        planes: int,
+        stride: int,
+        dilation: int,
+        dtype: str,
+        *,
+        stride_first: bool = False,
+        rngs: nnx.Rngs,
     ):
-        self.stride = stride
+        self.stride, self.stride_first = stride, stride_first
         c_out = 4 * planes
-        self.conv1 = conv(c_in, planes, 1, dtype=dtype, rngs=rngs)
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1 = conv(c_in, planes, 1, stride=first, dtype=dtype, rngs=rngs)
         self.norm1 = BatchNorm(planes, rngs=rngs)
         self.conv2 = conv(
-            planes, planes, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+            planes, planes, 3, stride=second, dilation=dilation, dtype=dtype, rngs=rngs
         )
         self.norm2 = BatchNorm(planes, rngs=rngs)
         self.conv3 = conv(planes, c_out, 1, dtype=dtype, rngs=rngs)
@@ -153,6 +171,8 @@ class Bottleneck(nnx.Module):
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
         """Maps (b, h, w, c_in) -> (b, ceil(h / stride), ceil(w / stride), 4 * planes)."""
         out = nnx.relu(self.norm1(self.conv1(x), train=train))
+        if self.stride_first:
+            sizes = halve(sizes, self.stride)
         out = nnx.relu(self.norm2(self.conv2(hide(out, sizes)), train=train))
         out = self.norm3(self.conv3(out), train=train)
         if self.projects:
@@ -161,22 +181,26 @@ class Bottleneck(nnx.Module):
 
 
 class DilatedResNet(nnx.Module):
-    """A ResNet v1c on images of any size; with the default config its output has stride 8.
+    """A ResNet on images of any size; with the default strides its output has stride 8.
 
     Images are normalised float NHWC. `sizes` (b, 2) int32, for evaluation only, says how many rows
     and columns of each padded image are real; the padding then has no influence on real positions.
     """
 
     def __init__(self, cfg: DilatedResNetConfig, *, rngs: nnx.Rngs):
+        if cfg.variant not in ("v1c", "caffe"):
+            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c or caffe")
         self.cfg = cfg
-        half, dtype = cfg.width // 2, cfg.dtype
-        self.stem = nnx.List(
-            [
+        half, dtype, caffe = cfg.width // 2, cfg.dtype, cfg.variant == "caffe"
+        if caffe:
+            stem = [ConvNorm(3, cfg.width, 7, stride=2, dtype=dtype, rngs=rngs)]
+        else:
+            stem = [
                 ConvNorm(3, half, 3, stride=2, dtype=dtype, rngs=rngs),
                 ConvNorm(half, half, 3, dtype=dtype, rngs=rngs),
                 ConvNorm(half, cfg.width, 3, dtype=dtype, rngs=rngs),
             ]
-        )
+        self.stem = nnx.List(stem)
         layers = []
         c_in = cfg.width
         for stage, blocks in enumerate(cfg.blocks):
@@ -184,29 +208,44 @@ class DilatedResNet(nnx.Module):
             layer = []
             for i in range(blocks):
                 stride = cfg.strides[stage] if i == 0 else 1
-                own = max(dilation // 2, 1) if i == 0 else dilation
-                layer.append(Bottleneck(c_in, planes, stride, own, dtype, rngs=rngs))
+                own = max(dilation // 2, 1) if i == 0 and not caffe else dilation
+                layer.append(
+                    Bottleneck(c_in, planes, stride, own, dtype, stride_first=caffe, rngs=rngs)
+                )
                 c_in = 4 * planes
             layers.append(nnx.List(layer))
         self.layers = nnx.List(layers)
 
     def grid_sizes(self, sizes: Array) -> Array:
         """Rows and columns (b, 2) of the last stage for images of `sizes` (b, 2) pixels."""
-        for stride in (2, 2, *self.cfg.strides):
+        sizes = self._pooled(-(-sizes // 2))
+        for stride in self.cfg.strides:
             sizes = -(-sizes // stride)
         return sizes
+
+    def _pooled(self, sizes: Array) -> Array:
+        """Rows and columns after the stem's pool."""
+        return sizes // 2 + 1 if self.cfg.variant == "caffe" else -(-sizes // 2)
+
+    def begin(
+        self, images: Array, sizes: Array | None = None, *, train: bool
+    ) -> tuple[Array, Array | None]:
+        """Images (b, h, w, 3) -> the stem's pooled maps (b, h', w', width), their real sizes."""
+        x = self.stem[0](images, sizes, train=train)
+        sizes = halve(sizes)
+        for unit in self.stem[1:]:
+            x = unit(x, sizes, train=train)
+        # Nothing is below 0 here, so zeros hide the padding from a maximum as well. A last window
+        # that begins within the map counts for "caffe", even if it ends beyond the padding.
+        after = 2 if self.cfg.variant == "caffe" else 1
+        x = nnx.max_pool(hide(x, sizes), (3, 3), strides=(2, 2), padding=((1, after), (1, after)))
+        return x, None if sizes is None else self._pooled(sizes)
 
     def __call__(
         self, images: Array, sizes: Array | None = None, *, train: bool
     ) -> tuple[Array, ...]:
         """Images (b, h, w, 3) -> the output of each stage (b, h', w', 4 * width * 2**stage)."""
-        x = self.stem[0](images, sizes, train=train)
-        sizes = halve(sizes)
-        for unit in self.stem[1:]:
-            x = unit(x, sizes, train=train)
-        # Nothing is below 0 here, so zeros hide the padding from a maximum as well.
-        x = nnx.max_pool(hide(x, sizes), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        sizes = halve(sizes)
+        x, sizes = self.begin(images, sizes, train=train)
         out = []
         for layer in self.layers:
             for block in layer:

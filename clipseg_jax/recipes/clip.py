@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -48,7 +49,18 @@ def row_labels(config: ConfigDict) -> tuple[int, ...]:
 
 def text(config: ConfigDict, workdir: Path) -> dict:
     """Stage: class embeddings (rows, e) into text_embeddings.npy."""
-    words = row_words(config)
+    return embed_words(config, workdir, row_words(config))
+
+
+def embed_words(
+    config: ConfigDict,
+    workdir: Path,
+    words: Sequence[str],
+    name: str = EMBEDDINGS,
+    *,
+    templates_name: str | None = None,
+) -> dict:
+    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others."""
     clip, tokenizer, _ = load_clip(config)
     if clip.cfg.text is None or tokenizer is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
@@ -62,25 +74,30 @@ def text(config: ConfigDict, workdir: Path) -> dict:
             words,
             text_encoder(clip.text),
             tokenizer,
-            prompt_templates=templates(config.text.templates),
+            prompt_templates=templates(templates_name or config.text.templates),
             context_length=clip.cfg.text.context_length,
             progress=progress,
         )
     if jax.process_index() == 0:
-        write_atomic(workdir / EMBEDDINGS, lambda file: np.save(file, rows))
-    return {"rows": len(rows), "prompts": words}
+        write_atomic(workdir / name, lambda file: np.save(file, rows))
+    return {"rows": len(rows), "prompts": list(words)}
 
 
-def read_embeddings(config: ConfigDict, workdir: Path) -> np.ndarray:
-    """What the stage `text` left.
+def read_embeddings(
+    config: ConfigDict,
+    workdir: Path,
+    words: Sequence[str] | None = None,
+    name: str = EMBEDDINGS,
+) -> np.ndarray:
+    """What the stage `text`, or `embed_words`, left.
 
     Raises:
       ValueError: nothing, or rows of another class list.
     """
-    path = workdir / EMBEDDINGS
+    path = workdir / name
     if not path.exists():
         raise ValueError(f"{path} is missing; run the stage `text` first")
-    rows, words = np.load(path), row_words(config)
+    rows, words = np.load(path), row_words(config) if words is None else words
     if len(rows) != len(words):
         raise ValueError(
             f"{path} holds {len(rows)} rows for {len(words)} prompts and background words; "

@@ -24,17 +24,6 @@ _DEMO: dict[str, dict[str, Any]] = {
     "train": {"split": "train", "count": 1200, "size": 128},
 }
 
-_BY_NAME = {
-    "voc12_20": datasets.VOC12_20,
-    "voc12_21": datasets.VOC12_21,
-    "context_59": datasets.CONTEXT_59,
-    "context_60": datasets.CONTEXT_60,
-    "coco_stuff_164k": datasets.COCO_STUFF_164K,
-    "coco_stuff_27": datasets.COCO_STUFF_27,
-    "ade20k": datasets.ADE20K,
-    "cityscapes": datasets.CITYSCAPES,
-}
-
 
 def find_dataset(config: ConfigDict) -> Dataset:
     """The record that `config.name` means; "folder" and "demo_world" take `config.class_names`.
@@ -58,10 +47,10 @@ def find_dataset(config: ConfigDict) -> Dataset:
         train = Split((Part("train/images", labels),))
         layout = dataclasses.replace(made.layout, splits=(("train", train), *made.layout.splits))
         return dataclasses.replace(made, layout=layout)
-    if config.name not in _BY_NAME:
-        known = [*_BY_NAME, "folder", "demo_world"]
+    if config.name not in datasets.BY_NAME:
+        known = [*datasets.BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {known}")
-    return _BY_NAME[config.name]
+    return datasets.BY_NAME[config.name]
 
 
 def check_splits(config: ConfigDict, *splits: str) -> dict:

@@ -11,26 +11,32 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.reclip import ReCLIP, ReCLIPConfig, frozen_reference, reference_ids
+from clipseg_jax.models.reclip import ReCLIP, frozen_reference
 from clipseg_jax.models.reclip_distill import Distillation
-from clipseg_jax.models.resnet import DilatedResNetConfig
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.recipes import training
-from clipseg_jax.recipes.clip import load_clip, read_embeddings, row_labels, row_words, text
-from clipseg_jax.recipes.data import check_splits
+from clipseg_jax.recipes.clip import row_words, text
+from clipseg_jax.recipes.data import check_splits, find_dataset
 from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.reclip_models import (
+    build_distillation,
+    build_rectifier,
+    distilled_inference,
+    expected,
+    load_rectified,
+    rectified_inference,
+)
 from clipseg_jax.recipes.tags import tags, tags_path
 from clipseg_jax.tags import read_tags, tag_matrix
-from clipseg_jax.tasks import maskclip, reclip, reclip_distill
+from clipseg_jax.tasks import maskclip, reclip
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.train import Trained
+from input_pipeline.training import training as batches_of_views
 from weights_convert import results
 from weights_convert.build import install
 from weights_convert.resnet_v1c import load_resnet_v1c
@@ -52,13 +58,12 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
     def as_task(model: ReCLIP) -> Task:  # without the class filter, as published
         return reclip.build(frozen_reference(model), mean=mean, std=std)
 
-    trained = training.run(
+    trained = _train(
         config,
         config.rectify,
         reclip.build(model, mean=mean, std=std),
         workdir,
         "rectify",
-        tags=_tag_matrix(config, workdir),
         evaluate=_validation(config, rectified_inference(config), as_task),
     )
     return _keep(config, workdir, trained, "rectified", clip_sha256)
@@ -99,13 +104,12 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
     def as_task(model: Distillation) -> Task:
         return task._replace(model=model)
 
-    trained = training.run(
+    trained = _train(
         config,
         config.distill,
         task,
         workdir,
         "distill",
-        tags=_tag_matrix(config, workdir),
         unlabeled=True,
         evaluate=_validation(config, distilled_inference(config), as_task),
     )
@@ -117,7 +121,7 @@ def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     task, _ = build_distillation(config, workdir)
     path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
     model: Any = task.model
-    loaded = results.load_distillation(path, **_expected(config), visual=model.teacher.visual)
+    loaded = results.load_distillation(path, **expected(config), visual=model.teacher.visual)
     install(model, loaded.arrays)
     evaluation = Evaluation(config, distilled_inference(config), make_mesh(config.evaluate.devices))
     return evaluation.write(task, workdir, "_distilled")
@@ -135,85 +139,49 @@ STAGES = {
 }
 
 
-def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
-    """An untrained rectifier around the config's CLIP, and the sha256 of that CLIP's file."""
-    clip, tokenizer, meta = load_clip(config)
-    if tokenizer is None:
-        raise ValueError(f"{config.clip.weights} has no text tower; ReCLIP's prompt runs it")
-    cfg = ReCLIPConfig(
-        plus_plus=config.model == "reclip++",
-        gumbel_scale=config.rectify.gumbel_scale,
-        filter_scale=config.inference.filter_scale,
-        norm_over=config.rectify.norm_over,
-    )
-    model = reclip.initial(
-        clip,
-        read_embeddings(config, workdir),
-        reference_ids(tokenizer, row_words(config)),
-        cfg,
-        activation=config.clip.activation,
-        temperature=config.rectify.temperature,
-        rngs=nnx.Rngs(config.train.seed),
-    )
-    return model, meta["sha256"]
+def _train(
+    config: ConfigDict,
+    section: ConfigDict,
+    task: Task,
+    workdir: Path,
+    name: str,
+    *,
+    unlabeled: bool = False,
+    evaluate: Callable[[nnx.Module, int], dict[str, float]],
+) -> Trained:
+    """Trains as a section (rectify, distill) says; the rate changes once an epoch.
 
-
-def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
-    """The trained rectifier, its reference computed, and the sha256 of the CLIP's file."""
-    model, clip_sha256 = build_rectifier(config, workdir)
-    path = config.rectify.weights or workdir / f"rectified_{config.rectify.use}.safetensors"
-    loaded = results.load_rectification(path, **_expected(config), visual=model.visual)
-    if loaded.record["classes"] is None:
-        logging.warning(
-            "%s does not say which state of the code it is of; it is read as %s. If its figures "
-            "are far from the published ones, try the other state's config string",
-            *(path, config.revision),
-        )
-    install(model, loaded.arrays)
-    return frozen_reference(model), clip_sha256
-
-
-def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
-    """The rectified teacher with a new student, and the sha256 of the CLIP's file.
-
-    Raises:
-      ValueError: a state of the code that distils nothing.
+    `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
     """
-    if config.model == "reclip++" and config.revision == "2025":
-        raise ValueError(
-            "the 2025 state of ReCLIP++ has no distillation; use the state of 2024 (the config "
-            "without `:2025`)"
-        )
-    teacher, clip_sha256 = load_rectified(config, workdir)
-    sizes = ("blocks", "width", "strides", "dilations", "dtype")
-    cfg = DilatedResNetConfig(**{name: config.distill[name] for name in sizes})
-    student = DeepLab(cfg, teacher.visual.cfg.embed_dim, rngs=nnx.Rngs(config.train.seed))
-    names = ("teacher_scale", "test_scale", "teacher_bn", "aux", "aux_grad", "exp_logit_scale")
-    choices = reclip_distill.DistillConfig(
-        **{name: config.distill[name] for name in names},
-        teacher_thresh=config.distill.teacher_threshold,
-        test_thresh=config.distill.test_threshold,
+    dataset = find_dataset(config.dataset)
+    data = batches_of_views(
+        dataset,
+        dataset.index(config.dataset.root, config.dataset.train_split),
+        batch_size=section.batch_size,
+        scale=tuple(section.scale_px),
+        crop_hw=tuple(section.crop_px),
+        saturation_wrap=section.saturation_wrap,
+        unlabeled=unlabeled,
+        reshuffle=section.reshuffle,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
     )
-    return reclip_distill.build(teacher, student, choices), clip_sha256
-
-
-def rectified_inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at the rectification's scale and grey levels."""
-    return InferenceConfig(
-        mean=tuple(config.clip.mean),
-        std=tuple(config.clip.std),
-        scale_px=tuple(config.inference.scale_px),
-        row_labels=row_labels(config),
-    )
-
-
-def distilled_inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at the distillation's scale; the student sees ImageNet's grey levels."""
-    return InferenceConfig(
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        scale_px=tuple(config.distill.scale_px),
-        row_labels=row_labels(config),
+    tags = _tag_matrix(config, workdir)
+    an_epoch = data.steps_per_epoch
+    schedule = (section.get("schedule_epochs") or section.epochs) * an_epoch
+    return training.run(
+        config,
+        task,
+        data,
+        OptimConfig(**section.optim.to_dict(), hold_steps=an_epoch, schedule_steps=schedule),
+        workdir,
+        name,
+        total_steps=section.epochs * an_epoch,
+        evaluate_every_steps=section.evaluate_every_epochs * an_epoch,
+        evaluate=evaluate,
+        add=lambda batch: {**batch, "tags": tags[batch["index"]]},
     )
 
 
@@ -242,15 +210,6 @@ def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:
     return tag_matrix(read_tags(path, classes), classes)
 
 
-def _expected(config: ConfigDict) -> dict[str, Any]:
-    """What a result file must be of."""
-    return {
-        "plus_plus": config.model == "reclip++",
-        "classes": row_words(config),
-        "revision": config.revision,
-    }
-
-
 def _keep(
     config: ConfigDict, workdir: Path, trained: Trained, name: str, clip_sha256: str
 ) -> dict[str, Any]:
@@ -260,7 +219,7 @@ def _keep(
         distilled = isinstance(made, Distillation)
         record = results.record(
             "distillation" if distilled else "rectification",
-            **_expected(config),
+            **expected(config),
             clip_sha256=clip_sha256,
             visual=made.teacher.visual if distilled else made.visual,
             figures=trained.figures,

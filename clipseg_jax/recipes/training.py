@@ -1,10 +1,9 @@
-"""What every trained recipe does: batches of the training split, the loop, files of the result."""
+"""What every trained recipe does: the devices, the loop, and its values from the config."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,77 +14,55 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.train import TrainConfig, Trained, train
-from input_pipeline.training import TrainingBatches, training
+from input_pipeline.training import TrainingBatches
+
+Batch = Mapping[str, np.ndarray]
 
 
 def run(
     config: ConfigDict,
-    section: ConfigDict,
     task: Task,
+    data: TrainingBatches,
+    optim: OptimConfig,
     workdir: Path,
     name: str,
     *,
-    tags: np.ndarray,
-    unlabeled: bool = False,
+    total_steps: int,
+    evaluate_every_steps: int = 0,
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
+    add: Callable[[Batch], Batch] = dict,
 ) -> Trained:
-    """Trains `task` as a config's `section` (rectify, distill) and its `train` say.
+    """Trains `task` as the config's `train` says.
 
     Args:
-      tags: (examples, c) bool, the hypothesis of each training image.
-      unlabeled: classes in the labels are hidden (-1); what is ignored stays so.
-      evaluate: (model, step) -> metrics, every `section.evaluate_every_epochs`.
+      total_steps: unless `config.train.steps` is less.
+      evaluate: (model, step) -> metrics, so often.
+      add: batch -> the batch that the task's loss takes.
     """
-    data = _batches(config, section, unlabeled)
 
-    def batches(start: int) -> Iterator[Mapping[str, np.ndarray]]:
-        for batch in data.batches(start):
-            yield {**batch, "tags": tags[batch["index"]]}
+    def batches(start: int) -> Iterator[Batch]:
+        return map(add, data.batches(start))
 
-    an_epoch = data.steps_per_epoch
-    total = section.epochs * an_epoch
-    every = section.evaluate_every_epochs * an_epoch
-    optim: dict[str, Any] = section.optim.to_dict()
-    schedule = section.get("schedule_epochs") or section.epochs
     return train(
         task,
         batches,
-        OptimConfig(**optim, hold_steps=an_epoch, schedule_steps=schedule * an_epoch),
+        optim,
         TrainConfig(
-            total_steps=min(total, config.train.steps or total),
+            total_steps=min(total_steps, config.train.steps or total_steps),
             seed=config.train.seed,
             accumulate_steps=config.train.accumulate_steps,
             log_every_steps=config.train.log_every_steps,
             checkpoint_every_steps=config.train.checkpoint_every_steps,
             keep_checkpoints=config.train.keep_checkpoints,
-            evaluate_every_steps=every,
+            evaluate_every_steps=evaluate_every_steps,
         ),
-        mesh=training_mesh(config, section.batch_size),
+        mesh=training_mesh(config, data.batch_size),
         workdir=workdir,
         name=name,
-        evaluate=evaluate if every else None,
+        evaluate=evaluate if evaluate_every_steps else None,
         example_names=[example.name for example in data.examples],
-    )
-
-
-def _batches(config: ConfigDict, section: ConfigDict, unlabeled: bool) -> TrainingBatches:
-    dataset = find_dataset(config.dataset)
-    return training(
-        dataset,
-        dataset.index(config.dataset.root, config.dataset.train_split),
-        batch_size=section.batch_size,
-        scale=tuple(section.scale_px),
-        crop_hw=tuple(section.crop_px),
-        saturation_wrap=section.saturation_wrap,
-        unlabeled=unlabeled,
-        reshuffle=section.reshuffle,
-        seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_bad="skip",
     )
 
 

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from input_pipeline import conversions
+from input_pipeline import conversions, writing
 from input_pipeline.class_sets import class_set, coco_stuff_train_ids, pascal_context_raw_ids
-from input_pipeline.conversions import CannotWrite, Job, convert
+from input_pipeline.conversions import Job, by_table, convert
 from input_pipeline.images import BadLabel, read_label
+from input_pipeline.writing import CannotWrite, write_whole
 
 RAW = np.array([[0, 1, 181, 255], [90, 91, 181, 12]], np.uint8)
 
@@ -55,6 +56,15 @@ def test_coco_27_against_the_171_names():
     ]
 
 
+def test_171_to_27():
+    to_171, to_27 = coco_stuff_train_ids(), conversions.coco_stuff_27_table()
+    table = conversions.coco_stuff_171_to_27()
+    assert table.shape == (171,)
+    known = [raw for raw in range(182) if to_171[raw] < 255]
+    assert [table[to_171[raw]] for raw in known] == [to_27[raw] for raw in known]
+    assert table[[0, 11, 80, 170]].tolist() == [9, 8, 17, 24]
+
+
 def test_cityscapes_table():
     table = conversions.cityscapes_table()
     names_of = {7: "road", 8: "sidewalk", 11: "building", 17: "pole", 19: "traffic light"}
@@ -92,7 +102,7 @@ def test_coco(tmp_path, suffix, table, expected):
     raw[1, 0] = 90 if suffix.startswith("_27") else 11  # a gap of COCO's numbers
     folder = tmp_path / "annotations" / "val2017"
     save(folder / "000000000139.png", raw)
-    done = convert(coco_jobs(tmp_path, suffix), table())
+    done = convert(coco_jobs(tmp_path, suffix), by_table(table()))
     assert (done.written, done.kept, done.failures) == (1, 0, [])
     label = folder / f"000000000139{suffix}"
     assert read_label(label).tolist() == expected
@@ -100,7 +110,7 @@ def test_coco(tmp_path, suffix, table, expected):
     # The new file is no raw map, and nothing is left to do.
     (job,) = coco_jobs(tmp_path, suffix)
     assert job == Job(folder / "000000000139.png", label, True)
-    assert convert([job], table()).kept == 1
+    assert convert([job], by_table(table())).kept == 1
 
 
 def test_cityscapes(tmp_path):
@@ -110,7 +120,7 @@ def test_cityscapes(tmp_path):
     jobs = conversions.renamed_jobs(
         tmp_path, ["gtFine/val"], "_gtFine_labelIds.png", "_gtFine_labelTrainIds.png"
     )
-    assert convert(jobs, conversions.cityscapes_table()).written == 1
+    assert convert(jobs, by_table(conversions.cityscapes_table())).written == 1
     label = read_label(folder / "ulm_0_gtFine_labelTrainIds.png")
     assert label.tolist() == [[0, 255, 18, 255]]
 
@@ -122,7 +132,7 @@ def test_pascal_context(tmp_path):
     save(raw / "b.png", np.array([[0]], np.uint8))  # the .mat wins
     save(raw / "c.png", np.array([[460]], np.uint16))
     jobs = conversions.pascal_context_jobs(root, raw)
-    done = convert(jobs, conversions.pascal_context_table())
+    done = convert(jobs, by_table(conversions.pascal_context_table()))
     folder = root / "SegmentationClassContext"
     assert read_label(folder / "a.png").tolist() == [[1, 0, 59, 0]]
     assert read_label(folder / "b.png").tolist() == [[58, 0]]
@@ -150,18 +160,25 @@ def test_sbd(tmp_path):
     root, source = tmp_path / "VOC2012", tmp_path / "SBD"
     sbd(root, source)
     (source / "cls" / "e.mat").unlink()
-    done = convert(conversions.sbd_jobs(root, source), conversions.voc_table())
+    for stem in "abc":
+        save(root / "SegmentationClass" / f"{stem}.png", np.array([[0, 3], [20, 255]], np.uint8))
+    done = convert(conversions.sbd_jobs(root, source), by_table(conversions.voc_table()))
     aug = root / "ImageSets" / "Segmentation" / "aug.txt"
     assert aug.read_text() == "d\ne\nf\n"  # SBD's pictures that VOC's lists don't have
     folder = root / "SegmentationClassAug"
-    assert names(folder) == ["d.png", "f.png"]
+    # VOC's own labels go there as well, as in the published folder.
+    assert names(folder) == ["a.png", "b.png", "c.png", "d.png", "f.png"]
+    assert read_label(folder / "c.png").tolist() == [[0, 3], [20, 255]]
+    train_aug = root / "ImageSets" / "Segmentation" / "train_aug.txt"
+    assert train_aug.read_text() == "a\nb\nd\ne\nf\n"
     assert read_label(folder / "d.png").tolist() == [[0, 2], [20, 255]]
     assert done.failures == [f"{source / 'cls' / 'e.mat'}: no such file"]
     # A list that is there stays: the published one has another order.
     aug.write_text("f\nd\n")
     jobs = conversions.sbd_jobs(root, source)
-    assert [job.source.stem for job in jobs] == ["f", "d"]
+    assert [job.source.stem for job in jobs] == ["a", "b", "c", "f", "d"]
     assert all(job.exists for job in jobs)
+    assert train_aug.read_text() == "a\nb\nd\ne\nf\n"
     aug.unlink()
     (source / "val.txt").unlink()
     with pytest.raises(ValueError, match=r"no list .*val\.txt.*Unpack both datasets whole"):
@@ -177,7 +194,7 @@ def test_damaged_maps_are_named_and_the_others_go_on(tmp_path):
     (folder / "c.png").write_bytes(b"")
     save(folder / "d.png", np.full((2, 2), 200, np.uint8))
     save(folder / "e.png", np.zeros((2, 2, 3), np.uint8))
-    done = convert(coco_jobs(tmp_path), conversions.coco_stuff_171_table())
+    done = convert(coco_jobs(tmp_path), by_table(conversions.coco_stuff_171_table()))
     assert done.written == 1
     assert [failure.partition(": ")[0] for failure in done.failures] == [
         str(folder / f"{stem}.png") for stem in "bcde"
@@ -211,7 +228,7 @@ def test_half_files_are_made_again(tmp_path):
     folder = tmp_path / "annotations" / "val2017"
     for stem in "ab":
         save(folder / f"{stem}.png", RAW)
-    table = conversions.coco_stuff_171_table()
+    table = by_table(conversions.coco_stuff_171_table())
     convert(coco_jobs(tmp_path), table)
     half, whole = (folder / f"{stem}_labelTrainIds.png" for stem in "ab")
     expected = half.read_bytes()
@@ -241,8 +258,8 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
     folder = tmp_path / "annotations" / "val2017"
     for stem in "abc":
         save(folder / f"{stem}.png", RAW)
-    table = conversions.coco_stuff_171_table()
-    write, calls = conversions._write, []
+    table = by_table(conversions.coco_stuff_171_table())
+    write, calls = writing._write, []
 
     def failing(path, content):
         calls.append(path)
@@ -251,7 +268,7 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
             raise trouble
         write(path, content)
 
-    monkeypatch.setattr(conversions, "_write", failing)
+    monkeypatch.setattr(writing, "_write", failing)
     with pytest.raises(raised, match=said) as caught:
         convert(coco_jobs(tmp_path), table)
     if said:
@@ -265,4 +282,4 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CannotWrite, match=r"cannot write .*label\.png: .*goes on where it stopped"):
-        conversions.write_whole(tmp_path / "file" / "label.png", b"")
+        write_whole(tmp_path / "file" / "label.png", b"")

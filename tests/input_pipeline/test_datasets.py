@@ -20,10 +20,14 @@ from input_pipeline.conversions import coco_stuff_27_table
 
 RECLIP = json.loads(Path(__file__).with_name("reclip_classes.json").read_text("utf-8"))
 RECORDS = {
+    "VOC07_20": (20, False, False, 5),
     "VOC12_20": (20, False, True, 5),
     "VOC12_21": (21, True, False, 5),
+    "VOC12_AUG": (21, True, False, 5),
     "CONTEXT_59": (59, False, True, 0),
     "CONTEXT_60": (60, True, False, 10),
+    "COCO14_81": (81, True, False, 0),
+    "COCO17_81": (81, True, False, 0),
     "COCO_STUFF_164K": (171, False, False, 15),
     "COCO_STUFF_27": (27, False, False, 0),
     "ADE20K": (150, False, True, 0),
@@ -59,7 +63,13 @@ def test_record(name):
     assert len(record.unseen) == unseen
     assert all(0 <= i < classes for i in record.unseen)
     assert record.class_names[0] == "background" or not background
+    assert record.foreground == record.class_names[background:]
+    assert datasets.BY_NAME[name.lower()] is record
     hash(record)
+
+
+def test_every_record_is_known_by_name():
+    assert [name.upper() for name in datasets.BY_NAME] == [*RECORDS]
 
 
 def test_unseen_names():
@@ -102,6 +112,22 @@ def test_coco_27_groups():
     assert len(set(datasets.COCO_STUFF_27.palette)) == 27
 
 
+def test_coco_classes():
+    """COCO's 80 in its order, under CLIP-ES's names, which are VOC's where VOC has the class."""
+    ours, stuff = datasets.COCO14_81.foreground, datasets.COCO_STUFF_164K.class_names[:80]
+    assert {theirs: name for name, theirs in zip(ours, stuff, strict=True) if name != theirs} == {
+        "motorcycle": "motorbike",
+        "airplane": "aeroplane",
+        "couch": "sofa",
+        "potted plant": "pottedplant",
+        "dining table": "diningtable",
+        "tv": "tvmonitor",
+    }
+    assert set(datasets.VOC12_20.class_names) <= set(ours)
+    assert datasets.COCO14_81.palette[:21] == datasets.VOC12_21.palette
+    assert len(set(datasets.COCO14_81.palette)) == 81
+
+
 def test_label_maps():
     table = coco_stuff_train_ids()
     assert (table[0], table[12], table[181], table[255]) == (0, 11, 170, 255)
@@ -127,6 +153,94 @@ def test_voc(tmp_path):
     assert datasets.VOC12_21.index(root, "train") == aug[:2]
     (example,) = datasets.VOC12_21.index(root)
     assert example.image_path == root / "JPEGImages" / "e.jpg"
+
+
+LINES = {
+    "stems": "b\na\n",
+    "files": "b.jpg\na.jpg\n",
+    "image labels": "b 3 14\na 0\n",
+    "DeepLab's": "".join(f"/JPEGImages/{s}.jpg /SegmentationClassAug/{s}.png\n" for s in "ba"),
+    "relative": "".join(f"JPEGImages/{s}.jpg SegmentationClassAug/{s}.png\n" for s in "ba"),
+}
+
+
+@pytest.mark.parametrize("lines", LINES)
+@pytest.mark.parametrize("folder", ["Segmentation", "SegmentationAug"])
+def test_voc_aug(tmp_path, folder, lines):
+    """Every form of list that is in use, in either place; all labels lie in one folder."""
+    touch(tmp_path, *(f"JPEGImages/{s}.jpg" for s in "abc"))
+    touch(tmp_path, *(f"SegmentationClassAug/{s}.png" for s in "ab"))
+    (tmp_path / "ImageSets" / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets" / folder / "train_aug.txt").write_text(LINES[lines])
+    examples = datasets.VOC12_AUG.index(tmp_path, "train_aug")
+    assert [example.name for example in examples] == ["b", "a"]
+    assert examples[0].image_path == tmp_path / "JPEGImages" / "b.jpg"
+    assert examples[0].label_path == tmp_path / "SegmentationClassAug" / "b.png"
+
+
+def test_voc_aug_complaints(tmp_path):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"may be ImageSets/SegmentationAug/val\.txt instead\. python -m input_pipeline\.prep",
+    ):
+        datasets.VOC12_AUG.index(tmp_path)
+    touch(tmp_path, "JPEGImages/a.jpg", "SegmentationClassAug/a.png")
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("/JPEGImages/a.jpg /masks/a.png\n")
+    with pytest.raises(
+        ValueError,
+        match=r"val\.txt: names labels like /masks/a\.png, and .* are in SegmentationClassAug/;",
+    ):
+        datasets.VOC12_AUG.index(tmp_path)
+
+
+def test_without_label_maps(tmp_path):
+    """For what needs image labels alone."""
+    voc(tmp_path)
+    (tmp_path / "SegmentationClass" / "e.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 1 files are missing"):
+        datasets.VOC12_21.index(tmp_path)
+    (example,) = datasets.VOC12_21.index(tmp_path, labels=False)
+    assert (example.name, example.label_path) == ("e", None)
+
+
+def test_voc07(tmp_path):
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    touch(root, "JPEGImages/000001.jpg")
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "test.txt").write_text("000001\n")
+    (example,) = datasets.VOC07_20.index(tmp_path, "test")
+    assert example.label_path is None
+
+
+@pytest.mark.parametrize(
+    "folder", ["train2014", "images/train2014", "JPEGImages/train2014", "JPEGImages"]
+)
+@pytest.mark.parametrize("listed", ["ImageSets/train2014.txt", "coco14/train.txt"])
+def test_coco14(tmp_path, folder, listed):
+    """The folders of the download and of the published code, with our list or CLIP-ES's."""
+    stem = "COCO_train2014_000000000009"
+    touch(tmp_path, f"{folder}/{stem}.jpg", f"SegmentationClass/{stem}.png", listed)
+    (tmp_path / listed).write_text(f"{stem} 45 49 50\n")
+    (example,) = datasets.COCO14_81.index(tmp_path, "train")
+    assert example.name == stem
+    assert example.image_path == tmp_path / folder / f"{stem}.jpg"
+    assert example.label_path == tmp_path / "SegmentationClass" / f"{stem}.png"
+
+
+def test_coco_needs_a_list(tmp_path):
+    touch(tmp_path, "val2017/000000000139.jpg")
+    with pytest.raises(FileNotFoundError) as error:
+        datasets.COCO17_81.index(tmp_path)
+    assert str(error.value) == (
+        f"No split list {tmp_path / 'ImageSets/val2017.txt'}. Split val needs, below the root "
+        "(usually COCO2017): val2017/*.jpg, SegmentationClass/*.png, ImageSets/val2017.txt. "
+        "Pictures may be in images/val2017 or JPEGImages/val2017 or JPEGImages instead. "
+        "The list may be imageset/coco2017/val.txt instead. "
+        "python -m input_pipeline.prepare coco17 --root DIR --write makes lists and labels from "
+        "the annotations."
+    )
 
 
 def test_context(tmp_path):

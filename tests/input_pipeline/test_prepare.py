@@ -1,6 +1,7 @@
 """Small datasets, whole, incomplete and damaged, in each layout: the exact complaint about each."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from input_pipeline import conversions, prepare
-from input_pipeline.checks import CHUNK, Expected, check
+from input_pipeline import conversions, prepare, writing
+from input_pipeline.checks import check
+from input_pipeline.datasets import VOC12_20
+from input_pipeline.expected import Expected
 from input_pipeline.preparations import PREPARATIONS
 from input_pipeline.prepare import main
+from input_pipeline.processes import CHUNK
 
 SIZE = (20, 20)  # pixels enough for every class
 STEMS = {"train": ("a", "b"), "val": ("c",)}
@@ -23,6 +27,11 @@ SPLITS["coco_stuff_27"] = SPLITS["coco_stuff_171"] = {"train": "train2017", "val
 LISTED = {
     "voc": ("SegmentationClass", "Segmentation"),
     "context": ("SegmentationClassContext", "SegmentationContext"),
+}
+RAW = {
+    "coco_stuff_27": (conversions.coco_stuff_27_table, ".png"),
+    "coco_stuff_171": (conversions.coco_stuff_171_table, ".png"),
+    "cityscapes": (conversions.cityscapes_table, "_gtFine_labelIds.png"),
 }
 LAYOUTS = ("voc", "context", "ade20k", "cityscapes", "coco_stuff_27")
 
@@ -46,7 +55,8 @@ def label(name: str, split: str, stem: str) -> str:
 
 def small(name: str) -> Expected:
     counts = tuple((split, (len(stems),)) for split, stems in STEMS.items())
-    return dataclasses.replace(PREPARATIONS[name].expected, counts=counts)
+    expected = PREPARATIONS[name].expected
+    return dataclasses.replace(expected, counts=counts, lists=(), pictures_of=())
 
 
 def plausible(name: str) -> np.ndarray:
@@ -250,12 +260,14 @@ def test_published_numbers():
     counts = {name: dict(known.expected.counts) for name, known in PREPARATIONS.items()}
     assert counts == {
         "voc": {"train": (1464,), "val": (1449,)},
-        "voc_aug": {"trainaug": (10582,), "val": (1449,)},
+        "voc_aug": {"train_aug": (10582,), "val": (1449,)},
         "context": {"train": (4998, 4996), "val": (5105, 5104)},
         "ade20k": {"train": (20210,), "val": (2000,)},
         "cityscapes": {"train": (2975,), "val": (500,)},
         "coco_stuff_27": {"train": (118287,), "val": (5000,)},
         "coco_stuff_171": {"train": (118287,), "val": (5000,)},
+        "coco14": {"train": (82081,), "val": (40137,)},
+        "coco17": {"val": (4952,)},
     }
 
 
@@ -271,14 +283,15 @@ def tiny(monkeypatch):
 def test_write_then_check(tmp_path, capsys, tiny, name):
     """From the published files to a dataset that is whole, and again without work."""
     known = PREPARATIONS[name]
-    raw_of = {int(to): raw for raw, to in reversed([*enumerate(known.table())])}
+    table, suffix = RAW[name]
+    raw_of = {int(to): raw for raw, to in reversed([*enumerate(table())])}
     raw = np.vectorize(raw_of.get)(plausible(name)).astype(np.uint8)
     layout = known.expected.record.layout
     for split, stems in STEMS.items():
         for stem in stems:
             picture(tmp_path / image(name, split, stem))
             done = label(name, split, stem).removesuffix(layout.label_suffix)
-            save(tmp_path / (done + known.beside), raw)
+            save(tmp_path / (done + suffix), raw)
     assert main([name, "--root", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     assert f"missing label: 3\n  {label(name, 'train', 'a')}\n" in told
@@ -318,14 +331,89 @@ def test_write_voc_aug(tmp_path, capsys, monkeypatch):
         picture(root / f"JPEGImages/{stem}.jpg")
         savemat(source / "cls" / f"{stem}.mat", {"GTcls": {"Segmentation": plausible("voc")}})
     known = PREPARATIONS["voc_aug"]
-    counts = (("trainaug", (4,)), ("val", (1,)))
-    known = dataclasses.replace(known, expected=dataclasses.replace(known.expected, counts=counts))
+    counts = (("train_aug", (4,)), ("val", (1,)))
+    expected = dataclasses.replace(known.expected, counts=counts, lists=(), pictures_of=())
+    known = dataclasses.replace(known, expected=expected)
+    (root / "Annotations").mkdir()
+    for stem in "abcde":
+        (root / f"Annotations/{stem}.xml").write_text(
+            "<annotation><object><name>cat</name></object></annotation>"
+        )
     monkeypatch.setitem(PREPARATIONS, "voc_aug", known)
     assert main(["voc_aug", "--root", str(root)]) == 1
     told = capsys.readouterr().out
-    assert "missing list: 1\n  ImageSets/Segmentation/aug.txt\n  -> Unpack VOC" in told
+    assert "missing list: 1\n  ImageSets/Segmentation/train_aug.txt\n  -> Unpack VOC" in told
     assert main(["voc_aug", "--root", str(root), "--write"]) == 0
-    assert "trainaug: 4 pictures (published: 4)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "train_aug: 4 pictures (published: 4)" in told
+    assert "converted: 5, there already: 0, failed: 0" in told
+    assert [e.name for e in VOC12_20.index(root, "trainaug")] == [*"abde"]
+
+
+def test_voc_aug_image_labels(tmp_path, capsys, monkeypatch):
+    """Pictures whose labels can't be read from the detection annotations are named."""
+    root = whole(tmp_path, "voc")
+    (root / "SegmentationClass").rename(root / "SegmentationClassAug")
+    lists = root / "ImageSets" / "SegmentationAug"
+    lists.mkdir()
+    two = "/JPEGImages/{0}.jpg /{1}/{0}.png\n"
+    lists.joinpath("train_aug.txt").write_text(
+        "".join(two.format(stem, "SegmentationClassAug") for stem in "ab")
+    )
+    known = PREPARATIONS["voc_aug"]
+    expected = dataclasses.replace(
+        known.expected, counts=(("train_aug", (2,)), ("val", (1,))), lists=(), pictures_of=()
+    )
+    monkeypatch.setitem(PREPARATIONS, "voc_aug", dataclasses.replace(known, expected=expected))
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    told = capsys.readouterr().out
+    assert f"no image labels: 2\n  train_aug: no image labels: there is no folder {root}" in told
+    (root / "Annotations").mkdir()
+    inside = "<object><name>{}</name></object>"
+    for stem, names in (("a", ("cat",)), ("b", ("unicorn", "dog"))):
+        objects = "".join(map(inside.format, names))
+        (root / f"Annotations/{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    assert (
+        "no image labels: 2\n  b: unknown class 'unicorn', left out\n"
+        "  c: there is no Annotations/c.xml\n  -> "
+    ) in capsys.readouterr().out
+    lists.joinpath("train_aug.txt").write_text(two.format("a", "masks"))
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    told = capsys.readouterr().out
+    assert "list of another folder: 1\n" in told
+    assert "train_aug.txt: names labels like /masks/a.png, and this dataset's are in " in told
+
+
+def test_published_pictures_and_classes(tmp_path):
+    """As many pictures as published, but others, or with other classes."""
+    whole(tmp_path, "voc")
+    names = b"a\nb"
+    digest = hashlib.sha1(names, usedforsecurity=False).hexdigest()
+    expected = dataclasses.replace(
+        small("voc"), lists=(("train", digest),), pictures_of=(("train", (2,) * 20),)
+    )
+    assert check(tmp_path, expected).problems == []
+    ids = plausible("voc")
+    ids[ids == 9] = 8
+    save(tmp_path / label("voc", "train", "a"), ids)
+    other = dataclasses.replace(expected, lists=(("train", digest), ("val", digest)))
+    found = {problem.kind: problem.items for problem in check(tmp_path, other).problems}
+    assert found == {
+        "other pictures": ["val has as many as the published one, but others"],
+        "pictures with a class": ["train: 1 with chair, not 2"],
+    }
+
+
+def test_published_facts():
+    """Digests are of 20 bytes; each class is in fewer pictures than there are."""
+    for known in PREPARATIONS.values():
+        counts = dict(known.expected.counts)
+        assert all(len(bytes.fromhex(digest)) == 20 for _, digest in known.expected.lists)
+        assert {split for split, _ in known.expected.lists} <= set(counts)
+        for split, numbers in known.expected.pictures_of:
+            assert len(numbers) == len(known.expected.foreground)
+            assert max(numbers) < counts[split][0] < sum(numbers)
 
 
 def test_report(tmp_path, capsys, tiny):
@@ -382,7 +470,7 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(conversions, "_write", full)
+    monkeypatch.setattr(writing, "_write", full)
     assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write ")
@@ -395,6 +483,7 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
         (["voc", "--root", "{}/nowhere"], "nowhere is not a folder"),
         (["voc", "--root", "{}", "--source", "{}"], "--source goes with --write"),
         (["voc", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
+        (["coco14", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
         (["voc_aug", "--root", "{}", "--write", "--source", "{}"], "is no folder with cls/"),
         (["context", "--root", "{}", "--write", "--source", "{}/x"], "x is no folder"),
         (["voc", "--root", "{}", "--report", "{}/no/r.json"], "must be a file in a folder that"),
@@ -420,8 +509,10 @@ def test_processes(tmp_path, capfd):
     (tmp_path / "file").touch()
     save(tmp_path / "raw.png", np.zeros(SIZE, np.uint8))
     job = conversions.Job(tmp_path / "raw.png", tmp_path / "file" / "label.png", False)
-    with pytest.raises(conversions.CannotWrite, match=r"^cannot write .*label\.png: "):
-        conversions.convert([job] * 2 * CHUNK, conversions.voc_table(), run=run)
+    with pytest.raises(writing.CannotWrite, match=r"^cannot write .*label\.png: "):
+        conversions.convert(
+            [job] * 2 * CHUNK, conversions.by_table(conversions.voc_table()), run=run
+        )
     assert capfd.readouterr().err == ""  # no bar where there is no terminal
 
 

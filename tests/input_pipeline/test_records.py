@@ -17,8 +17,9 @@ from PIL import Image
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
-from input_pipeline import datasets, records, records_build
+from input_pipeline import datasets, records, records_build, records_write
 from input_pipeline.datasets import ADE20K, VOC12_20, VOC12_21
+from input_pipeline.image_labels import image_labels
 from input_pipeline.images import BadFile, image_size, read_image, read_label
 from input_pipeline.pipeline import evaluation
 from input_pipeline.training import training
@@ -218,6 +219,29 @@ def test_plain_folder(tmp_path):
     assert all(e.label_path is None for e in unlabelled.index(out, "train"))
 
 
+def test_image_labels(places, tmp_path):
+    """Those of the annotations go into the index, and from records into records."""
+    with pytest.raises(FileNotFoundError, match="built from a folder without annotations; build"):
+        image_labels(VOC12_21, places[1], "val")
+    root, built, again = tmp_path / "VOC2012", tmp_path / "built", tmp_path / "again"
+    shutil.copytree(places[0], root)
+    (root / "Annotations").mkdir()
+    names = ("dog", "cat", "person", "cow", "sheep", "bus", "boat")
+    for stem, name in zip(VAL, names, strict=True):
+        objects = "".join(f"<object><name>{each}</name></object>" for each in (name, "bird"))
+        (root / f"Annotations/{stem}.xml").write_text(f"<a>{objects}</a>")
+    expected = image_labels(VOC12_21, root, "val")
+    assert expected.labels[0] == (11, 2)
+    records_build.build(VOC12_21, root, built, ["val"])
+    assert image_labels(VOC12_21, built, "val") == expected
+    records_build.build(VOC12_20, built, again, ["val"])
+    assert image_labels(VOC12_20, again, "val") == expected
+    assert VOC12_20.index(again, "val", labels=False)[0].label_path is None
+    (root / f"Annotations/{VAL[3]}.xml").unlink()
+    with pytest.raises(BadFile, match=f"1 of 7 .*\n  {VAL[3]}: there is no Annotations/"):
+        records_build.build(VOC12_20, root, tmp_path / "none", ["val"])
+
+
 @pytest.fixture
 def copy(places, tmp_path):
     """Records to be damaged, by one shard for each picture of val."""
@@ -299,7 +323,7 @@ def test_stopped_build_leaves_nothing(places, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records_build, "_check", stop)
+    monkeypatch.setattr(records_write, "check_shards", stop)
     out = tmp_path / "out"
     arguments = ["voc12_20", "--root", str(places[0]), "--out", str(out), "--split", "val"]
     assert records_build.main(arguments) == 130

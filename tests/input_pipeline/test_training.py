@@ -11,13 +11,14 @@ from PIL import Image
 
 from input_pipeline import datasets
 from input_pipeline.images import BadFile, BadImage, read_image, read_label
-from input_pipeline.training import training
-from input_pipeline.transforms import random_view, sample_rng
+from input_pipeline.training import training, training_at_scales
+from input_pipeline.transforms import random_view, sample_rng, scaled_view
 from tests import seeded
 
 SIZES = [(40, 60), (60, 40), (20, 90), (33, 60), (60, 60), (59, 41), (40, 64)]
 CLASSES = ("sky", "cat", "dog")
 RECIPE = {"scale": (512, 48), "crop_hw": (32, 40)}
+AT_SCALES = {"scales": (0.5, 1.0, 1.5), "crop_hw": (32, 40), "colour": (122.5, 116.25, 104.0)}
 
 
 def write(root, sizes):
@@ -39,6 +40,11 @@ def world(tmp_path):
 
 def made(dataset, **options):
     return training(dataset, dataset.index(""), **{"batch_size": 4, **RECIPE, **options})
+
+
+def made_at_scales(dataset, **options):
+    options = {"batch_size": 4, **AT_SCALES, **options}
+    return training_at_scales(dataset, dataset.index(""), **options)
 
 
 def taken(data, count, start=0):
@@ -82,6 +88,107 @@ def test_rows(world, unlabeled):
             assert (batch["label"][row][:, w:] == 255).all()
     assert small
     assert data.skipped == []
+
+
+def test_rows_at_scales(world):
+    """Each row fills its crop with float grey levels; padding has the colour, on either side."""
+    examples = world.index("")
+    data = made_at_scales(world, seed=3)
+    sides, fractions = set(), 0
+    for step, batch in enumerate(taken(data, 6)):
+        assert {k: v.dtype for k, v in batch.items()} == {
+            "image": np.float32, "image_size": np.int32, "label": np.int32, "index": np.int32,
+        }  # fmt: skip
+        assert batch["image"].shape == (4, 32, 40, 3)
+        np.testing.assert_array_equal(batch["index"], data.indices(step))
+        np.testing.assert_array_equal(batch["image_size"], [(32, 40)] * 4)
+        for row, index in enumerate(batch["index"]):
+            image = read_image(examples[index].image_path)
+            label = read_label(examples[index].label_path)
+            view, ids = scaled_view(image, label, sample_rng(3, step // 2, int(index)), **AT_SCALES)
+            np.testing.assert_array_equal(batch["image"][row], view)
+            np.testing.assert_array_equal(batch["label"][row], ids)
+            padding = (view == np.float32(AT_SCALES["colour"])).all(-1)
+            assert (ids[padding] == 255).all()
+            sides |= {side for side in (0, -1) if padding[:, side].all()}
+            fractions += (view != np.rint(view)).any()
+    assert sides == {0, -1}  # flipped after it was padded, as published
+    assert fractions
+
+
+def test_views_at_scales_draw_as_published():
+    """The scale, the box's top and left, the flip; each scale is as likely as another."""
+    image, label = seeded.image(50, 70, 1), seeded.label_map(50, 70, 5, 1)
+    sizes = []
+    for seed in range(300):
+        rng, own = sample_rng(seed, 0, 0), sample_rng(seed, 0, 0)
+        view, ids = scaled_view(image, label, rng, **AT_SCALES)
+        scale = AT_SCALES["scales"][own.randint(3)]
+        height, width = max(int(50 * scale), 32), max(int(70 * scale), 40)
+        top, left = own.randint(height - 32 + 1), own.randint(width - 40 + 1)
+        flipped = own.rand() < 0.5
+        assert rng.rand() == own.rand()
+        assert ids.dtype == label.dtype
+        sizes.append(scale)
+        if scale == 1.0:
+            part = np.s_[top : top + 32, left : left + 40]
+            turn = np.s_[:, ::-1] if flipped else np.s_[:, :]
+            np.testing.assert_array_equal(view, image[part][turn])
+            np.testing.assert_array_equal(ids, label[part][turn])
+    assert all(70 < sizes.count(scale) < 130 for scale in AT_SCALES["scales"])
+
+
+def test_views_at_scales_without_rounding():
+    """Bilinear grey levels between uint8 ones, and labels as Pillow resizes them."""
+    image, label = seeded.image(50, 70, 1), seeded.label_map(50, 70, 5, 1)
+    recipe = {**AT_SCALES, "scales": (1.5,), "crop_hw": (75, 105)}
+    rng = next(rng for seed in range(9) if (rng := sample_rng(seed, 0, 0)) and _unflipped(seed))
+    view, ids = scaled_view(image, label, rng, **recipe)
+    positions = [
+        np.clip((np.arange(n) + 0.5) / 1.5 - 0.5, 0, m - 1) for n, m in ((75, 50), (105, 70))
+    ]
+    rows, columns = (
+        np.maximum(0, 1 - np.abs(p[:, None] - np.arange(m)))
+        for p, m in zip(positions, (50, 70), strict=True)
+    )
+    expected = np.einsum("yh,xw,hwc->yxc", rows, columns, image.astype(np.float64))
+    np.testing.assert_allclose(view, expected, atol=1e-3)
+    pillow = Image.fromarray(label).resize((105, 75), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(ids, np.asarray(pillow))
+
+
+def _unflipped(seed):
+    rng = sample_rng(seed, 0, 0)
+    rng.randint(1), rng.randint(0, 1), rng.randint(0, 1)
+    return rng.rand() >= 0.5
+
+
+def test_at_scales_going_on_sharing_and_bad_files(world, tmp_path):
+    """What holds for `training` holds here: resuming, processes, skipping."""
+    whole = taken(made_at_scales(world), 6)
+    for resumed, batch in zip(taken(made_at_scales(world), 3, 3), whole[3:], strict=True):
+        same(resumed, batch)
+    parts = [
+        taken(made_at_scales(world, process_index=p, process_count=2, threads=2), 6) for p in (0, 1)
+    ]
+    for step, batch in enumerate(whole):
+        same({k: np.concatenate([part[step][k] for part in parts]) for k in batch}, batch)
+    spoil(tmp_path)
+    data = made_at_scales(world, on_bad="skip")
+    assert {int(i) for batch in taken(data, 6) for i in batch["index"]} == {1, 3, 6}
+    assert len(data.skipped) == 4
+
+
+def test_at_scales_without_labels(world, tmp_path):
+    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    (batch,) = taken(made_at_scales(plain), 1)
+    assert (batch["label"] == 255).all()
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 0.0)])
+def test_at_scales_errors(world, scales):
+    with pytest.raises(ValueError, match="give at least one, all above 0"):
+        made_at_scales(world, scales=scales)
 
 
 def test_an_epoch_shows_every_example(world):

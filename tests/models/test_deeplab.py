@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clipseg_jax.core.modules import abstract, initialised
 from clipseg_jax.models.deeplab import DILATIONS, DeepLab
 from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
-from tests import tiny
 from weights_convert.build import flat_arrays, install
 
 TOY = DilatedResNetConfig(blocks=(1, 2, 2, 2), width=8)
@@ -18,7 +18,7 @@ TOY = DilatedResNetConfig(blocks=(1, 2, 2, 2), width=8)
 
 @pytest.fixture(scope="module")
 def model():
-    model = tiny.built(lambda: DeepLab(TOY, 16, rngs=nnx.Rngs(0)))
+    model = initialised(lambda rngs: DeepLab(TOY, 16, rngs=rngs))
     # Statistics as after training: with mean 0 padding would be easier to hide.
     stats = {
         path: np.asarray(leaf) + np.resize([0.03, -0.05, 0.01], leaf.shape)
@@ -54,7 +54,7 @@ def test_padding_has_no_influence(model):
 
 def test_stages_and_dilations():
     cfg = DilatedResNetConfig(blocks=RESNET101)
-    net = nnx.eval_shape(lambda: DilatedResNet(cfg, rngs=nnx.Rngs(0)))
+    net = abstract(lambda rngs: DilatedResNet(cfg, rngs=rngs))
     strides = [layer[0].stride for layer in net.layers]
     first = [layer[0].conv2.kernel_dilation for layer in net.layers]
     others = [layer[1].conv2.kernel_dilation for layer in net.layers]
@@ -91,7 +91,7 @@ def test_training_moves_every_statistic(model):
 def test_bfloat16_is_a_choice_of_the_convolutions(model):
     cfg = DilatedResNetConfig(blocks=TOY.blocks, width=TOY.width, dtype="bfloat16")
     half = nnx.merge(
-        nnx.split(nnx.eval_shape(lambda: DeepLab(cfg, 16, rngs=nnx.Rngs(0))))[0], nnx.state(model)
+        nnx.split(abstract(lambda rngs: DeepLab(cfg, 16, rngs=rngs)))[0], nnx.state(model)
     )
     run = jax.jit(lambda m, x: m(x, train=False))
     fine, coarse = (np.asarray(run(m, pixels(2, 40, 48))) for m in (model, half))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clipseg_jax.core.modules import abstract, initialised
 from clipseg_jax.losses.segmentation import upsampled_cross_entropy, upsampled_l1
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig, unit
 from clipseg_jax.models.deeplab import DeepLab
@@ -28,7 +29,6 @@ from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.upsample import class_pools, upsampled_argmax
 from clipseg_jax.tasks import reclip_distill
 from clipseg_jax.tasks.reclip_distill import DistillConfig
-from tests import tiny
 from weights_convert.build import flat_arrays, install
 
 CLASSES, SIDE = 5, 44  # 44: neither a multiple of the patches nor of the stride
@@ -100,8 +100,7 @@ def parts_of(plus_plus):
     rows, reference = (normal(seed, CLASSES, VIT.embed_dim) for seed in (4, 5))
     kind = BiasDecoder if plus_plus else PositionNet
 
-    def teacher():
-        rngs = nnx.Rngs(3)
+    def teacher(rngs):
         return ReCLIP(
             image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
             unit(rows),
@@ -110,8 +109,8 @@ def parts_of(plus_plus):
             RECLIP_PP if plus_plus else RECLIP,
         )
 
-    student = tiny.built(lambda: DeepLab(STUDENT, VIT.embed_dim, rngs=nnx.Rngs(3)))
-    return nnx.split(tiny.built(teacher)), nnx.split(student)
+    student = initialised(lambda rngs: DeepLab(STUDENT, VIT.embed_dim, rngs=rngs), 3)
+    return nnx.split(initialised(teacher, 3)), nnx.split(student)
 
 
 def task_of(plus_plus, **choices):
@@ -267,4 +266,4 @@ def test_user_errors():
     with pytest.raises(ValueError, match="teacher_bn"):
         reclip_distill.build(teacher, student, DistillConfig(teacher_bn="train"))
     with pytest.raises(ValueError, match="7 features for text rows of 16 numbers"):
-        Distillation(nnx.eval_shape(lambda: DeepLab(STUDENT, 7, rngs=nnx.Rngs(0))), teacher)
+        Distillation(abstract(lambda rngs: DeepLab(STUDENT, 7, rngs=rngs)), teacher)

@@ -21,7 +21,8 @@ DEFAULT = Path(__file__).resolve().parent.parent / "golden"
 
 def find(goldens: Path, folder: str) -> list[Path]:
     """The .json of every case in a folder of goldens."""
-    return sorted(path for path in (goldens / folder).glob("*.json") if "case" in _head(path))
+    files = (goldens / folder).glob("*.json")
+    return sorted(path for path in files if _head(path).keys() & {"case", "ran"})
 
 
 def _head(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 import weights_convert
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.inference import InferenceConfig, image_scores, label_maps, network_size
 from clipseg_jax.models.clip import Tokenizer
@@ -136,7 +137,7 @@ def build(case, scale, offset, goldens, cfg, *, statistics):
 def student_of(features):
     """A student of full size whose parameters are zeros, which costs less than random ones."""
     graph, state = nnx.split(
-        nnx.eval_shape(lambda: DeepLab(DilatedResNetConfig(), features, rngs=nnx.Rngs(0)))
+        abstract(lambda rngs: DeepLab(DilatedResNetConfig(), features, rngs=rngs))
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state)
     student = nnx.merge(graph, zeros)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import weights_convert
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip import (
     RECLIP,
@@ -357,7 +358,7 @@ def test_imagenet_weights(tmp_path):
 
 
 def test_full_size_imagenet_names():
-    net = nnx.eval_shape(lambda: DilatedResNet(DilatedResNetConfig(), rngs=nnx.Rngs(0)))
+    net = abstract(lambda rngs: DilatedResNet(DilatedResNetConfig(), rngs=rngs))
     made = {
         key: value.shape
         for key, value in OPEN_MMLAB.to_left(

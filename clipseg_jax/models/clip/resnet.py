@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.image import hide, inside
 from clipseg_jax.ops.resize import resize, resize_within
 
 
@@ -64,13 +64,6 @@ def _average_pool(x: Array, window: int) -> Array:
     return nnx.avg_pool(x, (window, window), strides=(window, window))
 
 
-def _hide(x: Array, sizes: Array | None) -> Array:
-    """Zeroes the padding of feature maps (b, h, w, c), as a convolution at a real border sees."""
-    return (
-        x if sizes is None else jnp.where(inside(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
-    )
-
-
 class Bottleneck(nnx.Module):
     """1x1, 3x3, average pool instead of a stride, 1x1; the shortcut pools as well."""
 
@@ -91,7 +84,7 @@ class Bottleneck(nnx.Module):
     def __call__(self, x: Array, sizes: Array | None = None) -> Array:
         """Feature maps (b, h, w, c_in) -> (b, h // stride, w // stride, 4 * planes)."""
         out = nnx.relu(self.bn1(self.conv1(x)))
-        out = nnx.relu(self.bn2(self.conv2(_hide(out, sizes))))
+        out = nnx.relu(self.bn2(self.conv2(hide(out, sizes))))
         out = self.bn3(self.conv3(_average_pool(out, self.stride)))
         if len(self.downsample):
             conv, norm = self.downsample
@@ -196,11 +189,11 @@ class ModifiedResNet(nnx.Module):
 
         Also the real (rows, columns) (b, 2) of the last map; None when `sizes` is None.
         """
-        x = _hide(images, sizes)
+        x = hide(images, sizes)
         sizes = None if sizes is None else (sizes + 1) // 2
         x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.relu(self.bn2(self.conv2(_hide(x, sizes))))
-        x = nnx.relu(self.bn3(self.conv3(_hide(x, sizes))))
+        x = nnx.relu(self.bn2(self.conv2(hide(x, sizes))))
+        x = nnx.relu(self.bn3(self.conv3(hide(x, sizes))))
         x = _average_pool(x, 2)
         sizes = None if sizes is None else sizes // 2
         out = {"stem": x}

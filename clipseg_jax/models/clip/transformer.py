@@ -71,6 +71,30 @@ class Attention(nnx.Module):
             default=lambda q, k, v, bias: self.attend(self.weights(q, k, bias), v),
         )
 
+    def mix_and_map(
+        self, q: Array, k: Array, v: Array, bias: Array | None = None
+    ) -> tuple[Array, Array]:
+        """`mix` (b, t, d), and the mean (b, t, t) over heads of its attention maps.
+
+        One head of all images at a time: the maps of all heads are never held.
+        """
+        b, t, _ = k.shape
+        bias = jnp.zeros((1, t)) if bias is None else bias
+        bias = jnp.broadcast_to(bias, (b, 1, *bias.shape[-2:]))[:, 0]
+
+        def one(total: Array, head: list[Array]) -> tuple[Array, Array]:
+            q, k, v = head  # (b, t, d / heads) each
+            scores = jnp.einsum(
+                "bqd,bkd->bqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+            )
+            weights = jax.nn.softmax(scores + bias, axis=-1)
+            return total + weights, jnp.einsum("bqk,bkd->bqd", weights.astype(v.dtype), v)
+
+        split = [jnp.moveaxis(self._split(x), 2, 0) for x in (q, k, v)]
+        total, mixed = jax.lax.scan(one, jnp.zeros((b, t, t), jnp.float32), split)
+        mixed = jnp.moveaxis(mixed, 0, 2).reshape(b, t, -1)
+        return self.out_proj(mixed), total / self.heads
+
     def _mix_in_turn(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
         """`mix`, a few heads of a few images at a time."""
         b, t, d = q.shape
@@ -127,17 +151,27 @@ class Block(nnx.Module):
         self.mlp = MLP(width, activation, dtype, rngs=rngs)
 
     def __call__(
-        self, x: Array, bias: Array | None = None, *, maps: bool = False
+        self,
+        x: Array,
+        bias: Array | None = None,
+        *,
+        maps: bool = False,
+        mean_map: bool = False,
     ) -> tuple[Array, dict[str, Array]]:
-        """Tokens (b, t, d) -> tokens, and this block's {"q", "k", "v"}, with `maps` also "attn".
+        """Tokens (b, t, d) -> tokens, and this block's {"q", "k", "v"}.
 
-        What the caller doesn't use, jit removes. `bias` is added to the attention scores.
+        With `maps` also "attn", with either also "map". What the caller doesn't use, jit
+        removes. `bias` is added to the attention scores.
         """
         q, k, v = self.attn.qkv(self.ln_1(x))
         parts = {"q": q, "k": k, "v": v}
         if maps:
             parts["attn"] = self.attn.weights(q, k, bias)
+            parts["map"] = jnp.mean(parts["attn"], axis=1)
             x = x + self.attn.attend(parts["attn"], v)
+        elif mean_map:
+            mixed, parts["map"] = self.attn.mix_and_map(q, k, v, bias)
+            x = x + mixed
         else:
             x = x + self.attn.mix(q, k, v, bias)
         return x + self.mlp(self.ln_2(x)), parts
@@ -174,19 +208,20 @@ class Transformer(nnx.Module):
         """Runs blocks [start, stop) on tokens (b, t, d); `read` names what to return with them.
 
         Readable: "block{i}" (b, t, d) the block's output; "q{i}", "k{i}", "v{i}" (b, t, d) before
-        the heads are split; "attn{i}" (b, n, t, t).
+        the heads are split; "attn{i}" (b, n, t, t); "map{i}" (b, t, t) its mean over heads.
 
         Raises:
           ValueError: a name in `read` that no block in the range makes.
         """
         out: dict[str, Array] = {}
         for i in range(*slice(start, stop).indices(len(self.resblocks))):
-            x, parts = self.resblocks[i](x, bias, maps=f"attn{i}" in read)
+            maps, mean_map = f"attn{i}" in read, f"map{i}" in read
+            x, parts = self.resblocks[i](x, bias, maps=maps, mean_map=mean_map)
             made = {f"{name}{i}": value for name, value in parts.items()} | {f"block{i}": x}
             out |= {name: value for name, value in made.items() if name in read}
         if unknown := sorted(set(read) - set(out)):
             raise ValueError(
                 f"cannot read {unknown}: a tower of {len(self.resblocks)} blocks, run from "
-                f"{start} to {stop}, has block, q, k, v and attn followed by the block's index"
+                f"{start} to {stop}, has block, q, k, v, attn and map followed by the block's index"
             )
         return x, out

@@ -1,0 +1,197 @@
+"""Dense CRF: seconds an image, next to pydensecrf on the same photo and cores.
+
+    python -m benchmarks.dense_crf [--peer-python /path/to/python] [--labels 21] [--batch 4]
+
+The peer runs under a Python of its own that has pydensecrf (README.md says how to build it);
+without `--peer-python` only our side is measured. `--exact` times the exact filter, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.ops import crf
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTO = ROOT / "tests" / "golden" / "densecrf" / "examples" / "im1.png"
+PRESETS = {
+    "clip_es": crf.CLIP_ES,
+    "weclip_test": crf.WECLIP_TEST,
+    "weclip": crf.WECLIP,
+}
+
+
+def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Energies (h, w, c) of coarse random scores, and the photo (h, w, 3), as the preset has it."""
+    photo = Image.open(args.photo).convert("RGB")
+    photo = photo.resize((round(photo.width * args.scale), round(photo.height * args.scale)))
+    image = np.asarray(photo)
+    coarse = np.random.default_rng(0).standard_normal((1, 8, 10, args.labels), np.float32)
+    scores = jax.image.resize(3 * coarse, (1, *image.shape[:2], args.labels), "bilinear")
+    unary = crf.unary_from_softmax(jax.nn.softmax(scores))[0]
+    if args.preset == "clip_es":
+        image = np.asarray(crf.wrapped_image(image))
+    return np.asarray(unary), image
+
+
+def exact_floor(pixels: int, labels: int) -> tuple[float, float]:
+    """FLOP (exponentials counted as one) and bytes of one exact appearance filtering, at least."""
+    flop = pixels**2 * (3.0 * 5 + 1 + 2 * labels)
+    return flop, 4.0 * pixels * (5 + 2 * labels)
+
+
+def timed(step: Callable[[], jax.Array]) -> tuple[float, float]:
+    """Wall and CPU seconds of one step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    jax.block_until_ready(step())
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ask_peer(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """One run of the peer's process; times are taken inside it."""
+    script = Path(__file__).with_name("pydensecrf_peer.py")
+    command = [args.peer_python, str(script), str(folder / "in.npz"), str(folder / "out.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the peer failed:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Both sides in turn; the figures, ready for JSON."""
+    unary, image = problem(args)
+    cfg = PRESETS[args.preset]
+    run = jax.jit(crf.dense_crf, static_argnums=2)
+    one = (jax.device_put(unary[None]), jax.device_put(image[None]))
+
+    mesh = make_mesh()
+    rows = jax.sharding.PartitionSpec(("data", "fsdp"))
+    sharding = jax.sharding.NamedSharding(mesh, rows)
+    split = jax.jit(
+        jax.shard_map(partial(crf.dense_crf, cfg=cfg), mesh=mesh, in_specs=rows, out_specs=rows)
+    )
+    many = [
+        jax.device_put(np.repeat(array[None], args.batch, 0), sharding) for array in (unary, image)
+    ]
+    steps = {"single": lambda: run(*one, cfg), "batch": lambda: split(*many)}
+
+    figures: dict = {
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "pixels": image.shape[:2],
+        "settings": {k: str(v) for k, v in vars(args).items()},
+    }
+    for name, step in steps.items():
+        figures[f"{name}_compile_s"] = timed(step)[0]
+    ours: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
+    theirs: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        settings = (cfg.theta_gamma, cfg.w2, cfg.theta_alpha, cfg.theta_beta, cfg.w1)
+        np.savez(
+            folder / "in.npz",
+            unary=unary,
+            image=image,
+            settings=np.array([*settings, cfg.iterations], float),
+            batch=args.batch,
+        )
+        for _ in range(args.repeats):
+            wall, cpu = timed(steps["single"])
+            ours["single"].append(wall)
+            ours["cpu"].append(cpu)
+            ours["batch"].append(timed(steps["batch"])[0])
+            if args.peer_python:
+                for name, seconds in ask_peer(args, folder).items():
+                    theirs[name].append(seconds)
+        if args.peer_python:
+            own = np.asarray(run(*one, cfg)[0])
+            with np.load(folder / "out.npz") as stored:
+                other = stored["marginals"]
+            figures["max_difference"] = float(np.abs(own - other).max())
+            figures["same_labels"] = float(np.mean(own.argmax(-1) == other.argmax(-1)))
+    figures["ours"] = {name: statistics.median(times) for name, times in ours.items()}
+    if args.peer_python:
+        figures["peer"] = {name: statistics.median(times) for name, times in theirs.items()}
+        figures["ratio"] = {n: figures["peer"][n] / s for n, s in figures["ours"].items()}
+    if args.exact:
+        figures["exact"] = exact(args, cfg, one)
+    return figures
+
+
+def exact(args: argparse.Namespace, cfg: crf.CRFConfig, one: tuple) -> dict[str, float]:
+    """Seconds of an exact filtering (the difference of one and two iterations) and its floor."""
+    seconds = []
+    for n in (1, 2):
+        program = jax.jit(partial(crf.dense_crf, cfg=cfg.replace(filter="exact", iterations=n)))
+        jax.block_until_ready(program(*one))
+        seconds.append(min(timed(lambda p=program: p(*one))[0] for _ in range(args.repeats)))
+    height, width = one[1].shape[1:3]
+    flop, size = exact_floor(height * width, args.labels)
+    taken = seconds[1] - seconds[0]
+    return {"seconds": taken, "gflop": flop / 1e9, "gflop_per_s": flop / taken / 1e9, "bytes": size}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the comparison; `--out` also writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photo", type=Path, default=PHOTO)
+    parser.add_argument("--scale", type=float, default=1.0, help="resizes the photo")
+    parser.add_argument("--labels", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="a multiple of the devices")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="clip_es")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer-python", help="a Python that has pydensecrf")
+    parser.add_argument("--exact", action="store_true", help="times the exact filter, too")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args(argv)
+
+    figures = measure(args)
+    print(
+        f"{figures['device']}, {figures['cores']} cores, {figures['pixels']} pixels, "
+        f"{args.labels} labels, {args.preset}"
+    )
+    for name in ("ours", "peer"):
+        if name not in figures:
+            print("peer: not measured; name a Python that has pydensecrf with --peer-python")
+            continue
+        of = figures[name]
+        print(
+            f"{name}: one image {of['single']:.3g} s ({of['cpu']:.3g} CPU s), "
+            f"batch of {args.batch}: {of['batch'] / args.batch:.3g} s an image"
+        )
+    if "ratio" in figures:
+        ratio = figures["ratio"]
+        print(
+            f"ratio peer/ours: {ratio['single']:.2f} single, {ratio['cpu']:.2f} by CPU seconds, "
+            f"{ratio['batch']:.2f} in the batch (marginals differ by at most "
+            f"{figures['max_difference']:.1e}, {figures['same_labels']:.2%} of labels equal)"
+        )
+    if "exact" in figures:
+        of = figures["exact"]
+        print(
+            f"exact filtering: {of['seconds']:.3g} s, {of['gflop']:.3g} GFLOP at least "
+            f"({of['gflop_per_s']:.3g} GFLOP/s), {of['bytes'] / 2**20:.3g} MB in and out"
+        )
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    # Two images at a time on two cores: a fake device for each core.
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    main(sys.argv[1:])

@@ -1,0 +1,171 @@
+"""Class activation maps: scaled to [0, 1], boxed, enlarged, turned into labels.
+
+Source: CLIP-ES; spec clip_es, sections 5 to 9. Maps are (b, k, h, w): k classes present in each
+image, padded; `real` masks tell which cells, or which classes, count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from clipseg_jax.ops.components import component_boxes_mask
+from clipseg_jax.ops.window import grid_to_image
+
+_EPSILON = 1e-7
+_LEAST_PROBABILITY = 1.0013580322265625e-05  # 1e-5 as a float16
+_ABSENT = 1e4  # unary energy of a class that an image doesn't have; exp(-energy) is exactly 0
+
+
+def scale_to_unit(maps: Array, real: Array, epsilon: float = _EPSILON) -> Array:
+    """(x - min) / (epsilon + max - min) over the real cells of each map (b, k, h, w).
+
+    `real` (b, h, w). 0 beyond, and for constant maps.
+    """
+    real = real[:, None]
+    low = jnp.min(jnp.where(real, maps, jnp.inf), axis=(2, 3), keepdims=True)
+    maps = jnp.where(real, maps - low, 0.0)
+    top = jnp.max(maps, axis=(2, 3), keepdims=True)
+    scaled = maps / jnp.where(top > 0, epsilon + top, 1.0)
+    # Compilers may multiply by a reciprocal: then x / x is not 1, and a step of 255 is lost.
+    return scaled if epsilon else jnp.where((maps == top) & (top > 0), 1.0, scaled)
+
+
+def activation_maps(raw: Array, real: Array) -> Array:
+    """CAMs (b, k, h, w) in [0, 1) from weighted activations: positive part, scaled twice.
+
+    The published code scales per layer and again over its one layer. Raw values of 1e-5 leave a
+    maximum visibly below 1 after the first pass, 1 - 1e-7 after the second.
+    """
+    once = scale_to_unit(jnp.maximum(raw, 0.0), real)
+    return scale_to_unit(once, real)
+
+
+def box_masks(
+    maps: Array, grids: Array, threshold: ArrayLike, *, cover_border: bool = False
+) -> Array:
+    """Cells (b, k, h, w) bool inside the boxes around what is high in each map in [0, 1].
+
+    High: above `threshold` (a number, or (b, k)) of the map's maximum, both in 255 whole steps. No
+    box reaches the last row and column of the real `grids` (b, 2), as published, unless
+    `cover_border`. Maps must be 0 beyond their real grid.
+    """
+    steps = jnp.floor(255.0 * maps)
+    top = jnp.max(steps, axis=(2, 3), keepdims=True)
+    threshold = jnp.asarray(threshold, jnp.float32)
+    threshold = threshold[..., None, None] if threshold.ndim else threshold
+    ends = grids if cover_border else grids - 1
+    return component_boxes_mask(steps > jnp.floor(threshold * top), ends[:, None])
+
+
+def enlarge(maps: Array, grids: Array, sizes: Array, shape: tuple[int, int]) -> Array:
+    """Maps (b, k, h, w) of patches -> (b, k, *shape) of pixels, bilinear as OpenCV, float32.
+
+    The real `grids` (b, 2) fill the real `sizes` (b, 2) of images within `shape`; 0 beyond.
+    """
+    rows, columns = (
+        grid_to_image(
+            grids[:, axis], sizes[:, axis], grid_length=maps.shape[2 + axis], length=shape[axis]
+        )
+        for axis in (0, 1)
+    )
+    return jnp.einsum("byh,bkhw,bxw->bkyx", rows, maps, columns, precision="highest")
+
+
+def _half(x: Array) -> Array:
+    """float32 rounded to float16's precision; unlike a conversion, no compiler leaves it out.
+
+    Numbers below 6.1e-5 become 0.
+    """
+    return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
+
+
+def _top(cams: Array, real: Array) -> Array:
+    """Largest score (b, h, w) float32 of any real class; 0 if there is none."""
+    cams = cams.astype(jnp.float32)
+    return jnp.max(jnp.where(real[..., None, None], cams, 0.0), axis=1)
+
+
+def background_score(cams: Array, real: Array, threshold: float = 1.0) -> Array:
+    """Score (b, h, w) of the background, in float16's arithmetic, held as float32.
+
+    From 1 on, `threshold` is the power of (1 - best class score); below, it is the score itself.
+    """
+    top = _top(cams, real)
+    if threshold < 1:
+        return jnp.full_like(top, jnp.float16(threshold))
+    rest = _half(1.0 - top)
+    return rest if threshold == 1 else _half(rest**threshold)
+
+
+def cam_labels(
+    cams: Array, real: Array, classes: Array, thresholds: Sequence[float] = (1.0,)
+) -> Array:
+    """Labels (s, b, h, w) int32 of CAMs (b, k, h, w) float16, for each background threshold.
+
+    `classes` (b, k) holds class ids, of which `real` (b, k) count; class c gets the label c + 1,
+    the background 0. All comparisons are float16's: ties are frequent, and go to the background,
+    then to the first class. Spec clip_es, section 8.
+    """
+    best, score = _best_class(cams, real)
+    label = jnp.take_along_axis(classes[..., None, None] + 1, best[:, None], axis=1)[:, 0]
+    return jnp.stack(
+        [
+            jnp.where(score > background_score(cams, real, t), label, 0).astype(jnp.int32)
+            for t in thresholds
+        ]
+    )
+
+
+def class_labels(cams: Array, real: Array, classes: Array) -> Array:
+    """Labels (b, h, w) int32: at each pixel the id in `classes` (b, k) of the best real class.
+
+    Without background, as for COCO-Stuff (spec tagclip, section 8).
+    """
+    best, _ = _best_class(cams, real)
+    labels = jnp.take_along_axis(classes[..., None, None], best[:, None], axis=1)[:, 0]
+    return labels.astype(jnp.int32)
+
+
+def _best_class(cams: Array, real: Array) -> tuple[Array, Array]:
+    """Index and score (b, h, w) of the best real class, the first of equals."""
+    cams = jnp.where(real[..., None, None], cams.astype(jnp.float32), -jnp.inf)
+    return jnp.argmax(cams, axis=1), jnp.max(cams, axis=1)
+
+
+def cam_probabilities(cams: Array, real: Array, *, background: bool = True) -> Array:
+    """Class scores (b, h, w, 1 + k) float32 that a dense CRF starts from, background first.
+
+    Float16's values, not normalised over classes; 0 for padded classes.
+    """
+    scores = jnp.where(real[..., None, None], cams.astype(jnp.float32), 0.0)
+    if background:
+        scores = jnp.concatenate([background_score(cams, real)[:, None], scores], axis=1)
+    return jnp.moveaxis(scores, 1, -1)
+
+
+def cam_unary(cams: Array, real: Array, *, background: bool = True) -> Array:
+    """Unary energies (b, h, w, 1 + k) float32 = -log p for a dense CRF, in float16's arithmetic.
+
+    Padded classes get an energy that leaves them no share. Spec clip_es, section 9.
+    """
+    scores = cam_probabilities(cams, real, background=background)
+    energy = _half(-jnp.log(jnp.clip(scores, _LEAST_PROBABILITY, 1.0)))
+    real = jnp.pad(real, ((0, 0), (int(background), 0)), constant_values=True)
+    return jnp.where(real[:, None, None], energy, _ABSENT)
+
+
+def pseudo_labels(marginals: Array, labels: Array, confidence: float = 0.95) -> Array:
+    """Labels (b, h, w) int32 of CRF marginals (b, h, w, c): 255 where the best is below.
+
+    `labels` (b, c) are what the marginals' classes mean, e.g. 0 and then class ids + 1.
+    `confidence` 0 keeps every pixel.
+    """
+    best = jnp.argmax(marginals, axis=-1)
+    found = jnp.take_along_axis(labels[:, None, None], best[..., None], axis=-1)[..., 0]
+    sure = jnp.max(marginals, axis=-1) >= confidence
+    return jnp.where(sure, found, 255).astype(jnp.int32)

@@ -1,0 +1,247 @@
+"""The permutohedral lattice: a Gaussian filter in d dimensions, linear in the number of points.
+
+A point's feature is lifted to the hyperplane sum(x) = 0 of R^(d+1) and lies there in a simplex of
+the lattice A*_d. Filtering splats values to its d+1 vertices with barycentric weights, blurs along
+the d+1 lattice directions, and slices them back (Adams, Baek and Davis 2010; spec densecrf,
+sections 4 and 5). Nothing is hashed: features are bounded, so every vertex that could exist has a
+number, its cell, and a bit table over all cells finds the vertices that do.
+
+Coordinates: the vertex (d+1) * a + k, with integers a that sum to -k, has remainder k in 0..d.
+Arrays of coordinates hold a_1..a_d; a_0 is implied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+_NO_CELL = np.uint32(2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """Numbers 0..count-1 for all vertices around features in [0, upper], known before any image.
+
+    Along axis j the lifted feature is -j * c_j, with c_j the scaled feature, plus what the axes
+    after j imply. Without the implied part a box holds all vertices with little waste.
+    """
+
+    sizes: tuple[int, ...]  # cells along axes 1..d
+
+    @classmethod
+    def within(cls, upper: Sequence[float]) -> Cells:
+        """Cells for features between 0 and `upper` (d,), in standard deviations.
+
+        Raises:
+          ValueError: more than 2**32 - 1 cells.
+        """
+        d = len(upper)
+        # A vertex of the simplex lies j/(j+1) off the feature at most; rounding down, as much.
+        sizes = tuple(
+            math.floor(j * top * scale / (d + 1) + 2 * j / (j + 1) + 1e-3) + 1
+            for j, (top, scale) in enumerate(zip(upper, _scales(d), strict=True), start=1)
+        )
+        cells = cls(sizes)
+        if cells.count >= _NO_CELL:
+            raise ValueError(
+                f"features up to {[round(float(top), 1) for top in upper]} thetas need "
+                f"{cells.count} lattice cells, at most {_NO_CELL - 1} can be numbered; take "
+                "larger thetas or a smaller image"
+            )
+        return cells
+
+    @property
+    def count(self) -> int:
+        """All cells, of the d+1 remainders."""
+        return (len(self.sizes) + 1) * math.prod(self.sizes)
+
+    def number(self, a: Array | Sequence[Array], remainder: Array) -> tuple[Array, Array]:
+        """Cell (uint32) of each vertex a (d, ...), and whether it is one of these cells at all."""
+        cell, inside, after = jnp.uint32(0), jnp.bool_(True), remainder
+        for j in range(len(self.sizes), 0, -1):
+            size = self.sizes[j - 1]
+            position = a[j - 1] + after // (j + 1) + (size - 1)
+            inside &= (position >= 0) & (position < size)
+            cell = cell * size + position.astype(jnp.uint32)
+            after = after + a[j - 1]
+        return cell + remainder.astype(jnp.uint32) * math.prod(self.sizes), inside
+
+    def vertex(self, cell: Array) -> tuple[Array, Array]:
+        """Coordinates (d, ...) and remainder of each cell: the inverse of `number`."""
+        positions = []
+        for size in self.sizes:
+            positions.append((cell % size).astype(jnp.int32))
+            cell = cell // size
+        remainder = after = cell.astype(jnp.int32)
+        a: list[Array] = []
+        for j in range(len(self.sizes), 0, -1):
+            a.insert(0, positions[j - 1] - (self.sizes[j - 1] - 1) - after // (j + 1))
+            after = after + a[0]
+        return jnp.stack(a), remainder
+
+
+def locate(levels: Sequence[np.ndarray], index: Array) -> tuple[Array, Array]:
+    """The simplices that hold n points; point i has the features levels[j][index[j, i]].
+
+    Returns coordinates (d, d + 1, n), int32, of the vertex of each remainder, and the points'
+    barycentric weights (d + 1, n), float32.
+    """
+    d = len(levels)
+    # Lifted to d+1 coordinates that sum to 0. Products are NumPy's, one a level: in a program XLA
+    # contracts them with the sums, and points change simplices.
+    total = jnp.zeros(index.shape[1])
+    rows: list[Array] = []
+    for j, scale in reversed(list(enumerate(_scales(d)))):
+        scaled = levels[j] * scale
+        rows.insert(0, total - jnp.asarray(scaled * np.float32(j + 1))[index[j]])
+        total = total + jnp.asarray(scaled)[index[j]]
+    lifted = jnp.stack([total, *rows])
+
+    # The nearest point of remainder 0, coordinate by coordinate, and the order of the differences:
+    # rank 0 is the largest, of equal ones the last.
+    step = np.float32(1 / (d + 1))
+    nearest = jnp.round(lifted * step)
+    offset = lifted - nearest * (d + 1)
+    one, other = offset[:, None], offset[None]
+    later = np.triu(np.ones((d + 1, d + 1), bool), 1)[..., None]
+    earlier = np.tril(np.ones((d + 1, d + 1), bool), -1)[..., None]
+    below = (later & (one < other)) | (earlier & ~(other < one))
+    rank = jnp.sum(below, axis=1, dtype=jnp.int32)
+    # Those coordinates need not sum to 0: move the ones with the largest rounding by a step.
+    a0 = nearest.astype(jnp.int32)
+    rank += jnp.sum(a0, axis=0)
+    moved = (rank < 0).astype(jnp.int32) - (rank > d)
+    rank, a0 = jax.lax.optimization_barrier((rank + moved * (d + 1), a0 + moved))
+
+    # Differences by falling rank give the barycentric weights.
+    t = (lifted - (a0 * (d + 1)).astype(jnp.float32)) * step
+    ranks = np.arange(d + 1)[:, None, None]
+    by_rank = jnp.sum(jnp.where(rank == ranks, t, 0), axis=1)  # (d + 1, n)
+    first = by_rank[d:] + (1 - by_rank[:1])
+    rest = by_rank[:d] - by_rank[1:]
+    lowered = rank[1:, None] > (d - np.arange(d + 1))[None, :, None]
+    return a0[1:, None] - lowered, jnp.concatenate([first, rest[::-1]])
+
+
+class Lattice(NamedTuple):
+    """The vertices that a set of points touches, and where to find them."""
+
+    weights: Array  # (d + 1, n) float32, 0 for points left out
+    vertices: Array  # (d + 1, n) int32, `bound` = (d + 1) * n for points left out
+    cells: Array  # (bound,) uint32 in rising order; no cell from `total` on
+    total: Array  # () int32 vertices
+    bits: Array  # (words,) uint32: which cells are vertices, 32 cells a word
+    before: Array  # (words,) int32: vertices before the word's first
+
+
+def build(levels: Sequence[np.ndarray], index: Array, real: Array) -> tuple[Lattice, Cells]:
+    """The lattice of the points i with features levels[j][index[j, i]] for which `real` holds.
+
+    One sort of (d+1) * n cells; after it a look-up is a bit test and a population count.
+
+    Args:
+      levels: for each axis the values >= 0 that its feature can take, rising, float32.
+      index: (d, n) int32.
+      real: (n,) bool.
+
+    Raises:
+      ValueError: the features have too wide a range for `Cells`.
+    """
+    d, n = index.shape
+    numbers = Cells.within([values[-1] for values in levels])
+    bound, words = (d + 1) * n, -(-numbers.count // 32)
+    a, weights = locate(levels, index)
+    cells, _ = numbers.number(a, jnp.arange(d + 1)[:, None])
+    cells = jnp.where(real, cells, _NO_CELL)  # (d + 1, n)
+
+    ordered = jax.lax.sort(cells.reshape(-1), is_stable=False)
+    previous = jnp.concatenate([jnp.full(1, _NO_CELL), ordered[:-1]])
+    fresh = (ordered != previous) & (ordered != _NO_CELL)
+    place = jnp.cumsum(fresh, dtype=jnp.int32) - 1
+    word = (ordered >> 5).astype(jnp.int32)
+    bit = jnp.where(fresh, jnp.uint32(1) << (ordered & 31), 0)
+    bits = jnp.zeros(words, jnp.uint32).at[word].add(bit, mode="drop", indices_are_sorted=True)
+    opens = fresh & ((ordered >> 5 != previous >> 5) | (place == 0))
+    before = jnp.zeros(words, jnp.int32).at[jnp.where(opens, word, words)].set(place, mode="drop")
+    kept = jnp.full(bound, _NO_CELL).at[jnp.where(fresh, place, bound)].set(ordered, mode="drop")
+
+    weights = jnp.where(real, weights, 0)
+    lattice = Lattice(weights, cells, kept, place[-1] + 1, bits, before)
+    vertices = jnp.where(real, find(lattice, cells), bound)
+    return lattice._replace(vertices=vertices), numbers
+
+
+def find(lattice: Lattice, cell: Array) -> Array:
+    """Index of the vertex of each cell, -1 where there is none."""
+    word = (cell >> 5).astype(jnp.int32)
+    bits = lattice.bits.at[word].get(mode="clip")
+    before = lattice.before.at[word].get(mode="clip")
+    bit = cell & 31
+    lower = bits & ((jnp.uint32(1) << bit) - 1)
+    place = before + jax.lax.population_count(lower).astype(jnp.int32)
+    return jnp.where((bits >> bit) & 1 == 1, place, -1)
+
+
+def neighbours(lattice: Lattice, numbers: Cells, capacity: int) -> Array:
+    """The two neighbours along each lattice direction: (d + 1, 2, capacity + 1), int32.
+
+    Of the first `capacity` vertices, which must be all there are. `capacity` stands for "none"
+    and is its own neighbour.
+    """
+    d = len(numbers.sizes)
+    a, remainder = jax.lax.optimization_barrier(numbers.vertex(lattice.cells[:capacity]))
+    axis = np.arange(d + 1)[:, None, None]
+    # Step 1: q - 1 everywhere, q + d along the axis; step -1: the reverse of it.
+    step = np.array([1, -1])[:, None]
+    wraps = (remainder == jnp.where(step == 1, 0, d)).astype(jnp.int32)  # (2, capacity)
+    moved = [x + step * ((axis == j) - wraps) for j, x in enumerate(a, start=1)]
+    cell, inside = numbers.number(moved, remainder - step + (d + 1) * step * wraps)
+    found = find(lattice, cell)
+    exists = jnp.arange(capacity) < lattice.total
+    found = jnp.where(exists & inside & (found >= 0), found, capacity)
+    return jnp.pad(found, ((0, 0), (0, 0), (0, 1)), constant_values=capacity)
+
+
+def filter_values(
+    values: Array, weights: Array, vertices: Array, near: Array, *, reverse: bool = False
+) -> Array:
+    """Splat, blur, slice: values (n, c) to (n, c), a constant times the Gaussian filter of them.
+
+    Args:
+      values: (n, c) float32.
+      weights, vertices: (d + 1, n) as in `Lattice`.
+      near: (d + 1, 2, capacity + 1) from `neighbours`.
+      reverse: blur the directions from last to first: the transposed filter.
+    """
+    directions = weights.shape[0]
+    spread = (weights[..., None] * values).reshape(-1, values.shape[1])
+    grid = jnp.zeros((near.shape[2], values.shape[1]), values.dtype)
+    grid = grid.at[vertices.reshape(-1)].add(spread, mode="drop")
+
+    def blur(grid: Array, pair: Array) -> tuple[Array, None]:
+        one, other = (grid.at[index].get(mode="promise_in_bounds") for index in pair)
+        return grid + 0.5 * (one + other), None
+
+    # A scan: unrolled, XLA fuses one direction into the next and gathers 2**(d+1) times.
+    grid, _ = jax.lax.scan(blur, grid, near, reverse=reverse)
+    alpha = np.float32(1 / (1 + 2.0 ** -(directions - 1)))
+    return sum(
+        (
+            (alpha * weight)[:, None] * grid.at[vertex].get(mode="fill", fill_value=0)
+            for weight, vertex in zip(weights, vertices, strict=True)
+        ),
+        jnp.zeros_like(values),
+    )
+
+
+def _scales(d: int) -> list[np.float32]:
+    # The scale at which splat, blur and slice together have the standard deviation 1.
+    spread = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
+    return [np.float32(spread / math.sqrt((i + 1) * (i + 2))) for i in range(d)]

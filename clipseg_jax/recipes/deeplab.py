@@ -1,0 +1,141 @@
+"""The stages that train a DeepLabV2 on masks and score it, with and without a CRF.
+
+Spec deeplab; spec clip_es, section 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+import weights_convert
+from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.modules import initialised
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.core.processes import wait
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
+from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.ops.crf import CRFConfig
+from clipseg_jax.recipes import training
+from clipseg_jax.recipes.crf_masks import mask_path
+from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.tasks import deeplab
+from input_pipeline.layout import Example
+from input_pipeline.training import training_at_scales
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Trains on the masks of the stage `masks`; writes student.safetensors."""
+    student = config.student
+    if student.trained:
+        return {"skipped": f"config.student.trained is {student.trained}"}
+    if not student.weights:
+        raise ValueError(
+            "no initial weights; pass --config.student.weights=FILE (ResNet-101 of COCO or "
+            "ImageNet, as deeplab-pytorch or Caffe have it), or =random to start from nothing"
+        )
+    dataset = find_dataset(config.dataset)
+    model = build(config)
+    if student.weights != "random":
+        found = weights_convert.load_initial(student.weights, model)
+        if found.skipped:
+            logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
+    data = training_at_scales(
+        dataset,
+        examples_with_masks(config, workdir),
+        scales=tuple(student.scales),
+        crop_hw=tuple(student.crop_px),
+        colour=MEAN,
+        batch_size=student.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+    optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.GROUPS)
+    task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
+    trained = training.run(
+        config, task, data, optim, workdir, "train", total_steps=student.total_steps
+    )
+    if jax.process_index() == 0:
+        made = trained.model
+        assert isinstance(made, DeepLabV2)
+        weights_convert.save_deeplab(
+            workdir / "student.safetensors", made, dataset.class_names, figures=trained.figures
+        )
+    wait("student written")
+    return trained.figures
+
+
+def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
+    """The training images that have a mask, with it for a label map.
+
+    Raises:
+      ValueError: none has.
+    """
+    split = config.dataset.train_split
+    examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
+    if config.student.labels == "masks":
+        paths = {each.name: mask_path(workdir, each.name) for each in examples}
+    else:
+        paths = {each.name: Path(config.student.labels) / f"{each.name}.png" for each in examples}
+    found = [
+        dataclasses.replace(each, label_path=paths[each.name])
+        for each in examples
+        if paths[each.name].exists()
+    ]
+    if not found:
+        raise ValueError(
+            f"no mask of the {len(examples)} images of split {split}; run the stage `masks` "
+            f"first (looked for {next(iter(paths.values()))})"
+        )
+    return found
+
+
+def build(config: ConfigDict) -> DeepLabV2:
+    """An untrained DeepLabV2 of the config's sizes."""
+    student = config.student
+    cfg = DilatedResNetConfig(
+        blocks=tuple(student.blocks), width=student.width, variant="caffe", dtype=student.dtype
+    )
+    classes = find_dataset(config.dataset).num_classes
+    return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
+
+
+def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
+    """The student on the val split: metrics_student.json."""
+    return _evaluate(config, workdir, "_student", inference(config))
+
+
+def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
+    """The same with a CRF after it: metrics_student_crf.json."""
+    cfg = dataclasses.replace(
+        inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+    )
+    return _evaluate(config, workdir, "_student_crf", cfg)
+
+
+def inference(config: ConfigDict) -> InferenceConfig:
+    """Whole images at their own size, unless the config asks for scales and mirror images."""
+    return InferenceConfig(
+        mean=MEAN,
+        std=STD,
+        scale_px=None,
+        ratios=tuple(config.student.ratios),
+        flip=config.student.flip,
+    )
+
+
+def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
+    names = find_dataset(config.dataset).class_names
+    path = config.student.trained or workdir / "student.safetensors"
+    trained = weights_convert.load_deeplab(path, classes=names)
+    model = weights_convert.deeplab_from(trained, dtype=config.student.dtype)
+    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
+    return evaluation.write(deeplab.build(model), workdir, suffix)

@@ -1,0 +1,40 @@
+"""CLIP-ES on the embedded painted world: masks from image labels, by the embedded tiny CLIP.
+
+    python -m clipseg_jax.main --config=configs/demo_clip_es.py --workdir=workdir/demo_clip_es
+
+Nothing is downloaded. Figures: clipseg_jax/demo/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from clipseg_jax.demo import TINY_CLIP
+from clipseg_jax.demo.world import CLASSES, SCENERY
+from configs.base import clip_es
+
+
+def get_config() -> ConfigDict:
+    config = clip_es.get_config()
+    config.clip.weights = str(TINY_CLIP)
+    config.clip.position_half = False
+    config.dataset.name = "demo_world"
+    config.dataset.root = "workdir/demo_world"  # painted there if absent
+    config.dataset.class_names = ("background", *CLASSES)
+    config.dataset.train_split = config.dataset.mask_split = "train"
+    config.text.templates = "demo_world"
+    config.text.words = ""
+    config.text.background_words = SCENERY
+    config.cams.temperature = 20.0  # what the tiny CLIP was trained to
+    config.cams.patch_px = 8
+    config.cams.affinity_blocks = (2, 3)  # of four
+    config.cams.batch_size = config.masks.batch_size = 32
+    config.masks.image = "raw"
+    config.student.weights = "random"
+    config.student.blocks, config.student.width = (1, 1, 1, 1), 32
+    config.student.crop_px = (128, 128)
+    config.student.scales = (0.75, 1.0, 1.25)
+    config.student.batch_size = 16
+    config.student.total_steps = 600
+    config.student.optim.rate = 1e-3
+    config.train.accumulate_steps = 1
+    config.evaluate.pictures = 12
+    return config

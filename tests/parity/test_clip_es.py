@@ -1,0 +1,223 @@
+"""CLIP-ES against its published code: every case in the `clip_es` folder of goldens."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.models import clip_es
+from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig
+from clipseg_jax.ops.affinity import balance
+from clipseg_jax.ops.cam import (
+    box_masks,
+    cam_labels,
+    cam_probabilities,
+    cam_unary,
+    enlarge,
+    pseudo_labels,
+)
+from clipseg_jax.ops.components import component_bounds
+from clipseg_jax.ops.crf import CLIP_ES, dense_crf, wrapped_image
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.prompts import class_embeddings, templates
+from input_pipeline.class_sets import prompt_set
+from tests import seeded
+from tests.parity import cases, clip_es_models
+
+FOLDER = "clip_es"
+
+
+def test_case(path, goldens):
+    checks = {
+        "boxes": check_boxes,
+        "cam": check_cam,
+        "crf_pseudo": check_crf_pseudo,
+        "eval_cam": check_eval_cam,
+        "pos_embed": check_pos_embed,
+        "text": check_text,
+        "tokenizer": check_tokenizer,
+    }
+    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    assert found, f"no check for a case named {path.stem}"
+    case, arrays = cases.load(path)
+    found[0](case, arrays, goldens)
+
+
+def check_boxes(case, arrays, goldens):
+    maps = jnp.asarray(arrays["maps"])
+    grids = jnp.full((len(maps), 2), jnp.asarray(maps.shape[1:]))
+    find = jax.jit(box_masks)
+    for j, threshold in enumerate(case["config"]["thresholds"]):
+        masks = find(maps[:, None], grids, threshold)[:, 0]
+        np.testing.assert_array_equal(masks, arrays["mask"][:, j])
+        steps = np.floor(255 * arrays["maps"])
+        high = steps > np.floor(threshold * steps.max(axis=(1, 2), keepdims=True))
+        bounds = np.asarray(component_bounds(jnp.asarray(high)))
+        last = np.asarray(maps.shape[1:]) - 1
+        for i, mask in enumerate(high):
+            top, left, bottom, right = bounds[:, i][:, mask]
+            bottom, right = np.minimum(bottom + 1, last[0]), np.minimum(right + 1, last[1])
+            ours = set(zip(left, top, right, bottom, strict=True))
+            theirs = {tuple(box) for box in arrays["boxes"][i, j] if box[0] >= 0}
+            theirs -= {(0, 0, 0, 0)}  # written where there is none
+            # Theirs has the boxes of holes as well, each inside a component's.
+            assert ours <= theirs
+            for x0, y0, x1, y1 in theirs - ours:
+                assert any(a <= x0 and b <= y0 and c >= x1 and d >= y1 for a, b, c, d in ours)
+
+
+def check_cam(case, arrays, goldens):
+    config, inputs = case["config"], case["inputs"]
+    cfg = clip_es.VOC if "voc" in inputs["text"] else clip_es.COCO
+    assert cfg.box_threshold == config["box_threshold"]
+    image, labels = clip_es_models.picture(inputs["image"]), config["labels"]
+    pixels = np.moveaxis(
+        np.asarray(normalise(clip_es_models.resized(image), CLIP_MEAN, CLIP_STD)), -1, 0
+    )
+    cases.close(pixels[:, ::8, ::8], arrays["image_norm"], absolute=1e-5, name="image_norm")
+
+    clip = clip_es_models.clip_of(goldens, case)
+    rows = clip_es_models.text_rows(goldens, inputs["text"])
+    found = clip_es_models.find_cams(clip, rows, cfg, image, labels)
+    relative = clip_es_models.relative
+    # The original's float32 and float64 runs differ by about 6e-5 of the largest raw value.
+    noise = case["float64_rerun_noise"]
+    share = max(1e-4, 3 * noise["raw_cam_max_abs"] / noise["raw_cam_max"])
+    relative(found.tokens[::16], arrays["feats"], name="feats")
+    p = found.activation["probabilities"][None]
+    relative(p, arrays["probs"], name="probs")
+    relative(found.activation["weights"], arrays["grad_weights"], name="weights", share=share)
+    relative(found.activation["raw"], arrays["raw_cam"], name="raw", share=share)
+    cases.close(found.cams["cam"], arrays["cam"], absolute=share, name="cam")
+    np.testing.assert_array_equal(found.cams["boxes"], arrays["aff_mask"])
+    affinity = found.activation["affinity"]
+    balanced = np.asarray(balance(jnp.asarray(affinity)[None])[0])
+    # Attention is sharp in these weights: the original is up to 2.1e-4 off its float64.
+    relative(affinity[::4], arrays["attn_mean"], name="affinity", share=4e-4)
+    relative(balanced[::8], arrays["sym"], name="sym", share=4e-4)
+    relative((balanced @ balanced)[::8], arrays["sq"], name="sq")
+    relative(found.cams["refined"], arrays["refined"], name="refined")
+    assert found.cams["cam"].shape[1:] == tuple(config["grid"])
+    sides = jnp.asarray([config["grid"]]), jnp.asarray([image.shape[:2]])
+    highres = enlarge(jnp.asarray(found.cams["cam"])[None], *sides, image.shape[:2])[0]
+    cases.close(highres[:, ::4, ::4], arrays["cam_highres"], absolute=share, name="cam_highres")
+    assert labels == arrays["saved_keys"].tolist()
+    same_half(found.saved, arrays["saved_attn_highres"])
+
+
+def same_half(actual, expected):
+    """Fails unless float16 numbers in [0, 1] differ by one unit in the last place at most."""
+    assert actual.dtype == expected.dtype == np.float16
+    cases.close(actual, expected.astype(np.float64), absolute=2**-11, name="saved")
+
+
+def check_eval_cam(case, arrays, goldens):
+    count = sum(name.startswith("cam") for name in arrays)
+    k = max(len(arrays[f"keys{i}"]) for i in range(count)) + 1
+    shape = arrays["cam0"].shape[1:]
+    cams, classes = np.ones((count, k, *shape), np.float16), np.zeros((count, k), np.int32)
+    real = np.zeros((count, k), bool)
+    for i in range(count):
+        m = len(arrays[f"keys{i}"])
+        cams[i, :m], classes[i, :m], real[i, :m] = arrays[f"cam{i}"], arrays[f"keys{i}"], True
+    thresholds = tuple(float(t) for t in arrays["thresholds"])
+    labels = jax.jit(cam_labels, static_argnums=3)(cams, real, classes, thresholds)
+    truth = np.stack([arrays[f"gt{i}"] for i in range(count)])
+    classes = case["config"]["n_class"]
+    for found, miou, iou in zip(labels, arrays["miou"], arrays["class_iou"], strict=True):
+        metrics = SegmentationMetrics.from_confusion(
+            np.asarray(confusion_matrix(truth, found, classes))
+        )
+        np.testing.assert_allclose(metrics.miou_of_labelled, miou, rtol=0, atol=1e-12)
+        known = np.where(np.isnan(metrics.iou), -1, metrics.iou)
+        np.testing.assert_allclose(known, iou, rtol=0, atol=1e-12)
+
+
+def check_crf_pseudo(case, arrays, goldens):
+    config, truths = case["config"], case["inputs"]["gt"]
+    saved, images = [], []
+    for i in range(len(truths)):
+        path = goldens / FOLDER / f"cam_voc_{i}.json"
+        path = path if path.is_file() else cases.DEFAULT / FOLDER / path.name
+        about, found = cases.load(path)
+        saved.append((found["saved_keys"], found["saved_attn_highres"]))
+        images.append(clip_es_models.picture(about["inputs"]["image"]))
+    # Padded to one shape and one number of classes, which must not matter: one program.
+    shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
+    k = max(len(keys) for keys, _ in saved) + 1
+    refine = jax.jit(dense_crf, static_argnums=2)
+    classes, confusion = 21, 0
+    for i, ((keys, maps), image, truth) in enumerate(zip(saved, images, truths, strict=True)):
+        height, width = image.shape[:2]
+        wrapped = np.asarray(wrapped_image(image))
+        np.testing.assert_array_equal(wrapped[::3, ::3], arrays[f"crf_image{i}"])
+        rest = (0, shape[0] - height), (0, shape[1] - width)
+        cams = np.pad(maps, ((0, k - len(maps)), *rest), constant_values=0.5)[None]
+        real = jnp.arange(k)[None] < len(maps)
+        own = np.s_[0, :height, :width, : len(maps) + 1]
+        p = np.moveaxis(np.asarray(cam_probabilities(cams, real))[own], -1, 0)
+        np.testing.assert_array_equal(p[:, ::3, ::3], arrays[f"prob{i}"].astype(np.float32))
+        marginals = refine(
+            cam_unary(cams, real),
+            np.pad(wrapped, (*rest, (0, 0)))[None],
+            CLIP_ES,
+            sizes=jnp.asarray([[height, width]]),
+        )
+        q = np.moveaxis(np.asarray(marginals)[own], -1, 0)
+        cases.close(q[:, ::3, ::3], arrays[f"q{i}"], absolute=2e-3, name=f"q{i}")
+        meaning = np.zeros((1, k + 1), np.int32)
+        meaning[0, 1 : len(keys) + 1] = keys + 1
+        label, pseudo = (
+            np.asarray(pseudo_labels(marginals, jnp.asarray(meaning), share))[0, :height, :width]
+            for share in (0.0, config["confidence"])
+        )
+        cases.same_labels(label, arrays[f"label{i}"], share=0.999, name=f"label{i}")
+        cases.same_labels(pseudo, arrays[f"pseudo{i}"], share=0.999, name=f"pseudo{i}")
+        h, w, _, seed = map(int, re.search(r"\(([\d, ]+)\)", truth).group(1).split(","))
+        labels = seeded.label_map(h, w, classes, seed)
+        confusion = confusion + np.asarray(confusion_matrix(labels, label, classes))
+    metrics = SegmentationMetrics.from_confusion(confusion)
+    assert abs(metrics.miou_of_labelled - arrays["miou"]) < 1e-3
+    assert abs(metrics.all_accuracy - arrays["pixel_acc"]) < 1e-3
+
+
+def check_pos_embed(case, arrays, goldens):
+    table = seeded.tensor("visual.positional_embedding", (197, 768), 101)
+    cfg = ViTConfig(
+        image_px=14, patch_px=1, width=768, layers=0, heads=1, embed_dim=1,
+        position_resize="bilinear",
+    )  # fmt: skip
+    visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
+    visual.positional_embedding[...] = jnp.asarray(table)
+    for name, expected in arrays.items():
+        grid = tuple(map(int, name.removeprefix("p").split("x")))
+        cases.close(visual.positions(grid)[0, ::8], expected, absolute=1e-6, name=name)
+
+
+def check_text(case, arrays, goldens):
+    name = "coco" if len(arrays["fg"]) == 80 else "voc"
+    words = prompt_set(name, synonyms=True)
+    assert list(words.prompts) == case["inputs"]["fg"]
+    assert list(words.background) == case["inputs"]["bg"]
+    assert templates("clip_es") == (case["inputs"]["template"],)
+    tokenizer = Tokenizer.openai()
+    prompts = [case["inputs"]["template"].format(w) for w in words.prompts + words.background]
+    np.testing.assert_array_equal(tokenizer(prompts), arrays["tokens"])
+    rows = class_embeddings(
+        words.prompts + words.background,
+        clip_es_models.encoder_of(clip_es_models.clip_of(goldens, case)),
+        tokenizer,
+        prompt_templates=templates("clip_es"),
+        batch_size=15,  # both sets' longest prompt is the same: one program
+    )
+    expected = np.concatenate([arrays["fg"], arrays["bg"]])
+    cases.close(rows, expected, absolute=2e-5, name="rows")
+
+
+def check_tokenizer(case, arrays, goldens):
+    np.testing.assert_array_equal(Tokenizer.openai()(case["inputs"]), arrays["tokens"])
