@@ -4,7 +4,7 @@ UV := .uv/bin/uv
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-fast lint lock clean
+.PHONY: demo test test-long test-fast lint lock clean
 
 # Segments the embedded painted world with the embedded tiny CLIP; prints the table.
 demo: .venv/.done
@@ -14,6 +14,10 @@ demo: .venv/.done
 test: .venv/.done
 	$(PYTEST)
 	$(MAKE) lint
+
+# What takes minutes each, one after the other: for a release.
+test-long: .venv/.done
+	$(PY) -m pytest --long -m long
 
 # For daily work: what takes seconds.
 test-fast: .venv/.done

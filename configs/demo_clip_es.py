@@ -14,6 +14,8 @@ from configs.base import clip_es
 
 def get_config() -> ConfigDict:
     config = clip_es.get_config()
+    # Without the student: its batch norms stay as they come, so random weights don't train.
+    config.stages = config.stages[:6]
     config.clip.weights = str(TINY_CLIP)
     config.clip.position_half = False
     config.dataset.name = "demo_world"

@@ -11,8 +11,11 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Most of the time goes into compiling; code half as optimised is compiled in half the time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
+if sys.platform == "linux":
+    # Arrays of a megabyte and more go back to the system when they are freed; left to itself,
+    # glibc soon keeps those of up to 32 MB, in pieces, and a test process grows to many gigabytes.
+    ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -41,9 +44,17 @@ def freed_programs():
 
 
 def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the tests marked `long`")
     parser.addoption(
         "--goldens",
         type=Path,
         default=ROOT / "tests" / "golden",
         help="folder with one folder of cases (<case>.json, <case>.npz) for each system",
     )
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `make test-long`"))

@@ -73,6 +73,7 @@ def test_reclip_flops_are_the_compilers():
     assert first["loss"] != second["loss"]  # the state went on
 
 
+@pytest.mark.long
 def test_reclip_step_runs_at_tiny_size(tmp_path, capsys):
     out = tmp_path / "figures.json"
     small = ["--tiny", "--crop=64", "--distill-crop=64", "--repeats=1", "--batches=1,2"]
@@ -94,7 +95,7 @@ def test_reclip_step_runs_at_tiny_size(tmp_path, capsys):
     assert HAS_TORCH or "clipseg_jax[torch]" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reclip_scaling_over_fake_devices(tmp_path):
     out = tmp_path / "figures.json"
     reclip_step.main(

@@ -6,13 +6,19 @@ from tests.parity import cases
 
 
 def pytest_generate_tests(metafunc):
-    """Finds the cases of `FOLDER`, by the start of their stem: `ONLY`, `NOT_HERE`, `SLOW`."""
+    """Finds the cases of `FOLDER`; `ONLY`, `NOT_HERE`, `SLOW`, `LONG` go by a stem's start."""
     module = metafunc.module
     left_out, slow = getattr(module, "NOT_HERE", ()), getattr(module, "SLOW", ())
     only = getattr(module, "ONLY", ("",))
     found = cases.find(metafunc.config.getoption("goldens"), module.FOLDER)
+    long = getattr(module, "LONG", ())
+
+    def marks(stem):
+        which = [pytest.mark.slow] * stem.startswith(slow)
+        return which + [pytest.mark.long] * stem.startswith(long)
+
     chosen = [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * path.stem.startswith(slow))
+        pytest.param(path, id=path.stem, marks=marks(path.stem))
         for path in found
         if path.stem.startswith(only) and not path.stem.startswith(left_out)
     ]

@@ -25,7 +25,7 @@ from tests import seeded
 from tests.parity import cases
 
 FOLDER = "clip"
-SLOW = ("all_models",)
+LONG = ("all_models",)  # nine CLIPs, 2.5 billion parameters
 
 
 def test_case(path, goldens):

@@ -28,7 +28,8 @@ from tests.parity import deeplab_models as models
 from weights_convert.deeplab import to_published
 
 FOLDER = models.FOLDER
-SLOW = ("forward", "train")
+SLOW = ("forward",)
+LONG = ("train",)  # ResNet-101 at three scales, three updates: minutes of compiling
 FEATURES = 1e-4  # of the array's largest value
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-_NO_CELL = np.uint32(2**32 - 1)
+_MOST_CELLS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Cells:
         """Cells for features between 0 and `upper` (d,), in standard deviations.
 
         Raises:
-          ValueError: more than 2**32 - 1 cells.
+          ValueError: more than 2**32 cells.
         """
         d = len(upper)
         # A vertex of the simplex lies j/(j+1) off the feature at most; rounding down, as much.
@@ -49,18 +49,23 @@ class Cells:
             for j, (top, scale) in enumerate(zip(upper, _scales(d), strict=True), start=1)
         )
         cells = cls(sizes)
-        if cells.count >= _NO_CELL:
+        if cells.count > _MOST_CELLS:
             raise ValueError(
                 f"features up to {[round(float(top), 1) for top in upper]} thetas need "
-                f"{cells.count} lattice cells, at most {_NO_CELL - 1} can be numbered; take "
+                f"{cells.count} lattice cells, at most {_MOST_CELLS} can be numbered; take "
                 "larger thetas or a smaller image"
             )
         return cells
 
     @property
+    def stride(self) -> int:
+        """Cells of one remainder, whole words of bits."""
+        return -(-math.prod(self.sizes) // 32) * 32
+
+    @property
     def count(self) -> int:
         """All cells, of the d+1 remainders."""
-        return (len(self.sizes) + 1) * math.prod(self.sizes)
+        return (len(self.sizes) + 1) * self.stride
 
     def number(self, a: Array | Sequence[Array], remainder: Array) -> tuple[Array, Array]:
         """Cell (uint32) of each vertex a (d, ...), and whether it is one of these cells at all."""
@@ -71,15 +76,16 @@ class Cells:
             inside &= (position >= 0) & (position < size)
             cell = cell * size + position.astype(jnp.uint32)
             after = after + a[j - 1]
-        return cell + remainder.astype(jnp.uint32) * math.prod(self.sizes), inside
+        return cell + remainder.astype(jnp.uint32) * self.stride, inside
 
     def vertex(self, cell: Array) -> tuple[Array, Array]:
         """Coordinates (d, ...) and remainder of each cell: the inverse of `number`."""
+        remainder = after = (cell // self.stride).astype(jnp.int32)
+        cell %= self.stride
         positions = []
         for size in self.sizes:
             positions.append((cell % size).astype(jnp.int32))
             cell = cell // size
-        remainder = after = cell.astype(jnp.int32)
         a: list[Array] = []
         for j in range(len(self.sizes), 0, -1):
             a.insert(0, positions[j - 1] - (self.sizes[j - 1] - 1) - after // (j + 1))
@@ -135,7 +141,7 @@ class Lattice(NamedTuple):
 
     weights: Array  # (d + 1, n) float32, 0 for points left out
     vertices: Array  # (d + 1, n) int32, `bound` = (d + 1) * n for points left out
-    cells: Array  # (bound,) uint32 in rising order; no cell from `total` on
+    cells: Array  # (bound,) uint32 in rising order; meaningless from `total` on
     total: Array  # () int32 vertices
     bits: Array  # (words,) uint32: which cells are vertices, 32 cells a word
     before: Array  # (words,) int32: vertices before the word's first
@@ -144,7 +150,8 @@ class Lattice(NamedTuple):
 def build(levels: Sequence[np.ndarray], index: Array, real: Array) -> tuple[Lattice, Cells]:
     """The lattice of the points i with features levels[j][index[j, i]] for which `real` holds.
 
-    One sort of (d+1) * n cells; after it a look-up is a bit test and a population count.
+    Marks the vertices in a table of all cells, a byte each, and packs it to bits, one remainder at
+    a time. After it a look-up is a bit test and a population count.
 
     Args:
       levels: for each axis the values >= 0 that its feature can take, rising, float32.
@@ -156,26 +163,28 @@ def build(levels: Sequence[np.ndarray], index: Array, real: Array) -> tuple[Latt
     """
     d, n = index.shape
     numbers = Cells.within([values[-1] for values in levels])
-    bound, words = (d + 1) * n, -(-numbers.count // 32)
+    bound = (d + 1) * n
     a, weights = locate(levels, index)
-    cells, _ = numbers.number(a, jnp.arange(d + 1)[:, None])
-    cells = jnp.where(real, cells, _NO_CELL)  # (d + 1, n)
+    cells, _ = numbers.number(a, jnp.arange(d + 1)[:, None])  # (d + 1, n)
 
-    ordered = jax.lax.sort(cells.reshape(-1), is_stable=False)
-    previous = jnp.concatenate([jnp.full(1, _NO_CELL), ordered[:-1]])
-    fresh = (ordered != previous) & (ordered != _NO_CELL)
-    place = jnp.cumsum(fresh, dtype=jnp.int32) - 1
-    word = (ordered >> 5).astype(jnp.int32)
-    bit = jnp.where(fresh, jnp.uint32(1) << (ordered & 31), 0)
-    bits = jnp.zeros(words, jnp.uint32).at[word].add(bit, mode="drop", indices_are_sorted=True)
-    opens = fresh & ((ordered >> 5 != previous >> 5) | (place == 0))
-    before = jnp.zeros(words, jnp.int32).at[jnp.where(opens, word, words)].set(place, mode="drop")
-    kept = jnp.full(bound, _NO_CELL).at[jnp.where(fresh, place, bound)].set(ordered, mode="drop")
+    def mark(each: tuple[Array, Array]) -> Array:
+        own, first = each
+        place = jnp.where(real, (own - first).astype(jnp.int32), numbers.stride)
+        marked = jnp.zeros(numbers.stride, bool).at[place].set(True, mode="drop")
+        marked = marked.reshape(-1, 32).astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32)
+        return jnp.sum(marked, axis=1, dtype=jnp.uint32)
+
+    firsts = jnp.arange(d + 1, dtype=jnp.uint32) * numbers.stride
+    bits = jax.lax.map(mark, (cells, firsts)).reshape(-1)
+    held = jax.lax.population_count(bits).astype(jnp.int32)
+    upto = jnp.cumsum(held)
 
     weights = jnp.where(real, weights, 0)
-    lattice = Lattice(weights, cells, kept, place[-1] + 1, bits, before)
+    kept = jnp.zeros(bound, jnp.uint32)
+    lattice = Lattice(weights, cells, kept, upto[-1], bits, upto - held)
     vertices = jnp.where(real, find(lattice, cells), bound)
-    return lattice._replace(vertices=vertices), numbers
+    kept = kept.at[vertices.reshape(-1)].set(cells.reshape(-1), mode="drop")
+    return lattice._replace(vertices=vertices, cells=kept), numbers
 
 
 def find(lattice: Lattice, cell: Array) -> Array:
