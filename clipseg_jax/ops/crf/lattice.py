@@ -72,7 +72,7 @@ class Cells:
         cell, inside, after = jnp.uint32(0), jnp.bool_(True), remainder
         for j in range(len(self.sizes), 0, -1):
             size = self.sizes[j - 1]
-            position = a[j - 1] + after // (j + 1) + (size - 1)
+            position = a[j - 1] + _floor_divide(after, j + 1) + (size - 1)
             inside &= (position >= 0) & (position < size)
             cell = cell * size + position.astype(jnp.uint32)
             after = after + a[j - 1]
@@ -81,14 +81,14 @@ class Cells:
     def vertex(self, cell: Array) -> tuple[Array, Array]:
         """Coordinates (d, ...) and remainder of each cell: the inverse of `number`."""
         remainder = after = (cell // self.stride).astype(jnp.int32)
-        cell %= self.stride
+        cell = cell % self.stride
         positions = []
         for size in self.sizes:
             positions.append((cell % size).astype(jnp.int32))
             cell = cell // size
         a: list[Array] = []
         for j in range(len(self.sizes), 0, -1):
-            a.insert(0, positions[j - 1] - (self.sizes[j - 1] - 1) - after // (j + 1))
+            a.insert(0, positions[j - 1] - (self.sizes[j - 1] - 1) - _floor_divide(after, j + 1))
             after = after + a[0]
         return jnp.stack(a), remainder
 
@@ -229,18 +229,22 @@ def filter_values(
       near: (d + 1, 2, capacity + 1) from `neighbours`.
       reverse: blur the directions from last to first: the transposed filter.
     """
-    directions = weights.shape[0]
-    spread = (weights[..., None] * values).reshape(-1, values.shape[1])
-    grid = jnp.zeros((near.shape[2], values.shape[1]), values.dtype)
-    grid = grid.at[vertices.reshape(-1)].add(spread, mode="drop")
+
+    # Scans, for all directions at once make large arrays of intermediates; blurs would be fused
+    # one into the next, to 2**(d+1) gathers.
+    def splat(grid: Array, to: tuple[Array, Array]) -> tuple[Array, None]:
+        weight, vertex = to
+        return grid.at[vertex].add(weight[:, None] * values, mode="drop"), None
+
+    empty = jnp.zeros((near.shape[2], values.shape[1]), values.dtype)
+    grid, _ = jax.lax.scan(splat, empty, (weights, vertices))
 
     def blur(grid: Array, pair: Array) -> tuple[Array, None]:
         one, other = (grid.at[index].get(mode="promise_in_bounds") for index in pair)
         return grid + 0.5 * (one + other), None
 
-    # A scan: unrolled, XLA fuses one direction into the next and gathers 2**(d+1) times.
     grid, _ = jax.lax.scan(blur, grid, near, reverse=reverse)
-    alpha = np.float32(1 / (1 + 2.0 ** -(directions - 1)))
+    alpha = np.float32(1 / (1 + 2.0 ** (1 - weights.shape[0])))
     return sum(
         (
             (alpha * weight)[:, None] * grid.at[vertex].get(mode="fill", fill_value=0)
@@ -248,6 +252,11 @@ def filter_values(
         ),
         jnp.zeros_like(values),
     )
+
+
+def _floor_divide(x: Array, n: int) -> Array:
+    # x // n for |x| < 2**24 n without the tests of signs that compile and run slowly.
+    return jax.lax.div(x + n * 2**24, jnp.full_like(x, n)) - 2**24
 
 
 def _scales(d: int) -> list[np.float32]:
