@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     config = clip_es.tagclip()
     config.dataset.name = "coco_stuff_27"
     config.dataset.root = "data/coco_stuff164k"
+    # The published 4172 of val's 5000 images; "val" for all, without TagCLIP's list.
+    config.dataset.train_split = config.dataset.mask_split = "tagclip_val"
     config.text.words = "coco_stuff"
     config.tags.affinity_blocks = tuple(range(11))
     config.tags.relative_threshold = 0.1

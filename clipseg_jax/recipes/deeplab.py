@@ -6,10 +6,14 @@ Spec deeplab; spec clip_es, section 10.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
+from flax import nnx
 from ml_collections import ConfigDict
 
 import weights_convert
@@ -18,9 +22,11 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import wait
 from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.crf import CRFConfig
+from clipseg_jax.ops.image import network_input
 from clipseg_jax.recipes import training
 from clipseg_jax.recipes.crf_masks import mask_path
 from clipseg_jax.recipes.data import find_dataset
@@ -41,12 +47,8 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             "ImageNet, as deeplab-pytorch or Caffe have it), or =random to start from nothing"
         )
     dataset = find_dataset(config.dataset)
-    model = build(config)
-    if student.weights != "random":
-        found = weights_convert.load_initial(student.weights, model)
-        if found.skipped:
-            logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
-    data = training_at_scales(
+    crops = functools.partial(
+        training_at_scales,
         dataset,
         examples_with_masks(config, workdir),
         scales=tuple(student.scales),
@@ -54,10 +56,16 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         colour=MEAN,
         batch_size=student.batch_size,
         seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         on_bad="skip",
     )
+    model = build(config)
+    if student.weights == "random":
+        settle(model, next(crops().batches()))
+    else:
+        found = weights_convert.load_initial(student.weights, model)
+        if found.skipped:
+            logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
+    data = crops(process_index=jax.process_index(), process_count=jax.process_count())
     optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.GROUPS)
     task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
     trained = training.run(
@@ -106,6 +114,24 @@ def build(config: ConfigDict) -> DeepLabV2:
     )
     classes = find_dataset(config.dataset).num_classes
     return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
+
+
+def settle(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> None:
+    """Gives random weights' batch norms the statistics of a batch of crops, layer by layer.
+
+    Training doesn't move them; with 0 and 1 activations would grow in every block, and no rate
+    would train. All processes must bring the same batch.
+    """
+    graph, state = nnx.split(nnx.clone(model))
+
+    @jax.jit
+    def measured(state: nnx.State, images: jax.Array, sizes: jax.Array) -> nnx.State:
+        copy = nnx.merge(graph, state)
+        copy.backbone.set_attributes(BatchNorm, momentum=1.0)
+        copy.backbone(network_input(images, sizes, MEAN, STD), train=True)
+        return nnx.state(copy, nnx.BatchStat)
+
+    nnx.update(model, measured(state, batch["image"], batch["image_size"]))
 
 
 def evaluate_student(config: ConfigDict, workdir: Path) -> dict:

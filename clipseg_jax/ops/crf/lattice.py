@@ -236,8 +236,9 @@ def filter_values(
         weight, vertex = to
         return grid.at[vertex].add(weight[:, None] * values, mode="drop"), None
 
-    empty = jnp.zeros((near.shape[2], values.shape[1]), values.dtype)
-    grid, _ = jax.lax.scan(splat, empty, (weights, vertices))
+    empty = jnp.zeros_like(values, shape=(near.shape[2], values.shape[1]))
+    grid, _ = splat(empty, (weights[0], vertices[0]))  # within shard_map as the scan's carry is
+    grid, _ = jax.lax.scan(splat, grid, (weights[1:], vertices[1:]))
 
     def blur(grid: Array, pair: Array) -> tuple[Array, None]:
         one, other = (grid.at[index].get(mode="promise_in_bounds") for index in pair)

@@ -1,0 +1,117 @@
+"""Memory of CLIP-ES's stage `cams` over many images with few and many classes.
+
+    python -m benchmarks.clip_es_memory [--images 500] [--classes 12] [--sides 128,224]
+
+Runs the stage as a user does, in a process of its own, on generated photos and a ViT-B/16 with
+random weights, and watches that process: resident memory after every tenth of the images. It rises
+while programs are compiled (one for each shape and bound of class counts) and must stay flat then.
+Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipseg_jax.core.modules import initialised
+from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
+from input_pipeline.class_sets import prompt_set
+from weights_convert import clip_to_state_dict
+from weights_convert.writer import write_torch
+
+
+def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
+    """Photos, image labels, text rows and weights; the command's settings that name them."""
+    rng = np.random.default_rng(0)
+    names = prompt_set("voc", synonyms=True)
+    (folder / "data/train/images").mkdir(parents=True)
+    lines = []
+    for i in range(args.images):
+        height, width = rng.integers(args.sides[0], args.sides[1] + 1, 2)
+        coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        photo = Image.fromarray(coarse).resize((int(width), int(height)))
+        photo.save(folder / f"data/train/images/{i:05d}.jpg")
+        shown = rng.permutation(len(names.names))[: 1 + i % args.classes]
+        lines.append(f"{i:05d} " + " ".join(map(str, sorted(shown))))
+    (folder / "labels.txt").write_text("\n".join(lines) + "\n")
+    vit_b16 = CLIPConfig(ViTConfig(224, 16, 768, 12, 12, 512), text=None)
+    clip = initialised(lambda rngs: CLIP(vit_b16, rngs=rngs))
+    write_torch(folder / "clip.pt", clip_to_state_dict(clip))
+    (folder / "run").mkdir()
+    rows = rng.standard_normal((len(names.names) + len(names.background), 512), np.float32)
+    np.save(folder / "run/text_embeddings.npy", rows)
+    settings = {
+        "clip.weights": folder / "clip.pt",
+        "dataset.name": "folder",
+        "dataset.root": folder / "data",
+        "dataset.class_names": repr(("background", *names.names)),
+        "dataset.train_split": "train",
+        "labels.file": folder / "labels.txt",
+        "stages": "('cams',)",
+        "cams.batch_size": args.batch,
+    }
+    return [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MB; 0 when it has ended."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    line = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(line[0].split()[1]) / 1024 if line else 0.0
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, float]]:
+    """Images done and resident memory, every tenth of the images."""
+    marks: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = write_inputs(folder, args)
+        command = [sys.executable, "-m", "clipseg_jax.main", "--config=configs/voc_clip_es.py"]
+        with (folder / "log").open("w") as log:
+            run = subprocess.Popen(
+                [*command, f"--workdir={folder / 'run'}", *settings], stdout=log, stderr=log
+            )
+            start = time.perf_counter()
+            while run.poll() is None:
+                time.sleep(0.5)
+                done = len(list((folder / "run/cams").glob("*")))
+                if done * 10 >= args.images * (len(marks) + 1):
+                    memory = resident_mb(run.pid)
+                    seconds = time.perf_counter() - start
+                    marks.append({"images": done, "resident_mb": memory, "seconds": seconds})
+                    print(f"{done:6d} images  {memory:7.0f} MB  {seconds:6.0f} s", flush=True)
+        if run.returncode:
+            text = (folder / "log").read_text()
+            raise RuntimeError(f"the stage ended with {run.returncode}:\n{text}")
+    return marks
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints memory over the run; `--out` also writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--classes", type=int, default=12, help="images show 1 to so many, in turn")
+    parser.add_argument("--sides", type=_pair, default=(128, 224), help="least,most pixels")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    args = parser.parse_args(argv)
+    marks = measure(args)
+    if args.out:
+        args.out.write_text(json.dumps(marks, indent=1) + "\n")
+
+
+def _pair(text: str) -> tuple[int, int]:
+    least, most = map(int, text.split(","))
+    return least, most
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
