@@ -24,7 +24,7 @@ from clipseg_jax.ops.window import count_windows, window_starts
 from tests import tiny
 
 CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(160, 80))
-SIZES = [(50, 70), (64, 33), (40, 100)]
+SIZES = [(64, 33), (40, 100)]
 
 
 def run(task, cfg, pictures, shape, network):

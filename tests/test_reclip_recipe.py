@@ -53,7 +53,9 @@ def small(module, root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [demo_reclip, demo_reclippp])
+@pytest.mark.parametrize(
+    "module", [pytest.param(demo_reclip, marks=pytest.mark.long), demo_reclippp]
+)
 def test_the_whole_recipe(module, painted, tmp_path, capsys):
     config = small(module, painted)
     records = main.run(config, tmp_path)
@@ -193,10 +195,10 @@ KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
 @pytest.mark.slow
 def test_killed_and_resumed(painted, tmp_path):
     """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next test."""
-    check_kills(tiny_run, painted, tmp_path, KILLS or 3)
+    check_kills(tiny_run, painted, tmp_path, KILLS or 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_size_killed_and_resumed(full_size, tmp_path):
     """ViT-B/16 and ResNet-50."""
     check_kills(full_size_run, full_size, tmp_path, KILLS or 1)

@@ -34,7 +34,7 @@ from tests.parity import cases
 from tests.parity.maskclip_data_cases import check_corruptions, check_pipeline
 
 FOLDER = "maskclip"
-SLOW = ("dense_rn50x16",)
+LONG = ("dense_rn50x16",)  # RN50 takes the same path
 NOT_HERE = ("train_",)  # stems of cases that belong to MaskCLIP+
 # The choices in which MaskCLIP's towers differ from OpenAI's (spec maskclip, section 4).
 TOWER = {
