@@ -1,7 +1,7 @@
 """Folders, splits and numbers of pictures of the datasets, as published.
 
 They are those of MaskCLIP's (mmsegmentation's) dataset classes, of ReCLIP's lists, and of the lists
-of DeepLab, CLIP-ES and TagCLIP.
+of DeepLab, CLIP-ES, TagCLIP, WeCLIP and WTCLIP.
 """
 
 from __future__ import annotations
@@ -93,7 +93,12 @@ def _coco(year: int, published: str, train: tuple[str, int], val: tuple[str, int
             folder,
             "SegmentationClass",
             (f"ImageSets/{folder}.txt", f"{published}/{name}.txt"),
-            elsewhere=(f"images/{folder}", f"JPEGImages/{folder}", "JPEGImages"),
+            elsewhere=(
+                *(f"images/{folder}", f"JPEGImages/{folder}", f"JPEGImages/{split}"),
+                "JPEGImages",
+            ),
+            # WeCLIP's masks, whose names are the pictures' numbers alone.
+            labels_elsewhere=((f"SegmentationClass/{split}", f"COCO_{folder}_"),),
         )
         source = Annotations(instances=f"annotations/instances_{folder}.json", listed=True)
         splits.append((split, Split((part,), count, annotations=source)))
@@ -134,4 +139,14 @@ CITYSCAPES = Layout(
     label_suffix="_gtFine_labelTrainIds.png",
 )
 COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137))
+# Camouflaged animals (R2C7K's Camo/train): masks of class ids, whose making isn't published.
+COD = Layout(
+    tuple(
+        (name, Split((_listed("SegmentationClassAug", f"ImageSets/Segmentation/{name}", name),)))
+        for name in ("train", "val")
+    ),
+    ("Camo/train",),
+    remedy="The masks hold class ids: 0 background, 1 to 64 in the published order, 255 ignored; "
+    "the lists name the pictures, one stem a line.",
+)
 COCO17 = _coco(2017, "imageset/coco2017", ("train", 117266), ("val", 4952))
