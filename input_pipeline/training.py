@@ -25,6 +25,7 @@ from input_pipeline.threads import Kind, stacked
 from input_pipeline.transforms import pad, random_view, sample_rng, scaled_view
 
 UNLABELLED = -1
+
 _MOST_IN_A_ROW = 32  # bad files, before something must be wrong with all of them
 
 
@@ -172,13 +173,12 @@ View = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarra
 class TrainingBatches:
     """Batches of one process, made by `training` and its kin.
 
-    An epoch's last batch is filled up from its start, with the same views; published codes keep it
-    short, which would be another shape, or leave it out.
+    An epoch's last batch is filled up from the epoch's own start, with the same views; the
+    published codes keep it short, which would be another shape.
 
     Attributes:
       view, blind_view: (image, label, generator) -> a view of at most `crop_hw`, of an example with
         labels and of one without; kind: the dtype of its image.
-      fits: (step, example) -> whether it may take a bad one's place there; None: each may.
       skipped: the bad files that this process has met so far, each once.
     """
 
@@ -195,7 +195,6 @@ class TrainingBatches:
     seed: int
     on_bad: str
     threads: int | None
-    fits: Callable[[int, int], bool] | None = None
     skipped: list[Skipped] = field(default_factory=list)
 
     @property
@@ -212,10 +211,11 @@ class TrainingBatches:
         """This process's b rows of each step's batch, from a step on, without end.
 
         Yields:
-          image of the dtype `kind` (b, *crop_hw, 3), 0 at the bottom and right where the view is
-          smaller than the crop; image_size int32 (b, 2), the view's rows and columns; label int32
-          (b, *crop_hw), padded with the ignored label, and ignored (or -1) throughout without a
-          label file; index int32 (b,), the examples: another than in `indices` for a bad one.
+          image uint8, or float32 at scales, (b, *crop_hw, 3), 0 at the bottom and right where the
+          view is smaller than the crop; image_size int32 (b, 2), the view's rows and columns; label
+          int32 (b, *crop_hw), padded with the ignored label, and ignored (or -1) throughout without
+          a label file; index int32 (b,), which examples these are: another than in `indices` for a
+          bad one.
 
         Raises:
           BadFile: a bad file and `on_bad="raise"`, or too many of them one after another.
@@ -244,7 +244,10 @@ class TrainingBatches:
             yield {"image": image, "image_size": size, "label": label, "index": index}
 
     def _epoch(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """Epoch of a step, places (b,) of its rows in it (may exceed n), the epoch's order (n,)."""
+        """The epoch of a step, the places (batch_size,) of its rows in it, the epoch's order (n,).
+
+        Places run over the end of the order in the last step.
+        """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         places = np.arange(self.batch_size) + step_of_epoch * self.batch_size
         return epoch, places, _order(self.seed, epoch * self.reshuffle, len(self.examples))
@@ -255,8 +258,6 @@ class TrainingBatches:
         skipped: list[Skipped] = []
         for place in range(places[row], places[row] + min(_MOST_IN_A_ROW, len(order))):
             index = int(order[place % len(order)])
-            if skipped and self.fits and not self.fits(step, index):
-                continue
             try:
                 return (*self._view(index, epoch), index), skipped
             except BadFile as error:

@@ -14,7 +14,6 @@ from clipseg_jax.core.label_list import read_label_list
 from clipseg_jax.recipes.data import find_dataset
 from input_pipeline.class_sets import coco_stuff_coarse_ids, prompt_set
 from input_pipeline.image_labels import image_labels
-from input_pipeline.image_level import padded
 from input_pipeline.layout import Example
 
 _SHOWN = 10  # problems that are logged
@@ -87,5 +86,8 @@ def padded_classes(
     names: Sequence[str], present: Present, bound: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class ids (b, bound) int32 and which of them count (b, bound) bool."""
-    made = padded([present[name] for name in names], bound)
-    return made["classes"], made["real"]
+    classes, real = np.zeros((len(names), bound), np.int32), np.zeros((len(names), bound), bool)
+    for row, name in enumerate(names):
+        ids = present[name]
+        classes[row, : len(ids)], real[row, : len(ids)] = ids, True
+    return classes, real
