@@ -35,7 +35,7 @@ from input_pipeline.writing import CannotWrite, write_whole
 _FORMAT = 1
 _THREADS = min(16, os.cpu_count() or 1)
 _SHOWN = 5  # bad pictures named in the error
-_NONE = "shows no object of the dataset's classes"
+NO_OBJECT = "shows no object of the dataset's classes"
 
 
 class ImageLabels(NamedTuple):
@@ -129,7 +129,7 @@ def image_labels(
         )
     labels = [found[each.name].ids for each in examples]
     problems = [
-        (each.name, found[each.name].wrong or _NONE)
+        (each.name, found[each.name].wrong or NO_OBJECT)
         for each in examples
         if found[each.name].wrong or not found[each.name].ids
     ]
