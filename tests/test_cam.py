@@ -244,6 +244,8 @@ def test_prompt_sets():
     stuff = prompt_set("coco_stuff", synonyms=True)
     assert (len(stuff.prompts), stuff.background) == (171, ("background",))
     assert prompt_set("coco_stuff", synonyms=False).background == ()
+    cod = prompt_set("cod", synonyms=True)
+    assert (len(cod.prompts), cod.background) == (64, voc.background)
     with pytest.raises(ValueError, match="No prompt set 'ade'"):
         prompt_set("ade", synonyms=False)
     raw, fine = coco_stuff_coarse_ids(raw=True), coco_stuff_coarse_ids(raw=False)

@@ -44,10 +44,9 @@ def load(path):
 
 def strings(path):
     """The config strings that a file takes."""
-    if path.stem in ("voc_clip_es", "voc_wtclip"):
-        return {"voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released")}[
-            path.stem
-        ]
+    special = {"voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released")}
+    if path.stem in special:
+        return special[path.stem]
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
