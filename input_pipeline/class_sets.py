@@ -77,8 +77,8 @@ def class_set(name: str) -> ClassSet:
 def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
     """The prompts of "voc" (20 classes), "coco" (80), "cod" (64) or "coco_stuff" (171).
 
-    CLIP-ES and WeCLIP write `synonyms` for some classes, TagCLIP the plain names. "cod" are WTCLIP's
-    camouflaged objects (spec wtclip, section 6).
+    CLIP-ES and WeCLIP write `synonyms` for some classes, TagCLIP the plain names. "cod" are
+    WTCLIP's camouflaged objects (spec wtclip, section 6).
 
     Raises:
       ValueError: there is no such set.

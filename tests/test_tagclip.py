@@ -216,9 +216,7 @@ def test_label_vectors(tmp_path):
     np.save(path, vectors, allow_pickle=True)
     found = read_label_list(path, 20)
     assert list(found.items()) == [("2007_000032", (0, 14)), ("b", ()), ("a", (7,))]
-    with pytest.raises(
-        ValueError, match=r"2007_000032 has float32 \(20,\), and there are 80"
-    ):
+    with pytest.raises(ValueError, match=r"2007_000032 has float32 \(20,\), and there are 80"):
         read_label_list(path, 80)
     vectors["b"][3] = 0.5
     np.save(path, vectors, allow_pickle=True)
