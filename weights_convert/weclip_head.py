@@ -162,7 +162,7 @@ def load_weclip(
         arrays = from_published(stored, str(path))
         kernels = [v for k, v in stored.items() if k.endswith(f"{ENCODER}visual.conv1.weight")]
         told = {
-            "clip_mark": mark(kernels[0]) if kernels else None,
+            "clip_mark": _mark_of(kernels[0]) if kernels else None,
             "source": path.name,
             "sha256": sha256(path),
             "kind": checkpoint.kind,
@@ -198,7 +198,7 @@ def export_weclip(
     """
     known = trained.record["clip_mark"]
     kernel = None if clip is None else clip.get("visual.conv1.weight")
-    if kernel is not None and known not in (None, mark(kernel)):
+    if kernel is not None and known not in (None, _mark_of(kernel)):
         raise CheckpointError("the head was trained on another CLIP; give the one it was on")
     return write_torch(path, to_published(trained.arrays, clip))
 
@@ -250,8 +250,13 @@ def _check(
         )
 
 
+def _mark_of(conv1: np.ndarray) -> int:
+    """`published.mark` in the precision that the published files have."""
+    return mark(np.asarray(conv1, np.float16))
+
+
 def _mark(visual: VisionTransformer) -> int:
-    return mark(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
+    return _mark_of(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
 
 
 def _is_of_clip(key: str) -> bool:

@@ -32,8 +32,8 @@ def training_tags(config: ConfigDict, workdir: Path) -> tuple[list[Example], np.
     root, split = config.dataset.root, config.dataset.train_split
     if labels.source not in ("masks", "annotations"):
         raise ValueError(f'labels.source {labels.source!r} must be "masks" or "annotations"')
-    maps = labels.source == "masks" and not labels.file
-    examples = dataset.index(root, split, labels=maps)
+    maps = labels.source == "masks" or dataset.layout.split(split).annotations is None
+    examples = dataset.index(root, split, labels=maps and not labels.file)
     if labels.file:
         known = read_label_list(labels.file, len(dataset.foreground))
         found = [known.get(each.name, ()) for each in examples]

@@ -46,9 +46,7 @@ def test_every_key_at_full_size(system, cfg):
     filters = [f"decoder.wtconv.depthwise.{name}_filter" for name in ("wt", "iwt")]
     constants = dict.fromkeys(filters if system == "wtclip" else (), (1024, 1, 2, 2))
     clip = json.loads((toys.GOLDEN / "clip/shapes.json").read_text())["ViT-B/16"]
-    made = to_published(
-        from_published(zeros(own), "file"), {key: np.zeros(s) for key, s in clip.items()}
-    )
+    made = to_published(from_published(zeros(own), "file"), zeros(clip))
     told = {f"encoder.{key}": tuple(shape) for key, shape in clip.items()}
     assert len(told) == 302
     constants["par.kernel"] = (8, 1, 3, 3)
