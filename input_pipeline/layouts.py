@@ -84,8 +84,18 @@ CONTEXT = Layout(
 )
 
 
-def _coco(year: int, published: str, train: tuple[str, int], val: tuple[str, int]) -> Layout:
-    """COCO's objects; only pictures with one are listed. `published`: folder of CLIP-ES's lists."""
+def _coco(
+    year: int,
+    published: str,
+    train: tuple[str, int],
+    val: tuple[str, int],
+    *,
+    weclip: bool = False,
+) -> Layout:
+    """COCO's objects; only pictures with one are listed. `published`: folder of CLIP-ES's lists.
+
+    `weclip`: its folders will do as well, whose label maps have the pictures' numbers for names.
+    """
     splits = []
     for split, (name, count) in (("train", train), ("val", val)):
         folder = f"{split}{year}"
@@ -94,11 +104,11 @@ def _coco(year: int, published: str, train: tuple[str, int], val: tuple[str, int
             "SegmentationClass",
             (f"ImageSets/{folder}.txt", f"{published}/{name}.txt"),
             elsewhere=(
-                *(f"images/{folder}", f"JPEGImages/{folder}", f"JPEGImages/{split}"),
+                *(f"images/{folder}", f"JPEGImages/{folder}"),
+                *[f"JPEGImages/{split}"] * weclip,
                 "JPEGImages",
             ),
-            # WeCLIP's masks, whose names are the pictures' numbers alone.
-            labels_elsewhere=((f"SegmentationClass/{split}", f"COCO_{folder}_"),),
+            labels_elsewhere=((f"SegmentationClass/{split}", f"COCO_{folder}_"),) * weclip,
         )
         source = Annotations(instances=f"annotations/instances_{folder}.json", listed=True)
         splits.append((split, Split((part,), count, annotations=source)))
@@ -138,7 +148,7 @@ CITYSCAPES = Layout(
     image_suffix="_leftImg8bit.png",
     label_suffix="_gtFine_labelTrainIds.png",
 )
-COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137))
+COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137), weclip=True)
 # Camouflaged animals (R2C7K's Camo/train): masks of class ids, whose making isn't published.
 COD = Layout(
     tuple(
