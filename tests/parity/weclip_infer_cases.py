@@ -15,6 +15,7 @@ from clipseg_jax.inference import (
     InferenceConfig,
     Scores,
     crf_label_maps,
+    label_maps,
     network_shapes,
     network_sizes,
     segmenter,
@@ -24,7 +25,6 @@ from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import grid_to_image
 from clipseg_jax.tasks import weclip
-from clipseg_jax.views import averaged_scores
 from tests import seeded
 from tests.parity import cases
 from tests.parity.weclip_models import Arrays, Case, model_of, normalised, pictures, relative
@@ -56,23 +56,20 @@ def check_infer(case: Case, arrays: Arrays) -> None:
     def predict(state, pixels, sizes):
         return task.predict(nnx.merge(graph, state), pixels, sizes)
 
-    _check_views(case, arrays, jax.jit(predict), state, sizes, cfg)
-    labels = {}
-    for name, own in {
-        "seg_label": dataclasses.replace(cfg, ratios=cfg.ratios[:1], flip=False),
-        "msc_label": cfg,
-    }.items():
-        _, segment = segmenter(task, own)
-        at = network_sizes(size, own)
-        # Padded, as batches are: it must not show.
-        padded = tuple(-(-side // 16) * 16 + 16 for side in at[0])
-        pixels = np.pad(image, ((0, 0), (0, 9), (0, 23), (0, 0)), constant_values=77)
-        made, _ = jax.jit(segment, static_argnums=4)(
-            state, pixels, jnp.asarray([size]), jnp.asarray([at]), network_shapes(padded, own)
-        )
-        labels[name] = made[:, : size[0], : size[1]]
-        cases.same_labels(labels[name], arrays[name], share=LABELS, name=name)
-    _check_scores(case, arrays, labels["msc_label"])
+    logits = _check_views(case, arrays, jax.jit(predict), state, sizes, cfg)
+    one = _labels(jnp.asarray(logits[:1]), size, cfg)
+    cases.same_labels(one, arrays["seg_label"], share=LABELS, name="seg_label")
+
+    _, segment = segmenter(task, cfg)
+    # Padded, as batches are: it must not show.
+    padded = (-(-sizes[0][0] // 16) * 16 + 16, -(-sizes[0][1] // 16) * 16)
+    pixels = np.pad(image, ((0, 0), (0, 9), (0, 23), (0, 0)), constant_values=77)
+    made, _ = jax.jit(segment, static_argnums=4)(
+        state, pixels, jnp.asarray([size]), jnp.asarray([sizes]), network_shapes(padded, cfg)
+    )
+    made = made[:, : size[0], : size[1]]
+    cases.same_labels(made, arrays["msc_label"], share=LABELS, name="msc_label")
+    _check_scores(case, arrays, made)
     _check_crf(case, arrays, image, cfg)
     _check_cam(case, arrays, model, sizes[0])
 
@@ -94,25 +91,34 @@ def _overridden(case, arrays):
 
 
 def _check_views(case, arrays, predict, state, sizes, cfg):
-    """Logits of the image and its mirror image at both scales, and their mean."""
-    pixels = normalised(pictures(case))
-    first = resize(pixels, sizes[0])
+    """Logits of the image and its mirror image at both scales, and their mean.
+
+    Returns those of the first scale.
+    """
+    first = resize(normalised(pictures(case)), sizes[0])
+    found = []
     for name, size, ratio in zip(("segs_cat", "segs_cat_075"), sizes, cfg.ratios, strict=True):
         view = first if ratio == 1 else resize(first, size, scale_factor=(ratio, ratio))
         both = jnp.concatenate([view, view[:, :, ::-1]])
-        made = predict(state, both, jnp.asarray([size, size]))
-        relative(cases.nchw(made), arrays[name], name=name)
-    mean, _, _ = averaged_scores(
-        lambda x, at: predict(state, x, at),
-        lambda at: at // 16,
-        pixels,
-        jnp.asarray([pixels.shape[1:3]]),
-        jnp.asarray([sizes]),
-        sizes,
-        cfg.ratios,
-        flip=cfg.flip,
-    )
+        found.append(predict(state, both, jnp.asarray([size, size])))
+        relative(cases.nchw(found[-1]), arrays[name], name=name)
+    means = [(one[:1] + one[1:, :, ::-1]) / 2 for one in found]
+    mean = (means[0] + resize(means[1], means[0].shape[1:3])) / 2
     relative(cases.nchw(mean), arrays["msc_segs"], name="msc_segs")
+    return found[0]
+
+
+def _scores(logits, size):
+    """Logits (1, g, k, c), to be enlarged to `size`."""
+    rows, columns = (
+        grid_to_image(jnp.asarray([g]), jnp.asarray([n]), grid_length=g, length=n)
+        for g, n in zip(logits.shape[1:3], size, strict=True)
+    )
+    return Scores(logits, rows, columns)
+
+
+def _labels(logits, size, cfg):
+    return label_maps([_scores(logits, size)], cfg)[0]
 
 
 def _check_scores(case, arrays, labels):
@@ -143,16 +149,11 @@ def _check_crf(case, arrays, image, cfg):
         theta_beta=told["bi_rgb_std"], w1=told["bi_w"], iterations=told["iter_max"],
     )  # fmt: skip
     cfg = dataclasses.replace(cfg, crf=crf, crf_image="raw")
-    size = jnp.asarray([image.shape[1:3]])
-
-    rows, columns = (
-        grid_to_image(
-            jnp.asarray([grid]), size[:, axis], grid_length=grid, length=image.shape[1 + axis]
-        )
-        for axis, grid in enumerate(logits.shape[1:3])
+    size = image.shape[1:3]
+    labels = jax.jit(
+        lambda scores, image: crf_label_maps([scores], image, jnp.asarray([size]), cfg)[0]
     )
-    labels = jax.jit(lambda scores, image: crf_label_maps([scores], image, size, cfg)[0])
-    made = labels(Scores(logits, rows, columns), jnp.asarray(image))
+    made = labels(_scores(logits, size), jnp.asarray(image))
     cases.same_labels(made[0], arrays["crf_label"], share=CRF_LABELS, name="crf_label")
 
 
