@@ -38,6 +38,9 @@ from tests.parity.weclip_models import (
 )
 
 THRESHOLD = {"voc": 15000, "coco": 40000}  # forward passes before the late phase
+# Relative bounds where all labels are equal, and what the share of pixels that are not adds: at the
+# 99.9 % that must be, about what the json allows end to end (losses 2e-3, gradients 1e-2).
+EQUAL, LOSSES, GRADIENTS = 1e-4, 2, 10
 
 
 def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,15 +78,18 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
         params, moments, value, gradient, (metrics, parts) = step(
             params, taken.frozen, moments, batch, features, kept, jnp.asarray(counter + s)
         )
+        if s == 0:
+            apart = float(np.mean(parts["labels"].labels != arrays["pseudo_label"]))
         ours = [metrics["segmentation_loss"], metrics["affinity_loss"], value]
-        np.testing.assert_allclose(ours, expected, rtol=1e-4, err_msg=f"losses of step {s}")
+        bound = EQUAL + LOSSES * apart
+        np.testing.assert_allclose(ours, expected, rtol=bound, err_msg=f"losses of step {s}")
         np.testing.assert_allclose(group.rate * rate(s), arrays["lrs_head"][s], rtol=1e-6)
         if s == 0:
             _check_labels(case, arrays, parts, shape)
-            length = optax.global_norm(gradient)
-            np.testing.assert_allclose(length, arrays["grad_total_norm"], rtol=1e-4)
+            length, bound = optax.global_norm(gradient), EQUAL + GRADIENTS * apart
+            np.testing.assert_allclose(length, arrays["grad_total_norm"], rtol=bound)
             start = published(gradient)
-            check_gradients(case, arrays, start, share=1e-3)
+            check_gradients(case, arrays, start, share=bound)
     now = published(params)
     for name in (n.removeprefix("delta3:") for n in arrays if n.startswith("delta3:")):
         _check_moved(name, now[name] - first[name], start[name], arrays[f"delta3:{name}"])
