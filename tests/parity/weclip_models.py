@@ -114,12 +114,13 @@ def normalised(pictures: np.ndarray) -> jax.Array:
     return normalise(jnp.asarray(pictures), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def published(state: nnx.State, prefix: str = "head.") -> dict[str, np.ndarray]:
+def published(state: nnx.State | dict[str, Any], prefix: str = "head.") -> dict[str, np.ndarray]:
     """Arrays of a state by published keys, in PyTorch's layout.
 
     The state is the whole model's, or of the part whose paths start with `prefix`.
     """
-    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    tree = nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state
+    flat = traverse_util.flatten_dict(tree)
     named = {".".join(map(str, path)): np.asarray(leaf) for path, leaf in flat.items()}
     named = {k if k.startswith("head.") else f"{prefix}{k}": v for k, v in named.items()}
     return HEAD.to_left(named)
