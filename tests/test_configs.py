@@ -132,6 +132,7 @@ def check_weclip(config):
     dataset = find_dataset(config.dataset)
     for split in ("train_split", "validation_split", "split"):
         assert dataset.layout.split(config.dataset[split])
+    assert dataset.layout.split(config.masks.split)
     classes, background = clip_es_models.word_lists(config)
     assert len(classes) == len(dataset.foreground)
     assert dataset.background

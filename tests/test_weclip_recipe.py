@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -9,10 +11,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from clipseg_jax import main
 from clipseg_jax.demo import world
+from clipseg_jax.inference import network_size
+from clipseg_jax.ops.image import normalise
+from clipseg_jax.ops.resize import resize
+from clipseg_jax.recipes import weclip_models, weclip_tags
+from clipseg_jax.tasks import weclip
 from configs import demo_weclip, demo_wtclip
 from tests import folders, seeded
 from tests.input_pipeline import coco_files
@@ -118,6 +126,39 @@ def test_own_heads_and_labels_replace_stages(painted, tmp_path):
     config.dataset.class_names = ("background", *world.CLASSES[:11], "kite")
     with pytest.raises(ValueError, match=r"other classes: number 12 is 'balloon'"):
         main.run(config, tmp_path / "d")
+
+
+@pytest.mark.slow
+def test_masks_are_the_labels_of_whole_images(painted, tmp_path):
+    """On request; in a padded batch the same as each image alone."""
+    config = small(demo_weclip, painted)
+    config.stages, config.fit.validate_every_steps = ("text", "train", "masks"), 0
+    config.masks.batch_size, config.masks.max_buckets, config.masks.devices = 5, 1, 1
+    records = main.run(config, tmp_path)
+    assert records["masks"]["images"] == 9
+    figures = json.loads((tmp_path / "metrics_masks.json").read_text())
+    assert records["masks"]["mIoU_of_labelled"] == figures["mIoU_of_labelled"]
+    assert figures["classes"]["background"]["IoU"] > 0
+
+    examples, tags = weclip_tags.tagged_examples(config, tmp_path, "train", label_maps=False)
+    cfg = dataclasses.replace(weclip_models.inference(config), ratios=(1.0,))
+    graph, state = nnx.split(weclip_models.load_trained(config, tmp_path))
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def alone(state, pixels, tags, size):
+        images = resize(normalise(pixels, cfg.mean, cfg.std), network_size(*size, cfg))
+        return weclip.pseudo_labels(nnx.merge(graph, state), images, tags, size=size)
+
+    found = set()
+    for example, shown in zip(examples, tags, strict=True):
+        pixels = np.asarray(Image.open(example.image_path))
+        mask = np.asarray(Image.open(tmp_path / f"masks/{example.name}.png"))
+        expected = alone(state, pixels[None], shown[None], pixels.shape[:2])[0]
+        assert mask.shape == pixels.shape[:2]
+        assert np.mean(mask == expected) > 0.999
+        found |= set(np.unique(mask))
+        assert set(np.unique(mask)) <= {0, *(np.flatnonzero(shown) + 1)}
+    assert len(found) > 3
 
 
 @pytest.mark.slow

@@ -157,14 +157,16 @@ class WeCLIP(nnx.Module):
         tags: Array,
         late: ArrayLike,
         size: tuple[int, int] | None = None,
+        sizes: Array | None = None,
     ) -> Labels:
-        """Pseudo labels of images (b, h, w, 3) without padding (section 5); nothing learns by them.
+        """Pseudo labels of images (b, h, w, 3) (section 5); nothing learns by them.
 
         Args:
           features, fused: of the same images, from `encode` and `decode`.
           tags: (b, c) bool, the classes that each image has; none and all are fine.
           late: () bool, whether the decoder's affinity takes part; True when only evaluating.
           size: of the labels; None: the images'.
+          sizes: (b, 2) real pixels of labels and images, both padded to one size; None: all are.
         """
         classes, real = _classes_of(tags)
         fused = jax.lax.stop_gradient(fused)
@@ -179,7 +181,7 @@ class WeCLIP(nnx.Module):
         if self.cfg.edge == "scaled":
             cam = add_edges(cam)
         cams = self.clip.propagate(cam, spreading, features.grids)
-        labels = self.refine(images, cams.refined, features.grids, classes, real, size)
+        labels = self.refine(images, cams.refined, features.grids, classes, real, size, sizes)
         return Labels(labels, classes, real, spreading, cams)
 
     def combine(self, maps: tuple[Array, ...], learned: Array, late: ArrayLike) -> Array:
@@ -203,6 +205,7 @@ class WeCLIP(nnx.Module):
         classes: Array,
         real: Array,
         size: tuple[int, int] | None = None,
+        sizes: Array | None = None,
     ) -> Array:
         """Labels (b, h, w) int32 of spread CAMs (b, k, hp, wp): background score, PAR, best (5.7).
 
@@ -213,8 +216,8 @@ class WeCLIP(nnx.Module):
         b, k, hp, wp = refined.shape
         if images.shape[1:3] != size:
             images = resize(images, size, align_corners=True)
-        sizes = jnp.broadcast_to(jnp.asarray(size), (b, 2))
-        weights = neighbour_weights(images, cfg)
+        filled = jnp.broadcast_to(jnp.asarray(size), (b, 2)) if sizes is None else sizes
+        weights = neighbour_weights(images, cfg, sizes)
         # Slot 0 is the background; absent classes stay 0, and padding fills up the last group.
         rest = -(k + 1) % _AT_ONCE
         maps = scale_to_unit(refined, inside(grids, (hp, wp)))
@@ -228,7 +231,7 @@ class WeCLIP(nnx.Module):
             return jax.lax.dynamic_slice_in_dim(x, i * _AT_ONCE, _AT_ONCE, axis=1)
 
         def full(i: Array) -> Array:
-            return enlarge(part(maps, i), grids, sizes, size)
+            return enlarge(part(maps, i), grids, filled, size)
 
         top = jax.lax.fori_loop(
             0,
@@ -242,7 +245,7 @@ class WeCLIP(nnx.Module):
             own = jnp.where(
                 (i == 0) & (jnp.arange(_AT_ONCE) == 0)[:, None, None], (1 - top)[:, None], full(i)
             )
-            own = diffuse(weights, jnp.moveaxis(own, 1, 2), cfg)  # (b, h, k, w)
+            own = diffuse(weights, jnp.moveaxis(own, 1, 2), cfg, sizes)  # (b, h, k, w)
             own = jnp.where(part(there, i)[:, None, :, None], own, -jnp.inf)
             winner = jnp.argmax(own, axis=2)  # the first of equals
             found = jnp.max(own, axis=2)

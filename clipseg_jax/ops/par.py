@@ -56,14 +56,17 @@ def par(images: Array, masks: Array, cfg: PARConfig = PUBLISHED) -> Array:
     return jnp.moveaxis(diffuse(weights, jnp.moveaxis(masks, 1, 2), cfg), 2, 1)
 
 
-def neighbour_weights(images: Array, cfg: PARConfig = PUBLISHED) -> Array:
+def neighbour_weights(
+    images: Array, cfg: PARConfig = PUBLISHED, sizes: Array | None = None
+) -> Array:
     """How much each of n neighbours counts at each pixel, (b, h, n, w), of images (b, h, w, 3).
 
-    Neighbours beyond the border are the border's pixels.
+    Neighbours beyond the border are the border's pixels; with `sizes` (b, 2) each image has its
+    own, and what lies beyond means nothing.
     """
     images = jnp.moveaxis(images.astype(jnp.float32), 3, 2)  # (b, h, 3, w)
     b, h, channels, w = images.shape
-    wide, offsets = _widen(images, cfg), cfg.offsets
+    wide, offsets = _widen(images, cfg, sizes), cfg.offsets
     count = len(offsets)
     mean = sum(_shifted(wide, offset, (h, w), cfg) for offset in offsets) / count
     squares = sum(jnp.square(_shifted(wide, o, (h, w), cfg) - mean) for o in offsets)
@@ -86,15 +89,17 @@ def position_weights(cfg: PARConfig = PUBLISHED) -> Array:
     return jax.nn.softmax(jnp.asarray(-np.square(scaled), jnp.float32))
 
 
-def diffuse(weights: Array, masks: Array, cfg: PARConfig = PUBLISHED) -> Array:
-    """All iterations on masks (b, h, k, w), rows first, with weights (b, h, n, w).
+def diffuse(
+    weights: Array, masks: Array, cfg: PARConfig = PUBLISHED, sizes: Array | None = None
+) -> Array:
+    """All iterations on masks (b, h, k, w), rows first, with weights (b, h, n, w) of these `sizes`.
 
     Rows are the outer axis so that a row's weights, once in the cache, serve all k masks.
     """
     shape = (masks.shape[1], masks.shape[3])
 
     def once(_: int, masks: Array) -> Array:
-        wide = _widen(masks, cfg)
+        wide = _widen(masks, cfg, sizes)
         return sum(
             (
                 weights[:, :, i, None] * _shifted(wide, offset, shape, cfg)
@@ -106,9 +111,17 @@ def diffuse(weights: Array, masks: Array, cfg: PARConfig = PUBLISHED) -> Array:
     return jax.lax.fori_loop(0, cfg.iterations, once, masks)
 
 
-def _widen(x: Array, cfg: PARConfig) -> Array:
-    """(b, h, k, w) with its border repeated as far as neighbours reach."""
+def _widen(x: Array, cfg: PARConfig, sizes: Array | None) -> Array:
+    """(b, h, k, w) with its border, or each image's own, repeated as far as neighbours reach."""
     far = max(cfg.dilations)
+    if sizes is not None:
+        rows, columns = jnp.arange(-far, x.shape[1] + far), jnp.arange(-far, x.shape[3] + far)
+
+        def own(x: Array, size: Array) -> Array:
+            x = jnp.take(x, jnp.clip(rows, 0, size[0] - 1), axis=0)
+            return jnp.take(x, jnp.clip(columns, 0, size[1] - 1), axis=2)
+
+        return jax.vmap(own)(x, sizes)
     return jnp.pad(x, ((0, 0), (far, far), (0, 0), (far, far)), mode="edge")
 
 

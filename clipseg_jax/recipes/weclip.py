@@ -27,13 +27,14 @@ from clipseg_jax.recipes.clip import embed_words
 from clipseg_jax.recipes.clip_es_models import word_lists
 from clipseg_jax.recipes.data import check_splits, find_dataset
 from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.weclip_masks import masks
 from clipseg_jax.recipes.weclip_models import (
     build_model,
     inference,
     load_trained,
     task_config,
 )
-from clipseg_jax.recipes.weclip_tags import training_tags
+from clipseg_jax.recipes.weclip_tags import tagged_examples
 from clipseg_jax.tasks import weclip
 from clipseg_jax.train import Trained
 from input_pipeline.placed import boxes, training_placed
@@ -71,10 +72,11 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             "--config.fit.validate_every_steps=N, or --config.fit.use=last"
         )
     dataset = find_dataset(config.dataset)
-    examples, tags = training_tags(config, workdir)
+    split = config.dataset.train_split
+    examples, tags = tagged_examples(config, workdir, split, label_maps=False)
     batches = training_placed(
         dataset,
-        examples,
+        [dataclasses.replace(each, label_path=None) for each in examples],  # nobody reads them
         crop_hw=tuple(fit.crop_px),
         ratio_range=tuple(fit.ratio_range),
         batch_size=fit.batch_size,
@@ -172,4 +174,5 @@ STAGES = {
     "train": train,
     "evaluate": evaluate,
     "evaluate_crf": evaluate_crf,
+    "masks": masks,
 }

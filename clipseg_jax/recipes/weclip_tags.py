@@ -1,8 +1,7 @@
-"""Which classes WeCLIP's training images show: all that is annotated of them."""
+"""Which classes images show: all that WeCLIP is told of its training images."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -19,21 +18,23 @@ from input_pipeline.layout import Example
 _SHOWN = 10  # problems that are logged
 
 
-def training_tags(config: ConfigDict, workdir: Path) -> tuple[list[Example], np.ndarray]:
-    """The training split's examples without label maps, and their classes (n, c) bool.
+def tagged_examples(
+    config: ConfigDict, workdir: Path, split: str, *, label_maps: bool
+) -> tuple[list[Example], np.ndarray]:
+    """A split's examples whose classes are known, and their classes (n, c) bool.
 
-    An image that surely shows no class is trained on, as background. One whose classes nobody
-    knows is left out, and named in labels_problems.json.
+    An image that surely shows no class is kept, as background. One whose classes nobody knows is
+    left out, and named in labels_problems.json. Examples surely have label maps with `label_maps`.
 
     Raises:
       ValueError: an unknown source, a list of other classes, or no image is left.
     """
     dataset, labels = find_dataset(config.dataset), config.labels
-    root, split = config.dataset.root, config.dataset.train_split
+    root = config.dataset.root
     if labels.source not in ("masks", "annotations"):
         raise ValueError(f'labels.source {labels.source!r} must be "masks" or "annotations"')
     maps = labels.source == "masks" or dataset.layout.split(split).annotations is None
-    examples = dataset.index(root, split, labels=maps and not labels.file)
+    examples = dataset.index(root, split, labels=label_maps or (maps and not labels.file))
     if labels.file:
         known = read_label_list(labels.file, len(dataset.foreground))
         found = [known.get(each.name, ()) for each in examples]
@@ -56,4 +57,4 @@ def training_tags(config: ConfigDict, workdir: Path) -> tuple[list[Example], np.
     tags = np.zeros((len(kept), len(dataset.foreground)), bool)
     for row, i in zip(tags, kept, strict=True):
         row[list(found[i])] = True
-    return [dataclasses.replace(examples[i], label_path=None) for i in kept], tags
+    return [examples[i] for i in kept], tags

@@ -20,6 +20,7 @@ from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.weclip import VOC, WeCLIP, WeCLIPConfig
 from clipseg_jax.models.weclip_head import WECLIP, Head, HeadConfig, affinity, dropout_mask
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.tasks.base import Metrics, Task
 
 # All that is trained learns ten times as fast as the rate that is logged, and all of it decays,
@@ -143,14 +144,26 @@ def pseudo_labels(
     *,
     late: ArrayLike = True,
     size: tuple[int, int] | None = None,
+    sizes: Array | None = None,
+    label_sizes: Array | None = None,
 ) -> Array:
-    """Labels (b, *size) int32 of normalised images (b, h, w, 3) without padding, for evaluation.
+    """Labels (b, *size) int32 of normalised images (b, h, w, 3), for evaluation.
 
-    `tags` (b, c) bool; `size` of the labels, None: the images'. Spec weclip, sections 5 and 10.
+    Spec weclip, sections 5 and 10.
+
+    Args:
+      tags: (b, c) bool. size: of the labels; None: the images'.
+      sizes, label_sizes: (b, 2) real pixels of padded images and of their padded labels; both, or
+        None: nothing is padded.
     """
     b, h, w, _ = images.shape
-    features = model.encode(images, jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)))
-    return model.label(images, features, model.decode(features).fused, tags, late, size).labels
+    real = jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)) if sizes is None else sizes
+    features = model.encode(images, real)
+    fused = model.decode(features).fused
+    if label_sizes is not None:
+        size = size or (h, w)
+        images = resize_within(images, real, label_sizes, size, align_corners=True)
+    return model.label(images, features, fused, tags, late, size, label_sizes).labels
 
 
 def _in_box(boxes: Array, shape: tuple[int, int]) -> Array:

@@ -15,7 +15,8 @@ def get_config(model: str = "weclip") -> ConfigDict:
         raise ValueError(f"no model {model!r}; choose weclip or wtclip")
     config = ConfigDict()
     config.method = "weclip"
-    # Stages run in this order; name some of them to run only those.
+    # Stages run in this order; name some of them to run only those. On request: "masks", the
+    # labels that training makes, of whole images.
     config.stages = ("data", "text", "train", "evaluate", "evaluate_crf")
 
     config.clip = ConfigDict()
@@ -122,6 +123,13 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.crf.w1 = 4.0
     config.crf.iterations = 10
     config.crf.filter = "lattice"
+
+    config.masks = ConfigDict()  # section 10.4
+    config.masks.split = "train"  # whose image labels are known
+    config.masks.score = True  # against its label maps: metrics_masks.json
+    config.masks.batch_size = 8
+    config.masks.devices = config_dict.placeholder(int)
+    config.masks.max_buckets = 8
 
     config.evaluate = ConfigDict()
     config.evaluate.batch_size = 8  # images over all devices and processes
