@@ -141,7 +141,8 @@ def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
 
 def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
     out = tmp_path / "figures.json"
-    tiny = ["--batch=2", "--crop=48", "--width=64", "--layers=3", "--repeats=1"]
+    # On fewer patches two classes' maps are the same, and rounding decides between them.
+    tiny = ["--batch=2", "--crop=96", "--width=64", "--layers=3", "--repeats=1"]
     weclip_step.main([*tiny, f"--out={out}"])
     figures = json.loads(out.read_text())
     assert figures["classes_per_image"] == [1, 2]
@@ -150,7 +151,7 @@ def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
     assert {"encode", "cam", "refinement", "par", "decode"} < set(figures["ours"]["shares"])
     printed = capsys.readouterr().out
     if HAS_TORCH:
-        assert figures["differences"]["loss"] < 1e-3
+        assert figures["differences"]["loss"] < 1e-4
         assert set(figures["peer"]["shares"]) == {
             "encoder", "CAM", "refinement", "PAR", "decoder", "loss", "gradient, update",
         }  # fmt: skip
