@@ -35,6 +35,7 @@ from clipseg_jax.train_step import make_update, place, take_apart
 Kind = Literal["rectification", "distillation"]
 Batch = dict[str, np.ndarray]
 SEED = 0
+CONSTANT_SGD = OptimConfig(schedule="constant")
 TEACHER_THRESHOLD = 0.95  # VOC's; random logits pass it, being as sharp as trained ones
 
 
@@ -104,10 +105,12 @@ def make_task(work: Work, kind: Kind) -> Task:
 class Ours:
     """The training loop's update, compiled for one batch that stays on the devices."""
 
-    def __init__(self, task: Task, batch: Batch, devices: int = 1):
+    def __init__(
+        self, task: Task, batch: Batch, devices: int = 1, optim: OptimConfig = CONSTANT_SGD
+    ):
         mesh = make_mesh(devices)
         parts = take_apart(task)
-        tx = optimizer(OptimConfig(schedule="constant"), 1)
+        tx = optimizer(optim, 1)
         self.state, self.frozen, shardings = place(parts, tx, mesh)
         self.batch = shard_batch(mesh, batch)
         update = jax.jit(

@@ -29,6 +29,7 @@ from clipseg_jax.ops.window import (
     window_starts,
 )
 from clipseg_jax.tasks.base import Task
+from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
 _SCORES_AT_ONCE = 2**24  # pixels x classes held at full size at any time, per device: 64 MB
 
@@ -46,7 +47,11 @@ class InferenceConfig:
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
+    least_px: int = 1  # an image with a shorter side at the network is an error
     ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
+    # What of several views is averaged: "probabilities" at full size, or "logits" on the first
+    # one's grid, which means WeCLIP's protocol as a whole: see `views`.
+    average: Literal["probabilities", "logits"] = "probabilities"
     flip: bool = False  # average with the mirror image
     # Which label each class row stands for; None: its own index. Several rows may share a label
     # (background words).
@@ -75,9 +80,14 @@ def network_size(
     """(height, width) in pixels that an image has at the network, at one of the test-time scales.
 
     Raises:
-      ValueError: an image that would keep less than one pixel.
+      ValueError: an image that would keep less than `cfg.least_px` pixels.
     """
-    if cfg.scale_px is None:
+    if cfg.average == "logits":
+        scaled = size_of_view((height, width), cfg.scale_px, ratio)
+        smallest = size_of_view((height, width), cfg.scale_px, min(ratio, *cfg.ratios))
+        if min(smallest) < cfg.least_px:
+            scaled = smallest
+    elif cfg.scale_px is None:
         scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
     else:
         a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
@@ -86,7 +96,7 @@ def network_size(
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
             scaled = b, a
-    if min(scaled) < 1:
+    if min(scaled) < cfg.least_px:
         raise ValueError(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
@@ -103,6 +113,8 @@ def network_shapes(padded: tuple[int, int], cfg: InferenceConfig) -> tuple[tuple
     """Static (height, width) for each ratio, enough for all images that fit `padded` at ratio 1."""
 
     def bound(side: int, ratio: float) -> int:
+        if cfg.average == "logits":
+            return -(-int(side * ratio) // 16) * 16
         # Rounding to whole pixels happens before and after: at most one pixel each.
         return side if ratio == 1.0 else -(-math.ceil((side + 1) * ratio + 1) // 16) * 16
 
@@ -134,7 +146,7 @@ def image_scores(
     else:
         pixels = images
     if flip:
-        pixels = _mirror(pixels, network_size[:, 1], axis=2)
+        pixels = mirror(pixels, network_size[:, 1], axis=2)
     pixels = normalise(pixels, cfg.mean, cfg.std)
 
     if cfg.mode == "whole":
@@ -172,20 +184,13 @@ def image_scores(
             starts=starts[axis],
         )
         if flip and axis == 1:
-            made = _mirror(made, network_size[:, 1], axis=1)
+            made = mirror(made, network_size[:, 1], axis=1)
         if rescale:
             sizes = network_size[:, axis], image_sizes[:, axis]
             made = then_resize(made, *sizes, images.shape[1 + axis])
         return made
 
     return Scores(logits, matrix(0), matrix(1))
-
-
-def _mirror(x: Array, sizes: Array, axis: int) -> Array:
-    """Reverses the first `sizes[i]` entries of x[i] along `axis`."""
-    position = jnp.arange(x.shape[axis])[None, :]
-    index = jnp.where(position < sizes[:, None], sizes[:, None] - 1 - position, position)
-    return jax.vmap(lambda one, i: jnp.take(one, i, axis=axis - 1))(x, index)
 
 
 def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]:
@@ -274,11 +279,20 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
         network_shapes: tuple[tuple[int, int], ...],
     ) -> tuple[Array, Array]:
         model = nnx.merge(graph, state)
-        views = [
-            image_scores(task, model, images, image_sizes, sizes[:, i], shape, cfg, flip=flip)
-            for i, shape in enumerate(network_shapes)
-            for flip in ((False, True) if cfg.flip else (False,))
-        ]
+        if cfg.average == "logits":
+            predict = functools.partial(task.predict, model)
+            pixels = normalise(images, cfg.mean, cfg.std)
+            where = image_sizes, sizes, network_shapes
+            made = averaged_scores(
+                predict, task.grid_size, pixels, *where, cfg.ratios, flip=cfg.flip
+            )
+            views = [Scores(*made)]
+        else:
+            views = [
+                image_scores(task, model, images, image_sizes, sizes[:, i], shape, cfg, flip=flip)
+                for i, shape in enumerate(network_shapes)
+                for flip in ((False, True) if cfg.flip else (False,))
+            ]
         if cfg.crf is not None:
             return crf_label_maps(views, images, image_sizes, cfg)
         return label_maps(views, cfg)

@@ -117,9 +117,9 @@ def _find_part(
 ) -> list[str]:
     """Appends the part's files to `pairs`; returns the stems of its pictures."""
     layout = expected.record.layout
-    assert part.labels is not None
     image_folder = layout.images_of(root, part)
-    images, labels = files(image_folder), files(part.labels)
+    label_folder, lacks = layout.labels_of(root, part)
+    images, labels = files(image_folder), files(label_folder)
     listed = layout.list_of(root, part)
     if listed is not None:
         try:
@@ -135,11 +135,12 @@ def _find_part(
         # A label without picture is a picture that got lost.
         wanted = sorted({*stems, *_stems(labels, layout.label_suffix)}) if images else stems
     for stem in wanted:
-        image, label = stem + layout.image_suffix, stem + layout.label_suffix
+        image = stem + layout.image_suffix
+        label = stem.removeprefix(lacks) + layout.label_suffix
         pair: list[str | None] = []
         for kind, folder, file, there in (
             ("missing picture", image_folder, image, images),
-            ("missing label", part.labels, label, labels),
+            ("missing label", label_folder, label, labels),
         ):
             found = there is not None and file in there
             pair.append(f"{folder}/{file}" if found else None)

@@ -18,7 +18,7 @@ class ClassSet:
     """Classes in label order.
 
     `prompts` are the strings put into the templates. In the sets with a background (`voc21`,
-    `context60`, `coco81`) label 0 has a name and a colour but no prompt: there `prompts` is one
+    `context60`, `coco81`, `cod65`) label 0 has a name and a colour but no prompt: `prompts` is one
     shorter than `names`. `unseen` are the label indices held out in zero-shot training. `names` and
     `palette` (RGB) are empty for the one set that is prompts only (`acontext`).
     """
@@ -31,7 +31,7 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """What CLIP-ES or TagCLIP puts into its templates: a prompt for each class id, and background.
+    """What CLIP-ES, TagCLIP, WTCLIP put into templates: a prompt for each class id, background.
 
     Several synonyms of a class stand in one prompt, separated by commas.
     """
@@ -75,9 +75,10 @@ def class_set(name: str) -> ClassSet:
 
 @functools.cache
 def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
-    """The prompts of "voc" (20 classes), "coco" (80) or "coco_stuff" (171).
+    """The prompts of "voc" (20 classes), "coco" (80), "cod" (64) or "coco_stuff" (171).
 
-    CLIP-ES writes `synonyms` for some classes, TagCLIP the plain names.
+    CLIP-ES and WeCLIP write `synonyms` for some classes, TagCLIP the plain names. "cod" are
+    WTCLIP's camouflaged objects (spec wtclip, section 6).
 
     Raises:
       ValueError: there is no such set.

@@ -144,17 +144,17 @@ def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
         (part,), source = record.layout.split(split).parts, record.layout.split(split).annotations
         assert source is not None
         assert source.instances is not None
-        assert part.labels is not None
         if not (root / source.instances).is_file():
             continue
         shown = [each for each in read_instances(root / source.instances).values() if each.objects]
         if record.layout.list_of(root, part) == part.lists[0]:  # no other list is there
             lines = (" ".join(map(str, (each.name, *each.labels))) for each in shown)
             write_list(root / part.lists[0], lines)
-        there = files_below(root / part.labels)
+        folder, lacks = record.layout.labels_of(root, part)
+        there = files_below(root / folder)
         for each in shown:
-            file = each.name + record.layout.label_suffix
-            jobs.append(Job(each, root / part.labels / file, file in there))
+            file = each.name.removeprefix(lacks) + record.layout.label_suffix
+            jobs.append(Job(each, root / folder / file, file in there))
     return jobs
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from input_pipeline.class_sets import coco_stuff_train_ids, pascal_context_raw_ids
 from input_pipeline.images import BadLabel, read_label
-from input_pipeline.layout import files_below, listed_stems
+from input_pipeline.layout import files_below, read_list
 from input_pipeline.processes import CHUNK, Run
 from input_pipeline.writing import is_whole_png, write_whole
 
@@ -149,7 +149,7 @@ def sbd_jobs(root: Path, source: Path) -> list[Job]:
         # The published order is that of a Python set, another one in each run.
         sbd = {stem for stems in _train_and_val(source) for stem in stems}
         write_list(lists / "aug.txt", sorted(sbd - {*train, *val}))
-    aug = listed_stems(lists / "aug.txt")
+    aug = _stems(lists / "aug.txt")
     write_list(lists / "train_aug.txt", sorted({*aug, *train}))
     sources = {stem: root / "SegmentationClass" / f"{stem}.png" for stem in (*train, *val)}
     sources.update((stem, source / "cls" / f"{stem}.mat") for stem in aug)
@@ -162,12 +162,18 @@ def sbd_jobs(root: Path, source: Path) -> list[Job]:
 
 def _train_and_val(folder: Path) -> list[list[str]]:
     try:
-        return [listed_stems(folder / f"{name}.txt") for name in ("train", "val")]
+        return [_stems(folder / f"{name}.txt") for name in ("train", "val")]
     except FileNotFoundError as error:
         raise ValueError(
             f"no list {error.filename}; aug.txt is SBD's train.txt and val.txt without those of "
             f"VOC. Unpack both datasets whole."
         ) from error
+
+
+def _stems(path: Path) -> list[str]:
+    """The stems that a split list names, one a line."""
+    # VOC's per-class lists carry a second column; only the stem counts.
+    return [words[0] for words in read_list(path)]
 
 
 def write_list(path: Path, lines: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """One frozen record per dataset, from which everything about it is derived.
 
-Label rules are those of MaskCLIP's (mmsegmentation's) dataset classes, ReCLIP and CLIP-ES.
+Label rules are those of MaskCLIP's (mmsegmentation's) dataset classes, ReCLIP, CLIP-ES and WTCLIP.
 """
 
 from __future__ import annotations
@@ -167,6 +167,7 @@ COCO17_81 = _record(
     layouts.COCO17,
     background=True,
 )
+COD_65 = _record("COD_65", "cod65", layouts.COD, background=True)
 COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", layouts.COCO_STUFF)
 COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", layouts.COCO_STUFF_27)
 ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
@@ -176,6 +177,6 @@ BY_NAME = {
     record.name.lower(): record
     for record in (
         *(VOC07_20, VOC12_20, VOC12_21, VOC12_AUG, CONTEXT_59, CONTEXT_60),
-        *(COCO14_81, COCO17_81, COCO_STUFF_164K, COCO_STUFF_27, ADE20K, CITYSCAPES),
+        *(COCO14_81, COCO17_81, COD_65, COCO_STUFF_164K, COCO_STUFF_27, ADE20K, CITYSCAPES),
     )
 }

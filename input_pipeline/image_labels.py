@@ -4,7 +4,7 @@ Of VOC every object of `Annotations/<id>.xml` counts, difficult and truncated on
 of first appearance (CLIP-ES keeps it). Of COCO every object and crowd of instances_*.json counts,
 ids ascending; a list with ids on its lines, `<stem> <id> <id> ...` (CLIP-ES's, TagCLIP's, or made
 by `prepare`), counts before it, in its own order. A dataset without any of these has the labels
-that its label maps show, ascending.
+that its label maps show, ascending; any other has, if they are asked for (WeCLIP asks).
 
 Ids begin at 0 with the first class that isn't the background: id i is `dataset.foreground[i]`.
 """
@@ -35,7 +35,7 @@ from input_pipeline.writing import CannotWrite, write_whole
 _FORMAT = 1
 _THREADS = min(16, os.cpu_count() or 1)
 _SHOWN = 5  # bad pictures named in the error
-_NONE = "shows no object of the dataset's classes"
+NO_OBJECT = "shows no object of the dataset's classes"
 
 
 class ImageLabels(NamedTuple):
@@ -70,6 +70,7 @@ def image_labels(
     split: str,
     examples: Sequence[Example] | None = None,
     *,
+    maps: bool = False,
     cache: str | os.PathLike[str] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
 ) -> ImageLabels:
@@ -78,6 +79,7 @@ def image_labels(
     Args:
       root: as for `dataset.index`; a folder of records must have been built with image labels.
       examples: some of the split's; None: all, as `dataset.index` gives them.
+      maps: what the label maps show counts, whatever else there is; then examples need theirs.
       cache: folder for a small file with what was read. An example is read again when the file that
         its labels come from has changed, and what could not be read is never kept.
       on_bad: "skip" goes on where a file is missing or damaged or names an unknown class, which
@@ -89,13 +91,13 @@ def image_labels(
         or a list can't.
       FileNotFoundError: see `dataset.index`; or there are no annotations at all.
     """
+    about = None if maps else dataset.layout.split(split).annotations
     if examples is None:
-        examples = dataset.index(
-            root, split, labels=dataset.layout.split(split).annotations is None
-        )
-    source = _source(dataset, root, split)
-    store = None if cache is None else Path(cache, f"image_labels_{dataset.name}_{split}.json")
-    kept = {} if store is None else _load(store, _classes(dataset, split))
+        examples = dataset.index(root, split, labels=about is None)
+    source, classes = _source(dataset, root, split, about), _classes(dataset, about)
+    name = f"image_labels_{dataset.name}_{split}{'_maps' * maps}.json"
+    store = None if cache is None else Path(cache, name)
+    kept = {} if store is None else _load(store, classes)
     # The stamp is taken before the file is read: if it changes meanwhile, it is read once more.
     stamps = {each.name: _stamp(source.file(each)) for each in examples} if store else {}
     found: dict[str, _Labels] = {}
@@ -117,7 +119,7 @@ def image_labels(
             if stamps[each.name] and not found[each.name].wrong
         }
         if good:
-            _save(store, _classes(dataset, split), {**kept, **good})
+            _save(store, classes, {**kept, **good})
     if bad and on_bad == "raise":
         named = "".join(f"\n  {name}: {why}" for name, why in bad[:_SHOWN])
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
@@ -127,7 +129,7 @@ def image_labels(
         )
     labels = [found[each.name].ids for each in examples]
     problems = [
-        (each.name, found[each.name].wrong or _NONE)
+        (each.name, found[each.name].wrong or NO_OBJECT)
         for each in examples
         if found[each.name].wrong or not found[each.name].ids
     ]
@@ -147,20 +149,20 @@ def has_annotations(dataset: Dataset, root: str | os.PathLike[str], split: str) 
     return listed or any((home / name).exists() for name in (about.xml, about.instances) if name)
 
 
-def _classes(dataset: Dataset, split: str) -> tuple[str, ...]:
+def _classes(dataset: Dataset, about: Annotations | None) -> tuple[str, ...]:
     """Names of the classes that the ids mean."""
-    about = dataset.layout.split(split).annotations
     return class_set(about.classes).names if about and about.classes else dataset.foreground
 
 
-def _source(dataset: Dataset, root: str | os.PathLike[str], split: str) -> _Source:
-    about = dataset.layout.split(split).annotations
+def _source(
+    dataset: Dataset, root: str | os.PathLike[str], split: str, about: Annotations | None
+) -> _Source:
     if about is None:
         return _Source(lambda: functools.partial(_of_map, dataset), _label_file)
     stored = records.find(root, dataset.layout.folders)
     if stored is not None:
         return _Source(lambda: _of_records(stored, split), lambda _: None)
-    home, names = dataset.layout.resolve(root), _classes(dataset, split)
+    home, names = dataset.layout.resolve(root), _classes(dataset, about)
     listed = _ids_of_list(dataset, home, split, about) if about.listed else None
     if listed is not None:
         return _Source(lambda: functools.partial(_of_list, listed, len(names)), lambda _: None)

@@ -36,6 +36,8 @@ class Part:
         pictures is scanned.
       may_scan: it is scanned as well where none of the lists is there.
       elsewhere: folders that may hold the pictures instead, the first that is there.
+      labels_elsewhere: folders that hold the label maps if they are there, and what the stems begin
+        with that is not in these maps' names.
     """
 
     images: str
@@ -43,6 +45,7 @@ class Part:
     lists: tuple[str, ...] = ()
     may_scan: bool = False
     elsewhere: tuple[str, ...] = ()
+    labels_elsewhere: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,12 @@ class Layout:
         there = [name for name in (part.images, *part.elsewhere) if (root / name).is_dir()]
         return (there or [part.images])[0]
 
+    def labels_of(self, root: Path, part: Part) -> tuple[str, str]:
+        """The folder of a part's label maps below the root; what their names lack of the stems."""
+        assert part.labels is not None
+        there = [each for each in part.labels_elsewhere if (root / each[0]).is_dir()]
+        return there[0] if there else (part.labels, "")
+
     def stems(self, root: Path, part: Part, listed: str) -> list[str]:
         """The stems of a part's list, whose lines may as well name files, or hold image labels.
 
@@ -218,10 +227,10 @@ class Layout:
                 Example(name, image_folder / file, None)
                 for name, file in zip(names, files, strict=True)
             ]
-        labels = [stem + self.label_suffix for stem in stems]
-        there = self._listing(root / part.labels, split)
-        self._require(there, labels, str(root / part.labels), split)
-        label_folder = root / part.labels
+        folder, lacks = self.labels_of(root, part)
+        labels = [stem.removeprefix(lacks) + self.label_suffix for stem in stems]
+        label_folder = root / folder
+        self._require(self._listing(label_folder, split), labels, str(label_folder), split)
         return [
             Example(name, image_folder / file, label_folder / label)
             for name, file, label in zip(names, files, labels, strict=True)
@@ -255,8 +264,11 @@ class Layout:
         need = f"Split {split} needs, below the root{where}: {', '.join(self.source(split))}."
         lists = [name for part in self.split(split).parts for name in part.lists[1:]]
         others = [name for part in self.split(split).parts for name in part.elsewhere]
+        masks = [name for part in self.split(split).parts for name, _ in part.labels_elsewhere]
         if others:
             need += f" Pictures may be in {' or '.join(others)} instead."
+        if masks:
+            need += f" Label maps may be in {' or '.join(masks)} instead, named by number."
         if lists:
             need += f" The list may be {' or '.join(lists)} instead."
         return f"{need} {self.remedy}".rstrip()
@@ -277,12 +289,6 @@ def read_list(path: Path) -> list[list[str]]:
     """The words on each line of a list that isn't blank."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines if line.strip()]
-
-
-def listed_stems(path: Path) -> list[str]:
-    """The stems that a split list names, one a line."""
-    # VOC's per-class lists carry a second column; only the stem counts.
-    return [words[0] for words in read_list(path)]
 
 
 def _below(path: str, folder: str) -> str:

@@ -1,7 +1,7 @@
 """Folders, splits and numbers of pictures of the datasets, as published.
 
 They are those of MaskCLIP's (mmsegmentation's) dataset classes, of ReCLIP's lists, and of the lists
-of DeepLab, CLIP-ES and TagCLIP.
+of DeepLab, CLIP-ES, TagCLIP, WeCLIP and WTCLIP.
 """
 
 from __future__ import annotations
@@ -84,8 +84,18 @@ CONTEXT = Layout(
 )
 
 
-def _coco(year: int, published: str, train: tuple[str, int], val: tuple[str, int]) -> Layout:
-    """COCO's objects; only pictures with one are listed. `published`: folder of CLIP-ES's lists."""
+def _coco(
+    year: int,
+    published: str,
+    train: tuple[str, int],
+    val: tuple[str, int],
+    *,
+    weclip: bool = False,
+) -> Layout:
+    """COCO's objects; only pictures with one are listed. `published`: folder of CLIP-ES's lists.
+
+    `weclip`: its folders will do as well, whose label maps have the pictures' numbers for names.
+    """
     splits = []
     for split, (name, count) in (("train", train), ("val", val)):
         folder = f"{split}{year}"
@@ -93,7 +103,12 @@ def _coco(year: int, published: str, train: tuple[str, int], val: tuple[str, int
             folder,
             "SegmentationClass",
             (f"ImageSets/{folder}.txt", f"{published}/{name}.txt"),
-            elsewhere=(f"images/{folder}", f"JPEGImages/{folder}", "JPEGImages"),
+            elsewhere=(
+                *(f"images/{folder}", f"JPEGImages/{folder}"),
+                *[f"JPEGImages/{split}"] * weclip,
+                "JPEGImages",
+            ),
+            labels_elsewhere=((f"SegmentationClass/{split}", f"COCO_{folder}_"),) * weclip,
         )
         source = Annotations(instances=f"annotations/instances_{folder}.json", listed=True)
         splits.append((split, Split((part,), count, annotations=source)))
@@ -133,5 +148,15 @@ CITYSCAPES = Layout(
     image_suffix="_leftImg8bit.png",
     label_suffix="_gtFine_labelTrainIds.png",
 )
-COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137))
+COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137), weclip=True)
+# Camouflaged animals (R2C7K's Camo/train): masks of class ids, whose making isn't published.
+COD = Layout(
+    tuple(
+        (name, Split((_listed("SegmentationClassAug", f"ImageSets/Segmentation/{name}", name),)))
+        for name in ("train", "val")
+    ),
+    ("Camo/train",),
+    remedy="The masks hold class ids: 0 background, 1 to 64 in the published order, 255 ignored; "
+    "the lists name the pictures, one stem a line.",
+)
 COCO17 = _coco(2017, "imageset/coco2017", ("train", 117266), ("val", 4952))

@@ -72,7 +72,7 @@ def training(
         ignore_label=dataset.ignore_label,
         saturation_wrap=saturation_wrap,
     )
-    return _batches(
+    return batches_of(
         dataset,
         examples,
         view=view,
@@ -104,8 +104,7 @@ def training_at_scales(
 
     Args:
       scales, crop_hw, colour: see `transforms.scaled_view`.
-      options: `batch_size`, `reshuffle`, `seed`, `process_index`, `process_count`, `on_bad` and
-        `threads` as in `training`.
+      options: `batch_size` and those after `unlabeled` in `training`.
 
     Raises:
       ValueError: as `training`; no scales, or one that isn't positive.
@@ -119,7 +118,7 @@ def training_at_scales(
         colour=tuple(colour),
         ignore_label=dataset.ignore_label,
     )
-    return _batches(
+    return batches_of(
         dataset,
         examples,
         view=view,
@@ -131,7 +130,7 @@ def training_at_scales(
     )
 
 
-def _batches(
+def batches_of(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
@@ -145,6 +144,7 @@ def _batches(
     threads: int | None = None,
     **views: Any,
 ) -> TrainingBatches:
+    """What `training` and its kin have in common; `views`: further fields of TrainingBatches."""
     rows = own_rows(batch_size, process_index, process_count)
     if not examples:
         raise ValueError(f"{dataset.name}: there are no examples to train on.")
@@ -171,7 +171,7 @@ View = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarra
 
 @dataclass
 class TrainingBatches:
-    """Batches of one process, made by `training` or `training_at_scales`.
+    """Batches of one process, made by `training` and its kin.
 
     An epoch's last batch is filled up from the epoch's own start, with the same views; the
     published codes keep it short, which would be another shape.

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def start(config, workdir, settings, cache):
-    """The command of a user, as a process of its own."""
+    """The command of a user, as a process of its own; `config` may be "file:string"."""
+    name, colon, string = config.partition(":")
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]
     environment = {
         **os.environ,
@@ -26,7 +27,7 @@ def start(config, workdir, settings, cache):
     }
     return subprocess.Popen(
         [
-            sys.executable, "-m", "clipseg_jax.main", f"--config=configs/{config}.py",
+            sys.executable, "-m", "clipseg_jax.main", f"--config=configs/{name}.py{colon}{string}",
             f"--workdir={workdir}", *arguments,
         ],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import clip_es_cam, dense_vit, reclip_counts, reclip_sides, reclip_step
+from benchmarks import (
+    clip_es_cam,
+    dense_vit,
+    reclip_counts,
+    reclip_sides,
+    reclip_step,
+    weclip_step,
+)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -130,3 +137,29 @@ def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
         assert "ratio ours/peer" in printed
     else:
         assert "clipseg_jax[torch]" in printed
+
+
+def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    # On fewer patches two classes' maps are the same, and rounding decides between them.
+    tiny = ["--batch=2", "--crop=96", "--width=64", "--layers=3", "--repeats=1"]
+    weclip_step.main([*tiny, f"--out={out}"])
+    figures = json.loads(out.read_text())
+    assert figures["classes_per_image"] == [1, 2]
+    for name in ["ours"] + ["peer"] * HAS_TORCH:
+        assert figures[name]["images_per_s"] > 0
+    assert {"encode", "cam", "refinement", "par", "decode"} < set(figures["ours"]["shares"])
+    printed = capsys.readouterr().out
+    if HAS_TORCH:
+        assert figures["differences"]["loss"] < 1e-4
+        assert set(figures["peer"]["shares"]) == {
+            "encoder", "CAM", "refinement", "PAR", "decoder", "loss", "gradient, update",
+        }  # fmt: skip
+        assert "ratio ours/peer" in printed
+    else:
+        assert "clipseg_jax[torch]" in printed
+
+
+def test_weclip_crops_are_whole_patches():
+    with pytest.raises(ValueError, match="crops of 50 pixels: choose a multiple of 16"):
+        weclip_step.main(["--crop=50"])

@@ -241,6 +241,9 @@ def test_prompt_sets():
     assert voc.prompts[14] == "person with clothes,people,human"
     assert coco.prompts[31] == "sknowboard"
     assert prompt_set("coco", synonyms=False).prompts == coco.names
+    cod = prompt_set("cod", synonyms=True)
+    assert (len(cod.prompts), cod.background) == (64, voc.background)
+    assert (cod.names[10], cod.prompts[10]) == ("Raccoon", "Reccoon")
     stuff = prompt_set("coco_stuff", synonyms=True)
     assert (len(stuff.prompts), stuff.background) == (171, ("background",))
     assert prompt_set("coco_stuff", synonyms=False).background == ()

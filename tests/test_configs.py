@@ -19,11 +19,16 @@ from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.models.reclip import ReCLIPConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.models.tagclip import TagCLIPConfig
+from clipseg_jax.models.weclip import COCO, VOC, WeCLIPConfig
+from clipseg_jax.models.weclip_head import WECLIP, WTCLIP, Head, HeadConfig
 from clipseg_jax.ops.crf import CLIP_ES, CRFConfig
+from clipseg_jax.ops.crf.config import WECLIP_TEST
+from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
-from clipseg_jax.recipes import clip_es_models, deeplab, present, reclip_models
+from clipseg_jax.recipes import clip_es_models, deeplab, present, reclip_models, weclip_models
 from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tags import TagsConfig
+from clipseg_jax.tasks import weclip
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs").glob("*.py"))
@@ -39,8 +44,9 @@ def load(path):
 
 def strings(path):
     """The config strings that a file takes."""
-    if path.stem == "voc_clip_es":
-        return ("coco", "imagenet")
+    special = {"voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released")}
+    if path.stem in special:
+        return special[path.stem]
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
@@ -58,7 +64,12 @@ def test_recipe(path, string):
     assert templates(config.text.templates)
     dataset = find_dataset(config.dataset)
     assert len(dataset.prompts) in (dataset.num_classes, dataset.num_classes - 1)
-    checks = {"maskclip": check_maskclip, "reclip": check_reclip, "clip_es": check_clip_es}
+    checks = {
+        "maskclip": check_maskclip,
+        "reclip": check_reclip,
+        "clip_es": check_clip_es,
+        "weclip": check_weclip,
+    }
     checks[config.method](config)
 
 
@@ -115,6 +126,57 @@ def check_clip_es(config):
     if not config.student.trained:
         model = nnx.eval_shape(lambda: deeplab.build(config))
         assert model.aspp[0].bias.shape == (dataset.num_classes,)
+
+
+def check_weclip(config):
+    dataset = find_dataset(config.dataset)
+    for split in ("train_split", "validation_split", "split"):
+        assert dataset.layout.split(config.dataset[split])
+    assert dataset.layout.split(config.masks.split)
+    classes, background = clip_es_models.word_lists(config)
+    assert len(classes) == len(dataset.foreground)
+    assert dataset.background
+    assert background
+    head = HeadConfig(**config.head.to_dict())
+    made = abstract(lambda rngs: Head(768, 11, dataset.num_classes, head, rngs=rngs))
+    assert made.decoder.classifier.bias.shape == (dataset.num_classes,)
+    WeCLIPConfig(**config.cams.to_dict(), par=PARConfig(**config.par.to_dict()))
+    task = weclip_models.task_config(config)
+    assert 0 < task.late_step < config.fit.total_steps
+    rate = learning_rate(OptimConfig(**config.fit.optim.to_dict()), config.fit.total_steps)
+    assert float(rate(50)) == pytest.approx(2e-4 * (1 - 50 / config.fit.total_steps))
+    assert min(network_size(375, 500, weclip_models.inference(config))) > 0
+
+
+def test_weclip_published_values():
+    """Spec weclip, sections 9 to 11; wtclip, section 4; densecrf, section 8."""
+    files = {name: load(ROOT / f"configs/{name}.py") for name in
+             ("voc_weclip", "coco_weclip", "voc_wtclip", "cod_wtclip")}  # fmt: skip
+    voc, coco = (files[f"{name}_weclip"].get_config() for name in ("voc", "coco"))
+    assert CRFConfig(**voc.crf.to_dict()) == WECLIP_TEST
+    assert HeadConfig(**voc.head.to_dict()) == WECLIP
+    assert PARConfig(**voc.par.to_dict()) == PARConfig()
+    for config, published in ((voc, VOC), (coco, COCO)):
+        assert WeCLIPConfig(**config.cams.to_dict()) == published
+    assert weclip_models.task_config(voc) == weclip.PUBLISHED
+    assert voc.fit.late_step == weclip.late_step(15000, images=1464, every=2000)
+    assert (coco.fit.late_step, coco.fit.total_steps) == (40_000, 80_000)
+    words = [clip_es_models.word_lists(config) for config in (voc, coco)]
+    assert [(len(a), len(b)) for a, b in words] == [(20, 25), (80, 23)]
+
+    released = files["voc_wtclip"].get_config("released")
+    assert HeadConfig(**released.head.to_dict()) == WTCLIP
+    assert released.fit.late_step == weclip.late_step(15000, images=1464, every=1)
+    assert files["voc_wtclip"].get_config().fit.late_step == voc.fit.late_step
+    cod = files["cod_wtclip"].get_config()
+    classes, background = clip_es_models.word_lists(cod)
+    assert (len(classes), background) == (64, words[0][1])
+    assert (classes[10], classes[63]) == ("Reccoon", "Katydid")
+    with pytest.raises(ValueError, match="no state 'new'"):
+        files["voc_wtclip"].get_config("new")
+    cfg = weclip_models.inference(voc)
+    assert network_size(375, 500, cfg) == (384, 512)
+    assert network_size(333, 347, cfg) == (491, 511)  # quirk: all sides are rounded down
 
 
 def test_clip_es_published_values():

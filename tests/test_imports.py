@@ -19,6 +19,7 @@ LAYERS = [
     ["clipseg_jax.train_step"],
     ["clipseg_jax.demo"],
     ["clipseg_jax.inference"],
+    ["clipseg_jax.views"],
     ["clipseg_jax.tasks"],
     ["weights_convert", "clipseg_jax.prompts", "clipseg_jax.tags"],
     ["clipseg_jax.models"],

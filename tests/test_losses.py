@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipseg_jax.losses.affinity import affinity_loss, affinity_targets
 from clipseg_jax.losses.contrastive import rectification_loss
 from clipseg_jax.losses.segmentation import (
     balanced_cross_entropy,
     cross_entropy,
     shrink_labels,
+    upsampled_balanced_cross_entropy,
 )
 from clipseg_jax.models.clip import unit
+from clipseg_jax.ops import upsample
 from clipseg_jax.ops.gumbel import gumbel_noise, straight_through
+from clipseg_jax.ops.resize import resize
 
 CONSTANTS = {"gumbel_scale": 5.0, "temperature": 100.0}
 
@@ -145,3 +149,39 @@ def test_shrunk_labels_are_those_at_the_centres():
     columns = [int((i + 0.5) * 12 / 5) for i in range(5)]
     np.testing.assert_array_equal(made, labels[:, rows][:, :, columns])
     np.testing.assert_array_equal(shrink_labels(jnp.asarray(labels), (7, 12)), labels)
+
+
+@pytest.mark.parametrize("numbers", [2**24, 300])
+@pytest.mark.parametrize("kinds", [(0, 1, 2, 255), (0, 255), (1, 2)])
+def test_upsampled_balanced_cross_entropy_is_that_of_full_size(kinds, numbers, monkeypatch):
+    monkeypatch.setattr(upsample, "_NUMBERS_AT_ONCE", numbers)
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    labels = jnp.asarray(np.random.default_rng(0).choice(kinds, (2, 13, 17)))
+    run = jax.value_and_grad(upsampled_balanced_cross_entropy)
+    plain = jax.value_and_grad(
+        lambda x, y: balanced_cross_entropy(resize(x, (13, 17)), y), allow_int=True
+    )
+    for a, b in zip(run(logits, labels), plain(logits, labels), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_affinity_targets_pair_by_pair():
+    labels = np.random.default_rng(0).choice([0, 1, 2, 255], (2, 24, 40))
+    made = affinity_targets(jnp.asarray(labels), (3, 5), radius=2)
+    own = labels[:, ::8, ::8]
+    for i in range(15):
+        for j in range(15):
+            (y, x), (v, u) = divmod(i, 5), divmod(j, 5)
+            a, b = own[:, y, x], own[:, v, u]
+            near = max(abs(y - v), abs(x - u)) <= 2
+            expected = np.where((a == 255) | (b == 255) | (not near), 255, a == b)
+            np.testing.assert_array_equal(made[:, i, j], expected)
+
+
+def test_affinity_loss_without_pairs_is_nothing():
+    affinity = jnp.full((1, 4, 4), 0.3)
+    assert affinity_loss(affinity, jnp.full((1, 4, 4), 255)) == 0
+    alike = affinity_loss(affinity, jnp.ones((1, 4, 4), int))
+    np.testing.assert_allclose(alike, 0.5 * 16 * 0.7 / 17, rtol=1e-6)
+    unlike = affinity_loss(affinity, jnp.zeros((1, 4, 4), int))
+    np.testing.assert_allclose(unlike, 0.5 * 16 * 0.3 / 17, rtol=1e-6)

@@ -205,3 +205,24 @@ def test_label_lists(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_label_list(path, 20)
+
+
+def test_label_vectors(tmp_path):
+    """WeCLIP's cls_labels_onehot.npy: a pickled dictionary, of which nothing is run."""
+    vectors = {name: np.zeros(20, np.float32) for name in ("2007_000032", "b", "a")}
+    vectors["2007_000032"][[0, 14]] = 1
+    vectors["a"][7] = 1
+    path = tmp_path / "cls_labels_onehot.npy"
+    np.save(path, vectors, allow_pickle=True)
+    found = read_label_list(path, 20)
+    assert list(found.items()) == [("2007_000032", (0, 14)), ("b", ()), ("a", (7,))]
+    with pytest.raises(ValueError, match=r"2007_000032 has float32 \(20,\), and there are 80"):
+        read_label_list(path, 80)
+    vectors["b"][3] = 0.5
+    np.save(path, vectors, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"image b has .* each to be 0 or 1"):
+        read_label_list(path, 20)
+    for content in (np.zeros(3), {"a": print}):
+        np.save(path, content, allow_pickle=True)
+        with pytest.raises(ValueError, match=r"is no file of image labels \("):
+            read_label_list(path, 20)

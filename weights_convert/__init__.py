@@ -34,6 +34,7 @@ from weights_convert.results import (
     save_result,
 )
 from weights_convert.stored import Converted, load_converted, save_converted
+from weights_convert.weclip_head import export_weclip, load_weclip, save_weclip
 
 __all__ = [
     "Checkpoint",
@@ -47,6 +48,7 @@ __all__ = [
     "export",
     "export_deeplab",
     "export_huggingface",
+    "export_weclip",
     "install",
     "kept_arrays",
     "load_clip",
@@ -57,11 +59,13 @@ __all__ = [
     "load_rectification",
     "load_resnet_v1c",
     "load_result",
+    "load_weclip",
     "read",
     "read_state_dict",
     "save_converted",
     "save_deeplab",
     "save_result",
+    "save_weclip",
     "to_published",
     "to_state_dict",
     "with_config",

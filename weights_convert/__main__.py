@@ -37,12 +37,14 @@ from weights_convert.stored import (
     load_converted,
     save_converted,
 )
+from weights_convert.weclip_head import export_weclip, is_weclip, load_weclip
+from weights_convert.weclip_head import summary as weclip_summary
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, deeplab-pytorch's
-deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe
-is needed, and nothing that a file contains is run.
+open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, WeCLIP's or WTCLIP's
+*_model_iter_*.pth, deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this
+command wrote. Neither PyTorch nor Caffe is needed, and nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -53,9 +55,12 @@ examples:
   python -m weights_convert reclip_voc.safetensors --export best_weight.pth --to reclip \\
       --clip ViT-B-16.pt
   python -m weights_convert deeplab.safetensors --export checkpoint_final.pth --to deeplab
+  python -m weights_convert WeCLIP_model_iter_30000.pth -o weclip.safetensors
+  python -m weights_convert weclip.safetensors --export WeCLIP_model_iter_30000.pth --to weclip \\
+      --clip ViT-B-16.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", "deeplab")
+_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "weclip")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,8 +71,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP, ReCLIP and DeepLabV2, look into them, export "
-        "them for PyTorch.",
+        description="Convert checkpoints of CLIP, ReCLIP, WeCLIP, WTCLIP and DeepLabV2, look into "
+        "them, export them for PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -83,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--to",
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
-        "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, or the checkpoint of "
-        "deeplab-pytorch",
+        "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, the checkpoint of "
+        "deeplab-pytorch, or that of WeCLIP and WTCLIP",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -95,7 +100,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the code that trained ReCLIP's SRC, which the file doesn't tell; goes on record",
     )
     parser.add_argument(
-        "--clip", metavar="CLIP", type=Path, help="with --to reclip: the CLIP that SRC belongs to"
+        "--clip",
+        metavar="CLIP",
+        type=Path,
+        help="with --to reclip or weclip: the CLIP that SRC belongs to (weclip: without it, the "
+        "head alone)",
     )
     return parser
 
@@ -106,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    if (args.clip is None) != (args.to != "reclip"):
-        parser.error("--to reclip and --clip CLIP go together")
+    if args.to != "weclip" and (args.clip is None) != (args.to != "reclip"):
+        parser.error("--to reclip (or weclip) and --clip CLIP go together")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -131,6 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
+    if args.to == "weclip" or (args.to is None and is_weclip(args.source)):
+        head = load_weclip(args.source)
+        if args.output:
+            save_converted(target, head)
+        else:
+            export_weclip(head, args.clip and to_state_dict(convert(args.clip)), target)
+        return weclip_summary(head.record)
     deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
     if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
@@ -198,7 +214,13 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_deeplab(path):
+    if is_weclip(path):
+        head = load_weclip(path)
+        kind, layout = head.record.get("kind", "converted"), head.record["method"]
+        model, sizes = "no released model", weclip_summary(head.record)
+        stored = head.arrays if is_converted(path) else names.unwrap(read(path).content)
+        digest = sha256(path)
+    elif is_deeplab(path):
         trained = load_deeplab(path)
         kind, layout = trained.record.get("kind", "converted"), "DeepLabV2"
         model, sizes = "no released model", deeplab_summary(trained.record)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from weights_convert.mapping import CONV, LINEAR, KeyMap, Rule
 
 
-def _block(left: str, right: str) -> list[Rule]:
+def block(left: str, right: str) -> list[Rule]:
+    """Rows of the blocks of a transformer that OpenAI's code makes."""
     left, right = f"{left}.resblocks.{{i}}", f"{right}.resblocks.{{i}}"
     rows = [
         Rule(f"{left}.attn.in_proj_weight", f"{right}.attn.in_proj.kernel", LINEAR),
@@ -42,7 +43,7 @@ OPENAI = KeyMap(
         Rule("visual.proj", "visual.proj"),
         *_layer_norm("visual.ln_pre", "visual.ln_pre"),
         *_layer_norm("visual.ln_post", "visual.ln_post"),
-        *_block("visual.transformer", "visual.transformer"),
+        *block("visual.transformer", "visual.transformer"),
         # ResNet
         *batch_norm("visual.{b:bn[0-9]}", "visual.{b:bn[0-9]}"),
         Rule(
@@ -74,7 +75,7 @@ OPENAI = KeyMap(
         Rule("positional_embedding", "text.positional_embedding"),
         Rule("text_projection", "text.text_projection"),
         *_layer_norm("ln_final", "text.ln_final"),
-        *_block("transformer", "text.transformer"),
+        *block("transformer", "text.transformer"),
     ]
 )
 

@@ -45,8 +45,7 @@ def read_cam(path: str | Path) -> SavedCAM:
       ValueError: no such file layout; says what is wrong with it.
     """
     try:
-        with open(path, "rb") as file:
-            saved = _dictionary(file)
+        saved = read_dictionary(path)
         classes, maps = np.asarray(saved["keys"]), np.asarray(saved["attn_highres"])
         if maps.ndim != 3 or classes.shape != maps.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(f"maps {maps.shape} for classes {classes.shape} {classes.dtype}")
@@ -60,8 +59,18 @@ def read_cam(path: str | Path) -> SavedCAM:
     return SavedCAM(classes.astype(np.int64), maps.astype(np.float16, copy=False))
 
 
+def read_dictionary(path: str | Path) -> dict[str, Any]:
+    """The dictionary inside a .npy file that holds one object, with its arrays as arrays.
+
+    Raises:
+      ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError: another file,
+        a damaged one, or one that would run something.
+    """
+    with open(path, "rb") as file:
+        return _dictionary(file)
+
+
 def _dictionary(file: BinaryIO) -> dict[str, Any]:
-    """The dictionary inside a .npy file that holds one object."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f".npy version {version}")

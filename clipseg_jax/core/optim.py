@@ -35,6 +35,9 @@ class OptimConfig:
     hold_steps: int = 1
     warmup_steps: int = 0
     warmup_ratio: float = 1e-6  # rate at step 0, as a share of the schedule's
+    # False: the schedule's rate, scaled. True: `rate` itself, scaled; the schedule counts only
+    # after the warm-up, though it has run since step 0 (WeCLIP).
+    warmup_alone: bool = False
     momentum: float = 0.9  # SGD
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
     eps: float = 1e-8
@@ -56,8 +59,8 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
     def rate(step: Any) -> Any:
         held = (step // cfg.hold_steps) * cfg.hold_steps
         share = jnp.clip(held / length, 0.0, 1.0)
-        if cfg.schedule == "poly":
-            factor = (1.0 - share) ** cfg.power
+        if cfg.schedule == "poly":  # from whole numbers: nothing cancels near the end
+            factor = jnp.clip((length - held) / length, 0.0, 1.0) ** cfg.power
         elif cfg.schedule == "cosine":
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
@@ -65,7 +68,10 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
         now = jnp.maximum(cfg.rate * factor, cfg.least_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)
-            now = now * (cfg.warmup_ratio + (1.0 - cfg.warmup_ratio) * done)
+            warm = cfg.warmup_ratio + (1.0 - cfg.warmup_ratio) * done
+            if cfg.warmup_alone:
+                return jnp.where(step < cfg.warmup_steps, cfg.rate * warm, now)
+            now = now * warm
         return now
 
     return rate

@@ -72,6 +72,23 @@ def upsampled_cross_entropy(logits: Array, labels: Array) -> Array:
     return jnp.sum(sums) / labels.size
 
 
+def upsampled_balanced_cross_entropy(logits: Array, labels: Array) -> Array:
+    """`balanced_cross_entropy` of logits (b, g, k, c) brought bilinearly to the labels' size."""
+
+    def block(scores: Array, own: Array) -> Array:
+        entropies = _entropies(scores, own)
+        foreground = (own != 0) & (own != IGNORED)
+        return jnp.stack(
+            [jnp.sum(jnp.where(part, entropies, 0)) for part in (own == 0, foreground)]
+        )
+
+    size = (labels.shape[1], labels.shape[2])
+    sums = over_rows(block, [logits.astype(jnp.float32)], size, labels, IGNORED)
+    background, ignored = (jnp.sum(labels == kind) for kind in (0, IGNORED))
+    counts = jnp.stack([background, labels.size - background - ignored])
+    return jnp.sum(jnp.sum(sums, axis=0) / jnp.maximum(counts, 1))
+
+
 def upsampled_l1(first: Array, second: Array, counted: Array) -> Array:
     """Mean absolute difference of two maps brought to full size, over pixels and channels.
 

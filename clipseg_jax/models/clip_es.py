@@ -187,11 +187,16 @@ class CLIPES(nnx.Module):
 
     def refine(self, found: Activation, grids: Array, real: Array) -> CAMs:
         """Class-aware attention-based affinity (section 6)."""
-        b, k, hp, wp = found.raw.shape
-        cells = inside(grids, (hp, wp))
+        cells = inside(grids, (found.raw.shape[2], found.raw.shape[3]))
         cam = activation_maps(found.raw, cells)
+        return self.propagate(cam, found.affinity, grids)
+
+    def propagate(self, cam: Array, affinity: Array, grids: Array) -> CAMs:
+        """CAMs (b, k, hp, wp) in [0, 1], cut to boxes and spread by an affinity (b, n, n)."""
+        b, k, hp, wp = cam.shape
+        cells = inside(grids, (hp, wp))
         boxes = box_masks(cam, grids, self.cfg.box_threshold, cover_border=self.cfg.cover_border)
-        affinity = balance(found.affinity, self.cfg.balance_rounds)
+        affinity = balance(affinity, self.cfg.balance_rounds)
         inside_boxes = jnp.where(boxes, cam, 0.0).reshape(b, k, -1)
         refined = spread(affinity, inside_boxes, self.cfg.spread_steps).reshape(cam.shape)
         return CAMs(cam, boxes, jnp.where(cells[:, None], refined, 0.0))

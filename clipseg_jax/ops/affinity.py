@@ -18,6 +18,19 @@ def patch_affinity(maps: Array, real: Array) -> Array:
     return jnp.where(real[:, :, None] & real[:, None, :], maps[:, 1:, 1:], 0.0)
 
 
+def chosen_weights(maps: Array) -> Array:
+    """Weights (b, l) of attention maps (b, l, n, n): those of the most patch-to-patch attention.
+
+    Maps whose sum is at least the mean sum have equal weights, which add up to almost 1. The paper
+    (Zhang et al., "Frozen CLIP", 2024, section 3.4) chooses the maps nearest to a learned
+    affinity; the published code sums signed differences, where the affinity cancels out. Spec
+    weclip, section 5.4.
+    """
+    totals = jnp.sum(maps, axis=(2, 3))
+    kept = (totals >= jnp.mean(totals, axis=1, keepdims=True)).astype(jnp.float32)
+    return kept / (jnp.sum(kept, axis=1, keepdims=True) + 1e-5)
+
+
 def balance(affinity: Array, rounds: int = 3) -> Array:
     """Symmetric, nearly doubly stochastic affinity (b, n, n) from non-negative ones.
 

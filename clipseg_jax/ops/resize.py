@@ -141,6 +141,7 @@ def resize_within(
     mode: Mode = "bilinear",
     *,
     align_corners: bool = False,
+    scale_factor: float | None = None,
 ) -> Array:
     """Padded images (b, h, w, c) resized each by its own ratio, to (b, *out_shape, c).
 
@@ -156,6 +157,7 @@ def resize_within(
                 out_size[axis],
                 mode,
                 align_corners=align_corners,
+                scale_factor=scale_factor,
                 in_length=image.shape[axis],
                 out_length=out_shape[axis],
             )

@@ -1,4 +1,4 @@
-"""What CLIP-ES's and TagCLIP's recipes read of a config: words, image tower, sizes."""
+"""What CLIP-ES's, TagCLIP's and WeCLIP's recipes read of a config: words, image tower, sizes."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def word_lists(
     return find_dataset(config.dataset).prompts, tuple(config.text.background_words)
 
 
-def image_tower(config: ConfigDict) -> VisionTransformer:
+def image_tower(config: ConfigDict, *, pad_to_patch: bool = True) -> VisionTransformer:
     """CLIP's ViT as CLIP-ES and TagCLIP read it: with positions resized bilinearly.
+
+    WeCLIP's drops rows and columns that don't fill a patch (`pad_to_patch` False).
 
     Raises:
       ValueError: a CLIP without a ViT.
@@ -37,7 +39,10 @@ def image_tower(config: ConfigDict) -> VisionTransformer:
     if not isinstance(clip.visual, VisionTransformer):
         raise ValueError(f"{config.clip.weights} has no ViT, whose attention is needed")
     vision = dataclasses.replace(
-        clip.visual.cfg, position_resize="bilinear", position_half=config.clip.position_half
+        clip.visual.cfg,
+        position_resize="bilinear",
+        position_half=config.clip.position_half,
+        pad_to_patch=pad_to_patch,
     )
     made = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision)).visual
     assert isinstance(made, VisionTransformer)

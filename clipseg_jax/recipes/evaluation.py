@@ -17,7 +17,7 @@ from rich.console import Console
 
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.metrics import SegmentationMetrics
-from clipseg_jax.core.pictures import overlay, save_picture
+from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.evaluate import OnLabels, Progress, evaluate, evaluation_step, report
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.recipes.data import find_dataset
@@ -28,10 +28,13 @@ from input_pipeline import pipeline
 class Evaluation:
     """A split with fixed preprocessing, for networks of one structure; compiled once."""
 
-    def __init__(self, config: ConfigDict, cfg: InferenceConfig, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, cfg: InferenceConfig, mesh: Mesh, *, split: str | None = None
+    ):
+        """`split`: instead of the config's."""
         self._cfg, self._mesh = cfg, mesh
         self.dataset = find_dataset(config.dataset)
-        self._examples = self.dataset.index(config.dataset.root, config.dataset.split)
+        self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
@@ -80,24 +83,31 @@ class Evaluation:
         progress, _ = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary()
 
-    def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
+    def write(
+        self, task: Task, workdir: Path, suffix: str = "", *, predictions: bool = False
+    ) -> dict:
         """Stage: the table into metrics.json, overlays into pictures/; goes on where it was.
 
-        `suffix` is added to all names.
+        `suffix` is added to all names. With `predictions` every label map goes to predictions/.
         """
         folder = workdir / f"pictures{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
         clear = (0, 255) if self.dataset.background else (255,)
 
         def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
+            name = self._examples[index].name
+            if predictions:
+                save_labels(workdir / f"predictions{suffix}" / f"{name}.png", predicted)
             if 0 <= self._pictures <= index:
                 return
             painted = overlay(image, predicted, colours, self._opacity, clear=clear)
-            save_picture(folder / f"{self._examples[index].name}.png", painted)
+            save_picture(folder / f"{name}.png", painted)
 
         partial = workdir / f"evaluate{suffix}.partial.npz"
         progress, skipped = self.count(
-            task, progress_path=partial, on_labels=picture if self._pictures else None
+            task,
+            progress_path=partial,
+            on_labels=picture if self._pictures or predictions else None,
         )
         for one in skipped:
             logging.warning("skipped %s: %s", one.name, one.reason)
@@ -113,4 +123,5 @@ class Evaluation:
             if self._pictures:
                 print(f"pictures: {folder}")
         left_out = len(self._examples) - progress.images
-        return {"images": progress.images, "skipped": left_out, "mIoU": figures["mIoU"]}
+        means = {name: figures[name] for name in ("mIoU", "mIoU_of_labelled")}
+        return {"images": progress.images, "skipped": left_out, **means}

@@ -28,6 +28,7 @@ RECORDS = {
     "CONTEXT_60": (60, True, False, 10),
     "COCO14_81": (81, True, False, 0),
     "COCO17_81": (81, True, False, 0),
+    "COD_65": (65, True, False, 0),
     "COCO_STUFF_164K": (171, False, False, 15),
     "COCO_STUFF_27": (27, False, False, 0),
     "ADE20K": (150, False, True, 0),
@@ -193,6 +194,36 @@ def test_voc_aug_complaints(tmp_path):
         match=r"val\.txt: names labels like /masks/a\.png, and .* are in SegmentationClassAug/;",
     ):
         datasets.VOC12_AUG.index(tmp_path)
+
+
+def test_coco_as_weclip_has_it(tmp_path):
+    """Pictures under their whole names, label maps under the numbers alone."""
+    for split in ("train", "val"):
+        stems = [f"COCO_{split}2014_{n:012d}" for n in (9, 25)]
+        touch(tmp_path, *(f"JPEGImages/{split}/{stem}.jpg" for stem in stems))
+        touch(tmp_path, *(f"SegmentationClass/{split}/{n:012d}.png" for n in (9, 25)))
+        (tmp_path / "coco14").mkdir(exist_ok=True)
+        (tmp_path / f"coco14/{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
+        found = datasets.COCO14_81.index(tmp_path, split)
+        assert [each.name for each in found] == stems
+        folder = tmp_path / "SegmentationClass" / split
+        assert [each.label_path for each in found] == [folder / f"{n:012d}.png" for n in (9, 25)]
+        assert found[0].image_path == tmp_path / "JPEGImages" / split / f"{stems[0]}.jpg"
+    (tmp_path / "SegmentationClass/train/000000000025.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"SegmentationClass/train: 000000000025\.png"):
+        datasets.COCO14_81.index(tmp_path, "train")
+
+
+def test_camouflaged_animals(tmp_path):
+    touch(tmp_path, "JPEGImages/b.jpg", "JPEGImages/a.jpg")
+    touch(tmp_path, "SegmentationClassAug/b.png", "SegmentationClassAug/a.png")
+    with pytest.raises(FileNotFoundError, match="1 to 64 in the published order, 255 ignored"):
+        datasets.COD_65.index(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("b\na\n")
+    found = datasets.COD_65.index(tmp_path, "train")
+    assert [each.label_path.name for each in found] == ["b.png", "a.png"]
+    assert datasets.COD_65.class_names[1] == datasets.COD_65.foreground[0] == "Deer"
+    assert len(set(datasets.COD_65.palette)) == 65
 
 
 def test_without_label_maps(tmp_path):

@@ -17,7 +17,7 @@ from input_pipeline.datasets import (
     VOC12_21,
     VOC12_AUG,
 )
-from input_pipeline.image_labels import has_annotations, image_labels
+from input_pipeline.image_labels import NO_OBJECT, has_annotations, image_labels
 from input_pipeline.images import BadFile
 from tests.input_pipeline import coco_files
 
@@ -91,6 +91,25 @@ def test_bad_xml_is_named_and_the_others_go_on(tmp_path):
     for stem in "bdef":
         write_xml(tmp_path, stem, XMLS[stem])
     assert image_labels(VOC12_AUG, tmp_path, "train").problems == [("c", reasons["c"])]
+
+
+def test_label_maps_instead(tmp_path):
+    """What the maps show counts if it is asked for, ascending, whatever the annotations say."""
+    voc(tmp_path)
+    folder = tmp_path / "SegmentationClassAug"
+    folder.mkdir()
+    for stem, ids in {"c": [0, 20, 3, 255], "a": [0, 255], "b": [1]}.items():
+        Image.fromarray(np.asarray([ids], np.uint8)).save(folder / f"{stem}.png")
+    found = image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work")
+    assert found.labels == [(2, 19), (), (0,)]
+    assert found.problems == [("a", NO_OBJECT)]
+    annotated = image_labels(VOC12_AUG, tmp_path, "train", cache=tmp_path / "work")
+    assert annotated.labels == [(14, 11), (19, 0), (7,)]
+    assert len(list((tmp_path / "work").iterdir())) == 2  # neither is taken for the other
+    assert image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work") == found
+    (folder / "b.png").write_bytes(b"")
+    with pytest.raises(BadFile, match=r"b: .*b\.png: not a label map"):
+        image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work")
 
 
 def test_no_annotations_at_all(tmp_path):

@@ -1,0 +1,278 @@
+"""The benchmark's peer: a training step of WeCLIP the published way, in ordinary PyTorch.
+
+Written from the description (spec weclip, sections 3 to 7 and 15), with its costs: pseudo labels
+are made for one image after the other and, in Grad-CAM, one class after the other; block 12 runs
+forward and backward for every class; PAR copies all 48 neighbours of image and masks, in each of
+its iterations; affinity labels are picked by boolean masks. Where the description leaves a choice
+the cheaper one is taken: no gradients of frozen weights, boxes from a flood fill of patches, no
+label or feature written to disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.torch_clip_es import Block, boxed, scaled, scaled_twice
+from clipseg_jax.models.clip.vit import ViTConfig
+
+WIDTH, DECODER_LAYERS, DECODER_HEADS, DROPOUT = 256, 3, 8, 0.1
+EARLY_LAYERS, SINKHORN_ROUNDS = 8, 3
+PAR_DILATIONS, PAR_ROUNDS, PAR_SHARPNESS, PAR_POSITION = (1, 2, 4, 8, 12, 24), 20, 0.3, 0.01
+
+
+class Method(NamedTuple):
+    """What differs between datasets."""
+
+    classes: int  # with background
+    box_threshold: float = 0.4
+    late_layers: int = 6
+    radius: int = 8  # of the affinity loss, in patches
+    temperature: float = 100.0
+
+
+class PAR(nn.Module):
+    """Pixel-adaptive refinement of masks (1, m, h, w) by an image (1, 3, h, w)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = torch.zeros(8, 1, 3, 3)
+        places = [(y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)]
+        for i, (y, x) in enumerate(places):
+            kernel[i, 0, y, x] = 1.0
+        far = [math.hypot(y - 1, x - 1) for y, x in places]
+        position = torch.tensor([d * near for d in PAR_DILATIONS for near in far])
+        weights = -((position / (position.std() + 1e-8) / PAR_SHARPNESS) ** 2)
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.register_buffer("position", weights.softmax(0).view(1, 1, -1, 1, 1), persistent=False)
+
+    def neighbours(self, x: Tensor) -> Tensor:
+        """(1, c, h, w) -> copies of the neighbours (1, c, 48, h, w)."""
+        _, c, h, w = x.shape
+        found = []
+        for d in PAR_DILATIONS:
+            wide = F.pad(x, [d] * 4, mode="replicate").transpose(0, 1)
+            found.append(F.conv2d(wide, self.kernel, dilation=d).view(1, c, 8, h, w))
+        return torch.cat(found, dim=2)
+
+    def forward(self, image: Tensor, masks: Tensor) -> Tensor:
+        """Refined masks."""
+        image = F.interpolate(image, masks.shape[-2:], mode="bilinear", align_corners=True)
+        around = self.neighbours(image)
+        centre = image.unsqueeze(2).repeat(1, 1, around.shape[2], 1, 1)
+        spread = around.std(2, keepdim=True)
+        unlike = -(((around - centre).abs() / (spread + 1e-8) / PAR_SHARPNESS) ** 2)
+        weights = unlike.mean(1, keepdim=True).softmax(2) + PAR_POSITION * self.position
+        for _ in range(PAR_ROUNDS):
+            masks = (self.neighbours(masks) * weights).sum(2)
+        return masks
+
+
+class Adapter(nn.Module):
+    """The perceptron of one layer's features."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj, self.proj_2 = nn.Linear(width, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, d) -> (b, n, 256)."""
+        return self.proj_2(F.relu(self.proj(x)))
+
+
+class PublishedWeCLIP(nn.Module):
+    """Normalised images (b, 3, h, w) and their class ids -> the loss of a step."""
+
+    def __init__(self, cfg: ViTConfig, method: Method, classes: Tensor, background: Tensor):
+        super().__init__()
+        d = cfg.width
+        self.grid, self.method = cfg.grid, method
+        self.conv1 = nn.Conv2d(3, d, cfg.patch_px, cfg.patch_px, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(d))
+        self.positional_embedding = nn.Parameter(torch.randn(cfg.grid**2 + 1, d))
+        self.ln_pre = nn.LayerNorm(d, eps=cfg.norm_eps)
+        self.resblocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
+        self.ln_post = nn.LayerNorm(d, eps=cfg.norm_eps)
+        self.proj = nn.Parameter(torch.randn(d, cfg.embed_dim))
+        self.register_buffer("classes", classes, persistent=False)
+        self.register_buffer("background", background, persistent=False)
+        self.requires_grad_(False)
+
+        self.adapters = nn.ModuleList(Adapter(d) for _ in range(cfg.layers - 1))
+        self.fuse = nn.Conv2d(WIDTH * (cfg.layers - 1), WIDTH, 1)
+        self.dropout = nn.Dropout2d(DROPOUT)
+        of_decoder = ViTConfig(1, 1, WIDTH, DECODER_LAYERS, DECODER_HEADS, WIDTH)
+        self.decoder = nn.ModuleList(Block(of_decoder) for _ in range(DECODER_LAYERS))
+        self.classifier = nn.Conv2d(WIDTH, method.classes, 1)
+        self.par = PAR()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def trained(self) -> list[nn.Parameter]:
+        """What the optimiser owns."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds the wall time of what runs inside to `seconds`."""
+        device = self.proj.device.type
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        yield
+        if device == "cuda":
+            torch.cuda.synchronize()
+        self.seconds[part] += time.perf_counter() - start
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], tuple[int, int]]:
+        """Tokens after each block but the last, their maps, the patch grid."""
+        patches = self.conv1(images)
+        b, d, h, w = patches.shape
+        stored = self.positional_embedding[1:].T.reshape(1, d, self.grid, self.grid)
+        spatial = F.interpolate(stored, (h, w), mode="bilinear", align_corners=False)
+        positions = torch.cat([self.positional_embedding[:1], spatial.flatten(2)[0].T])
+        first = self.class_embedding.expand(b, 1, d)
+        x = self.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
+        outputs, maps = [], []
+        for block in self.resblocks[:-1]:
+            x, attention = block(x)
+            outputs.append(x)
+            maps.append(attention)
+        return outputs, maps, (h, w)
+
+    def loss(self, images: Tensor, ids: Sequence[Sequence[int]], late: bool) -> Tensor:
+        """The loss of a batch; `late`: maps are refined by the decoder's affinity."""
+        with self.timed("encoder"):
+            outputs, maps, grid = self.encode(images)
+        with self.timed("decoder"):
+            b = len(images)
+            adapted = [a(x[:, 1:]) for a, x in zip(self.adapters, outputs, strict=True)]
+            stacked = torch.cat(adapted, dim=-1).transpose(1, 2).reshape(b, -1, *grid)
+            fused = self.dropout(self.fuse(stacked))
+            flat = fused.flatten(2)
+            affinity = torch.sigmoid(flat.transpose(1, 2) @ flat)
+            x = flat.transpose(1, 2)
+            for block in self.decoder:
+                x, _ = block(x)
+            logits = self.classifier(x.transpose(1, 2).reshape(b, -1, *grid))
+        labels = []
+        for i, own in enumerate(ids):
+            of_image = [attention[i : i + 1] for attention in maps]
+            known = affinity[i].detach() if late else None
+            labels.append(
+                self.pseudo_label(
+                    images[i : i + 1], outputs[-1][i : i + 1], of_image, own, known, grid
+                )
+            )
+        with self.timed("loss"):
+            truth = torch.stack(labels)
+            large = F.interpolate(logits, truth.shape[-2:], mode="bilinear", align_corners=False)
+            return balanced(large, truth) + 0.1 * self.affinity_loss(affinity, truth, grid)
+
+    def pseudo_label(
+        self,
+        image: Tensor,
+        x: Tensor,
+        maps: list[Tensor],
+        ids: Sequence[int],
+        affinity: Tensor | None,
+        grid: tuple[int, int],
+    ) -> Tensor:
+        """Labels (h, w) of one image."""
+        text = F.normalize(torch.cat([self.classes[list(ids)], self.background]), dim=-1)
+        spread, enlarged = None, []
+        size = image.shape[-2:]
+        for k in range(len(ids)):
+            with self.timed("CAM"):
+                raw, attention = self.grad_cam(x, text, k)
+                cam = scaled_twice(raw.reshape(grid))
+            with self.timed("refinement"):
+                if spread is None:
+                    spread = self.transition([*maps, attention], affinity)
+                mask = torch.from_numpy(boxed(cam, self.method.box_threshold)).float()
+                refined = (spread.cpu() * mask.reshape(1, -1)) @ torch.from_numpy(cam).reshape(
+                    -1, 1
+                )
+                refined = torch.from_numpy(scaled(refined.reshape(cam.shape).numpy()))
+                enlarged.append(F.interpolate(refined[None, None], size, mode="bilinear")[0, 0])
+        with self.timed("PAR"), torch.no_grad():
+            found = torch.stack(enlarged)
+            stack = torch.cat([1 - found.max(0, keepdim=True).values, found])[None]
+            best = self.par(image, stack.to(image.device)).argmax(1)[0]
+            names = torch.tensor([0, *(i + 1 for i in ids)], device=best.device)
+            return names[best]
+
+    @torch.enable_grad()
+    def grad_cam(self, x: Tensor, text: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Weighted activations (n,) of class k, and the last block's attention."""
+        caught: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            caught.append(output.detach().requires_grad_())
+            return caught[-1]
+
+        block = self.resblocks[-1]
+        hook = block.ln_1.register_forward_hook(catch)
+        z, attention = block(x)
+        hook.remove()
+        feature = F.normalize(self.ln_post(z)[:, 1:].mean(1) @ self.proj, dim=-1)
+        p = torch.softmax(self.method.temperature * feature @ text.T, dim=-1)
+        (gradient,) = torch.autograd.grad(p[0, k], caught, retain_graph=True)
+        weights = gradient[0, 1:].float().mean(0)
+        return caught[0].detach()[0, 1:].float() @ weights, attention.detach()
+
+    @torch.no_grad()
+    def transition(self, maps: list[Tensor], affinity: Tensor | None) -> Tensor:
+        """How far patches belong together (n, n), once for an image."""
+        if affinity is None:
+            s = torch.cat(maps[-EARLY_LAYERS:]).mean(0)[1:, 1:].float()
+        else:
+            last = torch.cat(maps[-self.method.late_layers :])[:, 1:, 1:].float()
+            masses = (affinity - last).sum((1, 2))
+            kept = last[masses <= masses.mean()]
+            s = kept.sum(0) / (len(kept) + 1e-5) * affinity
+        for _ in range(SINKHORN_ROUNDS):
+            s = s / s.sum(0, keepdim=True)
+            s = s / s.sum(1, keepdim=True)
+        s = (s + s.T) / 2
+        return s @ s
+
+    def affinity_loss(self, affinity: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The loss of the patches' affinity (b, n, n) against their labels."""
+        small = F.interpolate(labels[:, None].float(), grid, mode="nearest").flatten(1)
+        rows, columns = (g.flatten() for g in np.meshgrid(*map(np.arange, grid), indexing="ij"))
+        r = self.method.radius
+        near = (abs(rows[:, None] - rows) <= r) & (abs(columns[:, None] - columns) <= r)
+        targets = []
+        for own in small.cpu().numpy():
+            alike = (own[:, None] == own[None]).astype(np.int64)
+            alike[~near] = 255
+            targets.append(torch.from_numpy(alike))
+        target = torch.stack(targets).to(affinity.device)
+        same, other = (target == 1), (target == 0)
+        return 0.5 * (
+            (same * (1 - affinity)).sum() / (same.sum() + 1)
+            + (other * affinity).sum() / (other.sum() + 1)
+        )
+
+
+def balanced(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of background and of foreground, half each."""
+    background = torch.where(labels == 0, labels, 255)
+    foreground = torch.where(labels == 0, 255, labels)
+    parts = [F.cross_entropy(logits, own, ignore_index=255) for own in (background, foreground)]
+    return 0.5 * (parts[0] + parts[1])
+
+
+def optimizer(model: PublishedWeCLIP) -> torch.optim.Optimizer:
+    """The published AdamW."""
+    return torch.optim.AdamW(model.trained(), lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01)

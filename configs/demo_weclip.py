@@ -1,0 +1,14 @@
+"""WeCLIP on the embedded painted world with the embedded tiny CLIP.
+
+    python -m clipseg_jax.main --config=configs/demo_weclip.py --workdir=workdir/demo_weclip
+
+Nothing is downloaded. Figures: clipseg_jax/demo/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import demo_weclip
+
+
+def get_config() -> ConfigDict:
+    return demo_weclip.get_config("weclip")

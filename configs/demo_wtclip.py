@@ -1,0 +1,14 @@
+"""WTCLIP on the embedded painted world with the embedded tiny CLIP.
+
+    python -m clipseg_jax.main --config=configs/demo_wtclip.py --workdir=workdir/demo_wtclip
+
+Nothing is downloaded. Figures: clipseg_jax/demo/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import demo_weclip
+
+
+def get_config() -> ConfigDict:
+    return demo_weclip.get_config("wtclip")

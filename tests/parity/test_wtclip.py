@@ -1,0 +1,123 @@
+"""WTCLIP against its published code: every case in the `wtclip` folder of goldens."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from clipseg_jax.models.weclip_head import WaveletBlock
+from clipseg_jax.ops.canny import canny
+from clipseg_jax.ops.wavelet import haar, inverse_haar
+from tests import seeded
+from tests.parity import cases
+from tests.parity.weclip_head_cases import check_head
+from tests.parity.weclip_models import published, relative, stride, thinned
+from tests.parity.weclip_train_cases import check_train
+from weights_convert.build import install
+from weights_convert.weclip import HEAD
+
+FOLDER = "wtclip"
+SLOW = ("train",)
+NOT_HERE = ("infer",)  # another module's cases
+_OURS = "head.decoder.wavelet."
+
+
+def test_case(path, goldens, monkeypatch):
+    checks = {
+        "edge": check_edge,
+        "head": check_head,
+        "train": functools.partial(check_train, monkeypatch=monkeypatch),
+        "wavelet": check_wavelet,
+    }
+    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    assert found, f"no check for a case named {path.stem}"
+    case, arrays = cases.load(path)
+    found[0](case, arrays)
+
+
+def check_edge(case, arrays):
+    maps, find = arrays["scoremaps"], jax.jit(canny)
+    # As released: in maps cut to 0 and 1 no edge is found, so that "off" is the same.
+    assert not find(jnp.floor(maps)).any()
+    np.testing.assert_array_equal(arrays["enhanced"], maps)
+    edges = np.asarray(find(jnp.floor(255 * maps)))
+    assert edges.any()
+    np.testing.assert_array_equal(255 * edges, arrays["canny_255"])
+    np.testing.assert_array_equal(
+        maps * np.float32(255) + np.float32(0.5 * 255) * edges, arrays["enhanced_255"]
+    )
+
+
+def check_wavelet(case, arrays):
+    inputs = case["inputs"]
+    pattern = r"unit_rows\('wt_in', (\d+)\*(\d+)\*(\d+), (\d+), seed\)"
+    b, c, h, w = map(int, re.search(pattern, inputs["wt_in"]).groups())
+    x = seeded.unit_rows("wt_in", b * c * h, w, inputs["seed"]).reshape(b, c, h, w) * math.sqrt(w)
+    bands = haar(jnp.moveaxis(jnp.asarray(x), 1, -1))
+    made = np.transpose(bands, (0, 3, 4, 1, 2))
+    relative(made, arrays["wt"], name="wt", share=1e-5)
+    relative(cases.nchw(inverse_haar(bands)), arrays["iwt_of_wt"], name="iwt_of_wt", share=1e-5)
+    check_filters(arrays)
+    for kind in (name for name, told in inputs.items() if isinstance(told, dict)):
+        check_block(case, arrays, kind)
+
+
+def check_filters(arrays):
+    """What our transforms do to one pixel, against the filters that a file holds."""
+    for name, transform in (("dec_filters", haar), ("rec_filters", inverse_haar)):
+        filters = arrays[name][:4, 0]
+        if transform is haar:
+            pixels = jnp.eye(4).reshape(4, 2, 2, 1)
+            made = haar(pixels).reshape(4, 4).T
+        else:
+            made = inverse_haar(jnp.eye(4).reshape(4, 1, 1, 1, 4))
+        cases.close(jnp.reshape(made, (4, 2, 2)), filters, absolute=1e-6, name=name)
+
+
+def check_block(case, arrays, kind):
+    told, seed = case["inputs"][kind], case["inputs"]["seed"]
+    weights = {
+        f"decoder.wtconv.{key}": seeded.tensor(f"decoder.wtconv.{key}", shape, seed)
+        * np.float32(16 if "scale" in key else 1)
+        for key, shape in told["shapes"].items()
+    }
+    assert "'scale' additionally multiplied by 16" in told["weights"]
+    named, unknown = HEAD.rename(weights)
+    assert not unknown
+    width = told["shapes"]["pointwise.weight"][0]
+    block = WaveletBlock(width, told["wt_levels"], rngs=nnx.Rngs(0))
+    install(block, {k.removeprefix(_OURS): v for k, v in named.items()}, complete=("",))
+
+    b, c, h, w = map(int, re.search(r"reshape\((\d+),(\d+),(\d+),(\d+)\)", told["x"]).groups())
+    x, probe = (
+        seeded.unit_rows(f"wtconv_{name}_{kind}", b * c * h, w, seed).reshape(b, c, h, w)
+        for name in ("in", "probe")
+    )
+    x = jnp.moveaxis(jnp.asarray(x * math.sqrt(w)), 1, -1)
+    graph, state = nnx.split(block)
+
+    @jax.jit
+    def run(state, x):
+        def scalar(state, x):
+            block = nnx.merge(graph, state)
+            convolved = block.convolve(x)
+            out = block.pointwise(convolved)
+            return jnp.sum(jnp.moveaxis(out, -1, 1) * probe), (convolved, out)
+
+        return jax.grad(scalar, argnums=(0, 1), has_aux=True)(state, x)
+
+    (gradient, slope), (convolved, out) = run(state, x)
+    for name, value in (("depthwise", convolved), ("out", out), ("grad_x", slope)):
+        key = f"{kind}_{name}_sub"
+        value = cases.nchw(value)[:, :: stride(case["arrays"][key]["meaning"], "channel")]
+        relative(value, arrays[key], name=key, share=1e-5)
+    gradient = published(gradient, _OURS)
+    for key in told["shapes"]:
+        made = thinned(gradient[f"decoder.wtconv.{key}"])
+        relative(made, arrays[f"{kind}_grad:{key}"], name=f"{kind} {key}", share=1e-5)
