@@ -56,13 +56,11 @@ def head_arrays(case: Case) -> dict[str, np.ndarray]:
 
 
 def head_config(case: Case) -> HeadConfig:
-    """Sizes from the shapes; without dropout where the case has none."""
+    """Sizes from the shapes, the rest as published."""
     shapes = case["head_shapes"]
     levels = [key for key in shapes if ".wavelet_convs." in key]
-    dropped = re.search(r"Dropout2d\(([\d.]+)\)", case["config"].get("dropout", ""))
     return HeadConfig(
         width=shapes["decoder_fts_fuse.linear_fuse.weight"][0],
-        dropout=float(dropped.group(1)) if dropped else 0.0,
         gate="decoder_fts_fuse.spatial_attention.0.weight" in shapes,
         wavelet_levels=len(levels),
     )

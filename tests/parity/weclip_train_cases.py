@@ -69,12 +69,18 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
         updates, moments = tx.update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments, value, gradient, aux
 
+    sizes = model.head.cfg
+    everything = np.full(
+        (len(arrays["losses"]), len(batch["image"]), sizes.width), 1 - sizes.dropout
+    )
+    masks = arrays.get("dropout_keep", everything)  # one program, with dropout or without
+    assert "dropout_keep" not in arrays or f"Dropout2d({sizes.dropout})" in config["dropout"]
     moments, first = tx.init(params), published(params)
     counter = config["iteration_counter_before_first_forward"]
     rate = learning_rate(_optim(case), config["max_iters"])
     (group,) = weclip.GROUPS
     for s, expected in enumerate(arrays["losses"]):
-        kept = jnp.asarray(arrays["dropout_keep"][s]) if "dropout_keep" in arrays else None
+        kept = jnp.asarray(masks[s], jnp.float32)
         params, moments, value, gradient, (metrics, parts) = step(
             params, taken.frozen, moments, batch, features, kept, jnp.asarray(counter + s)
         )
