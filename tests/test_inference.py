@@ -19,7 +19,8 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise, opencv_resize
+from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import count_windows, window_starts
 from tests import tiny
 
@@ -152,3 +153,64 @@ def test_single_view_keeps_the_argmax_of_softmax():
     twice, _ = label_maps([view, view], CFG)
     once, _ = label_maps([view], CFG)
     assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_sigmoid_before_the_mean_of_windows(mode):
+    """Against plain loops: each window at its pixels, sums over counts, a resize, an offset."""
+    plain = tiny.task(classes=3)
+    task = plain._replace(predict=lambda *inputs: 8 * plain.predict(*inputs))
+    offsets = (0.0, -0.1, -0.2)
+    cfg = dataclasses.replace(
+        CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44), sigmoid=True, row_offsets=offsets
+    )
+    crop, stride = (64, 64), 44
+    for i, picture in enumerate(tiny.images([(50, 90), (64, 33)])):
+        image_hw = picture.shape[:2]
+        size = network_size(*image_hw, cfg)
+        small = opencv_resize(
+            jnp.asarray(picture)[None], jnp.asarray([image_hw]), jnp.asarray([size]), size
+        )
+        pixels = normalise(small, CLIP_MEAN, CLIP_STD)
+        total, count = np.zeros((1, *size, 3)), np.zeros((*size, 1))
+        starts = [(0,), (0,)]
+        if mode == "slide":
+            starts = [
+                [min(n * stride, side - 64) for n in range(count_windows(side, 64, stride))]
+                for side in size
+            ]
+        else:
+            crop = size
+        for y in starts[0]:
+            for x in starts[1]:
+                place = slice(y, y + crop[0]), slice(x, x + crop[1])
+                window = pixels[:, place[0], place[1]]
+                logits = task.predict(task.model, window, jnp.asarray([crop]))
+                total[:, place[0], place[1]] += jax.nn.sigmoid(resize(logits, crop))
+                count[place] += 1
+        scores = resize(jnp.asarray(total / count), image_hw) + jnp.asarray(offsets)
+        assert count.max() > 1 or mode == "whole" or i == 1
+
+        sizes, network = jnp.asarray([image_hw]), jnp.asarray([size])
+        bucket = size[0] + 16, size[1] + 32  # more windows than the image has
+        padded = tiny.padded([picture], (image_hw[0] + 7, image_hw[1] + 9))
+        view = image_scores(task, task.model, padded, sizes, network, bucket, cfg)
+        made = view.at(view.rows)[:, : image_hw[0], : image_hw[1]] + jnp.asarray(offsets)
+        np.testing.assert_allclose(made, scores, atol=2e-6)
+        labels, _ = label_maps([view], cfg)
+        expected = np.argmax(scores, axis=-1)[0]
+        assert np.mean(labels[0, : image_hw[0], : image_hw[1]] == expected) > 0.999
+
+
+def test_a_ratio_that_stands_twice_counts_twice():
+    task, (picture,) = tiny.task(), tiny.images([(50, 70)])
+    cfg = dataclasses.replace(CFG, sigmoid=True, ratios=(1.0, 0.75, 1.0))
+    sizes = jnp.asarray([picture.shape[:2]])
+    networks = network_sizes(picture.shape[:2], cfg)
+    views = [
+        image_scores(task, task.model, jnp.asarray(picture)[None], sizes, jnp.asarray([n]), n, cfg)
+        for n in networks
+    ]
+    expected, _ = label_maps(views, cfg)
+    labels, _ = alone(task, cfg, picture)
+    np.testing.assert_array_equal(labels, expected[0])
