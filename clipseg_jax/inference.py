@@ -56,10 +56,6 @@ class InferenceConfig:
     background_thresh: float = 0.0
     background_label: int = 0
     temperature: float = 100.0  # of the probabilities that background_thresh looks at
-    # Each window's logits pass a sigmoid at its pixels, before windows are averaged (CLIP-RC).
-    sigmoid: bool = False
-    # Added to the score of each class row in the end; (): nothing.
-    row_offsets: tuple[float, ...] = ()
     # A dense CRF on the probabilities (the softmax of one view, the mean of several), and the image
     # that it sees: "wrapped" as deeplab-pytorch's (see `ops.crf.wrapped_image`), or "raw" RGB.
     crf: CRFConfig | None = None
@@ -161,7 +157,7 @@ def image_scores(
 
     counts = [1 if each is None else each.shape[1] for each in starts]
     lengths = [logits.shape[1 + axis] // counts[axis] for axis in (0, 1)]
-    shown, shown_lengths = (extents, frame) if cfg.sigmoid else (grids, lengths)
+    shown, shown_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
 
     def matrix(axis: int) -> Array:
         made = grid_to_image(
@@ -179,7 +175,7 @@ def image_scores(
             made = then_resize(made, *sizes, images.shape[1 + axis])
         return made
 
-    if not cfg.sigmoid:
+    if task.pixel_scores is None:
         return Scores(logits, matrix(0), matrix(1))
     to_pixels = [
         grid_to_image(grids[:, i], extents[:, i], grid_length=lengths[i], length=frame[i])
@@ -188,7 +184,7 @@ def image_scores(
     # A bilinear resize looks at two pixels, each of which lies in so many windows.
     overlap = [-(-size // stride) + 1 for size, stride in zip(frame, cfg.stride_px, strict=True)]
     rows, columns = (taps(matrix(i), 2 * min(counts[i], overlap[i])) for i in (0, 1))
-    return Scores(logits, rows, columns, to_pixels=(to_pixels[0], to_pixels[1]))
+    return Scores(logits, rows, columns, (to_pixels[0], to_pixels[1]), task.pixel_scores)
 
 
 def _mirror(x: Array, sizes: Array, axis: int) -> Array:
@@ -210,7 +206,7 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
     blocks = -(-height // step)
 
     def block(rows: list[Array | Taps]) -> tuple[Array, Array]:
-        maps = [_offset(v.at(r), cfg) for r, v in zip(rows, views, strict=True)]
+        maps = [v.at(r) for r, v in zip(rows, views, strict=True)]
         if len(maps) == 1:
             decide, scale = maps[0], cfg.temperature
             best = jnp.max(jax.nn.softmax(scale * decide, axis=-1), axis=-1)
@@ -232,10 +228,6 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
     return _named(join(labels), join(best), cfg)
 
 
-def _offset(scores: Array, cfg: InferenceConfig) -> Array:
-    return scores + jnp.asarray(cfg.row_offsets) if cfg.row_offsets else scores
-
-
 def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
     """Rows of the classifier to labels, and unsure pixels to the background."""
     if cfg.row_labels is not None:
@@ -252,7 +244,7 @@ def crf_label_maps(
 
     All class probabilities of the batch are in memory at once: h * w * c numbers for each image.
     """
-    maps = [_offset(v.at(v.rows), cfg) for v in views]
+    maps = [v.at(v.rows) for v in views]
     scores = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
     assert cfg.crf is not None
     seen = wrapped_image(images) if cfg.crf_image == "wrapped" else images

@@ -157,13 +157,13 @@ def test_single_view_keeps_the_argmax_of_softmax():
 
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 def test_sigmoid_before_the_mean_of_windows(mode):
-    """Against plain loops: each window at its pixels, sums over counts, a resize, an offset."""
+    """Against plain loops: each window at its pixels, sums over counts, a resize."""
     plain = tiny.task(classes=3)
-    task = plain._replace(predict=lambda *inputs: 8 * plain.predict(*inputs))
-    offsets = (0.0, -0.1, -0.2)
-    cfg = dataclasses.replace(
-        CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44), sigmoid=True, row_offsets=offsets
+    task = plain._replace(
+        predict=lambda *inputs: 8 * plain.predict(*inputs),
+        pixel_scores=lambda logits: jax.nn.sigmoid(logits) - np.asarray([0, 0.1, 0.2], np.float32),
     )
+    cfg = dataclasses.replace(CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44))
     crop, stride = (64, 64), 44
     for i, picture in enumerate(tiny.images([(50, 90), (64, 33)])):
         image_hw = picture.shape[:2]
@@ -186,16 +186,16 @@ def test_sigmoid_before_the_mean_of_windows(mode):
                 place = slice(y, y + crop[0]), slice(x, x + crop[1])
                 window = pixels[:, place[0], place[1]]
                 logits = task.predict(task.model, window, jnp.asarray([crop]))
-                total[:, place[0], place[1]] += jax.nn.sigmoid(resize(logits, crop))
+                total[:, place[0], place[1]] += task.pixel_scores(resize(logits, crop))
                 count[place] += 1
-        scores = resize(jnp.asarray(total / count), image_hw) + jnp.asarray(offsets)
+        scores = resize(jnp.asarray(total / count), image_hw)
         assert count.max() > 1 or mode == "whole" or i == 1
 
         sizes, network = jnp.asarray([image_hw]), jnp.asarray([size])
         bucket = size[0] + 16, size[1] + 32  # more windows than the image has
         padded = tiny.padded([picture], (image_hw[0] + 7, image_hw[1] + 9))
         view = image_scores(task, task.model, padded, sizes, network, bucket, cfg)
-        made = view.at(view.rows)[:, : image_hw[0], : image_hw[1]] + jnp.asarray(offsets)
+        made = view.at(view.rows)[:, : image_hw[0], : image_hw[1]]
         np.testing.assert_allclose(made, scores, atol=2e-6)
         labels, _ = label_maps([view], cfg)
         expected = np.argmax(scores, axis=-1)[0]
@@ -204,7 +204,8 @@ def test_sigmoid_before_the_mean_of_windows(mode):
 
 def test_a_ratio_that_stands_twice_counts_twice():
     task, (picture,) = tiny.task(), tiny.images([(50, 70)])
-    cfg = dataclasses.replace(CFG, sigmoid=True, ratios=(1.0, 0.75, 1.0))
+    task = task._replace(pixel_scores=jax.nn.sigmoid)
+    cfg = dataclasses.replace(CFG, ratios=(1.0, 0.75, 1.0))
     sizes = jnp.asarray([picture.shape[:2]])
     networks = network_sizes(picture.shape[:2], cfg)
     views = [

@@ -1,22 +1,26 @@
 """Class scores of images, of which only small logits are ever stored whole.
 
-Linear scores need two matrices (`ops/window.py`). Where each window's pixel scores pass a sigmoid
-before windows are averaged (CLIP-RC), its logits are upsampled first, then comes the sigmoid, then
-the average and the resize to the image, which take few pixels for each row and column of the
-result: its taps. Spec clip_rc, section 10.
+Linear scores need two matrices (`ops/window.py`). Where the logits of a window's pixels pass a
+function (CLIP-RC: a sigmoid) before windows are averaged, they are upsampled first, then comes the
+function, then the average and the resize to the image, which take few pixels for each row and
+column of the result: its taps. Spec clip_rc, section 10.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+PixelScores = Callable[[Array], Array]
+
 
 class Taps(NamedTuple):
-    """A matrix with few numbers in a row: out[i] = sum over j of weights[i, j] * x[places[i, j]]."""
+    """A matrix with few numbers in a row: (M x)[i] is sum_j weights[i, j] x[places[i, j]]."""
 
     weights: Array  # (b, n, k) float32
     places: Array  # (b, n, k) int32
@@ -25,14 +29,15 @@ class Taps(NamedTuple):
 class Scores(NamedTuple):
     """Class scores of images, small: pixel scores are `rows @ logits @ columns^T`.
 
-    Or, with a sigmoid at the windows' pixels, of all windows together:
-    `rows @ sigmoid(to_pixels[0] @ logits @ to_pixels[1]^T) @ columns^T`.
+    Or, with a function of the windows' pixels, of all windows together:
+    `rows @ pixel_scores(to_pixels[0] @ logits @ to_pixels[1]^T) @ columns^T`.
     """
 
     logits: Array  # (b, g, k, c)
     rows: Array | Taps  # (b, height, g)
     columns: Array | Taps  # (b, width, k)
     to_pixels: tuple[Array, Array] | None = None  # (b, pixels, grid) of one window, each axis
+    pixel_scores: PixelScores | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,7 +61,8 @@ class Scores(NamedTuple):
         if isinstance(rows, Taps):
             assert isinstance(self.columns, Taps)
             assert self.to_pixels is not None
-            return sigmoid_rows(self.logits, *self.to_pixels, rows, self.columns)
+            assert self.pixel_scores is not None
+            return tapped_rows(self.logits, *self.to_pixels, rows, self.columns, self.pixel_scores)
         return jnp.einsum(
             "brg,bgkc,bwk->brwc", rows, self.logits, self.columns, precision="highest"
         )
@@ -67,8 +73,13 @@ def taps(matrices: Array, most: int) -> Taps:
     return Taps(*jax.lax.top_k(matrices, min(most, matrices.shape[2])))
 
 
-def sigmoid_rows(
-    logits: Array, to_rows: Array, to_columns: Array, rows: Taps, columns: Taps
+def tapped_rows(
+    logits: Array,
+    to_rows: Array,
+    to_columns: Array,
+    rows: Taps,
+    columns: Taps,
+    pixel_scores: PixelScores,
 ) -> Array:
     """Scores (b, r, w, c) of some rows of images.
 
@@ -77,12 +88,20 @@ def sigmoid_rows(
       to_rows, to_columns: (b, height, gh) and (b, width, gw), from a window's grid to its pixels.
       rows: r of them, into the ny * height rows of pixels that all windows have; columns: w, into
         their nx * width columns.
+      pixel_scores: logits (..., c) of pixels -> scores.
     """
-    return jax.vmap(_sigmoid_rows)(logits, to_rows, to_columns, rows, columns)
+
+    one = functools.partial(_tapped_rows, pixel_scores=pixel_scores)
+    return jax.vmap(one)(logits, to_rows, to_columns, rows, columns)
 
 
-def _sigmoid_rows(
-    logits: Array, to_rows: Array, to_columns: Array, rows: Taps, columns: Taps
+def _tapped_rows(
+    logits: Array,
+    to_rows: Array,
+    to_columns: Array,
+    rows: Taps,
+    columns: Taps,
+    pixel_scores: PixelScores,
 ) -> Array:
     height, gh = to_rows.shape
     width, gw = to_columns.shape
@@ -93,7 +112,7 @@ def _sigmoid_rows(
     matrix = (of_window * to_rows[rows.places % height][:, :, None]).reshape(r * k, ny * gh)
     lines = jnp.einsum("rg,gxc->rxc", matrix, logits, precision="highest")
     lines = lines.reshape(r * k, nx, gw, c)
-    pixels = jax.nn.sigmoid(
+    pixels = pixel_scores(
         jnp.einsum("rngc,wg->rnwc", lines, to_columns, precision="highest")
     ).reshape(r, k, nx * width, c)
     pixels = jnp.einsum("rk,rkxc->rxc", rows.weights, pixels, precision="highest")
