@@ -20,7 +20,7 @@ PixelScores = Callable[[Array], Array]
 
 
 class Taps(NamedTuple):
-    """A matrix with few numbers in a row: (M x)[i] is sum_j weights[i, j] x[places[i, j]]."""
+    """A matrix M with few numbers in a row: (M x)[i] = sum_j weights[i, j] * x[places[i, j]]."""
 
     weights: Array  # (b, n, k) float32
     places: Array  # (b, n, k) int32
