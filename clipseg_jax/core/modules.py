@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Module = TypeVar("Module", bound=nnx.Module)
@@ -18,8 +19,9 @@ class Keys:
     operations so far (Flax 0.12.8), and a CLIP takes ten times as long to trace.
     """
 
-    def __init__(self, seed: int = 0):
-        self._key = jax.random.key(seed)
+    def __init__(self, seed: int | jax.Array = 0):
+        """From a number, or from a key."""
+        self._key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         self._drawn = 0
 
     def params(self) -> jax.Array:
@@ -37,3 +39,13 @@ def initialised(make: Callable[[Any], Module], seed: int = 0) -> Module:
     """`make(rngs)` with its random numbers drawn in one program, which is much faster."""
     graph, _ = nnx.split(abstract(make))
     return nnx.merge(graph, jax.jit(lambda: nnx.state(make(Keys(seed))))())
+
+
+def torch_uniform(fan_in: int) -> nnx.Initializer:
+    """PyTorch's default for biases, and for weights: uniform within 1 / sqrt(fan_in)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: object = jnp.float32) -> jax.Array:
+        limit = fan_in**-0.5
+        return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
+
+    return init

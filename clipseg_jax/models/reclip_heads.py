@@ -5,14 +5,13 @@ Spec reclip, sections 10 and 11. Both map what the frozen CLIP says, and the ref
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.core.modules import torch_uniform
 from clipseg_jax.models.batch_norm import BatchNorm
 
 Over = Literal["batch", "image"]
@@ -23,16 +22,6 @@ def cosines(features: Array, rows: Array) -> Array:
     return jnp.matmul(features, rows.T, precision="highest")
 
 
-def _torch_uniform(fan_in: int) -> nnx.Initializer:
-    """PyTorch's default for biases, and for weights: uniform within 1 / sqrt(fan_in)."""
-
-    def init(key: Array, shape: Sequence[int], dtype: object = jnp.float32) -> Array:
-        limit = fan_in**-0.5
-        return jax.random.uniform(key, shape, jnp.float32, -limit, limit)
-
-    return init
-
-
 def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
     """A padded convolution with bias; Kaiming's normal over the fan out, PyTorch's bias."""
     return nnx.Conv(
@@ -41,7 +30,7 @@ def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
         (side, side),
         padding=side // 2,
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        bias_init=_torch_uniform(inputs * side * side),
+        bias_init=torch_uniform(inputs * side * side),
         rngs=rngs,
     )
 
@@ -114,7 +103,7 @@ class BiasDecoder(nnx.Module):
 
     def __init__(self, width: int, embed_dim: int, classes: int, *, rngs: nnx.Rngs):
         """`width` of the position embeddings, `embed_dim` of the features."""
-        uniform = _torch_uniform(width)
+        uniform = torch_uniform(width)
         self.pe_proj = nnx.Linear(
             width, embed_dim, kernel_init=uniform, bias_init=uniform, rngs=rngs
         )
