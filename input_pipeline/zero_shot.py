@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from input_pipeline.training import UNLABELLED, TrainingBatches, View
+from input_pipeline.training import TrainingBatches, View
 
 Setting = Literal["inductive", "transductive", "fully"]
 SETTINGS: tuple[Setting, ...] = ("inductive", "transductive", "fully")
@@ -35,9 +35,9 @@ def seen_classes(classes: int, unseen: Sequence[int]) -> tuple[int, ...]:
 def label_table(setting: Setting, unseen: Sequence[int], *, ignore_label: int = 255) -> np.ndarray:
     """(256,) int16: what training sees instead of each label.
 
-    inductive: unseen classes are ignored like pixels without a label. transductive: they become
-    -1, to be guessed among the unseen classes (where they are is known, as published). fully: every
-    label stays.
+    inductive: unseen classes are ignored like pixels without a label. transductive: they all become
+    the first of them, so that where they are is known, as published, and not which is where. fully:
+    every label stays.
 
     Raises:
       ValueError: an unknown setting.
@@ -46,7 +46,7 @@ def label_table(setting: Setting, unseen: Sequence[int], *, ignore_label: int = 
         raise ValueError(f"unknown setting {setting!r}; choose one of {', '.join(SETTINGS)}")
     table = np.arange(256, dtype=np.int16)
     if setting != "fully":
-        table[list(unseen)] = ignore_label if setting == "inductive" else UNLABELLED
+        table[list(unseen)] = ignore_label if setting == "inductive" else unseen[0]
     return table
 
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
-from weights_convert.convert import convert, fit, released, sha256
+from weights_convert.clip_rc import export_clip_rc, is_clip_rc, load_clip_rc
+from weights_convert.clip_rc import summary as clip_rc_summary
+from weights_convert.convert import convert, fit, load_clip, released, sha256
 from weights_convert.deeplab import export_deeplab, is_deeplab, load_deeplab, stored_arrays
 from weights_convert.deeplab import summary as deeplab_summary
 from weights_convert.errors import CheckpointError
@@ -41,8 +43,8 @@ from weights_convert.stored import (
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
 open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, deeplab-pytorch's
-deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe
-is needed, and nothing that a file contains is run.
+deeplabv2_*.pth, DeepLab's .caffemodel, CLIP-RC's iter_*.pth, or a file that this command wrote.
+Neither PyTorch nor Caffe is needed, and nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -53,9 +55,11 @@ examples:
   python -m weights_convert reclip_voc.safetensors --export best_weight.pth --to reclip \\
       --clip ViT-B-16.pt
   python -m weights_convert deeplab.safetensors --export checkpoint_final.pth --to deeplab
+  python -m weights_convert clip_rc_last.safetensors --export iter_40000.pth --to clip_rc \\
+      --clip ViT-B-16.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", "deeplab")
+_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "clip_rc")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,8 +70,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP, ReCLIP and DeepLabV2, look into them, export "
-        "them for PyTorch.",
+        description="Convert checkpoints of CLIP, ReCLIP, DeepLabV2 and CLIP-RC, look into "
+        "them, export them for PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -84,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
         "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, or the checkpoint of "
-        "deeplab-pytorch",
+        "deeplab-pytorch or CLIP-RC",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -95,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         help="of the code that trained ReCLIP's SRC, which the file doesn't tell; goes on record",
     )
     parser.add_argument(
-        "--clip", metavar="CLIP", type=Path, help="with --to reclip: the CLIP that SRC belongs to"
+        "--clip",
+        metavar="CLIP",
+        type=Path,
+        help="with --to reclip or clip_rc: the CLIP that SRC belongs to",
     )
     return parser
 
@@ -106,8 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    if (args.clip is None) != (args.to != "reclip"):
-        parser.error("--to reclip and --clip CLIP go together")
+    if (args.clip is None and args.to == "reclip") or (
+        args.clip is not None and args.to not in ("reclip", "clip_rc")
+    ):
+        parser.error("--to reclip and --clip CLIP go together, and --to clip_rc may have it")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -131,6 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
+    if args.to == "clip_rc" or (args.to is None and is_clip_rc(args.source)):
+        made = load_clip_rc(args.source)
+        if args.output:
+            save_converted(target, made)
+        else:
+            export_clip_rc(made, target, load_clip(args.clip).model if args.clip else None)
+        return clip_rc_summary(made.record)
     deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
     if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
@@ -198,7 +214,13 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_deeplab(path):
+    if is_clip_rc(path):
+        made = load_clip_rc(path)
+        kind, layout = made.record.get("kind", "converted"), "CLIP-RC"
+        model, sizes = "no released model", clip_rc_summary(made.record)
+        stored = made.arrays if is_converted(path) else names.unwrap(read(path).content)
+        digest = sha256(path)
+    elif is_deeplab(path):
         trained = load_deeplab(path)
         kind, layout = trained.record.get("kind", "converted"), "DeepLabV2"
         model, sizes = "no released model", deeplab_summary(trained.record)
