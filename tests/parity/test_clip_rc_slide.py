@@ -61,7 +61,7 @@ def inputs(case):
     made = []
     for kind in ("image", "label_map"):
         found = re.search(rf"seeded\.{kind}\(([\d,]+),seed=(\d+)\+(\d+)\)", case["inputs"])
-        *sizes, seed, more = found.group(1).split(",") + [found.group(2), found.group(3)]
+        *sizes, seed, more = [*found.group(1).split(","), found.group(2), found.group(3)]
         made.append(getattr(seeded, kind)(*map(int, sizes), int(seed) + int(more)))
     image, truth = made
     return image, reduce_zero_label(truth) if case["reduce_zero_label"] else truth
