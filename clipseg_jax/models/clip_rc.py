@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.modules import Keys, abstract
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
-from clipseg_jax.models.clip_rc_encoder import RegionEncoder, image_tower
+from clipseg_jax.models.clip_rc_encoder import RegionEncoder, first_regions, image_tower
 from clipseg_jax.models.clip_rc_head import Init, QueryHead
 
 
@@ -94,11 +96,25 @@ def initial(
     text_embeddings: ArrayLike,
     cfg: CLIPRCConfig,
     *,
-    rngs: nnx.Rngs,
+    seed: int = 0,
 ) -> CLIPRC:
-    """An untrained model around a CLIP's image tower, initialised as published (section 4.5).
+    """An untrained model around a CLIP's image tower, initialised as published.
 
     Raises:
       ValueError: an image tower, text rows or sizes that don't fit.
     """
-    return CLIPRC(image_tower(visual, cfg.crop_px), text_embeddings, cfg, rngs=rngs)
+    tower = image_tower(visual, cfg.crop_px)
+
+    def make(rngs: nnx.Rngs) -> CLIPRC:
+        return CLIPRC(VisionTransformer(tower.cfg, rngs=rngs), text_embeddings, cfg, rngs=rngs)
+
+    model = abstract(make)
+
+    def drawn(path: tuple, _: object) -> bool:  # the rest is CLIP's own, or follows from it
+        return path[0] == "head" or any("prompt" in str(part) for part in path)
+
+    nnx.update(model, jax.jit(lambda: nnx.state(make(Keys(seed)), drawn))())  # type: ignore[arg-type]
+    model.encoder.visual = tower
+    model.encoder.region_level_bridge = nnx.Param(first_regions(tower, cfg.region_side))
+    model.text_embeddings = nnx.Param(jnp.asarray(text_embeddings, jnp.float32))
+    return model

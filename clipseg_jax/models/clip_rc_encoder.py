@@ -7,7 +7,9 @@ spec clip_rc, section 4.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -21,6 +23,7 @@ from clipseg_jax.models.clip.transformer import Block
 from clipseg_jax.ops.attention import Memory, attention, join_heads, split_heads
 from clipseg_jax.ops.dropout import dropout
 from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.resize import resize
 
 
 class Encoding(NamedTuple):
@@ -46,14 +49,19 @@ def image_tower(visual: VisionTransformer | ModifiedResNet, crop_px: int) -> Vis
             f"a crop of {crop_px} pixels is not whole patches of {cfg.patch_px}; "
             f"choose {crop_px // cfg.patch_px * cfg.patch_px}"
         )
-    graph, _ = nnx.split(abstract(lambda rngs: VisionTransformer(cfg, rngs=rngs)))
+    side, grid = visual.cfg.grid, (cfg.grid, cfg.grid)
     params = nnx.to_pure_dict(nnx.state(visual))
-    old = dataclasses.replace(visual.cfg, position_resize="bilinear")
-    resizer = nnx.merge(
-        nnx.split(abstract(lambda rngs: VisionTransformer(old, rngs=rngs)))[0], nnx.State(params)
-    )
-    params["positional_embedding"] = resizer.positions((cfg.grid, cfg.grid))[0]
+    first, rest = jnp.split(params["positional_embedding"], [1])
+    rest = resize(rest.reshape(1, side, side, -1), grid).reshape(cfg.grid**2, -1)
+    params["positional_embedding"] = jnp.concatenate([first, rest])
+    graph, _ = nnx.split(abstract(lambda rngs: VisionTransformer(cfg, rngs=rngs)))
     return nnx.merge(graph, nnx.State(params))
+
+
+def first_regions(visual: VisionTransformer, side: int) -> Array:
+    """Region tokens (side * side, d) as they start: all alike, told apart by what they see."""
+    one = visual.class_embedding[...] + visual.positional_embedding[...][0]
+    return jnp.tile(one, (side**2, 1))
 
 
 class RegionEncoder(nnx.Module):
@@ -93,9 +101,7 @@ class RegionEncoder(nnx.Module):
             rngs=rngs,
         )
         self.prompt_norm = nnx.LayerNorm(d, epsilon=1e-6, rngs=rngs)
-        # All alike: only what they see tells regions apart.
-        start = visual.class_embedding[...] + visual.positional_embedding[...][0]
-        self.region_level_bridge = nnx.Param(jnp.tile(start, (region_side**2, 1)))
+        self.region_level_bridge = nnx.Param(first_regions(visual, region_side))
 
     def __call__(
         self, images: Array, sizes: Array | None = None, *, key: Array | None = None
@@ -108,7 +114,7 @@ class RegionEncoder(nnx.Module):
         """
         visual, side = self.visual, self.region_side
         b, grid = len(images), visual.grid_shape(images.shape[1], images.shape[2])
-        x = self.blocks(images, sizes, key)
+        x, _ = self.blocks(images, sizes, key)
         p, t = self.prompt_embeddings.shape[0], x.shape[1] - side**2
         kept = jnp.concatenate([x[:, :1], x[:, 1 + p : t]], axis=1)  # the prompts are dropped
         # Published: regions skip the prompts' norm.
@@ -122,10 +128,14 @@ class RegionEncoder(nnx.Module):
         )
 
     def blocks(
-        self, images: Array, sizes: Array | None = None, key: Array | None = None,
-        *, stop: int | None = None,
-    ) -> Array:  # fmt: skip
-        """Tokens (b, t, d) before block `stop`, with its prompts; None: after the last one."""
+        self,
+        images: Array,
+        sizes: Array | None = None,
+        key: Array | None = None,
+        *,
+        read: Collection[int] = (),
+    ) -> tuple[Array, dict[int, Array]]:
+        """Tokens (b, t, d) after the last block, and after those that `read` names."""
         visual = self.visual
         grid = visual.grid_shape(images.shape[1], images.shape[2])
         grids = None if sizes is None else visual.grid_sizes(sizes)
@@ -135,20 +145,18 @@ class RegionEncoder(nnx.Module):
         def through(block: Block, x: Array) -> Array:
             attn = block.attn
             q, k, v = (split_heads(part, attn.heads) for part in attn.qkv(block.ln_1(x)))
-            mixed = region_attention(q, k, v, covers, real)
-            x = x + attn.out_proj(join_heads(mixed))
+            x = x + attn.out_proj(join_heads(region_attention(q, k, v, covers, real)))
             return x + block.mlp(block.ln_2(x))
 
-        x = self.first_tokens(images, sizes, key)
+        x, out = self.first_tokens(images, sizes, key), {}
         for i, block in enumerate(visual.transformer.resblocks):
             if i > 0:
-                now = self._prompts(self.deep_prompt_embeddings[...][i - 1], len(x), i, key)
-                x = x.at[:, 1 : 1 + now.shape[1]].set(now)
-            if i == stop:
-                break
-            one = lambda x, block=block: through(block, x)  # noqa: E731
-            x = (jax.checkpoint(one) if self.remat else one)(x)
-        return x
+                prompts = self._prompts(self.deep_prompt_embeddings[...][i - 1], len(x), i, key)
+                x = x.at[:, 1 : 1 + prompts.shape[1]].set(prompts)
+            run = functools.partial(through, block)
+            x = (jax.checkpoint(run) if self.remat else run)(x)
+            out |= {i: x} if i in read else {}
+        return x, out
 
     def first_tokens(self, images: Array, sizes: Array | None, key: Array | None) -> Array:
         """Tokens (b, t, d) that enter the first block."""
