@@ -85,9 +85,8 @@ def make_task(work: Work, dropout: float) -> Task:
     rows = rng.standard_normal((work.classes, work.vision.embed_dim)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     cfg = dataclasses.replace(work.cfg, dropout=dropout)
-    model = initialised(
-        lambda rngs: initial(VisionTransformer(work.vision, rngs=rngs), rows, cfg, rngs=rngs), SEED
-    )
+    visual = initialised(lambda rngs: VisionTransformer(work.vision, rngs=rngs), SEED)
+    model = initial(visual, rows, cfg, seed=SEED)
     mask, dice, recovery = work.weights
     return clip_rc.build(
         model,

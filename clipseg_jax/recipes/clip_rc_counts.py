@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +16,13 @@ from rich.table import Table
 from clipseg_jax.core.counting import multiply_adds
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.models.clip import TextConfig, TextTransformer, VisionTransformer, ViTConfig
-from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig, initial
+from clipseg_jax.models.clip import TextConfig, TextTransformer, ViTConfig
+from clipseg_jax.models.clip_rc import CLIPRCConfig
 from clipseg_jax.recipes.clip import load_clip
 from clipseg_jax.recipes.clip_rc_models import class_words
 from clipseg_jax.tasks.clip_rc import trainable
+from weights_convert.build import flat_arrays
+from weights_convert.clip_rc_published import build
 
 _VISION = ViTConfig(224, 16, 768, 12, 12, 512)  # ViT-B/16, of the published configurations
 _TEXT = TextConfig(77, 49408, 512, 12, 8, 512)
@@ -54,16 +56,9 @@ def counts(
     for what is run here, where regions are averaged before the product with the patches.
     """
 
-    def make(rngs: Any) -> CLIPRC:
-        visual = VisionTransformer(vision, rngs=rngs)
-        return initial(visual, jnp.zeros((classes, vision.embed_dim)), cfg, rngs=rngs)
-
-    graph, state = nnx.split(abstract(make))
-    sizes = {
-        ".".join(map(str, path)): math.prod(leaf.shape)
-        for path, leaf in nnx.to_flat_state(state)
-        if path != ("text_embeddings",)
-    }
+    vision = dataclasses.replace(vision, image_px=cfg.crop_px, position_resize="bilinear")
+    model = abstract(lambda rngs: build(vision, cfg, classes, rngs))
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flat_arrays(model).items()}
     e = vision.embed_dim
     unused = (2 * cfg.rounds + 2) * (4 * e * e + 6 * e)  # self-attention and a norm of each layer
     encoder = sum(n for path, n in sizes.items() if path.startswith("encoder."))
@@ -72,15 +67,11 @@ def counts(
     tower = 0
     if text is not None:
         made = abstract(lambda rngs: TextTransformer(text, rngs=rngs))
-        tower = sum(math.prod(leaf.shape) for _, leaf in nnx.to_flat_state(nnx.state(made)))
+        tower = sum(math.prod(leaf.shape) for leaf in flat_arrays(made).values())
 
     images = jax.ShapeDtypeStruct((1, cfg.crop_px, cfg.crop_px, 3), jnp.float32)
-
-    def run(part: Any) -> float:
-        return multiply_adds(lambda state, x: part(nnx.merge(graph, state), x), state, images)
-
-    backbone = run(lambda model, x: tuple(model.encoder(x)[:3]))
-    total = run(lambda model, x: model(x))
+    backbone = multiply_adds(lambda model, x: model.encoder(x), model, images)
+    total = multiply_adds(lambda model, x: model(x), model, images)
     return {
         "crop_px": cfg.crop_px,
         "classes": classes,

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.core.modules import Keys, abstract
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig, initial
 from clipseg_jax.recipes.clip import load_clip, read_embeddings
 from clipseg_jax.recipes.data import find_dataset
@@ -65,19 +59,6 @@ def class_words(config: ConfigDict) -> list[str]:
     return list(find_dataset(config.dataset).class_names)
 
 
-def untrained(
-    visual: VisionTransformer, text_embeddings: np.ndarray, cfg: CLIPRCConfig, seed: int
-) -> CLIPRC:
-    """`models.clip_rc.initial`, its random numbers drawn in one program."""
-    graph, state = nnx.split(visual)
-
-    def make(state: nnx.State, rngs: Any) -> CLIPRC:
-        return initial(nnx.merge(graph, state), text_embeddings, cfg, rngs=rngs)
-
-    structure, _ = nnx.split(abstract(lambda rngs: make(state, rngs)))
-    return nnx.merge(structure, jax.jit(lambda x: nnx.state(make(x, Keys(seed))))(state))
-
-
 def build_model(config: ConfigDict, workdir: Path) -> CLIPRC:
     """An untrained model around the config's CLIP.
 
@@ -86,7 +67,7 @@ def build_model(config: ConfigDict, workdir: Path) -> CLIPRC:
     """
     rows = read_embeddings(config, workdir, class_words(config))
     cfg = CLIPRCConfig(**config.clip_rc.to_dict())
-    return untrained(load_clip(config).model.visual, rows, cfg, config.train.seed)  # type: ignore[arg-type]
+    return initial(load_clip(config).model.visual, rows, cfg, seed=config.train.seed)
 
 
 def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
 
 import numpy as np
 import pytest
-from flax import nnx
 
 import weights_convert
-from clipseg_jax.core.modules import abstract, initialised
-from clipseg_jax.models.clip import VisionTransformer, ViTConfig
-from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig, initial
+from clipseg_jax.core.modules import abstract
+from clipseg_jax.models.clip import ViTConfig
+from clipseg_jax.models.clip_rc import CLIPRCConfig, initial
 from tests import seeded
 from tests.weights_convert import toys
 from weights_convert import CheckpointError
@@ -21,7 +21,7 @@ from weights_convert.__main__ import main
 from weights_convert.build import clip_from_state_dict, flat_arrays
 from weights_convert.clip_rc import is_clip_rc
 from weights_convert.clip_rc_keys import UNUSED
-from weights_convert.clip_rc_published import from_published, to_published
+from weights_convert.clip_rc_published import build, from_published, to_published
 from weights_convert.writer import write_torch
 
 GOLDEN = toys.GOLDEN / "clip_rc"
@@ -41,14 +41,7 @@ def test_every_key_of_a_released_file():
     assert len(told) == 496
     arrays = from_published(zeros(told), "file")
     vision = ViTConfig(512, 16, 768, 12, 12, 512, position_resize="bilinear")
-    model = abstract(
-        lambda rngs: CLIPRC(
-            VisionTransformer(vision, rngs=rngs),
-            np.zeros((20, 512), np.float32),
-            CLIPRCConfig(),
-            rngs=rngs,
-        )
-    )
+    model = abstract(lambda rngs: build(vision, CLIPRCConfig(), 20, rngs))
     own = {p: x.shape for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     model_paths = {p: x.shape for p, x in arrays.items() if p.startswith(("encoder.", "head."))}
     assert model_paths == own
@@ -69,8 +62,7 @@ def clip_weights():
 def published():
     """A toy's state dict as the published code saves it, of seeded values but CLIP's own."""
     clip = clip_from_state_dict(clip_weights())
-    rows = np.zeros((3, toys.EMBED), np.float32)
-    model = abstract(lambda rngs: initial(clip.visual, rows, CFG, rngs=rngs))
+    model = initial(clip.visual, rows(), CFG)
     shapes = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     shapes |= {f"text.{p}": tuple(x.shape) for p, x in flat_arrays(clip.text).items()}
     told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
@@ -153,7 +145,7 @@ def test_layouts():
 def trained():
     """What a run of ours would end with: `published`'s weights, but around a CLIP of its own."""
     clip = clip_from_state_dict(clip_weights())
-    model = initialised(lambda rngs: initial(clip.visual, rows(), CFG, rngs=rngs))
+    model = initial(clip.visual, rows(), CFG)
     own = from_published(published(), "file")
     kept = ("encoder.prompt", "encoder.deep", "encoder.region", "head.")
     weights_convert.install(model, {p: x for p, x in own.items() if p.startswith(kept)})
@@ -172,7 +164,7 @@ def test_own_training_becomes_a_published_file(tmp_path):
     assert ours.record["figures"] == {"steps": 4}
     assert not any(".visual." in p or p.startswith("text") for p in ours.arrays)
 
-    other = initialised(lambda rngs: initial(clip.visual, rows(), CFG, rngs=rngs), 9)
+    other = initial(clip.visual, rows(), CFG, seed=9)
     weights_convert.install_clip_rc(other, ours, path)
     toys.assert_same(
         {p: np.asarray(x) for p, x in flat_arrays(other).items()},
@@ -239,13 +231,11 @@ def test_what_users_confuse(raw, tmp_path):
     stranger = clip_from_state_dict(seeded.state_dict(toys.vit_shapes(), 4))
     with pytest.raises(CheckpointError, match="trained with another CLIP"):
         weights_convert.export_clip_rc(loaded, tmp_path / "no.pth", stranger)
-    other = initialised(lambda rngs: initial(stranger.visual, rows(), CFG, rngs=rngs))
+    other = initial(stranger.visual, rows(), CFG)
     with pytest.raises(CheckpointError, match=r"ours\.safetensors was trained with another CLIP"):
         weights_convert.install_clip_rc(other, loaded, ours)
-    wider = nnx.eval_shape(
-        lambda: initial(clip.visual, rows(), CLIPRCConfig(crop_px=32, prompts=5), rngs=nnx.Rngs(0))
-    )
-    wider.encoder.visual = clip.visual
+    more = dataclasses.replace(CFG, prompts=5)
+    wider = initial(clip.visual, rows(), more)
     with pytest.raises(CheckpointError, match=r"prompt_embeddings: shape \(3, 128\), expected \(5"):
         weights_convert.install_clip_rc(wider, loaded, ours)
     plain = write_torch(tmp_path / "clip.pt", clip_weights())
