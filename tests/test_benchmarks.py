@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import clip_es_cam, dense_vit, reclip_counts, reclip_sides, reclip_step
+from benchmarks import (
+    clip_es_cam,
+    clip_rc_step,
+    dense_vit,
+    reclip_counts,
+    reclip_sides,
+    reclip_step,
+)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -130,3 +137,18 @@ def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
         assert "ratio ours/peer" in printed
     else:
         assert "clipseg_jax[torch]" in printed
+
+
+@pytest.mark.slow
+def test_clip_rc_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    tiny = ["--tiny", "--crop", "64", "--batches", "1,2", "--repeats", "1", "--json", str(out)]
+    clip_rc_step.main(tiny)
+    figures = json.loads(out.read_text())
+    assert [section["kind"] for section in figures["sections"]] == ["training", "inference"]
+    for section in figures["sections"]:
+        assert [row["batch"] for row in section["ours"]] == [1, 2]
+        assert all(row["images_per_s"] > 0 for row in section["ours"])
+        assert bool(section["peer"]) == HAS_TORCH
+    printed = capsys.readouterr().out
+    assert ("differences without dropout" if HAS_TORCH else "clipseg_jax[torch]") in printed
