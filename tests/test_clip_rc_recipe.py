@@ -109,8 +109,8 @@ def test_three_settings(home, dataset, tmp_path, capsys):
     assert not (tmp_path / "transductive" / HALF).exists()
 
     # With nothing learned, transductive ends where it started: with the weights that were given.
-    config = config_of(home, dataset, "transductive", **{"learn.optim.rate": 1e-30})
-    config.learn.optim.end_rate = 0.0
+    config = config_of(home, dataset, "transductive", **{"learn.optim.rate": 1e-60})
+    config.learn.optim.end_rate = 0.0  # so small that float32 has 0
     config.learn.start = str(tmp_path / "inductive" / HALF)
     config.stages = ("text", "train")
     if dataset == "voc":
@@ -159,6 +159,8 @@ def test_devices_agree(home, tmp_path):
         main.run(config, tmp_path / str(devices))
         made[devices] = arrays(tmp_path / str(devices) / LAST)
     for name, value in made[1].items():
+        if "multihead_attn.k.bias" in name:  # has no true gradient, only rounding
+            continue
         off = np.abs(value - made[2][name])
         assert np.mean(off <= 1e-5) >= 0.98, f"{name}: {off.max()}"
         assert off.max() <= 2 * STEPS * 1e-3, f"{name}: {off.max()}"
@@ -183,7 +185,7 @@ def test_killed_and_resumed(home, tmp_path):
 
     whole, broken = run_whole_and_killed(make, tmp_path, KILLS or 2)
     for name in (HALF, LAST):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()
+        assert_same(whole / name, broken / name)
     assert (whole / "metrics.json").read_text() == (broken / "metrics.json").read_text()
     lines = (whole / "train_evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]

@@ -127,10 +127,13 @@ def install_clip_rc(model: CLIPRC, result: Converted, source: str | Path) -> Non
     install(model, own, complete=tuple(p for p in _TRAINED if "region" not in p))
 
 
-def clip_rc_from(result: Converted, text_embeddings: ArrayLike, **choices: Any) -> CLIPRC:
+def clip_rc_from(
+    result: Converted, text_embeddings: ArrayLike, *, dtype: str = "float32", **choices: Any
+) -> CLIPRC:
     """The model of a whole file, with text rows (c, e) for its classes.
 
-    `choices` of `CLIPRCConfig` override what the file says or cannot say: remat, heads.
+    `choices` of `CLIPRCConfig` are what the file cannot say: heads, dropout, remat. `dtype` is that
+    of the image tower's matrix products.
 
     Raises:
       CheckpointError: a file of what was trained alone.
@@ -139,6 +142,7 @@ def clip_rc_from(result: Converted, text_embeddings: ArrayLike, **choices: Any) 
         raise CheckpointError("it holds what was trained, not the CLIP; give the CLIP as well")
     own = {p: x for p, x in result.arrays.items() if p.startswith(_MODEL)}
     vision, cfg = sizes(CLIP_RC.to_left(own), "the file")
+    vision = dataclasses.replace(vision, dtype=dtype)
     cfg = dataclasses.replace(cfg, **{"heads": result.record["heads"], **choices})
     model = abstract(lambda rngs: build(vision, cfg, jnp.shape(text_embeddings)[0], rngs))
     rows = {"text_embeddings": np.asarray(text_embeddings, np.float32)}

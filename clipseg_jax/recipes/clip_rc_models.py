@@ -79,7 +79,8 @@ def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
     result = weights_convert.load_clip_rc(path)
     if is_whole(result) and not config.clip.weights:
         rows = read_embeddings(config, workdir, class_words(config))
-        return weights_convert.clip_rc_from(result, rows, heads=config.clip_rc.heads)
+        choices = {name: config.clip_rc[name] for name in ("heads", "dropout", "remat")}
+        return weights_convert.clip_rc_from(result, rows, dtype=config.clip.dtype, **choices)
     model = build_model(config, workdir)
     weights_convert.install_clip_rc(model, result, path)
     return model
