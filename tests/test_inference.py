@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from clipseg_jax import inference
 from clipseg_jax.inference import (
@@ -19,9 +20,10 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise, opencv_resize
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, normalise, opencv_resize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import count_windows, window_starts
+from clipseg_jax.tasks.base import Task
 from tests import tiny
 
 CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(160, 80))
@@ -155,13 +157,24 @@ def test_single_view_keeps_the_argmax_of_softmax():
     assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999
 
 
+def pooled_task(**fields):
+    """Logits of three classes from the mean colour of each 16 x 16 patch: nothing to compile."""
+
+    def predict(model, images, sizes):
+        b, h, w, _ = images.shape
+        images = jnp.where(inside(sizes, (h, w))[..., None], images, 0)
+        images = jnp.pad(images, ((0, 0), (0, -h % 16), (0, -w % 16), (0, 0)))
+        patches = images.reshape(b, -(-h // 16), 16, -(-w // 16), 16, 3)
+        return 4 * jnp.sin(5 * jnp.mean(patches, axis=(2, 4)))
+
+    return Task(model=None, predict=predict, grid_size=lambda sizes: -(-sizes // 16), **fields)
+
+
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 def test_sigmoid_before_the_mean_of_windows(mode):
     """Against plain loops: each window at its pixels, sums over counts, a resize."""
-    plain = tiny.task(classes=3)
-    task = plain._replace(
-        predict=lambda *inputs: 8 * plain.predict(*inputs),
-        pixel_scores=lambda logits: jax.nn.sigmoid(logits) - np.asarray([0, 0.1, 0.2], np.float32),
+    task = pooled_task(
+        pixel_scores=lambda logits: jax.nn.sigmoid(logits) - np.asarray([0, 0.1, 0.2], np.float32)
     )
     cfg = dataclasses.replace(CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44))
     crop, stride = (64, 64), 44
@@ -185,7 +198,7 @@ def test_sigmoid_before_the_mean_of_windows(mode):
             for x in starts[1]:
                 place = slice(y, y + crop[0]), slice(x, x + crop[1])
                 window = pixels[:, place[0], place[1]]
-                logits = task.predict(task.model, window, jnp.asarray([crop]))
+                logits = task.predict(None, window, jnp.asarray([crop]))
                 total[:, place[0], place[1]] += task.pixel_scores(resize(logits, crop))
                 count[place] += 1
         scores = resize(jnp.asarray(total / count), image_hw)
@@ -194,7 +207,7 @@ def test_sigmoid_before_the_mean_of_windows(mode):
         sizes, network = jnp.asarray([image_hw]), jnp.asarray([size])
         bucket = size[0] + 16, size[1] + 32  # more windows than the image has
         padded = tiny.padded([picture], (image_hw[0] + 7, image_hw[1] + 9))
-        view = image_scores(task, task.model, padded, sizes, network, bucket, cfg)
+        view = image_scores(task, None, padded, sizes, network, bucket, cfg)
         made = view.at(view.rows)[:, : image_hw[0], : image_hw[1]]
         np.testing.assert_allclose(made, scores, atol=2e-6)
         labels, _ = label_maps([view], cfg)
@@ -203,15 +216,17 @@ def test_sigmoid_before_the_mean_of_windows(mode):
 
 
 def test_a_ratio_that_stands_twice_counts_twice():
-    task, (picture,) = tiny.task(), tiny.images([(50, 70)])
-    task = task._replace(pixel_scores=jax.nn.sigmoid)
+    task, (picture,) = pooled_task(pixel_scores=jax.nn.sigmoid), tiny.images([(50, 70)])
     cfg = dataclasses.replace(CFG, ratios=(1.0, 0.75, 1.0))
     sizes = jnp.asarray([picture.shape[:2]])
     networks = network_sizes(picture.shape[:2], cfg)
     views = [
-        image_scores(task, task.model, jnp.asarray(picture)[None], sizes, jnp.asarray([n]), n, cfg)
+        image_scores(task, None, jnp.asarray(picture)[None], sizes, jnp.asarray([n]), n, cfg)
         for n in networks
     ]
     expected, _ = label_maps(views, cfg)
-    labels, _ = alone(task, cfg, picture)
-    np.testing.assert_array_equal(labels, expected[0])
+    picture = jnp.asarray(picture)[None]
+    task = task._replace(model=nnx.Module())
+    _, segment = segmenter(task, cfg)
+    labels, _ = segment(nnx.state(task.model), picture, sizes, jnp.asarray([networks]), networks)
+    np.testing.assert_array_equal(labels, expected)
