@@ -126,9 +126,8 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     learn = config.learn
     if learn.weights:
         return {"skipped": f"config.learn.weights is {learn.weights}"}
-    model = _start(config, workdir)
     cfg = task_config(config)
-    task = clip_rc.build(model, cfg)
+    task = clip_rc.build(_start(config, workdir), cfg)
     groups = () if learn.decay_norms else clip_rc.NORMS_DO_NOT_DECAY
     total = min(learn.total_steps, config.train.steps or learn.total_steps)
 
