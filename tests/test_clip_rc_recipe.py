@@ -38,10 +38,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The three datasets in their layouts, and a CLIP of one block."""
+    """The three datasets in their layouts, and a CLIP of two blocks."""
     root = tmp_path_factory.mktemp("home")
     shapes = toys.vit_shapes(
-        width=64, layers=1, patch=8, grid=4, embed=16, vocabulary=49408, layers_of_text=1
+        width=64, layers=2, patch=8, grid=4, embed=16, vocabulary=49408, layers_of_text=1
     )
     folders.write_clip(root / "clip.safetensors", shapes)
     folders.write_voc(root / "voc", aug=2)
