@@ -77,31 +77,42 @@ def assert_same(one, two):
         np.testing.assert_array_equal(value, two[name], err_msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dataset", MODULES)
-def test_three_settings(home, dataset, tmp_path, capsys):
-    """Inductive, then transductive from its half-way weights, and fully; with their tables."""
+def check_run(home, dataset, setting, folder, printed):
+    """Runs a recipe whole, and looks at all that it leaves."""
     classes, unseen = CLASSES[dataset]
+    config = config_of(home, dataset, setting)
+    if setting == "transductive":
+        config.learn.start = str(folder / "inductive" / HALF)
+    records = main.run(config, folder / setting)
+    assert list(records) == ["data", "text", "train", "evaluate"]
+    assert records["text"]["rows"] == classes
+    assert records["train"]["steps"] == STEPS
+    assert np.isfinite(records["train"]["loss"])
+    metrics = json.loads((folder / setting / "metrics.json").read_text())
+    assert metrics["images"] == 2
+    assert len(metrics["classes"]) == classes
+    assert len(metrics["unseen"]) == unseen
+    assert metrics["pAcc"] == metrics["aAcc"]
+    table = printed()
+    assert "mean of unseen classes" in table
+    assert f"{metrics['unseen'][0]} (unseen)" in table
+    told = weights_convert.load_clip_rc(folder / setting / LAST).record
+    assert (told["setting"], len(told["classes"])) == (setting, classes)
+    assert len(told["seen"]) == (classes if setting == "fully" else classes - unseen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", ["context", "coco"])
+def test_layouts(home, dataset, tmp_path, capsys):
+    """The other two settings on them: `test_full_size`."""
+    check_run(home, dataset, "inductive", tmp_path, lambda: capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_three_settings(home, tmp_path, capsys):
+    """Inductive, then transductive from its half-way weights, and fully; with their tables."""
     for setting in ("inductive", "transductive", "fully"):
-        config = config_of(home, dataset, setting)
-        if setting == "transductive":
-            config.learn.start = str(tmp_path / "inductive" / HALF)
-        records = main.run(config, tmp_path / setting)
-        assert list(records) == ["data", "text", "train", "evaluate"]
-        assert records["text"]["rows"] == classes
-        assert records["train"]["steps"] == STEPS
-        assert np.isfinite(records["train"]["loss"])
-        metrics = json.loads((tmp_path / setting / "metrics.json").read_text())
-        assert metrics["images"] == 2
-        assert len(metrics["classes"]) == classes
-        assert len(metrics["unseen"]) == unseen
-        assert metrics["pAcc"] == metrics["aAcc"]
-        table = capsys.readouterr().out
-        assert "mean of unseen classes" in table
-        assert f"{metrics['unseen'][0]} (unseen)" in table.replace("\n", " ")
-        told = weights_convert.load_clip_rc(tmp_path / setting / LAST).record
-        assert (told["setting"], len(told["classes"])) == (setting, classes)
-        assert len(told["seen"]) == (classes if setting == "fully" else classes - unseen)
+        check_run(home, "voc", setting, tmp_path, lambda: capsys.readouterr().out)
     half = weights_convert.load_clip_rc(tmp_path / "inductive" / HALF)
     assert half.record["figures"] == {"steps": STEPS // 2}
     last, own = arrays(tmp_path / "inductive" / LAST), half.arrays
@@ -109,13 +120,12 @@ def test_three_settings(home, dataset, tmp_path, capsys):
     assert not (tmp_path / "transductive" / HALF).exists()
 
     # With nothing learned, transductive ends where it started: with the weights that were given.
-    config = config_of(home, dataset, "transductive", **{"learn.optim.rate": 1e-60})
+    config = config_of(home, "voc", "transductive", **{"learn.optim.rate": 1e-60})
     config.learn.optim.end_rate = 0.0  # so small that float32 has 0
     config.learn.start = str(tmp_path / "inductive" / HALF)
     config.stages = ("text", "train")
-    if dataset == "voc":
-        main.run(config, tmp_path / "still")
-        assert_same(tmp_path / "still" / LAST, tmp_path / "inductive" / HALF)
+    main.run(config, tmp_path / "still")
+    assert_same(tmp_path / "still" / LAST, tmp_path / "inductive" / HALF)
 
 
 @pytest.mark.slow
