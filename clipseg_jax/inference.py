@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from clipseg_jax.ops.window import (
     then_resize,
     window_starts,
 )
+from clipseg_jax.ops.window_scores import Scores, Taps, taps
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
@@ -64,14 +65,6 @@ class InferenceConfig:
     # that it sees: "wrapped" as deeplab-pytorch's (see `ops.crf.wrapped_image`), or "raw" RGB.
     crf: CRFConfig | None = None
     crf_image: Literal["wrapped", "raw"] = "wrapped"
-
-
-class Scores(NamedTuple):
-    """Class scores of images, small: pixel scores are `rows @ logits @ columns^T`."""
-
-    logits: Array  # (b, g, k, c)
-    rows: Array  # (b, height, g)
-    columns: Array  # (b, width, k)
 
 
 def network_size(
@@ -154,6 +147,7 @@ def image_scores(
         grids = task.grid_size(network_size)
         starts: tuple[Array | None, Array | None] = (None, None)
         crop: tuple[int | None, int | None] = (None, None)
+        extents, frame = network_size, network_shape
     else:
         counts = [
             count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)
@@ -162,7 +156,7 @@ def image_scores(
             window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
             for i in (0, 1)
         )
-        crop = cfg.crop_px
+        crop = frame = cfg.crop_px
         extents = jnp.minimum(network_size, jnp.asarray(crop))
         windows = crop_windows(pixels, starts, crop)  # type: ignore[arg-type]
         # One window of all images at a time: as much memory as a whole image of the crop's size.
@@ -173,12 +167,15 @@ def image_scores(
         logits = logits.reshape(b, ny * gh, nx * gw, c)
         grids = task.grid_size(extents)
 
+    counts = [1 if each is None else each.shape[1] for each in starts]
+    lengths = [logits.shape[1 + axis] // counts[axis] for axis in (0, 1)]
+    shown, shown_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
+
     def matrix(axis: int) -> Array:
-        windows = 1 if starts[axis] is None else starts[axis].shape[1]  # type: ignore[union-attr]
         made = grid_to_image(
-            grids[:, axis],
+            shown[:, axis],
             network_size[:, axis],
-            grid_length=logits.shape[1 + axis] // windows,
+            grid_length=shown_lengths[axis],
             length=network_shape[axis],
             crop=crop[axis],
             starts=starts[axis],
@@ -190,7 +187,16 @@ def image_scores(
             made = then_resize(made, *sizes, images.shape[1 + axis])
         return made
 
-    return Scores(logits, matrix(0), matrix(1))
+    if task.pixel_scores is None:
+        return Scores(logits, matrix(0), matrix(1))
+    to_pixels = [
+        grid_to_image(grids[:, i], extents[:, i], grid_length=lengths[i], length=frame[i])
+        for i in (0, 1)
+    ]
+    # A bilinear resize looks at two pixels, each of which lies in so many windows.
+    overlap = [-(-size // stride) + 1 for size, stride in zip(frame, cfg.stride_px, strict=True)]
+    rows, columns = (taps(matrix(i), 2 * min(counts[i], overlap[i])) for i in (0, 1))
+    return Scores(logits, rows, columns, (to_pixels[0], to_pixels[1]), task.pixel_scores)
 
 
 def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]:
@@ -199,16 +205,13 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
     One view: its scores decide, and the winning score is the probability at `cfg.temperature`.
     Several (scales, mirror images): the mean of softmax maps decides, as published.
     """
-    b, height, _ = views[0].rows.shape
-    width, classes = views[0].columns.shape[1], views[0].logits.shape[-1]
-    step = int(np.clip(_SCORES_AT_ONCE // max(b * width * classes, 1), 1, height))
+    b, height, width = views[0].shape
+    a_row = max(view.numbers_in_a_row for view in views)
+    step = int(np.clip(_SCORES_AT_ONCE // max(b * a_row, 1), 1, height))
     blocks = -(-height // step)
 
-    def block(rows: list[Array]) -> tuple[Array, Array]:
-        maps = [
-            jnp.einsum("brg,bgkc,bwk->brwc", r, v.logits, v.columns, precision="highest")
-            for r, v in zip(rows, views, strict=True)
-        ]
+    def block(rows: list[Array | Taps]) -> tuple[Array, Array]:
+        maps = [v.at(r) for r, v in zip(rows, views, strict=True)]
         if len(maps) == 1:
             decide, scale = maps[0], cfg.temperature
             best = jnp.max(jax.nn.softmax(scale * decide, axis=-1), axis=-1)
@@ -222,7 +225,7 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
         rows = jnp.pad(rows, ((0, 0), (0, blocks * step - height), (0, 0)))
         return rows.reshape(b, blocks, step, -1).swapaxes(0, 1)
 
-    labels, best = jax.lax.map(block, [split(v.rows) for v in views])
+    labels, best = jax.lax.map(block, [jax.tree.map(split, v.rows) for v in views])
 
     def join(x: Array) -> Array:
         return x.swapaxes(0, 1).reshape(b, blocks * step, width)[:, :height]
@@ -246,10 +249,7 @@ def crf_label_maps(
 
     All class probabilities of the batch are in memory at once: h * w * c numbers for each image.
     """
-    maps = [
-        jnp.einsum("brg,bgkc,bwk->brwc", v.rows, v.logits, v.columns, precision="highest")
-        for v in views
-    ]
+    maps = [v.at(v.rows) for v in views]
     scores = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
     assert cfg.crf is not None
     seen = wrapped_image(images) if cfg.crf_image == "wrapped" else images
@@ -288,11 +288,16 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
             )
             views = [Scores(*made)]
         else:
-            views = [
-                image_scores(task, model, images, image_sizes, sizes[:, i], shape, cfg, flip=flip)
-                for i, shape in enumerate(network_shapes)
+            # A ratio may stand several times, to count more; it is seen once.
+            seen = {
+                (ratio, flip): image_scores(
+                    task, model, images, image_sizes, sizes[:, i], network_shapes[i], cfg, flip=flip
+                )
+                for i, ratio in enumerate(cfg.ratios)
+                if ratio not in cfg.ratios[:i]
                 for flip in ((False, True) if cfg.flip else (False,))
-            ]
+            }
+            views = [view for ratio in cfg.ratios for (r, _), view in seen.items() if r == ratio]
         if cfg.crf is not None:
             return crf_label_maps(views, images, image_sizes, cfg)
         return label_maps(views, cfg)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.recipes import clip_es, maskclip, reclip, weclip
+from clipseg_jax.recipes import clip_es, clip_rc, maskclip, reclip, weclip
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -40,6 +40,7 @@ METHODS: dict[str, Mapping[str, Stage]] = {
     "reclip": reclip.STAGES,
     "clip_es": clip_es.STAGES,
     "weclip": weclip.STAGES,
+    "clip_rc": clip_rc.STAGES,
 }
 
 # Values that change how fast or how much is done, but not what a stage computes.

@@ -71,6 +71,7 @@ def train(
     workdir: Path,
     name: str,
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
+    at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
     example_names: Sequence[str] | None = None,
 ) -> Trained:
     """Trains to `cfg.total_steps`, going on from what an earlier run left in `workdir`.
@@ -79,6 +80,8 @@ def train(
       batches: this process's rows of each step's batch, from the given step on, without end;
         `index` (b,) in them names examples in errors.
       evaluate: (model, step) -> metrics; called in every process.
+      at: step -> what to do with the model once so many steps are done, in every process; done
+        again by a run that goes on from there.
 
     Raises:
       NonFiniteError: a loss or gradient that is no number; the checkpoints before it remain.
@@ -146,6 +149,10 @@ def train(
                     evaluated.write(step, figures)
                     bar.write(f"step {step}: " + _shown(figures))
                     clock, images = time.monotonic(), 0
+                if at and step in at:
+                    check()
+                    whole = replicate(mesh, (state.params, state.stats, frozen))
+                    at[step](parts.model(*whole))
                 if step == cfg.total_steps:
                     break
                 rows = batches(step) if rows is None else rows

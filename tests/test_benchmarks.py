@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import (
     clip_es_cam,
+    clip_rc_step,
     dense_vit,
     reclip_counts,
     reclip_sides,
@@ -163,3 +164,18 @@ def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
 def test_weclip_crops_are_whole_patches():
     with pytest.raises(ValueError, match="crops of 50 pixels: choose a multiple of 16"):
         weclip_step.main(["--crop=50"])
+
+
+@pytest.mark.slow
+def test_clip_rc_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    tiny = ["--tiny", "--crop", "64", "--batches", "1,2", "--repeats", "1", "--json", str(out)]
+    clip_rc_step.main(tiny)
+    figures = json.loads(out.read_text())
+    assert [section["kind"] for section in figures["sections"]] == ["training", "inference"]
+    for section in figures["sections"]:
+        assert [row["batch"] for row in section["ours"]] == [1, 2]
+        assert all(row["images_per_s"] > 0 for row in section["ours"])
+        assert bool(section["peer"]) == HAS_TORCH
+    printed = capsys.readouterr().out
+    assert ("differences without dropout" if HAS_TORCH else "clipseg_jax[torch]") in printed

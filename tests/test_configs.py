@@ -14,6 +14,7 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, learning_rate
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.models.clip_es import CLIPESConfig
+from clipseg_jax.models.clip_rc import CLIPRCConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.models.reclip import ReCLIPConfig
@@ -25,10 +26,18 @@ from clipseg_jax.ops.crf import CLIP_ES, CRFConfig
 from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
-from clipseg_jax.recipes import clip_es_models, deeplab, present, reclip_models, weclip_models
+from clipseg_jax.recipes import (
+    clip_es_models,
+    clip_rc_models,
+    deeplab,
+    present,
+    reclip_models,
+    weclip_models,
+)
 from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tags import TagsConfig
-from clipseg_jax.tasks import weclip
+from clipseg_jax.tasks import clip_rc, weclip
+from clipseg_jax.tasks.clip_rc import CLIPRCTaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = sorted((ROOT / "configs").glob("*.py"))
@@ -47,6 +56,8 @@ def strings(path):
     special = {"voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released")}
     if path.stem in special:
         return special[path.stem]
+    if path.stem.endswith("clip_rc"):
+        return ("inductive", "transductive", "fully")
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
@@ -69,6 +80,7 @@ def test_recipe(path, string):
         "reclip": check_reclip,
         "clip_es": check_clip_es,
         "weclip": check_weclip,
+        "clip_rc": check_clip_rc,
     }
     checks[config.method](config)
 
@@ -177,6 +189,56 @@ def test_weclip_published_values():
     cfg = weclip_models.inference(voc)
     assert network_size(375, 500, cfg) == (384, 512)
     assert network_size(333, 347, cfg) == (491, 511)  # quirk: all sides are rounded down
+
+
+def check_clip_rc(config):
+    cfg = CLIPRCConfig(**config.clip_rc.to_dict())
+    seen = clip_rc_models.task_config(config).seen
+    unseen = clip_rc_models.unseen_labels(config)
+    classes = find_dataset(config.dataset).num_classes
+    fully = config.task.setting == "fully"
+    assert len(seen) == (classes if fully else classes - len(unseen))
+    assert bool(config.learn.start) == (config.task.setting == "transductive")
+    assert config.learn.total_steps > config.learn.optim.warmup_steps
+    OptimConfig(**config.learn.optim.to_dict())
+    inference = clip_rc_models.inference_config(config)
+    assert inference.crop_px == (cfg.crop_px, cfg.crop_px)
+    assert min(network_size(375, 500, inference)) == cfg.crop_px
+    for split in ("train_split", "split"):
+        assert find_dataset(config.dataset).layout.split(config.dataset[split])
+
+
+def test_clip_rc_published_values():
+    """Spec clip_rc, sections 8 and 10: the table, and what all configurations share."""
+    rows = {
+        ("voc", "inductive"): (40000, 10, 100, 1, 2, 4000),
+        ("voc", "transductive"): (20000, 10, 100, 1, 2, 2000),
+        ("voc", "fully"): (40000, 10, 100, 1, 0, 4000),
+        ("coco_stuff", "inductive"): (80000, 100, 200, 3, 50, 8000),
+        ("coco_stuff", "transductive"): (40000, 100, 200, 3, 50, 4000),
+        ("coco_stuff", "fully"): (80000, 100, 100, 1.5, 1, 8000),
+        ("context", "inductive"): (40000, 10, 100, 1, 2, 4000),
+    }
+    for (name, setting), expected in rows.items():
+        config = load(ROOT / f"configs/{name}_clip_rc.py").get_config(setting)
+        task = config.task
+        weights = (task.mask_weight, task.dice_weight, task.recovery_weight)
+        learn = config.learn
+        made = (learn.total_steps, config.clip_rc.prompts, *weights, learn.evaluate_every_steps)
+        assert made == expected
+        assert OptimConfig(**learn.optim.to_dict()) == clip_rc.OPTIM
+        assert CLIPRCTaskConfig(setting, seen=(0,)).seen_offset == task.seen_offset
+        assert dataclasses.replace(CLIPRCConfig(), prompts=expected[1]) == CLIPRCConfig(
+            **config.clip_rc.to_dict()
+        )
+    assert len(templates("clip_rc_15")) == 15
+    assert templates("clip_rc_voc") == ("a photo of a {}",)
+    # No limit on the long side; ratios below 1 are published, and fall back to 1.
+    inference = clip_rc_models.inference_config(config)
+    assert network_size(100, 1000, inference) == (512, 5120)
+    assert network_size(300, 400, inference, 1.5) == (768, 1024)
+    with pytest.raises(ValueError, match="no setting 'zero'"):
+        load(ROOT / "configs/voc_clip_rc.py").get_config("zero")
 
 
 def test_clip_es_published_values():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from clipseg_jax import inference
 from clipseg_jax.inference import (
@@ -19,8 +21,9 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, opencv_resize
 from clipseg_jax.ops.window import count_windows, window_starts
+from clipseg_jax.tasks.base import Task
 from tests import tiny
 
 CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(160, 80))
@@ -152,3 +155,96 @@ def test_single_view_keeps_the_argmax_of_softmax():
     twice, _ = label_maps([view, view], CFG)
     once, _ = label_maps([view], CFG)
     assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999
+
+
+def pooled_task(**fields):
+    """Logits of three classes from the mean colour of each 16 x 16 patch: nothing to compile."""
+
+    def predict(model, images, sizes):
+        b, h, w, _ = images.shape
+        images = jnp.where(inside(sizes, (h, w))[..., None], images, 0)
+        images = jnp.pad(images, ((0, 0), (0, -h % 16), (0, -w % 16), (0, 0)))
+        patches = images.reshape(b, -(-h // 16), 16, -(-w // 16), 16, 3)
+        return 4 * jnp.sin(5 * jnp.mean(patches, axis=(2, 4)))
+
+    return Task(model=None, predict=predict, grid_size=lambda sizes: -(-sizes // 16), **fields)
+
+
+def bilinear(x, size):
+    """PyTorch's resize of (h, w, c), without anything to compile."""
+    for axis, length in enumerate(size):
+        n = x.shape[axis]
+        source = np.maximum((np.arange(length) + 0.5) * n / length - 0.5, 0)
+        low = np.minimum(source.astype(int), n - 1)
+        far = (source - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        x = x.take(low, axis) * (1 - far) + x.take(np.minimum(low + 1, n - 1), axis) * far
+    return x
+
+
+@pytest.mark.parametrize("mode", ["slide", "whole"])
+def test_sigmoid_before_the_mean_of_windows(mode):
+    """Against plain loops: each window at its pixels, sums over counts, a resize."""
+    offsets = np.asarray([0, 0.1, 0.2], np.float32)
+    task = pooled_task(pixel_scores=lambda logits: 1 / (1 + jnp.exp(-logits)) - offsets)
+    cfg = dataclasses.replace(CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44))
+    crop, stride, predict = (64, 64), 44, jax.jit(functools.partial(task.predict, None))
+    shrink = jax.jit(opencv_resize, static_argnums=3)
+    for i, picture in enumerate(tiny.images([(50, 90), (64, 33)])):
+        image_hw = picture.shape[:2]
+        size = network_size(*image_hw, cfg)
+        small = shrink(
+            jnp.asarray(picture)[None], jnp.asarray([image_hw]), jnp.asarray([size]), size
+        )[0]
+        pixels = (np.asarray(small) - np.asarray(CLIP_MEAN)) / np.asarray(CLIP_STD)
+        total, count = np.zeros((*size, 3)), np.zeros((*size, 1))
+        starts = [(0,), (0,)]
+        if mode == "slide":
+            starts = [
+                [min(n * stride, side - 64) for n in range(count_windows(side, 64, stride))]
+                for side in size
+            ]
+        else:
+            crop = size
+        for y in starts[0]:
+            for x in starts[1]:
+                place = slice(y, y + crop[0]), slice(x, x + crop[1])
+                window = np.asarray(pixels[place], np.float32)[None]
+                logits = predict(window, jnp.asarray([crop]))
+                total[place] += 1 / (1 + np.exp(-bilinear(np.asarray(logits)[0], crop))) - offsets
+                count[place] += 1
+        scores = bilinear(total / count, image_hw)
+        assert count.max() > 1 or mode == "whole" or i == 1
+
+        sizes, network = jnp.asarray([image_hw]), jnp.asarray([size])
+        bucket = size[0] + 16, size[1] + 32  # more windows than the image has
+        padded = tiny.padded([picture], (image_hw[0] + 7, image_hw[1] + 9))
+
+        @jax.jit
+        def run(padded, sizes, network, bucket=bucket):
+            view = image_scores(task, None, padded, sizes, network, bucket, cfg)
+            return view.at(view.rows), label_maps([view], cfg)[0]
+
+        made, labels = (x[0, : image_hw[0], : image_hw[1]] for x in run(padded, sizes, network))
+        np.testing.assert_allclose(made, scores, atol=1e-5)
+        assert np.mean(labels == np.argmax(scores, axis=-1)) > 0.999
+
+
+def test_a_ratio_that_stands_twice_counts_twice():
+    task, (picture,) = pooled_task(pixel_scores=jax.nn.sigmoid), tiny.images([(50, 70)])
+    cfg = dataclasses.replace(CFG, ratios=(1.0, 0.75, 1.0))
+    sizes = jnp.asarray([picture.shape[:2]])
+    networks = network_sizes(picture.shape[:2], cfg)
+    picture = jnp.asarray(picture)[None]
+
+    @jax.jit
+    def run(picture):
+        views = [
+            image_scores(task, None, picture, sizes, jnp.asarray([n]), n, cfg) for n in networks
+        ]
+        whole = task._replace(model=nnx.Module())
+        state, segment = segmenter(whole, cfg)
+        made = segment(state, picture, sizes, jnp.asarray([networks]), networks)
+        return label_maps(views, cfg)[0], made[0]
+
+    expected, labels = run(picture)
+    np.testing.assert_array_equal(labels, expected)

@@ -12,6 +12,13 @@ from weights_convert.build import (
     install,
     with_config,
 )
+from weights_convert.clip_rc import (
+    clip_rc_from,
+    export_clip_rc,
+    install_clip_rc,
+    load_clip_rc,
+    save_clip_rc,
+)
 from weights_convert.convert import LoadedCLIP, convert, load_clip
 from weights_convert.deeplab import (
     deeplab_from,
@@ -42,16 +49,20 @@ __all__ = [
     "Converted",
     "LoadedCLIP",
     "clip_from_state_dict",
+    "clip_rc_from",
     "clip_to_state_dict",
     "convert",
     "deeplab_from",
     "export",
+    "export_clip_rc",
     "export_deeplab",
     "export_huggingface",
     "export_weclip",
     "install",
+    "install_clip_rc",
     "kept_arrays",
     "load_clip",
+    "load_clip_rc",
     "load_converted",
     "load_deeplab",
     "load_distillation",
@@ -62,6 +73,7 @@ __all__ = [
     "load_weclip",
     "read",
     "read_state_dict",
+    "save_clip_rc",
     "save_converted",
     "save_deeplab",
     "save_result",

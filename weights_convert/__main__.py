@@ -15,7 +15,9 @@ import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
-from weights_convert.convert import convert, fit, released, sha256
+from weights_convert.clip_rc import export_clip_rc, is_clip_rc, load_clip_rc
+from weights_convert.clip_rc import summary as clip_rc_summary
+from weights_convert.convert import convert, fit, load_clip, released, sha256
 from weights_convert.deeplab import export_deeplab, is_deeplab, load_deeplab, stored_arrays
 from weights_convert.deeplab import summary as deeplab_summary
 from weights_convert.errors import CheckpointError
@@ -43,8 +45,9 @@ from weights_convert.weclip_head import summary as weclip_summary
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
 open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, WeCLIP's or WTCLIP's
-*_model_iter_*.pth, deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this
-command wrote. Neither PyTorch nor Caffe is needed, and nothing that a file contains is run.
+*_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel,
+or a file that this command wrote. Neither PyTorch nor Caffe is needed, and nothing that a file
+contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -58,9 +61,11 @@ examples:
   python -m weights_convert WeCLIP_model_iter_30000.pth -o weclip.safetensors
   python -m weights_convert weclip.safetensors --export WeCLIP_model_iter_30000.pth --to weclip \\
       --clip ViT-B-16.pt
+  python -m weights_convert clip_rc_last.safetensors --export iter_40000.pth --to clip_rc \\
+      --clip ViT-B-16.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "weclip")
+_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "weclip", "clip_rc")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,8 +76,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP, ReCLIP, WeCLIP, WTCLIP and DeepLabV2, look into "
-        "them, export them for PyTorch.",
+        description="Convert checkpoints of CLIP and of what is trained on it, look "
+        "into them, export them for PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -89,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
         "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, the checkpoint of "
-        "deeplab-pytorch, or that of WeCLIP and WTCLIP",
+        "deeplab-pytorch, of CLIP-RC, or of WeCLIP and WTCLIP",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -103,8 +108,8 @@ def _parser() -> argparse.ArgumentParser:
         "--clip",
         metavar="CLIP",
         type=Path,
-        help="with --to reclip or weclip: the CLIP that SRC belongs to (weclip: without it, the "
-        "head alone)",
+        help="with --to reclip, weclip or clip_rc: the CLIP that SRC belongs to (only reclip needs "
+        "it; without it weclip's is the head alone)",
     )
     return parser
 
@@ -115,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    if args.to != "weclip" and (args.clip is None) != (args.to != "reclip"):
-        parser.error("--to reclip (or weclip) and --clip CLIP go together")
+    takes_clip = args.to in ("reclip", "weclip", "clip_rc")
+    if (args.to == "reclip" and args.clip is None) or (args.clip is not None and not takes_clip):
+        parser.error("--to reclip and --clip CLIP go together; --to weclip and clip_rc may have it")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -147,6 +153,13 @@ def _run(args: argparse.Namespace, target: Path) -> str:
         else:
             export_weclip(head, args.clip and to_state_dict(convert(args.clip)), target)
         return weclip_summary(head.record)
+    if args.to == "clip_rc" or (args.to is None and is_clip_rc(args.source)):
+        made = load_clip_rc(args.source)
+        if args.output:
+            save_converted(target, made)
+        else:
+            export_clip_rc(made, target, load_clip(args.clip).model if args.clip else None)
+        return clip_rc_summary(made.record)
     deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
     if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
@@ -219,6 +232,11 @@ def inspect(source: Path) -> list[str]:
         kind, layout = head.record.get("kind", "converted"), head.record["method"]
         model, sizes = "no released model", weclip_summary(head.record)
         stored = head.arrays if is_converted(path) else names.unwrap(read(path).content)
+    elif is_clip_rc(path):
+        made = load_clip_rc(path)
+        kind, layout = made.record.get("kind", "converted"), "CLIP-RC"
+        model, sizes = "no released model", clip_rc_summary(made.record)
+        stored = made.arrays if is_converted(path) else names.unwrap(read(path).content)
         digest = sha256(path)
     elif is_deeplab(path):
         trained = load_deeplab(path)

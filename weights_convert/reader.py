@@ -80,7 +80,8 @@ def read(path: str | Path) -> Checkpoint:
     try:
         if mapped[:4] == b"PK\x03\x04":
             return _read_zip(path, mapped)
-        if mapped[:1] == b"\x80":
+        # A safetensors file begins with its header's length, which may look like a pickle's start.
+        if mapped[:1] == b"\x80" and mapped[8:9] != b"{":
             return Checkpoint("torch legacy", _read_legacy(mapped))
         return Checkpoint("safetensors", parse(mapped)[0])
     except CheckpointError as error:

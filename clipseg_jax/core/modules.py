@@ -18,8 +18,9 @@ class Keys:
     operations so far (Flax 0.12.8), and a CLIP takes ten times as long to trace.
     """
 
-    def __init__(self, seed: int = 0):
-        self._key = jax.random.key(seed)
+    def __init__(self, seed: int | jax.Array = 0):
+        """From a number, or from a key."""
+        self._key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         self._drawn = 0
 
     def params(self) -> jax.Array:

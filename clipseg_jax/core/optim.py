@@ -29,6 +29,7 @@ class OptimConfig:
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = 0.9  # of the poly schedule
     least_rate: float = 0.0  # the rate never falls below it
+    end_rate: float = 0.0  # the poly schedule goes down to it, by the same power
     # The schedule's own length; 0: the run's. The 2025 state of ReCLIP stops earlier than it ends.
     schedule_steps: int = 0
     # The rate changes once every so many steps (published: once an epoch); 1: at each.
@@ -65,6 +66,8 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
             factor = jnp.ones_like(share)
+        if cfg.schedule == "poly":
+            factor = factor * (1 - cfg.end_rate / cfg.rate) + cfg.end_rate / cfg.rate
         now = jnp.maximum(cfg.rate * factor, cfg.least_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)

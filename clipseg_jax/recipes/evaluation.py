@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,22 @@ from input_pipeline import pipeline
 
 
 class Evaluation:
-    """A split with fixed preprocessing, for networks of one structure; compiled once."""
+    """A split with fixed preprocessing, for networks of one structure; compiled once.
+
+    `unseen` labels, of a zero-shot recipe, get figures of their own.
+    """
 
     def __init__(
-        self, config: ConfigDict, cfg: InferenceConfig, mesh: Mesh, *, split: str | None = None
+        self,
+        config: ConfigDict,
+        cfg: InferenceConfig,
+        mesh: Mesh,
+        *,
+        split: str | None = None,
+        unseen: Sequence[int] = (),
     ):
         """`split`: instead of the config's."""
-        self._cfg, self._mesh = cfg, mesh
+        self._cfg, self._mesh, self._unseen = cfg, mesh, tuple(unseen)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._pictures = config.evaluate.pictures
@@ -81,7 +91,7 @@ class Evaluation:
     def figures(self, task: Task) -> dict[str, float]:
         """The summary alone, in percent: what a training run looks at."""
         progress, _ = self.count(task)
-        return SegmentationMetrics.from_confusion(progress.confusion).summary()
+        return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
     def write(
         self, task: Task, workdir: Path, suffix: str = "", *, predictions: bool = False
@@ -113,7 +123,8 @@ class Evaluation:
             logging.warning("skipped %s: %s", one.name, one.reason)
         main_process = jax.process_index() == 0
         console = Console(quiet=not main_process)  # one table, not one for each process
-        figures = report(progress, self.dataset.class_names, console=console)
+        names = self.dataset.class_names
+        figures = report(progress, names, unseen=self._unseen, console=console)
         figures["skipped"] = [f"{one.name}: {one.reason}" for one in skipped]
         if main_process:
             path = workdir / f"metrics{suffix}.json"
@@ -123,5 +134,7 @@ class Evaluation:
             if self._pictures:
                 print(f"pictures: {folder}")
         left_out = len(self._examples) - progress.images
-        means = {name: figures[name] for name in ("mIoU", "mIoU_of_labelled")}
-        return {"images": progress.images, "skipped": left_out, **means}
+        told = {name: figures[name] for name in ("mIoU", "mIoU_of_labelled")}
+        if self._unseen:
+            told |= {name: figures[name] for name in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")}
+        return {"images": progress.images, "skipped": left_out, **told}

@@ -33,6 +33,7 @@ def run(
     evaluate_every_steps: int = 0,
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
     add: Callable[[Batch], Batch] = dict,
+    at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
 ) -> Trained:
     """Trains `task` as the config's `train` says.
 
@@ -40,6 +41,7 @@ def run(
       total_steps: unless `config.train.steps` is less.
       evaluate: (model, step) -> metrics, so often.
       add: batch -> the batch that the task's loss takes.
+      at: step -> what is done with the model once so many steps are done.
     """
 
     def batches(start: int) -> Iterator[Batch]:
@@ -62,6 +64,7 @@ def run(
         workdir=workdir,
         name=name,
         evaluate=evaluate if evaluate_every_steps else None,
+        at=at,
         example_names=[example.name for example in data.examples],
     )
 

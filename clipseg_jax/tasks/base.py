@@ -20,6 +20,8 @@ class Task(NamedTuple):
     predict: Callable[[Any, Array, Array], Array]
     # real sizes in pixels (b, 2) -> real rows and columns of the logits' grid (b, 2)
     grid_size: Callable[[Array], Array]
+    # logits (..., c) of pixels -> scores, before windows and views are averaged; None: as they are
+    pixel_scores: Callable[[Array], Array] | None = None
     # dotted path of a parameter -> whether the optimiser owns it; the rest stays frozen, unsaved
     trainable: Callable[[str], bool] | None = None
     # (model, batch, key, step) -> loss and scalars to report; may move the model's statistics

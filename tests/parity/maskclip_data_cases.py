@@ -68,7 +68,7 @@ def _check_sample(
     label: np.ndarray,
 ) -> None:
     crop_hw, ratio_range = tuple(case["crop_size"]), tuple(case["ratio_range"])
-    rng = _Recorder(sample["numpy_seed"])
+    rng = Recorder(sample["numpy_seed"])
     scale = transforms.random_scale(rng, case["img_scale"], ratio_range)
     assert list(scale) == sample["scale"]
     size = transforms.rescaled_size(*image.shape[:2], scale)
@@ -109,7 +109,7 @@ def _check_sample(
     np.testing.assert_array_equal(whole_ids, final_ids)
 
 
-class _Recorder:
+class Recorder:
     """A legacy generator that remembers every call as the json lists them."""
 
     def __init__(self, seed: int) -> None:

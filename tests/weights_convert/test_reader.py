@@ -296,3 +296,15 @@ def test_damage_raises_nothing_else(tmp_path):
             except CheckpointError:
                 refused += 1
         assert refused
+
+
+def test_a_safetensors_header_of_any_length(tmp_path):
+    """Its first byte is of the header's length; 0x80 is no pickle."""
+    arrays, first = {"a": np.arange(3, dtype=np.float32)}, set()
+    for extra in range(0, 256, 4):
+        path = tmp_path / "file.safetensors"
+        with path.open("wb") as file:
+            write(file, arrays, {"about": "x" * extra})
+        first.add(path.read_bytes()[0])
+        toys.assert_same(weights_convert.read_state_dict(path), arrays)
+    assert 0x80 in first

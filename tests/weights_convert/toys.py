@@ -51,7 +51,7 @@ def text_shapes(width=64, layers=2, vocabulary=600, embed=EMBED):
     }
 
 
-def vit_shapes(width=128, layers=2, patch=8, grid=4, embed=EMBED, **text):
+def vit_shapes(width=128, layers=2, patch=8, grid=4, embed=EMBED, layers_of_text=2, **text):
     norms = ("visual.ln_pre.weight", "visual.ln_pre.bias")
     norms += ("visual.ln_post.weight", "visual.ln_post.bias")
     return {
@@ -61,7 +61,7 @@ def vit_shapes(width=128, layers=2, patch=8, grid=4, embed=EMBED, **text):
         "visual.conv1.weight": (width, 3, patch, patch),
         **dict.fromkeys(norms, (width,)),
         **_blocks("visual.", width, layers),
-        **text_shapes(embed=embed, **text),
+        **text_shapes(embed=embed, layers=layers_of_text, **text),
     }
 
 

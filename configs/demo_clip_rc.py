@@ -1,0 +1,43 @@
+"""CLIP-RC on the embedded painted world with the embedded tiny CLIP; three classes are unseen.
+
+    python -m clipseg_jax.main --config=configs/demo_clip_rc.py:inductive
+
+`:transductive` starts from the inductive run half-way, `:fully` sees all classes. Nothing is
+downloaded. Figures: clipseg_jax/demo/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from clipseg_jax.demo import TINY_CLIP
+from clipseg_jax.demo.world import CLASSES
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
+from configs.base import clip_rc
+
+_STEPS = {"inductive": 800, "transductive": 400, "fully": 800}
+
+
+def get_config(setting: str = "inductive") -> ConfigDict:
+    config = clip_rc.get_config(setting)
+    config.clip.weights = str(TINY_CLIP)
+    config.dataset.name = "demo_world"
+    config.dataset.root = "workdir/demo_world"  # painted there if absent
+    config.dataset.class_names = CLASSES
+    config.dataset.unseen = ("sheep", "tent", "bus")
+    config.dataset.reduce_zero_label = True  # scenery is ignored, as VOC's background
+    config.text.templates = "demo_world"
+    # Sizes of a small world; twelve patches a side, three for each region.
+    config.clip_rc.crop_px = 96
+    config.clip_rc.heads, config.clip_rc.hidden = 4, 384
+    config.inference.mean, config.inference.std = CLIP_MEAN, CLIP_STD
+    config.inference.scale_px = (100_000, 96)
+    config.inference.crop_px, config.inference.stride_px = (96, 96), (80, 80)
+    config.learn.scale_px = (384, 96)
+    # Minutes instead of days.
+    config.learn.batch_size = 16
+    config.learn.total_steps = _STEPS[setting]
+    config.learn.optim.rate, config.learn.optim.end_rate = 1e-3, 1e-5
+    config.learn.optim.warmup_steps = 50
+    if setting == "transductive":
+        config.learn.start = "workdir/demo_clip_rc_inductive/clip_rc_half.safetensors"
+    config.evaluate.pictures = 12
+    return config

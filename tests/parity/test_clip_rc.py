@@ -1,0 +1,413 @@
+"""CLIP-RC against the published code: cases in the `clip_rc` folder of goldens.
+
+Everything is read from the case's json; weights pass through the converter's key map. Bounds are
+those of the jsons.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from clipseg_jax.core.modules import initialised
+from clipseg_jax.core.optim import learning_rate, optimizer
+from clipseg_jax.losses.binary_masks import mask_losses, recovery_loss
+from clipseg_jax.models.clip import (
+    TextConfig,
+    TextTransformer,
+    Tokenizer,
+    VisionTransformer,
+    ViTConfig,
+    unit,
+)
+from clipseg_jax.models.clip_rc_encoder import (
+    Encoding,
+    RegionEncoder,
+    image_tower,
+    region_attention,
+    regions_of_patches,
+)
+from clipseg_jax.models.clip_rc_head import lateral_inputs, region_queries
+from clipseg_jax.ops.resize import resize
+from clipseg_jax.tasks import clip_rc
+from clipseg_jax.train_step import TrainState, make_update, take_apart
+from input_pipeline.datasets import COCO_STUFF_164K
+from tests import seeded
+from tests.parity import cases
+from tests.parity import clip_rc_models as models
+from weights_convert.build import install
+from weights_convert.clip import OPENAI
+from weights_convert.clip_rc_keys import CLIP_RC
+
+FOLDER = models.FOLDER
+NOT_HERE = ("augment", "metrics", "slide")  # other modules' cases
+SLOW = ("encoder", "forward", "text_encoder", "train")
+
+
+def test_case(path, goldens, monkeypatch):
+    case, arrays = cases.load(path)
+    checks = {
+        "clip_init": check_clip_init,
+        "encoder": check_encoder,
+        "forward": check_forward,
+        "head": check_head,
+        "losses": check_losses,
+        "mask": check_mask,
+        "text_encoder": check_text_encoder,
+        "train": check_train,
+    }
+    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    assert found, f"no check for a case named {path.stem}"
+    more = {"monkeypatch": monkeypatch} if found[0] is check_train else {}
+    found[0](case, arrays, goldens, **more)
+
+
+def compare(made, arrays, case, *, absolute):
+    """All arrays of `made`, thinned as the json says, within a bound."""
+    for name, value in made.items():
+        value = models.thinned(value, case["arrays"][name]["meaning"])
+        cases.close(value, arrays[name], absolute=absolute, name=name)
+
+
+def check_mask(case, arrays, goldens):
+    """Who sees whom, read off the attention itself: with one-hot values it returns its maps."""
+    for name, packed in arrays.items():
+        grid, regions, prompts = map(
+            int, re.fullmatch(r"allowed_grid(\d+)_rlb(\d+)_prompts(\d+)", name).groups()
+        )
+        t = 1 + prompts + grid**2 + regions
+        q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, t, 8))
+        covers = regions_of_patches((grid, grid), round(regions**0.5))
+        maps = jax.jit(region_attention)(q, k, jnp.eye(t)[None, None], covers)[0, 0]
+        expected = np.unpackbits(packed)[: t * t].reshape(t, t).astype(bool)
+        np.testing.assert_array_equal(np.asarray(maps) > 0, expected, err_msg=name)
+        scores = np.asarray(q[0, 0] @ k[0, 0].T) / np.sqrt(8)
+        masked = jax.nn.softmax(jnp.where(expected, scores, -jnp.inf), axis=-1)
+        cases.close(maps, np.asarray(masked), absolute=1e-6, name=name)
+
+
+def check_clip_init(case, arrays, goldens):
+    given = {
+        key: seeded.tensor(
+            f"visual.{key}", tuple(map(int, shape.strip(",").split(","))), case["seed"]
+        )
+        for key, shape in re.findall(r"'visual\.(\w+)' \(([\d,]+)\)", case["inputs"])
+    }
+    count, width = given["positional_embedding"].shape
+    side = round((count - 1) ** 0.5)
+    regions = case["reference_config"]["region_level_bridge_size"]
+    cfg = ViTConfig(side * 16, 16, width, layers=1, heads=1, embed_dim=8)
+    visual = initialised(lambda rngs: VisionTransformer(cfg, rngs=rngs))
+    install(visual, given)
+    for crop in {int(name.rsplit("_", 1)[1]) for name in arrays}:
+        tower = image_tower(visual, crop)
+        encoder = initialised(
+            lambda rngs, tower=tower: RegionEncoder(
+                tower, prompts=1, region_side=round(regions**0.5), dropout=0.0, rngs=rngs
+            )
+        )
+        made = {
+            f"positional_embedding_{crop}": tower.positional_embedding[...],
+            f"region_level_bridge_{crop}": encoder.region_level_bridge[...],
+        }
+        compare(made, arrays, case, absolute=1e-6)
+
+
+def check_text_encoder(case, arrays, goldens):
+    prefix = "text_encoder."
+    shapes = {k: v for k, v in models.shapes(goldens).items() if k.startswith(prefix)}
+    stored = {
+        key.removeprefix(prefix): value
+        for key, value in seeded.state_dict(shapes, case["seed"]).items()
+    }
+    length, width = stored["positional_embedding"].shape
+    cfg = TextConfig(
+        context_length=length,
+        vocabulary=len(stored["token_embedding.weight"]),
+        width=width,
+        layers=sum(key.endswith("in_proj_weight") for key in stored),
+        heads=width // 64,
+        embed_dim=stored["text_projection"].shape[1],
+    )
+    text = initialised(lambda rngs: TextTransformer(cfg, rngs=rngs))
+    renamed, unknown = OPENAI.rename(stored)
+    assert not unknown
+    install(text, {k.removeprefix("text."): v for k, v in renamed.items()}, complete=("",))
+    tokenizer = Tokenizer.openai()
+    ids = tokenizer(case["prompts"])
+    np.testing.assert_array_equal(ids, arrays["tokens"])
+    names = COCO_STUFF_164K.class_names
+    columns = arrays["coco_tokens"].shape[1]
+    coco = tokenizer([f"a photo of a {name}." for name in names])
+    np.testing.assert_array_equal(coco[:, :columns], arrays["coco_tokens"])
+    assert not np.any(coco[:, columns:])
+    rows = jax.jit(lambda text, ids: text(ids))(text, jnp.asarray(ids))
+    for name, made in (("embedding", rows), ("normalised", unit(rows))):
+        np.testing.assert_allclose(made, arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    cosines = jnp.sum(unit(rows) * arrays["normalised"], axis=1)
+    assert float(jnp.min(cosines)) > 0.99999
+
+
+def check_encoder(case, arrays, goldens):
+    encoder = models.model(case, goldens, np.zeros((1, 512))).encoder
+    blocks = [int(name[5:]) for name in arrays if name.startswith("block")]
+
+    @jax.jit
+    def run(encoder, images):
+        return (
+            encoder(images),
+            encoder.first_tokens(images, None, None),
+            encoder.blocks(images, read=blocks)[1],
+        )
+
+    encoding, first, read = run(encoder, models.network_images(case))
+    index = arrays["token_index"]
+    tokens = {"tokens_in": first} | {f"block{i}": x for i, x in read.items()}
+    compare({name: x[:, index] for name, x in tokens.items()}, arrays, case, absolute=1e-4)
+    patches, regions = cases.nchw(encoding.patches), cases.nchw(encoding.regions)
+    made = {"global_embedding": encoding.image, "region": regions}
+    made |= {name: patches[int(name[7:])] for name in arrays if name.startswith("visual_")}
+    compare(made, arrays, case, absolute=1e-5)
+
+
+def check_head(case, arrays, goldens):
+    told, b = case["inputs"], case["batch"]
+    grid = case["reference_config"]["grid"]
+    regions = case["reference_config"]["region_level_bridge_size"]
+    side = round(regions**0.5)
+    text = models.text_rows(told)
+    e, seed = text.shape[1], case["seed"]
+    assert all(f"unit_rows('{name}'" in told for name in ("visual", "cls", "rlb"))
+
+    def rows(name, *shape):
+        return jnp.asarray(seeded.unit_rows(name, int(np.prod(shape)), e, seed).reshape(*shape, e))
+
+    encoding = Encoding(
+        rows("visual", b, grid, grid), rows("cls", b), rows("rlb", b, side, side), None
+    )
+    model = models.model(case, goldens, text)
+    size = case["reference_config"]["crop_size"]
+
+    @jax.jit
+    def run(head, encoding, text):
+        decoded = head(encoding, text)
+        q, lateral = region_queries(encoding, text), lateral_inputs(encoding)
+        made = {"query_in": q, "lateral_in": lateral}
+        q, lateral = head.q_proj(q), head.lateral_proj(lateral)
+        made |= {"q0": q, "lateral0": lateral}
+        layers = zip(head.decoder_q, head.decoder_v, strict=True)
+        for i, (of_q, of_lateral) in enumerate(layers, 1):
+            q, lateral = of_q(q, lateral), of_lateral(lateral, q)
+            made |= {f"q{i}": q, f"lateral{i}": lateral}
+        recovered = head.recovery_decoder(decoded.queries, decoded.laterals)
+        made |= dict(zip(("recovered_q", "recovered_lateral"), recovered, strict=True))
+        masks = resize(decoded.logits, tuple(size))
+        maps = {"mask_logits": decoded.logits, "pred_masks": masks} | scores(model, case, masks)
+        return made | {name: jnp.moveaxis(x, -1, 1) for name, x in maps.items()}
+
+    made = run(model.head, encoding, jnp.asarray(text))
+    assert made.keys() == arrays.keys()
+    compare(made, arrays, case, absolute=2e-4)
+
+
+def scores(model, case, masks):
+    """Both test modes' scores of upsampled mask logits."""
+    seen = tuple(case.get("base_class") or case["reference_config"]["base_class"])
+    return {
+        f"prob_{name}": clip_rc.build(
+            model, clip_rc.CLIPRCTaskConfig(setting=setting, seen=seen)
+        ).pixel_scores(masks)
+        for name, setting in (("inductive", "inductive"), ("self_training", "transductive"))
+    }
+
+
+def check_losses(case, arrays, goldens):
+    weight = case["weights_of_terms"]
+    given = {
+        name: seeded.tensor(f"loss.{name}", tuple(map(int, shape.split(","))), case["seed"])
+        for names, shape in re.findall(
+            r"seeded\.tensor\('loss\.([\w.'|]+)',\(([\d,]+)\),seed", case["inputs"]
+        )
+        for name in names.replace("loss.", "").replace("'", "").split("|")
+    }
+    masks = given["pred_masks"]
+    masks = masks / masks.std(ddof=1, dtype=np.float64).astype(np.float32) * np.float32(1.5)
+    labels = jnp.asarray(arrays["labels"], jnp.int32)
+
+    @jax.jit
+    def run(masks, q, lateral):
+        def total(masks, q, lateral):
+            made = mask_losses(masks, labels)
+            terms = {
+                "loss_mask": weight["mask_weight"] * made.focal,
+                "loss_dice": weight["dice_weight"] * made.dice,
+                "recovery_loss_q": weight["recovery_loss_weight"]
+                * recovery_loss(q, given["ori_q"]),
+                "recovery_loss_k": weight["recovery_loss_weight"]
+                * recovery_loss(lateral, given["ori_lateral"]),
+            }
+            value = sum(terms.values())
+            return value, terms | {
+                "total": value,
+                "acc_seg": made.accuracy,
+                "num_masks": made.pairs,
+            }
+
+        return jax.grad(total, (0, 1, 2), has_aux=True)(masks, q, lateral)
+
+    gradients, made = run(np.moveaxis(masks, 1, -1), given["q"], given["lateral"])
+    for name, value in made.items():
+        np.testing.assert_allclose(value, arrays[name][0], rtol=1e-5, atol=1e-6, err_msg=name)
+    names = ("grad_pred_masks", "grad_q", "grad_lateral")
+    for name, value in zip(names, (cases.nchw(gradients[0]), *gradients[1:]), strict=True):
+        value = models.thinned(value, case["arrays"][name]["meaning"])
+        np.testing.assert_allclose(value, arrays[name], rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def check_forward(case, arrays, goldens):
+    text = None
+    if "text" in case:
+        text = np.load(models.golden(goldens, case["text"].rsplit("/", 1)[1]))
+        assert text.dtype == np.float16
+    model = models.model(case, goldens, text)
+    images = models.network_images(case)
+
+    @jax.jit
+    def run(model, images):
+        logits, encoding = model(images), model.encoder(images)
+        return scores(model, case, resize(logits, images.shape[1:3])), encoding
+
+    made, encoding = run(model, images)
+    made = {name: cases.nchw(x) for name, x in made.items()}
+    made |= {name.replace("prob", "label"): x.argmax(1) for name, x in made.items()}
+    if "prob" in arrays:  # one image, one mode
+        made = {name: made[f"{name}_inductive"][0] for name in ("prob", "label")}
+        made |= {
+            "visual": cases.nchw(encoding.patches)[0],
+            "region": cases.nchw(encoding.regions)[0],
+        }
+    assert made.keys() == arrays.keys()
+    share = float(re.search(r"labels agree on >= ([\d.]+)%", case["tolerance"]).group(1)) / 100
+    absolute = float(re.search(r"atol ([\de-]+)", case["tolerance"]).group(1))
+    labels = {name: made.pop(name) for name in [*made] if name.startswith("label")}
+    compare(made, arrays, case, absolute=absolute)
+    for name, value in labels.items():
+        cases.same_labels(value, arrays[name], share=share, name=name)
+
+
+def check_train(case, arrays, goldens, monkeypatch):
+    """The loop's own update, in both settings: losses, gradients, parameters."""
+    seen = tuple(case["reference_config"]["base_class"])
+    weight = case["loss_config"]
+    assert not weight["loss_weight"] - 1
+    cfg = clip_rc.CLIPRCTaskConfig(
+        setting="transductive" if case["self_training"] else "inductive",
+        seen=seen,
+        mask_weight=weight["mask_weight"],
+        dice_weight=weight["dice_weight"],
+        recovery_weight=weight["recovery_loss_weight"],
+    )
+    task = clip_rc.build(models.model(case, goldens), cfg)
+    seen_by_loss: list = []
+    monkeypatch.setattr(
+        clip_rc, "mask_losses", lambda *a: (seen_by_loss.append(a[1]), mask_losses(*a))[1]
+    )
+
+    def loss(*args):
+        value, metrics = task.loss(*args)
+        return value, metrics | {"labels": seen_by_loss.pop()}
+
+    tx = optax.chain(_keep(), optimizer(clip_rc.OPTIM, case["max_iters"]))
+    parts = take_apart(task)
+    update = jax.jit(make_update(task._replace(loss=loss), parts, tx), donate_argnums=0)
+    first, zero = case["iterations"][0], jnp.zeros((), jnp.int32)
+    state = TrainState(zero, parts.params, parts.stats, _at(tx.init(parts.params), first), zero)
+    state = jax.tree.map(jnp.copy, state)  # each its own memory, which the steps reuse
+    batch = _batch(case)
+    begin, steps = published(parts.params), len(case["iterations"])
+    names = [name for name in case["grad_names"] if "multihead_attn.k.bias" not in name]
+    assert sorted(case["grad_names"]) == sorted(begin)
+    picked = [case["grad_names"].index(name) for name in names]  # true gradients of others are 0
+    terms = (
+        "loss_mask",
+        "loss_dice",
+        "recovery_loss_q",
+        "recovery_loss_k",
+        "pixel_accuracy",
+        "loss",
+    )
+    for step in range(steps):
+        state, metrics = update(state, parts.frozen, batch)
+        made, bound = [metrics[name] for name in terms], 1e-4 if step == 0 else 5e-4
+        np.testing.assert_allclose(made, arrays["loss"][step], rtol=bound, err_msg=f"step {step}")
+        if step == 0:
+            cases.same_labels(metrics["labels"], arrays["labels"], share=0.999, name="labels")
+            gradient = published(state.moments[0])
+            norms = np.asarray([np.linalg.norm(gradient[name]) for name in names])
+            np.testing.assert_allclose(norms, arrays["grad_norm"][picked], rtol=1e-3)
+            for name in [n.removeprefix("grad:") for n in arrays if n.startswith("grad:")]:
+                expected = arrays[f"grad:{name}"]
+                value = _slice(gradient[name], case["arrays"][f"grad:{name}"]["meaning"])
+                cosine = value @ expected / np.linalg.norm(value) / np.linalg.norm(expected)
+                assert cosine > 0.9999, f"gradient of {name}: cosine {cosine}"
+    rates = np.asarray(
+        [float(learning_rate(clip_rc.OPTIM, case["max_iters"])(i)) for i in case["iterations"]]
+    )
+    np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
+    end = published(state.params)
+    for name in [n.removeprefix("param3:") for n in arrays if n.startswith("param3:")]:
+        off = np.abs(
+            _slice(end[name], case["arrays"][f"param3:{name}"]["meaning"])
+            - arrays[f"param3:{name}"]
+        )
+        assert np.mean(off <= 2e-6) >= 0.99, f"{name} after {steps} steps: {np.sort(off)[-5:]}"
+        assert off.max() <= 2 * rates.sum(), f"{name} after {steps} steps: {off.max()}"
+    moved = np.asarray([np.linalg.norm(end[name] - begin[name]) for name in names])
+    np.testing.assert_allclose(moved, arrays["delta_norm"][picked], rtol=2e-2)
+
+
+def _slice(value, meaning):
+    """ "flattened [::30][:256]" of an array."""
+    step, count = map(int, re.search(r"flattened \[::(\d+)\]\[:(\d+)\]", meaning).groups())
+    return np.asarray(value).reshape(-1)[::step][:count]
+
+
+def _keep():
+    """A transformation whose state is the last gradient."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda g, state, params=None: (g, g)
+    )
+
+
+def _at(moments, iteration):
+    """An optimiser's fresh state whose schedule stands at an iteration."""
+    kind = optax.ScaleByScheduleState
+    return jax.tree.map(
+        lambda x: kind(jnp.asarray(iteration, jnp.int32)) if isinstance(x, kind) else x,
+        moments,
+        is_leaf=lambda x: isinstance(x, kind),
+    )
+
+
+def _batch(case):
+    images = models.pictures(case)
+    told = r"seeded\.label_map\((\d+),(\d+),(\d+),seed=(\d+)\+i\)"
+    height, width, classes, seed = map(int, re.search(told, case["inputs"]).groups())
+    labels = [seeded.label_map(height, width, classes, seed + i) for i in range(len(images))]
+    return {
+        "image": jnp.asarray(images),
+        "image_size": jnp.asarray([(height, width)] * len(images)),
+        "label": jnp.asarray(np.stack(labels), jnp.int32),
+    }
+
+
+def published(tree):
+    """Parameters as a nested dictionary, by published key and in PyTorch's layout."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return CLIP_RC.to_left(
+        {".".join(str(part.key) for part in path): np.asarray(leaf) for path, leaf in flat}
+    )

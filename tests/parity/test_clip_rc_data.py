@@ -1,0 +1,116 @@
+"""CLIP-RC's augmentation and scores against the published code; driven by the case's json.
+
+No network here: the augmentation goes through `input_pipeline` alone.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.evaluate import Progress, report
+from input_pipeline import transforms
+from tests import seeded
+from tests.parity import cases
+from tests.parity.maskclip_data_cases import Recorder
+
+FOLDER = "clip_rc"
+ONLY = ("augment", "metrics")
+IMG_SCALE = (2048, 512)  # spec, section 9.3: the same in every case
+NORMALISED = 1e-5  # where the grey levels are the same
+
+
+def test_case(path):
+    case, arrays = cases.load(path)
+    {"augment": check_augment, "metrics": check_metrics}[path.stem](case, arrays)
+
+
+def made(text):
+    """What "seeded.image(375,500,seed=27)" and the like say."""
+    name, numbers = re.fullmatch(r"seeded\.(\w+)\((.*)\)", text).groups()
+    return getattr(seeded, name)(*(int(part.split("=")[-1]) for part in numbers.split(",")))
+
+
+def check_augment(case, arrays):
+    """Each step with the recorded draws, then all of them together."""
+    for sample in case["samples"]:
+        prefix = f"s{sample['sample']}_"
+        expected = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+        image, label = made(sample["image"]), made(sample["labels"])
+        crop_hw = expected["gt"].shape
+        (step,) = {
+            int(n) for n in re.findall(r"::(\d+)", case["arrays"][f"{prefix}img"]["meaning"])
+        }
+        thin = (slice(None, None, step),) * 2
+        told = {each["step"]: each for each in sample["steps"]}
+        rng = Recorder(sample["numpy_seed"])
+
+        size = transforms.rescaled_size(*label.shape, transforms.random_scale(rng, IMG_SCALE))
+        resized, ids = transforms.resize(image, size), transforms.resize_label(label, size)
+        assert list(resized.shape) == told["Resize"]["img_shape"]
+        near(resized[thin], expected["Resize"])
+        same(ids[thin], expected["gt_Resize"])
+        cropped, ids = transforms.random_crop(resized, ids, rng, crop_hw)
+        assert list(cropped.shape) == told["RandomCrop"]["img_shape"]
+        flipped, ids = transforms.flip(cropped, ids, rng)
+        assert np.array_equal(flipped, cropped[:, ::-1]) == sample["flip"]
+        distorted = transforms.distort_colours(flipped, rng)
+        near(distorted[thin], expected["PhotoMetricDistortion"])
+        final, ids = transforms.pad(transforms.normalise(distorted), ids, crop_hw)
+        assert list(final.shape) == told["Pad"]["img_shape"]
+        difference = np.abs(final[thin] - expected["img"])
+        equal = np.zeros(difference.shape[:2], bool)
+        kept = expected["PhotoMetricDistortion"]
+        equal[: kept.shape[0], : kept.shape[1]] = np.all(distorted[thin] == kept, axis=2)
+        assert difference[equal].max() <= NORMALISED
+        assert np.mean(difference <= 2 / 57 + NORMALISED) >= 0.99  # two grey levels
+        same(ids, expected["gt"])
+        rng.check([draw for each in sample["steps"] for draw in each["draws"]])
+
+        whole, whole_ids = transforms.augment(
+            image,
+            label,
+            np.random.RandomState(sample["numpy_seed"]),
+            scale=IMG_SCALE,
+            crop_hw=crop_hw,
+        )
+        np.testing.assert_array_equal(whole, final)
+        np.testing.assert_array_equal(whole_ids, ids)
+
+
+def near(image, expected):
+    """Within two grey levels on 99 % of the values, as the json has it."""
+    assert image.shape == expected.shape
+    assert np.mean(np.abs(image.astype(int) - expected.astype(int)) <= 2) >= 0.99
+
+
+def same(label, expected):
+    cases.same_labels(label, expected, share=0.999, name="labels")
+
+
+def check_metrics(case, arrays):
+    """All figures of the published evaluation, unrounded and as reported."""
+    truth = arrays["gt"]
+    if case["reduce_zero_label"]:
+        truth = transforms.reduce_zero_label(truth)
+    classes = len(case["seen_idx"]) + len(case["unseen_idx"])
+    counts = np.asarray(confusion_matrix(truth, arrays["pred"], classes))
+    metrics = SegmentationMetrics.from_confusion(counts)
+    for values, name in ((metrics.iou, "iou"), (metrics.accuracy, "acc")):
+        np.testing.assert_allclose(np.nan_to_num(values, nan=-1), arrays[name], rtol=1e-6)
+    expected = case["results"]
+    unseen = case["unseen_idx"]
+    found = metrics.zero_shot(unseen)
+    keys = ("pAcc", "mIoU_seen", "mIoU_unseen", "hIoU")
+    np.testing.assert_allclose(100 * np.asarray(found), [expected[k] for k in keys], rtol=1e-6)
+
+    names = [f"class {i}" for i in range(classes)]
+    figures = report(Progress(counts, images=len(truth)), names, unseen=unseen)
+    for key, value in expected["reported_eval_dict"].items():
+        assert abs(figures[key] / 100 - value) < 1e-9, key
+    told = [figures[key] for key in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")]
+    assert told == [round(expected[key], 2) for key in keys]
+    assert abs(figures["mIoU"] - expected["mIoU"]) < 0.005
+    assert figures["unseen"] == [names[i] for i in unseen]
