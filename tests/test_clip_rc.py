@@ -66,21 +66,32 @@ def small_batch(count=4, seed=0):
     }
 
 
-def gradients(task, batch, step=0):
-    """The loss, its parts and its gradient with respect to what is trained."""
-    graph, params, rest = nnx.split(
-        task.model, lambda path, _: task.trainable(".".join(map(str, path))), ...
+def loss_of(task):
+    """(batch, step) -> the loss and its parts; one program."""
+    run = jax.jit(task.loss)
+    return lambda batch, step=0: run(
+        task.model, jax.tree.map(jnp.asarray, batch), jax.random.key(5), jnp.asarray(step)
     )
+
+
+def gradient_of(task):
+    """(batch, model) -> the loss with its parts, and its gradient; one program."""
+
+    def owned(path, _):
+        return task.trainable(".".join(map(str, path)))
 
     @jax.jit
     def run(params, rest, batch):
         def of(params):
             model = nnx.merge(graph, params, rest, copy=True)
-            return task.loss(model, batch, jax.random.key(5), jnp.asarray(step))
+            return task.loss(model, batch, jax.random.key(5), jnp.asarray(0))
 
         return jax.value_and_grad(of, has_aux=True)(params)
 
-    return run(params, rest, {k: jnp.asarray(v) for k, v in batch.items()})
+    graph, *_ = nnx.split(task.model, owned, ...)
+    return lambda batch, model=task.model: run(
+        *nnx.split(model, owned, ...)[1:], jax.tree.map(jnp.asarray, batch)
+    )
 
 
 def assert_equal_trees(a, b):
@@ -137,7 +148,7 @@ def test_the_optimiser_is_the_published_one():
             made = learning_rate(optim, int(steps))(at.astype(np.int64))
             np.testing.assert_allclose(made, expected, rtol=1e-9)
         single = learning_rate(optim, int(steps))(jnp.asarray(at, jnp.int32))
-        np.testing.assert_allclose(single, expected, rtol=1e-5)
+        np.testing.assert_allclose(single, expected, rtol=1e-6)
 
 
 def test_norms_may_be_spared_decay():
@@ -184,17 +195,18 @@ def test_labels_of_unseen_classes_never_reach_the_inductive_loss():
     others = np.asarray([i for i in range(256) if i not in SEEN])
     corrupted = np.where(unseen, rng.choice(others, unseen.shape), batch["label"])
     assert np.any(corrupted != batch["label"])
-    expected, got = gradients(task, batch), gradients(task, batch | {"label": corrupted})
+    gradient = gradient_of(task)
+    expected, got = gradient(batch), gradient(batch | {"label": corrupted})
     jax.tree.map(np.testing.assert_array_equal, got[0], expected[0])
     assert_equal_trees(got[1], expected[1])
     changed = np.where(batch["label"] == SEEN[0], SEEN[1], batch["label"])
-    (loss, _), _ = gradients(task, batch | {"label": changed})
+    (loss, _), _ = gradient(batch | {"label": changed})
     assert loss != expected[0][0]
     # The text rows of unseen classes don't either.
     rows = np.asarray(task.model.text_embeddings[...])
     other = np.where(np.isin(np.arange(CLASSES), SEEN)[:, None], rows, rows[::-1] + 1)
     task.model.text_embeddings = nnx.Param(jnp.asarray(other))
-    got = gradients(task, batch)
+    got = gradient(batch)
     jax.tree.map(np.testing.assert_array_equal, got[0], expected[0])
     assert_equal_trees(got[1], expected[1])
 
@@ -217,11 +229,10 @@ def test_self_training_begins_at_its_step():
     """Before it, unseen classes have no part in the masks' losses; one program serves both."""
     cfg = CLIPRCTaskConfig("transductive", seen=SEEN, self_training_step=10, recovery_weight=0.0)
     task, batch = clip_rc.build(small(dropout=0.0), cfg), small_batch()
-    (before, parts), _ = gradients(task, batch, step=9)
-    (after, _), _ = gradients(task, batch, step=10)
-    assert before != after
-    now = clip_rc.build(task.model, dataclasses.replace(cfg, self_training_step=0))
-    np.testing.assert_array_equal(gradients(now, batch, step=0)[0][0], after)
+    loss = loss_of(task)
+    before, parts = loss(batch, 9)
+    assert before != loss(batch, 10)[0]
+    assert loss(batch, 10)[0] == loss(batch, 11)[0]
     seen_only = np.where(np.isin(batch["label"], SEEN), batch["label"], 255)
     logits = jax.jit(lambda m, x: m(x))(
         task.model,
@@ -243,11 +254,11 @@ def test_hidden_pixels_are_labelled_with_the_unseen_ones():
     batch["label"][:, :, 48:] = 255
     hidden = np.where(np.isin(batch["label"], SEEN), batch["label"], 255)
     assert np.any(hidden != batch["label"])
-    (a, parts), _ = gradients(task, batch)
-    (b, _), _ = gradients(task, batch | {"label": hidden})
-    np.testing.assert_array_equal(a, b)
+    loss = loss_of(task)
+    total, parts = loss(batch)
+    assert total == loss(batch | {"label": hidden})[0]
     told = clip_rc.build(task.model, dataclasses.replace(cfg, unlabelled="told"))
-    assert gradients(told, batch)[0][1]["loss_mask"] != parts["loss_mask"]
+    assert loss_of(told)(batch)[1]["loss_mask"] != parts["loss_mask"]
 
 
 def test_a_batch_without_labels_costs_no_dice():
@@ -368,7 +379,7 @@ def test_dropout_differs_between_images_and_vanishes_without_a_key():
 def test_remat_changes_nothing():
     batch = small_batch(2)
     made = [
-        gradients(clip_rc.build(small(remat=remat), CLIPRCTaskConfig(seen=SEEN)), batch)
+        gradient_of(clip_rc.build(small(remat=remat), CLIPRCTaskConfig(seen=SEEN)))(batch)
         for remat in (False, True)
     ]
     np.testing.assert_allclose(made[0][0][0], made[1][0][0], rtol=1e-6)
@@ -401,15 +412,18 @@ def run_loop(folder, setting, devices, steps=3):
     return {p: np.asarray(x) for p, x in flat_arrays(trained.model).items()}, len(traced)
 
 
-@pytest.mark.parametrize("setting", ["inductive", "transductive", "fully"])
-def test_one_program_and_the_same_on_any_devices(tmp_path, setting):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("setting", "counts"), [("inductive", (1, 4)), ("transductive", (1, 2, 4)), ("fully", (1,))]
+)
+def test_one_program_and_the_same_on_any_devices(tmp_path, setting, counts):
     made, begin = {}, {p: np.asarray(x) for p, x in flat_arrays(small()).items()}
-    for devices in (1, 2, 4):
+    for devices in counts:
         made[devices], traced = run_loop(tmp_path / str(devices), setting, devices)
         assert traced == 1
     moved = {p for p, x in made[1].items() if np.any(x != begin[p])}
     assert moved == {p for p in begin if clip_rc.trainable(p)}
-    for devices in (2, 4):
+    for devices in counts[1:]:
         for path, value in made[devices].items():
             if "multihead_attn.k.bias" in path:  # no true gradient: AdamW amplifies rounding
                 continue
