@@ -154,9 +154,15 @@ def _hand_out(labels: Array, batch: Batch, on_labels: OnLabels) -> None:
 
 
 def report(
-    progress: Progress, class_names: Sequence[str], *, console: Console | None = None
+    progress: Progress,
+    class_names: Sequence[str],
+    *,
+    unseen: Sequence[int] = (),
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Prints the table of a finished evaluation and returns its figures, in percent.
+
+    `unseen` labels are marked in the table, and their mean is given apart from the others'.
 
     Raises:
       ValueError: nothing was counted.
@@ -167,15 +173,22 @@ def report(
             "to the image folder"
         )
     metrics = SegmentationMetrics.from_confusion(progress.confusion)
-    summary, per_class = metrics.summary(), metrics.per_class(class_names)
+    summary, per_class = metrics.summary(unseen), metrics.per_class(class_names)
     table = Table("class", "IoU", "Acc", "Prec", title=f"{progress.images} images")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, row in per_class.items():
-        table.add_row(name, *("-" if v is None else f"{v:.2f}" for v in row.values()))
+    for label, (name, row) in enumerate(per_class.items()):
+        shown = f"{name} (unseen)" if label in unseen else name
+        table.add_row(shown, *("-" if v is None else f"{v:.2f}" for v in row.values()))
     table.add_section()
     table.add_row("mean", *(f"{summary[key]:.2f}" for key in ("mIoU", "mAcc", "mPrec")))
     table.caption = f"aAcc {summary['aAcc']:.2f}"
+    if len(unseen):
+        table.add_section()
+        table.add_row("mean of seen classes", f"{summary['mIoU(S)']:.2f}")
+        table.add_row("mean of unseen classes", f"{summary['mIoU(U)']:.2f}")
+        table.caption = f"pAcc {summary['pAcc']:.2f}, hIoU {summary['hIoU']:.2f}"
+        summary["unseen"] = [class_names[label] for label in unseen]  # type: ignore[assignment]
     (console or Console()).print(table)
     # The published ReCLIP counts a class that occurs nowhere as 0.
     summary["mIoU_absent_as_0"] = round(100 * metrics.miou_of_all, 2)

@@ -25,7 +25,7 @@ from weights_convert.export import export, export_huggingface, to_state_dict
 from weights_convert.names import unwrap
 from weights_convert.published import to_published
 from weights_convert.reader import Checkpoint, read
-from weights_convert.resnet_v1c import load_resnet_v1c
+from weights_convert.resnet_v1c import export_imagenet, load_imagenet
 from weights_convert.results import (
     kept_arrays,
     load_distillation,
@@ -47,15 +47,16 @@ __all__ = [
     "export",
     "export_deeplab",
     "export_huggingface",
+    "export_imagenet",
     "install",
     "kept_arrays",
     "load_clip",
     "load_converted",
     "load_deeplab",
     "load_distillation",
+    "load_imagenet",
     "load_initial",
     "load_rectification",
-    "load_resnet_v1c",
     "load_result",
     "read",
     "read_state_dict",

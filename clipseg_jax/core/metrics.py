@@ -28,6 +28,18 @@ def confusion_matrix(
     return jnp.bincount(pair.ravel(), length=classes * classes + 1)[:-1].reshape(classes, classes)
 
 
+class ZeroShotFigures(NamedTuple):
+    """Fractions: pixel accuracy, mean IoU of seen and of unseen classes, their harmonic mean.
+
+    A mean over classes of which none occurs is NaN, and the harmonic mean with it.
+    """
+
+    pixel_accuracy: float
+    seen: float
+    unseen: float
+    harmonic: float
+
+
 @dataclasses.dataclass(frozen=True)
 class SegmentationMetrics:
     """Figures of a summed confusion matrix, as fractions; NaN where a class never occurs."""
@@ -60,19 +72,29 @@ class SegmentationMetrics:
         """Mean IoU over the classes that the truth shows, as CLIP-ES's code prints it."""
         return float(np.mean(self.iou[~np.isnan(self.accuracy)]))
 
-    def summary(self) -> dict[str, float]:
-        """Percent, rounded to two decimals: aAcc, and the means over classes that occur."""
+    def zero_shot(self, unseen: Sequence[int]) -> ZeroShotFigures:
+        """Figures of the classes in `unseen` and of the others apart. Spec clip_rc, section 10."""
+        held_out = np.zeros(len(self.iou), bool)
+        held_out[list(unseen)] = True
+        seen, unseen_mean = _mean(self.iou[~held_out]), _mean(self.iou[held_out])
+        total = seen + unseen_mean
+        harmonic = 2 * seen * unseen_mean / total if total else 0.0
+        return ZeroShotFigures(self.all_accuracy, seen, unseen_mean, harmonic)
 
-        def mean(values: np.ndarray) -> float:
-            known = values[~np.isnan(values)]
-            return float(known.mean()) if known.size else float("nan")
+    def summary(self, unseen: Sequence[int] = ()) -> dict[str, float]:
+        """Percent, rounded to two decimals: aAcc, and the means over classes that occur.
 
+        With `unseen` labels also pAcc (the usual name of aAcc there), mIoU(S), mIoU(U) and hIoU.
+        """
         figures = {
             "aAcc": self.all_accuracy,
-            "mIoU": mean(self.iou),
-            "mAcc": mean(self.accuracy),
-            "mPrec": mean(self.precision),
+            "mIoU": _mean(self.iou),
+            "mAcc": _mean(self.accuracy),
+            "mPrec": _mean(self.precision),
         }
+        if len(unseen):
+            names = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")
+            figures |= zip(names, self.zero_shot(unseen), strict=True)
         return {name: round(100 * value, 2) for name, value in figures.items()}
 
     def per_class(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
@@ -86,6 +108,12 @@ class SegmentationMetrics:
             name: {"IoU": percent(iou), "Acc": percent(acc), "Prec": percent(prec)}
             for name, iou, acc, prec in rows
         }
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those that are numbers; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 class TagFigures(NamedTuple):

@@ -35,9 +35,10 @@ class DilatedResNetConfig:
     strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's 4
     dilations: tuple[int, ...] = (1, 1, 2, 4)  # of the 3x3 convolutions
     # "v1c": three 3x3 convolutions for a stem; a block's stride in its 3x3; the first block of a
-    # stage has half the dilation, at least 1. "caffe", as DeepLab's authors had it: one 7x7, a pool
-    # that rounds its size up, the stride in the first 1x1, one dilation for all blocks of a stage.
-    variant: Literal["v1c", "caffe"] = "v1c"
+    # stage has half the dilation, at least 1. "v1", torchvision's: one 7x7 for a stem, else the
+    # same. "caffe", as DeepLab's authors had it: one 7x7, a pool that rounds its size up, the
+    # stride in the first 1x1, one dilation for all blocks of a stage.
+    variant: Literal["v1c", "v1", "caffe"] = "v1c"
     dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
 
     @property
@@ -188,11 +189,11 @@ class DilatedResNet(nnx.Module):
     """
 
     def __init__(self, cfg: DilatedResNetConfig, *, rngs: nnx.Rngs):
-        if cfg.variant not in ("v1c", "caffe"):
-            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c or caffe")
+        if cfg.variant not in ("v1c", "v1", "caffe"):
+            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c, v1 or caffe")
         self.cfg = cfg
         half, dtype, caffe = cfg.width // 2, cfg.dtype, cfg.variant == "caffe"
-        if caffe:
+        if cfg.variant != "v1c":
             stem = [ConvNorm(3, cfg.width, 7, stride=2, dtype=dtype, rngs=rngs)]
         else:
             stem = [

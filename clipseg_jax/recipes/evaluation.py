@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,22 @@ from input_pipeline import pipeline
 
 
 class Evaluation:
-    """A split with fixed preprocessing, for networks of one structure; compiled once."""
+    """A split with fixed preprocessing, for networks of one structure; compiled once.
 
-    def __init__(self, config: ConfigDict, cfg: InferenceConfig, mesh: Mesh):
-        self._cfg, self._mesh = cfg, mesh
+    `unseen` labels, of a zero-shot recipe, get figures of their own.
+    """
+
+    def __init__(
+        self, config: ConfigDict, cfg: InferenceConfig, mesh: Mesh, unseen: Sequence[int] = ()
+    ):
+        self._cfg, self._mesh, self._unseen = cfg, mesh, tuple(unseen)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, config.dataset.split)
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
-        self._batches = pipeline.evaluation(
+        self._make_batches = functools.partial(
+            pipeline.evaluation,
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -44,9 +52,17 @@ class Evaluation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
-            corruption=(damage, config.dataset.corruption_level) if damage else None,
+        )
+        self._batches = self._make_batches(
+            corruption=(damage, config.dataset.corruption_level) if damage else None
         )
         self._step: Any = None
+
+    def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
+        """The same of corrupted pictures; what has been compiled serves it as well."""
+        other = copy.copy(self)
+        other._batches = self._make_batches(corruption=(kind, level), seed=seed)
+        return other
 
     def count(
         self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
@@ -78,7 +94,7 @@ class Evaluation:
     def figures(self, task: Task) -> dict[str, float]:
         """The summary alone, in percent: what a training run looks at."""
         progress, _ = self.count(task)
-        return SegmentationMetrics.from_confusion(progress.confusion).summary()
+        return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
     def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
         """Stage: the table into metrics.json, overlays into pictures/; goes on where it was.
@@ -103,7 +119,8 @@ class Evaluation:
             logging.warning("skipped %s: %s", one.name, one.reason)
         main_process = jax.process_index() == 0
         console = Console(quiet=not main_process)  # one table, not one for each process
-        figures = report(progress, self.dataset.class_names, console=console)
+        names = self.dataset.class_names
+        figures = report(progress, names, unseen=self._unseen, console=console)
         figures["skipped"] = [f"{one.name}: {one.reason}" for one in skipped]
         if main_process:
             path = workdir / f"metrics{suffix}.json"
@@ -113,4 +130,7 @@ class Evaluation:
             if self._pictures:
                 print(f"pictures: {folder}")
         left_out = len(self._examples) - progress.images
-        return {"images": progress.images, "skipped": left_out, "mIoU": figures["mIoU"]}
+        told = {"mIoU": figures["mIoU"]}
+        if self._unseen:
+            told |= {name: figures[name] for name in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")}
+        return {"images": progress.images, "skipped": left_out, **told}
