@@ -22,6 +22,12 @@ from weights_convert.deeplab import (
 )
 from weights_convert.errors import CheckpointError
 from weights_convert.export import export, export_huggingface, to_state_dict
+from weights_convert.maskclip_plus_files import (
+    export_maskclip_plus,
+    load_maskclip_plus,
+    maskclip_plus_from,
+    save_maskclip_plus,
+)
 from weights_convert.names import unwrap
 from weights_convert.published import to_published
 from weights_convert.reader import Checkpoint, read
@@ -48,6 +54,7 @@ __all__ = [
     "export_deeplab",
     "export_huggingface",
     "export_imagenet",
+    "export_maskclip_plus",
     "install",
     "kept_arrays",
     "load_clip",
@@ -56,12 +63,15 @@ __all__ = [
     "load_distillation",
     "load_imagenet",
     "load_initial",
+    "load_maskclip_plus",
     "load_rectification",
     "load_result",
+    "maskclip_plus_from",
     "read",
     "read_state_dict",
     "save_converted",
     "save_deeplab",
+    "save_maskclip_plus",
     "save_result",
     "to_published",
     "to_state_dict",

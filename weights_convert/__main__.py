@@ -21,6 +21,12 @@ from weights_convert.deeplab import summary as deeplab_summary
 from weights_convert.errors import CheckpointError
 from weights_convert.export import LAYOUTS, export, to_state_dict
 from weights_convert.huggingface import weights_file
+from weights_convert.maskclip_plus_files import (
+    export_maskclip_plus,
+    is_maskclip_plus,
+    load_maskclip_plus,
+)
+from weights_convert.maskclip_plus_files import summary as maskclip_plus_summary
 from weights_convert.reader import read
 from weights_convert.results import (
     REVISIONS,
@@ -40,9 +46,9 @@ from weights_convert.stored import (
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, deeplab-pytorch's
-deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe
-is needed, and nothing that a file contains is run.
+open_clip directory, MaskCLIP's *_clip_weights.pth, a trained MaskCLIP+, ReCLIP's best_weight.pth,
+deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel, or a file that this command wrote. Neither
+PyTorch nor Caffe is needed, and nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -53,9 +59,11 @@ examples:
   python -m weights_convert reclip_voc.safetensors --export best_weight.pth --to reclip \\
       --clip ViT-B-16.pt
   python -m weights_convert deeplab.safetensors --export checkpoint_final.pth --to deeplab
+  python -m weights_convert student.safetensors --export iter_4000.pth --to maskclip_plus \\
+      --clip RN50.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", "deeplab")
+_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "maskclip_plus")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,8 +74,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP, ReCLIP and DeepLabV2, look into them, export "
-        "them for PyTorch.",
+        description="Convert checkpoints of CLIP, ReCLIP, MaskCLIP+ and DeepLabV2, look into "
+        "them, export them for PyTorch.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -84,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
         "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, or the checkpoint of "
-        "deeplab-pytorch",
+        "deeplab-pytorch or of MaskCLIP+",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -95,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the code that trained ReCLIP's SRC, which the file doesn't tell; goes on record",
     )
     parser.add_argument(
-        "--clip", metavar="CLIP", type=Path, help="with --to reclip: the CLIP that SRC belongs to"
+        "--clip",
+        metavar="CLIP",
+        type=Path,
+        help="with --to reclip: the CLIP that SRC belongs to; with --to maskclip_plus, for further "
+        "training: the one that guides it",
     )
     return parser
 
@@ -106,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    if (args.clip is None) != (args.to != "reclip"):
+    if args.to != "maskclip_plus" and (args.clip is None) != (args.to != "reclip"):
         parser.error("--to reclip and --clip CLIP go together")
     try:
         if args.inspect:
@@ -131,6 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
+    plus = args.to == "maskclip_plus" or (args.to is None and is_maskclip_plus(args.source))
+    if plus and not args.revision:
+        trained = load_maskclip_plus(args.source)
+        if args.output:
+            save_converted(target, trained)
+        else:
+            clip = None if args.clip is None else to_state_dict(convert(args.clip))
+            export_maskclip_plus(trained, target, clip)
+        return maskclip_plus_summary(trained.record)
     deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
     if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
@@ -198,7 +219,13 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_deeplab(path):
+    if is_maskclip_plus(path):
+        trained = load_maskclip_plus(path)
+        kind, layout = trained.record.get("kind", "converted"), "MaskCLIP+"
+        model, sizes = "no released model", maskclip_plus_summary(trained.record)
+        stored = trained.arrays if is_converted(path) else names.unwrap(read(path).content)
+        digest = sha256(path)
+    elif is_deeplab(path):
         trained = load_deeplab(path)
         kind, layout = trained.record.get("kind", "converted"), "DeepLabV2"
         model, sizes = "no released model", deeplab_summary(trained.record)
