@@ -4,7 +4,14 @@ import json
 
 import pytest
 
-from benchmarks import clip_es_cam, dense_vit, reclip_counts, reclip_sides, reclip_step
+from benchmarks import (
+    clip_es_cam,
+    dense_vit,
+    maskclip_plus_step,
+    reclip_counts,
+    reclip_sides,
+    reclip_step,
+)
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -130,3 +137,19 @@ def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
         assert "ratio ours/peer" in printed
     else:
         assert "clipseg_jax[torch]" in printed
+
+
+@pytest.mark.slow
+def test_maskclip_plus_step_runs_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    maskclip_plus_step.main(["--tiny", "--crop=64", "--repeats=1", f"--json={out}"])
+    figures = json.loads(out.read_text())
+    assert [*figures["phases"]] == ["guided", "self_training"]
+    for sides in figures["phases"].values():
+        for name in ["ours"] + ["peer"] * HAS_TORCH:
+            assert sides[name]["images_per_s"] > 0
+    printed = capsys.readouterr().out
+    assert HAS_TORCH or "clipseg_jax[torch]" in printed
+    with pytest.raises(SystemExit):
+        maskclip_plus_step.main(["--crop=50"])
+    assert "multiple of 16" in capsys.readouterr().err

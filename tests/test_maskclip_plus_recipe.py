@@ -32,7 +32,7 @@ def painted(tmp_path_factory):
 
 
 def small(config, steps=6, switch=4):
-    """Any MaskCLIP+ config in seconds, taught by the tiny CLIP; self-training begins at `switch`."""
+    """Any of the configs in seconds, taught by the tiny CLIP; self-training begins at `switch`."""
     config.clip.weights, config.clip.tower = str(TINY_CLIP), ""
     config.text.templates = "single"
     student = config.student
@@ -231,15 +231,15 @@ def test_what_users_get_wrong(painted, tmp_path):
         config.stages = stages
         with pytest.raises(ValueError, match=message):
             main.run(config, tmp_path / stages[0])
-    config.stages = ("text", "train")
-    main.run(config.copy_and_resolve_references() | {"stages": ("text",)}, tmp_path / "text")
+    config.stages = ("text",)
+    main.run(config, tmp_path / "text")
+    config.stages = ("train",)
 
     def fails(message, **changes):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict(changes)
-        for done in tmp_path.glob("text/config.json"):
-            done.unlink()
-        with pytest.raises((ValueError, OSError), match=message):
+        (tmp_path / "text/config.json").unlink(missing_ok=True)  # or it would refuse the change
+        with pytest.raises(ValueError, match=message):
             main.run(other, tmp_path / "text")
 
     fails("no backbone; pass", **{"student.backbone": ""})
