@@ -159,7 +159,9 @@ def at(ours: Ours, phase: str) -> Callable[[], dict[str, float]]:
     """Our step in a phase."""
 
     def step() -> dict[str, float]:
-        ours.state = ours.state._replace(step=jnp.full_like(ours.state.step, PHASES[phase]))
+        old = ours.state.step
+        new = jax.device_put(np.asarray(PHASES[phase], old.dtype), old.sharding)
+        ours.state = ours.state._replace(step=new)
         return ours()
 
     return step

@@ -41,7 +41,7 @@ def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
     del workdir
     checked = check_splits(config.dataset, config.dataset.split)
-    return checked | {"training images": len(training_batches(config).examples)}
+    return checked | {"training_images": len(training_batches(config).examples)}
 
 
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
@@ -63,6 +63,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             "no backbone; pass --config.student.backbone=FILE (resnet50_v1c or resnet101_v1c of "
             "open-mmlab), or =random to start from nothing"
         )
+    how = choices(config)
     model, clip_sha256 = build(config, workdir)
     if student.backbone != "random":
         backbone = model.student.backbone
@@ -82,7 +83,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     trained = training.run(
         config,
-        maskclip_plus.build(model, choices(config)),
+        maskclip_plus.build(model, how),
         training_batches(config),
         OptimConfig(**student.optim.to_dict()),
         workdir,
