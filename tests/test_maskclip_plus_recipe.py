@@ -101,6 +101,13 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     assert main.run(config, tmp_path) == records
     assert capsys.readouterr().out.count("done before") == len(config.stages)
 
+    # What an interrupted run of the corruptions left is not measured again.
+    found["spatter"]["5"]["mIoU"] = 12.34
+    (tmp_path / "robustness.partial.json").write_text(json.dumps(found))
+    (tmp_path / "robustness.done.json").unlink()
+    main.run(config, tmp_path)
+    assert json.loads((tmp_path / "robustness.json").read_text()) == found
+
     # A trained file in place of training: nothing of CLIP is needed.
     config.student.trained = str(tmp_path / "student.safetensors")
     config.clip.weights = "none"

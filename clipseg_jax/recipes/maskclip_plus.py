@@ -17,6 +17,7 @@ import weights_convert
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import wait
+from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus
 from clipseg_jax.recipes import maskclip, training
 from clipseg_jax.recipes.clip import text
@@ -133,7 +134,7 @@ STAGES = {
 }
 
 
-def _evaluation(config: ConfigDict, cfg: Any) -> Evaluation:
+def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
     return Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen(config))
 
 

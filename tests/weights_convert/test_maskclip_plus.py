@@ -10,14 +10,14 @@ import pytest
 from flax import nnx
 
 import weights_convert
-from clipseg_jax.core.modules import abstract, initialised
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, make_student
 from clipseg_jax.models.resnet import RESNET50, DilatedResNet, DilatedResNetConfig
 from tests import seeded
 from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.__main__ import main
-from weights_convert.build import flat_arrays
+from weights_convert.build import flat_arrays, install
 from weights_convert.maskclip_plus import from_published, to_published
 from weights_convert.maskclip_plus_files import is_maskclip_plus
 from weights_convert.stored import Converted
@@ -56,6 +56,13 @@ def test_every_key_of_a_trained_file(name):
     assert {key: value.shape for key, value in back.items()} == told
     alone = to_published(Converted(arrays, record))
     assert alone.keys() == {key for key in told if not key.startswith(GUIDE)}
+
+
+def filled(model):
+    """The shapes with zeros in them; random numbers would have to be compiled."""
+    shapes = {path: leaf.shape for path, leaf in flat_arrays(model).items()}
+    install(model, {path: np.zeros(shape, np.float32) for path, shape in shapes.items()})
+    return model
 
 
 def toy(decoder="deeplabv3plus", background=True, variant="v1c", **more):
@@ -129,7 +136,7 @@ def test_there_and_back_bit_for_bit(decoder, background, variant, tmp_path):
 def test_sizes_that_no_key_tells_are_kept(tmp_path):
     """Strides and dilations of our own runs."""
     cfg = DilatedResNetConfig((1, 1, 1, 1), 8, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
-    student = initialised(lambda rngs: make_student("deeplabv2", cfg, 4, rngs=rngs))
+    student = filled(abstract(lambda rngs: make_student("deeplabv2", cfg, 4, rngs=rngs)))
     rows = np.eye(4, dtype=np.float32)
     model = MaskCLIPPlus(student, rows, rngs=nnx.Rngs(0))
     path = weights_convert.save_maskclip_plus(tmp_path / "s.safetensors", model, NAMES, steps=1)
@@ -233,7 +240,7 @@ def test_command(raw, tmp_path, capsys):
 def test_imagenet_backbones(variant, tmp_path):
     """There and back, with the running statistics; a v1's names are torchvision's."""
     cfg = DilatedResNetConfig((1, 2, 1, 1), 8, variant=variant)
-    net = initialised(lambda rngs: DilatedResNet(cfg, rngs=rngs), 1)
+    net = filled(abstract(lambda rngs: DilatedResNet(cfg, rngs=rngs)))
     path = weights_convert.export_imagenet(net, tmp_path / "net.pth")
     stored = weights_convert.read_state_dict(path)
     stem = {"v1c": "stem.6.weight", "v1": "conv1.weight"}[variant]
