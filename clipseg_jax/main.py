@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.recipes import clip_es, clip_rc, maskclip, reclip, weclip
+from clipseg_jax.recipes import clip_es, clip_rc, maskclip, maskclip_plus, reclip, weclip
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -37,6 +37,7 @@ _PROCESS = flags.DEFINE_integer("process", None, "Which this is, from 0, with --
 Stage = Callable[[ConfigDict, Path], dict]
 METHODS: dict[str, Mapping[str, Stage]] = {
     "maskclip": maskclip.STAGES,
+    "maskclip_plus": maskclip_plus.STAGES,
     "reclip": reclip.STAGES,
     "clip_es": clip_es.STAGES,
     "weclip": weclip.STAGES,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from input_pipeline.loading import read_example
 from input_pipeline.pipeline import Skipped
 from input_pipeline.plan import own_rows
 from input_pipeline.threads import Kind, stacked
-from input_pipeline.transforms import pad, random_view, sample_rng, scaled_view
+from input_pipeline.transforms import pad, random_view, sample_rng, scaled_view, suppress
 
 UNLABELLED = -1
 
@@ -39,7 +39,7 @@ def training(
     ratio_range: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     saturation_wrap: bool = False,
-    unlabeled: bool = False,
+    unlabeled: bool | Collection[int] = False,
     reshuffle: bool = True,
     seed: int = 0,
     process_index: int = 0,
@@ -52,17 +52,21 @@ def training(
     Args:
       batch_size: rows of a global batch; each process gets batch_size / process_count of them.
       scale, crop_hw, ratio_range, cat_max_ratio, saturation_wrap: see `transforms.random_view`.
-      unlabeled: every class in the labels becomes -1, to be named by a teacher; what is ignored
-        stays so.
+      unlabeled: every class in the labels, or those given, becomes -1, to be named by a teacher;
+        what is ignored stays so.
       reshuffle: a new order in each epoch; otherwise the first epoch's again (its views differ).
       on_bad: what a file that can't be used does: stop with its error, or give its place to the
         next example of the epoch, named in `skipped`.
       threads: how many decode; None: one for each core.
 
     Raises:
-      ValueError: no examples, a negative seed, or a batch size and process numbers that don't fit
-        together.
+      ValueError: no examples, a negative seed, an unlabeled class that the dataset doesn't have, or
+        a batch size and process numbers that don't fit together.
     """
+    classes = tuple(range(dataset.num_classes))
+    hidden = classes * unlabeled if isinstance(unlabeled, bool) else tuple(unlabeled)
+    if not set(hidden) <= set(classes):
+        raise ValueError(f"{dataset.name}: unlabeled is {hidden}; give some of 0 to {classes[-1]}.")
     view = functools.partial(
         random_view,
         scale=tuple(scale),
@@ -80,7 +84,7 @@ def training(
         blind_view=functools.partial(view, cat_max_ratio=1.0),
         crop_hw=crop_hw,
         kind="uint8",
-        unlabeled=unlabeled,
+        hidden=hidden,
         batch_size=batch_size,
         reshuffle=reshuffle,
         seed=seed,
@@ -125,7 +129,7 @@ def training_at_scales(
         blind_view=view,
         crop_hw=crop_hw,
         kind="float32",
-        unlabeled=False,
+        hidden=(),
         **options,
     )
 
@@ -177,6 +181,7 @@ class TrainingBatches:
     published codes keep it short, which would be another shape.
 
     Attributes:
+      hidden: classes that become -1 in the labels.
       view, blind_view: (image, label, generator) -> a view of at most `crop_hw`, of an example with
         labels and of one without; kind: the dtype of its image.
       skipped: the bad files that this process has met so far, each once.
@@ -190,7 +195,7 @@ class TrainingBatches:
     blind_view: View
     crop_hw: tuple[int, int]
     kind: Literal["uint8", "float32"]
-    unlabeled: bool
+    hidden: tuple[int, ...]
     reshuffle: bool
     seed: int
     on_bad: str
@@ -275,9 +280,9 @@ class TrainingBatches:
         ignored = self.dataset.ignore_label
         view = self.blind_view if label is None else self.view
         if label is None:
-            label = np.full(image.shape[:2], UNLABELLED if self.unlabeled else ignored, np.int32)
-        elif self.unlabeled:
-            label = np.where(label == ignored, ignored, UNLABELLED)
+            label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int32)
+        elif self.hidden:
+            label = suppress(label, self.hidden)
         label = label.astype(np.int16)  # half the work of int32
         image, label = view(image, label, sample_rng(self.seed, epoch, index))
         size = image.shape[0], image.shape[1]

@@ -9,7 +9,7 @@ which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import cv2
@@ -88,7 +88,7 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.astype(label.dtype, copy=False)
 
 
-def suppress(label: np.ndarray, unseen: Sequence[int]) -> np.ndarray:
+def suppress(label: np.ndarray, unseen: Collection[int]) -> np.ndarray:
     """Unseen classes become -1: not ignored by the crop, but without a class. Returns int32."""
     return np.where(np.isin(label, list(unseen)), -1, label.astype(np.int32))
 

@@ -8,6 +8,7 @@ from benchmarks import (
     clip_es_cam,
     clip_rc_step,
     dense_vit,
+    maskclip_plus_step,
     reclip_counts,
     reclip_sides,
     reclip_step,
@@ -179,3 +180,19 @@ def test_clip_rc_at_tiny_size(tmp_path, capsys):
         assert bool(section["peer"]) == HAS_TORCH
     printed = capsys.readouterr().out
     assert ("differences without dropout" if HAS_TORCH else "clipseg_jax[torch]") in printed
+
+
+@pytest.mark.slow
+def test_maskclip_plus_step_runs_at_tiny_size(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    maskclip_plus_step.main(["--tiny", "--crop=64", "--repeats=1", f"--json={out}"])
+    figures = json.loads(out.read_text())
+    assert [*figures["phases"]] == ["guided", "self_training"]
+    for sides in figures["phases"].values():
+        for name in ["ours"] + ["peer"] * HAS_TORCH:
+            assert sides[name]["images_per_s"] > 0
+    printed = capsys.readouterr().out
+    assert HAS_TORCH or "clipseg_jax[torch]" in printed
+    with pytest.raises(SystemExit):
+        maskclip_plus_step.main(["--crop=50"])
+    assert "multiple of 16" in capsys.readouterr().err

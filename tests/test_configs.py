@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import importlib.util
+import json
+import re
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -13,10 +18,12 @@ from clipseg_jax import main
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, learning_rate
 from clipseg_jax.inference import InferenceConfig, network_size
+from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
 from clipseg_jax.models.clip_es import CLIPESConfig
 from clipseg_jax.models.clip_rc import CLIPRCConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.maskclip import MaskCLIPConfig
+from clipseg_jax.models.maskclip_plus import STUDENTS, MaskCLIPPlus
 from clipseg_jax.models.reclip import ReCLIPConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.models.tagclip import TagCLIPConfig
@@ -30,16 +37,31 @@ from clipseg_jax.recipes import (
     clip_es_models,
     clip_rc_models,
     deeplab,
+    maskclip_plus_models,
     present,
     reclip_models,
     weclip_models,
 )
 from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.tags import TagsConfig
-from clipseg_jax.tasks import clip_rc, weclip
+from clipseg_jax.tasks import clip_rc, maskclip_plus, weclip
 from clipseg_jax.tasks.clip_rc import CLIPRCTaskConfig
+from configs.base import maskclip_plus as plus_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
+# The towers by what configs call them, and the demo's.
+NAMES = {"rn50": "RN50", "rn50x16": "RN50x16", "vit_b16": "ViT-B/16"}
+_SHAPES = json.loads((ROOT / "tests/golden/clip/shapes.json").read_text())
+TOWERS = {
+    name: {k: tuple(v) for k, v in _SHAPES[released].items() if k.startswith("visual.")}
+    for name, released in NAMES.items()
+}
+TINY = ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96)
+# MaskCLIP+'s published variants: config -> config strings, as the README's table has them.
+_COMMAND = re.compile(r"--config=configs/(\w+_maskclip_plus)\.py:([\w=,]+)`")
+ROWS = collections.defaultdict(list)
+for _name, _string in _COMMAND.findall((ROOT / "README.md").read_text()):
+    ROWS[_name].append(_string)
 PATHS = sorted((ROOT / "configs").glob("*.py"))
 RECIPES = [path for path in PATHS if path.stem != "__init__"]
 
@@ -58,6 +80,9 @@ def strings(path):
         return special[path.stem]
     if path.stem.endswith("clip_rc"):
         return ("inductive", "transductive", "fully")
+    if path.stem.endswith("_maskclip_plus"):
+        demo = "demo" in path.stem
+        return ("annotation_free", "zero_shot") if demo else ("", *ROWS[path.stem])
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
@@ -77,6 +102,7 @@ def test_recipe(path, string):
     assert len(dataset.prompts) in (dataset.num_classes, dataset.num_classes - 1)
     checks = {
         "maskclip": check_maskclip,
+        "maskclip_plus": check_maskclip_plus,
         "reclip": check_reclip,
         "clip_es": check_clip_es,
         "weclip": check_weclip,
@@ -91,6 +117,43 @@ def check_maskclip(config):
         mean=tuple(config.clip.mean), std=tuple(config.clip.std), **config.inference.to_dict()
     )
     assert min(network_size(375, 500, cfg)) > 0
+
+
+def check_maskclip_plus(config):
+    """The student and its teacher fit together, in shapes alone."""
+    student, dataset = config.student, find_dataset(config.dataset)
+    cfg = maskclip_plus_models.choices(config)
+    optim = OptimConfig(**student.optim.to_dict())
+    assert learning_rate(optim, student.total_steps)(0) == pytest.approx(optim.rate)
+    end = float(learning_rate(optim, student.total_steps)(student.total_steps))
+    assert end == pytest.approx(1e-4, rel=1e-3)
+    assert min(network_size(375, 500, maskclip_plus_models.inference(config))) > 0
+    zero_shot = student.setting == "zero_shot"
+    assert cfg.unlabelled_classes == maskclip_plus_models.unseen(config)
+    assert bool(cfg.unlabelled_classes) == zero_shot
+    if zero_shot:  # the first evaluation sees the student as self-training begins
+        switch = cfg.self_training_steps[0]
+        assert cfg.guided_steps == (1, switch - 1)
+        assert switch % student.evaluate_every_steps == 0
+    shapes = TOWERS.get(config.clip.tower)
+    vision = TINY if shapes is None else CLIPConfig.from_shapes(shapes).vision
+    assert maskclip_plus_models.tower_name(vision) == config.clip.tower
+
+    def make(rngs):
+        clip = CLIP(CLIPConfig(vision, None), rngs=rngs)
+        e = vision.embed_dim
+        made = maskclip_plus_models.student_of(config, e, rngs)
+        rows = np.zeros((len(dataset.prompts), e), np.float32)
+        return MaskCLIPPlus(made, rows, clip.visual, background=dataset.background, rngs=rngs)
+
+    model = abstract(make)
+    assert model.classes == dataset.num_classes
+    task = maskclip_plus.build(model, cfg)
+    height, width = student.crop_px
+    image = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+    logits = nnx.eval_shape(lambda model, x: task.predict(model, x, None), model, image)
+    stride = 4 if student.decoder == "deeplabv3plus" else 8
+    assert logits.shape == (1, height // stride, width // stride, dataset.num_classes)
 
 
 def check_reclip(config):
@@ -255,6 +318,39 @@ def test_clip_es_published_values():
     words = clip_es_models.word_lists(stuff, synonyms=False)
     assert (len(words[0]), len(words[1])) == (171, 0)
     assert stuff.tags.relative_threshold == 0.1
+
+
+def test_maskclip_plus_published_values():
+    """Spec maskclip, sections 12.3, 12.4, 14 and 17: one command a published figure."""
+    assert {name: len(found) for name, found in ROWS.items()} == {
+        "voc_maskclip_plus": 4, "context_maskclip_plus": 4, "coco_stuff_maskclip_plus": 4,
+    }  # fmt: skip
+    context = load(ROOT / "configs/context_maskclip_plus.py")
+    config = context.get_config("student=deeplabv3plus_r101,teacher=rn50,setting=zero_shot")
+    assert (config.student.optim.rate, config.student.optim.weight_decay) == (0.004, 1e-4)
+    assert (config.student.total_steps, config.student.evaluate_every_steps) == (40_000, 4000)
+    assert config.student.self_training_steps == (4000, -1)
+    assert config.student.guided_steps == (1, 3999)
+    assert config.student.crop_px == (480, 480)
+    assert config.dataset.name == "context_60"
+    assert len(maskclip_plus_models.unseen(config)) == 10
+    free = context.get_config("teacher=rn50x16")
+    assert (free.student.optim.rate, free.student.optim.weight_decay) == (0.01, 5e-4)
+    assert (free.student.total_steps, free.student.guided_steps) == (4000, (1, -1))
+    assert free.dataset.name == "context_59"
+    voc = load(ROOT / "configs/voc_maskclip_plus.py").get_config("setting=zero_shot,classes=21")
+    assert maskclip_plus_models.unseen(voc) == (16, 17, 18, 19, 20)
+    assert voc.dataset.train_split == "trainaug"
+    for wrong, message in (
+        ("students=deeplabv2_r50", "unknown 'students=deeplabv2_r50'"),
+        ("student=unet", "student=unet .* choose of .*'deeplabv2_r50'"),
+        ("classes=21", "classes=21 .* choose of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            context.get_config(wrong)
+    assert {
+        name: (decoder, cfg.blocks) for name, (decoder, cfg) in STUDENTS.items()
+    } == plus_defaults.STUDENTS
 
 
 def test_reclip_published_values():

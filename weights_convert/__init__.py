@@ -29,10 +29,16 @@ from weights_convert.deeplab import (
 )
 from weights_convert.errors import CheckpointError
 from weights_convert.export import export, export_huggingface, to_state_dict
+from weights_convert.maskclip_plus_files import (
+    export_maskclip_plus,
+    load_maskclip_plus,
+    maskclip_plus_from,
+    save_maskclip_plus,
+)
 from weights_convert.names import unwrap
 from weights_convert.published import to_published
 from weights_convert.reader import Checkpoint, read
-from weights_convert.resnet_v1c import load_resnet_v1c
+from weights_convert.resnet_v1c import export_imagenet, load_imagenet
 from weights_convert.results import (
     kept_arrays,
     load_distillation,
@@ -57,6 +63,8 @@ __all__ = [
     "export_clip_rc",
     "export_deeplab",
     "export_huggingface",
+    "export_imagenet",
+    "export_maskclip_plus",
     "export_weclip",
     "install",
     "install_clip_rc",
@@ -66,16 +74,19 @@ __all__ = [
     "load_converted",
     "load_deeplab",
     "load_distillation",
+    "load_imagenet",
     "load_initial",
+    "load_maskclip_plus",
     "load_rectification",
-    "load_resnet_v1c",
     "load_result",
     "load_weclip",
+    "maskclip_plus_from",
     "read",
     "read_state_dict",
     "save_clip_rc",
     "save_converted",
     "save_deeplab",
+    "save_maskclip_plus",
     "save_result",
     "save_weclip",
     "to_published",

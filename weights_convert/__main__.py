@@ -23,6 +23,12 @@ from weights_convert.deeplab import summary as deeplab_summary
 from weights_convert.errors import CheckpointError
 from weights_convert.export import LAYOUTS, export, to_state_dict
 from weights_convert.huggingface import weights_file
+from weights_convert.maskclip_plus_files import (
+    export_maskclip_plus,
+    is_maskclip_plus,
+    load_maskclip_plus,
+)
+from weights_convert.maskclip_plus_files import summary as maskclip_plus_summary
 from weights_convert.reader import read
 from weights_convert.results import (
     REVISIONS,
@@ -44,10 +50,10 @@ from weights_convert.weclip_head import summary as weclip_summary
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, ReCLIP's best_weight.pth, WeCLIP's or WTCLIP's
-*_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel,
-or a file that this command wrote. Neither PyTorch nor Caffe is needed, and nothing that a file
-contains is run.
+open_clip directory, MaskCLIP's *_clip_weights.pth, a trained MaskCLIP+, ReCLIP's best_weight.pth,
+WeCLIP's or WTCLIP's *_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth,
+DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe is needed, and
+nothing that a file contains is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -63,9 +69,11 @@ examples:
       --clip ViT-B-16.pt
   python -m weights_convert clip_rc_last.safetensors --export iter_40000.pth --to clip_rc \\
       --clip ViT-B-16.pt
+  python -m weights_convert student.safetensors --export iter_4000.pth --to maskclip_plus \\
+      --clip RN50.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", "deeplab", "weclip", "clip_rc")
+_LAYOUTS = (*LAYOUTS, "reclip", *TRAINED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), the "
         "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, the checkpoint of "
-        "deeplab-pytorch, of CLIP-RC, or of WeCLIP and WTCLIP",
+        "deeplab-pytorch, MaskCLIP+ (mmseg), CLIP-RC, or of WeCLIP and WTCLIP",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export the image tower alone"
@@ -108,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         "--clip",
         metavar="CLIP",
         type=Path,
-        help="with --to reclip, weclip or clip_rc: the CLIP that SRC belongs to (only reclip needs "
-        "it; without it weclip's is the head alone)",
+        help="with --to reclip: the CLIP that SRC belongs to, which it needs; with weclip, clip_rc "
+        "or maskclip_plus (for further training) one that is written with it",
     )
     return parser
 
@@ -120,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    takes_clip = args.to in ("reclip", "weclip", "clip_rc")
+    takes_clip = args.to in ("reclip", "weclip", "clip_rc", "maskclip_plus")
     if (args.to == "reclip" and args.clip is None) or (args.clip is not None and not takes_clip):
-        parser.error("--to reclip and --clip CLIP go together; --to weclip and clip_rc may have it")
+        parser.error("--to reclip and --clip CLIP go together; other layouts may or can't have it")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -146,20 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
-    if args.to == "weclip" or (args.to is None and is_weclip(args.source)):
-        head = load_weclip(args.source)
-        if args.output:
-            save_converted(target, head)
-        else:
-            export_weclip(head, args.clip and to_state_dict(convert(args.clip)), target)
-        return weclip_summary(head.record)
-    if args.to == "clip_rc" or (args.to is None and is_clip_rc(args.source)):
-        made = load_clip_rc(args.source)
-        if args.output:
-            save_converted(target, made)
-        else:
-            export_clip_rc(made, target, load_clip(args.clip).model if args.clip else None)
-        return clip_rc_summary(made.record)
+@@RUN@@
     deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
     if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
@@ -227,16 +222,7 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if is_weclip(path):
-        head = load_weclip(path)
-        kind, layout = head.record.get("kind", "converted"), head.record["method"]
-        model, sizes = "no released model", weclip_summary(head.record)
-        stored = head.arrays if is_converted(path) else names.unwrap(read(path).content)
-    elif is_clip_rc(path):
-        made = load_clip_rc(path)
-        kind, layout = made.record.get("kind", "converted"), "CLIP-RC"
-        model, sizes = "no released model", clip_rc_summary(made.record)
-        stored = made.arrays if is_converted(path) else names.unwrap(read(path).content)
+@@INSPECT@@
         digest = sha256(path)
     elif is_deeplab(path):
         trained = load_deeplab(path)

@@ -142,7 +142,7 @@ def load_deeplab(path: str | Path, *, classes: Sequence[str] | None = None) -> C
         told = {"source": path.name, "sha256": sha256(path), "kind": kind}
         loaded = Converted(arrays, _record(arrays, None) | told)
     if classes is not None:
-        _check_classes(path, loaded.record, list(classes))
+        check_classes(path, loaded.record, list(classes))
     return loaded
 
 
@@ -230,7 +230,12 @@ def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict
     }
 
 
-def _check_classes(path: Path, record: Mapping[str, Any], names: list[str]) -> None:
+def check_classes(path: Path, record: Mapping[str, Any], names: list[str]) -> None:
+    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
+
+    Raises:
+      CheckpointError: they aren't.
+    """
     if record["class_count"] != len(names):
         raise CheckpointError(
             f"{path} was trained for {record['class_count']} classes, the class list has "

@@ -6,7 +6,7 @@ Spec reclip, section 17. The key maps are in `reclip`; our own files are in `res
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from weights_convert.build import flat_arrays, is_carried
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import KeyMap, Shape
+from weights_convert.resnet_v1c import counters
 from weights_convert.safetensors_file import raw_bytes
 
 Stage = Literal["rectification", "distillation"]
@@ -198,7 +199,7 @@ def to_published(
                 out[key] = np.asarray(transform.inverse(value), np.float16 if once else np.float32)
     # T and R of a distilled student are ours: the published code makes them anew at each start.
     own = layout.own.to_left({k: v for k, v in arrays.items() if layout.own.left(k) is not None})
-    own |= _counters(own)
+    own |= counters(own)
     own |= {twin[0]: v for key, v in own.items() if (twin := layout.twins.left(key)) is not None}
     out |= own
     if stage == "distillation":
@@ -210,10 +211,3 @@ def to_published(
             out[key] = np.zeros(shape, np.float32)
         return out
     return {f"{reclip.PREFIX}{key}": value for key, value in out.items()}
-
-
-def _counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """PyTorch's counts of batches, which nothing reads."""
-    ending = ".running_mean"
-    names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
-    return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}

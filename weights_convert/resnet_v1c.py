@@ -1,13 +1,16 @@
-"""ResNets v1c: key map, and loading ImageNet weights as open-mmlab publishes them.
+"""ResNets of ImageNet: key maps, loading what open-mmlab and torchvision publish, and writing it.
 
-`resnet{50,101}_v1c-*.pth` of open-mmlab hold {"state_dict": stem.*, layer{1..4}.*, fc.*}. Spec
-reclip, section 15.1.
+`resnet{50,101}_v1c-*.pth` of open-mmlab hold {"state_dict": stem.*, layer{1..4}.*, fc.*}, those of
+torchvision conv1.*, bn1.*, layer{1..4}.*, fc.*. Spec reclip, section 15.1; spec maskclip, sections
+11 and 15.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from clipseg_jax.models.resnet import DilatedResNet
 from weights_convert.build import flat_arrays, install, is_carried
@@ -16,11 +19,17 @@ from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
 from weights_convert.names import unwrap
 from weights_convert.reader import read
+from weights_convert.writer import write_torch
 
 _STEM = {0: 0, 3: 1, 6: 2}  # convolutions in the source's sequence; norms follow each
 
 
-def resnet_rules(left: str, right: str, stages: Sequence[str], norm: str) -> list[Rule]:
+STAGES = tuple(f"layer{stage}" for stage in (1, 2, 3, 4))
+
+
+def resnet_rules(
+    left: str, right: str, stages: Sequence[str] = STAGES, norm: str = "bn"
+) -> list[Rule]:
     """Rows between a v1c by the source's names and our `DilatedResNet`.
 
     `stages` are the source's names of the stages, `norm` is what it calls norm1 to norm3.
@@ -30,6 +39,20 @@ def resnet_rules(left: str, right: str, stages: Sequence[str], norm: str) -> lis
         stem = f"{right}stem.{ours}"
         rows.append(Rule(f"{left}stem.{theirs}.weight", f"{stem}.conv.kernel", CONV))
         rows += batch_norm(f"{left}stem.{theirs + 1}", f"{stem}.norm")
+    return rows + _stage_rules(left, right, stages, norm)
+
+
+def resnet_v1_rules(left: str, right: str) -> list[Rule]:
+    """Rows between a v1, as torchvision and mmsegmentation name it, and our `DilatedResNet`."""
+    return [
+        Rule(f"{left}conv1.weight", f"{right}stem.0.conv.kernel", CONV),
+        *batch_norm(f"{left}bn1", f"{right}stem.0.norm"),
+        *_stage_rules(left, right, STAGES, "bn"),
+    ]
+
+
+def _stage_rules(left: str, right: str, stages: Sequence[str], norm: str) -> list[Rule]:
+    rows = []
     for ours, stage in enumerate(stages):
         theirs_block, block = f"{left}{stage}.{{i}}", f"{right}layers.{ours}.{{i}}"
         for n in (1, 2, 3):
@@ -41,37 +64,92 @@ def resnet_rules(left: str, right: str, stages: Sequence[str], norm: str) -> lis
     return rows
 
 
-OPEN_MMLAB = KeyMap(resnet_rules("", "", [f"layer{stage}" for stage in (1, 2, 3, 4)], "bn"))
+OPEN_MMLAB = KeyMap(resnet_rules("", ""))
+TORCHVISION = KeyMap(resnet_v1_rules("", ""))
+_PUBLISHED = {  # variant -> who publishes it, the stem's first key, table
+    "v1c": ("open-mmlab", "stem.0.weight", OPEN_MMLAB),
+    "v1": ("torchvision", "conv1.weight", TORCHVISION),
+}
 
 
-def load_resnet_v1c(path: str | Path, backbone: DilatedResNet, *, statistics: bool = False) -> None:
-    """Puts open-mmlab's ImageNet weights into `backbone`; its classifier is left out.
+def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool = False) -> None:
+    """Puts ImageNet weights into `backbone`: open-mmlab's into a v1c, torchvision's into a v1.
 
-    `statistics`: the running ones as well. ReCLIP's distillation doesn't take them (section 15.1).
+    The file's classifier is left out.
+
+    Args:
+      statistics: the running ones as well. ReCLIP's distillation doesn't take them (spec reclip,
+        section 15.1), MaskCLIP+ does.
 
     Raises:
-      CheckpointError: another depth, or lists every missing, unexpected and wrongly shaped key.
-      FileNotFoundError: no file.
+      CheckpointError: another variant or depth, or lists every missing, unexpected and wrongly
+        shaped key. FileNotFoundError: no file.
     """
     stored = {
         key: value
         for key, value in unwrap(read(path).content).items()
         if not key.startswith("fc.") and not is_carried(key)
     }
-    found = tuple(
-        len({key.split(".")[1] for key in stored if key.startswith(f"layer{stage}.")})
-        for stage in (1, 2, 3, 4)
-    )
+    variant = backbone.cfg.variant
+    table = _table(variant)
+    for other, (publisher, stem, _) in _PUBLISHED.items():
+        if other != variant and stem in stored:
+            raise CheckpointError(
+                f"{path} is a ResNet of {publisher} (variant {other!r}), the backbone is of "
+                f"variant {variant!r}; give the weights of the same variant, or choose {other!r}"
+            )
+    found = blocks_of(stored)
     if found != backbone.cfg.blocks:
         raise CheckpointError(
             f"{path} has {found} blocks in its stages, the backbone {backbone.cfg.blocks}; give "
             "the weights of the same depth"
         )
     shapes = {name: tuple(leaf.shape) for name, leaf in flat_arrays(backbone).items()}
-    arrays = OPEN_MMLAB.to_right(stored, shapes, str(path))
+    arrays = table.to_right(stored, shapes, str(path))
     kept = {
         name: value
         for name, value in arrays.items()
         if statistics or not name.endswith((".mean", ".var"))
     }
     install(backbone, kept)
+
+
+def export_imagenet(backbone: DilatedResNet, path: str | Path) -> Path:
+    """Writes a backbone by the names that `load_imagenet` reads, without a classifier.
+
+    Raises:
+      CheckpointError: a variant that nobody publishes so. OSError: the folder cannot be written.
+    """
+    arrays = {name: np.asarray(leaf) for name, leaf in flat_arrays(backbone).items()}
+    stored = _table(backbone.cfg.variant).to_left(arrays)
+    return write_torch(path, {"state_dict": stored | counters(stored)})
+
+
+def blocks_of(stored: Iterable[str], prefix: str = "") -> tuple[int, ...]:
+    """Blocks of each stage among the keys of a state dict, whose names follow `prefix`."""
+    return tuple(
+        len(
+            {
+                key.removeprefix(prefix).split(".")[1]
+                for key in stored
+                if key.startswith(f"{prefix}{stage}.")
+            }
+        )
+        for stage in STAGES
+    )
+
+
+def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """PyTorch's counts of batches, which nothing reads, for the running means among `keys`."""
+    ending = ".running_mean"
+    names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
+    return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}
+
+
+def _table(variant: str) -> KeyMap:
+    if variant not in _PUBLISHED:
+        raise CheckpointError(
+            f"ResNets of variant {variant!r} have no ImageNet weights by these names; choose one "
+            f"of {[*_PUBLISHED]}"
+        )
+    return _PUBLISHED[variant][2]

@@ -28,6 +28,7 @@ class OptimConfig:
     rate: float = 0.01
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = 0.9  # of the poly schedule
+    end_rate: float = 0.0  # what the poly schedule falls to
     least_rate: float = 0.0  # the rate never falls below it
     end_rate: float = 0.0  # the poly schedule goes down to it, by the same power
     # The schedule's own length; 0: the run's. The 2025 state of ReCLIP stops earlier than it ends.
@@ -56,6 +57,7 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
     if cfg.schedule not in ("poly", "cosine", "constant"):
         raise ValueError(f"unknown schedule {cfg.schedule!r}; choose poly, cosine or constant")
     length = cfg.schedule_steps or total_steps
+    end = cfg.end_rate if cfg.schedule == "poly" else 0.0
 
     def rate(step: Any) -> Any:
         held = (step // cfg.hold_steps) * cfg.hold_steps
@@ -70,7 +72,8 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
             factor = jnp.ones_like(share)
-        now = jnp.maximum(cfg.rate * factor, cfg.least_rate)
+        now = (cfg.rate - end) * factor + end
+        now = jnp.maximum(now, cfg.least_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)
             warm = cfg.warmup_ratio + (1.0 - cfg.warmup_ratio) * done

@@ -62,14 +62,22 @@ def upsampled_cross_entropy(logits: Array, labels: Array) -> Array:
       logits: (b, g, k, c), brought bilinearly to the labels' size.
       labels: (b, h, w) int; 255 is ignored.
     """
+    return upsampled_cross_entropy_and_accuracy(logits, labels)[0]
 
-    def block(scores: Array, own: Array) -> Array:
-        return jnp.sum(jnp.where(own == IGNORED, 0, _entropies(scores, own)))
+
+def upsampled_cross_entropy_and_accuracy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """The same, and the share of all pixels whose label wins; an ignored one's never does."""
+
+    def block(scores: Array, own: Array) -> tuple[Array, Array]:
+        entropies = jnp.where(own == IGNORED, 0, _entropies(scores, own))
+        hits = (jnp.argmax(scores, axis=-1) == own) & (own != IGNORED)
+        return jnp.sum(entropies), jnp.sum(hits, dtype=jnp.float32)
 
     sums = over_rows(
         block, [logits.astype(jnp.float32)], (labels.shape[1], labels.shape[2]), labels, IGNORED
     )
-    return jnp.sum(sums) / labels.size
+    entropy, hits = (jnp.sum(x) / labels.size for x in sums)
+    return entropy, hits
 
 
 def upsampled_balanced_cross_entropy(logits: Array, labels: Array) -> Array:

@@ -1,8 +1,10 @@
-"""DeepLab: a dilated ResNet with parallel dilated convolutions, the student of several systems.
+"""DeepLab: a dilated ResNet and parallel dilated convolutions, the student of several systems.
 
-Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
-Convolution, and Fully Connected CRFs", 2017, in the form of ReCLIP and MaskCLIP+: the branches end
-in features for CLIP's text rows instead of class scores. Spec reclip, section 15.1.
+Its branches end in features for CLIP's text rows instead of class scores. `DeepLab` is the second
+version in the form of ReCLIP and MaskCLIP+ (Chen et al., "DeepLab: Semantic Image Segmentation with
+Deep Convolutional Nets, Atrous Convolution, and Fully Connected CRFs", 2017), `DeepLabV3Plus` the
+third with a decoder (Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic
+Image Segmentation", 2018). Spec reclip, section 15.1; spec maskclip, section 11.
 """
 
 from __future__ import annotations
@@ -14,14 +16,19 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.resnet import ConvNorm, DilatedResNet, DilatedResNetConfig
+from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.resize import resize, resize_within
 
 DILATIONS = (6, 12, 18, 24)
+DILATIONS_V3 = (1, 12, 24, 36)
+_LOW_LEVEL = 48  # channels that the decoder takes of the first stage
 
 
 class DeepLab(nnx.Module):
     """`backbone`, and `aspp`: four dilated convolutions whose outputs are added."""
 
     def __init__(self, cfg: DilatedResNetConfig, features: int, *, rngs: nnx.Rngs):
+        self.features = features
         self.backbone = DilatedResNet(cfg, rngs=rngs)
         self.aspp = nnx.List(
             ConvNorm(cfg.channels, features, 3, dilation=d, dtype=cfg.dtype, rngs=rngs)
@@ -41,3 +48,80 @@ class DeepLab(nnx.Module):
         grids = None if sizes is None else self.grid_sizes(sizes)
         branches = [branch(last, grids, train=train) for branch in self.aspp]
         return functools.reduce(jnp.add, branches)
+
+
+class SeparableConvNorm(nnx.Module):
+    """A 3x3 convolution of each channel by itself, then a 1x1; each with its norm and ReLU."""
+
+    def __init__(self, c_in: int, c_out: int, *, dilation: int = 1, dtype: str, rngs: nnx.Rngs):
+        self.depthwise = ConvNorm(
+            c_in, c_in, 3, dilation=dilation, groups=c_in, dtype=dtype, rngs=rngs
+        )
+        self.pointwise = ConvNorm(c_in, c_out, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
+        """Maps (b, h, w, c_in) -> (b, h, w, c_out) float32; `sizes` are real in `x`."""
+        return self.pointwise(self.depthwise(x, sizes, train=train), sizes, train=train)
+
+
+class DeepLabV3Plus(nnx.Module):
+    """`backbone`; its last stage through `image_pool` and `aspp`, joined by `bottleneck`; its first
+    through `low_level`; both through `decoder`.
+    """
+
+    def __init__(self, cfg: DilatedResNetConfig, features: int, *, rngs: nnx.Rngs):
+        self.features = features
+        self.backbone = DilatedResNet(cfg, rngs=rngs)
+        c_in, dtype = cfg.channels, cfg.dtype
+        self.image_pool = ConvNorm(c_in, features, 1, dtype=dtype, rngs=rngs)
+        self.aspp = nnx.List(
+            [
+                ConvNorm(c_in, features, 1, dtype=dtype, rngs=rngs),
+                *(
+                    SeparableConvNorm(c_in, features, dilation=d, dtype=dtype, rngs=rngs)
+                    for d in DILATIONS_V3[1:]
+                ),
+            ]
+        )
+        joined = (1 + len(DILATIONS_V3)) * features
+        self.bottleneck = ConvNorm(joined, features, 3, dtype=dtype, rngs=rngs)
+        self.low_level = ConvNorm(4 * cfg.width, _LOW_LEVEL, 1, dtype=dtype, rngs=rngs)
+        self.decoder = nnx.List(
+            SeparableConvNorm(c, features, dtype=dtype, rngs=rngs)
+            for c in (features + _LOW_LEVEL, features)
+        )
+
+    def grid_sizes(self, sizes: Array) -> Array:
+        """Rows and columns (b, 2) of the features of images of `sizes` (b, 2) pixels."""
+        return self.backbone.grid_sizes(sizes, stages=1)
+
+    def __call__(self, images: Array, sizes: Array | None = None, *, train: bool) -> Array:
+        """Normalised images (b, h, w, 3) -> features (b, ceil(h / 4), ceil(w / 4), e) float32.
+
+        None is negative. `sizes`: see `DilatedResNet`.
+        """
+        first, *_, last = self.backbone(images, sizes, train=train)
+        grids = None if sizes is None else self.backbone.grid_sizes(sizes)
+        pooled = self.image_pool(_mean(last, grids), train=train)
+        branches = [jnp.broadcast_to(pooled, (*last.shape[:3], pooled.shape[-1]))]
+        branches += [branch(last, grids, train=train) for branch in self.aspp]
+        x = self.bottleneck(jnp.concatenate(branches, axis=-1), grids, train=train)
+        shape = (first.shape[1], first.shape[2])
+        low = self.low_level(first, train=train)
+        if sizes is None or grids is None:
+            fine, x = None, resize(x, shape)
+        else:
+            fine = self.grid_sizes(sizes)
+            x = resize_within(x, grids, fine, shape)
+        x = jnp.concatenate([x, low], axis=-1)
+        for unit in self.decoder:
+            x = unit(x, fine, train=train)
+        return x
+
+
+def _mean(x: Array, sizes: Array | None) -> Array:
+    """Mean (b, 1, 1, c) over the real positions of maps (b, h, w, c)."""
+    if sizes is None:
+        return jnp.mean(x, axis=(1, 2), keepdims=True)
+    count = jnp.prod(sizes, axis=-1)[:, None, None, None]
+    return jnp.sum(hide(x, sizes), axis=(1, 2), keepdims=True) / count

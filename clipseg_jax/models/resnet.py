@@ -35,9 +35,10 @@ class DilatedResNetConfig:
     strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's 4
     dilations: tuple[int, ...] = (1, 1, 2, 4)  # of the 3x3 convolutions
     # "v1c": three 3x3 convolutions for a stem; a block's stride in its 3x3; the first block of a
-    # stage has half the dilation, at least 1. "caffe", as DeepLab's authors had it: one 7x7, a pool
-    # that rounds its size up, the stride in the first 1x1, one dilation for all blocks of a stage.
-    variant: Literal["v1c", "caffe"] = "v1c"
+    # stage has half the dilation, at least 1. "v1", torchvision's: one 7x7 for a stem, else the
+    # same. "caffe", as DeepLab's authors had it: one 7x7, a pool that rounds its size up, the
+    # stride in the first 1x1, one dilation for all blocks of a stage.
+    variant: Literal["v1c", "v1", "caffe"] = "v1c"
     dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
 
     @property
@@ -47,7 +48,7 @@ class DilatedResNetConfig:
 
 
 class DilatedConv(nnx.Conv):
-    """A dilated convolution of stride 1, which CPUs compute as one matrix product for each tap.
+    """A dilated or depthwise convolution of stride 1, which CPUs compute as one product a tap.
 
     There that is about twice as fast for many channels, and taps that only ever see the padding
     (dilations as large as the map) cost nothing.
@@ -69,6 +70,7 @@ class DilatedConv(nnx.Conv):
 
 def _by_taps(x: Array, kernel: Array, dilation: int) -> Array:
     h, w = x.shape[1], x.shape[2]
+    depthwise = kernel.shape[2] < x.shape[-1]
     reach = [dilation * (n // 2) for n in kernel.shape[:2]]
     padded = jnp.pad(x, ((0, 0), *((n, n) for n in reach), (0, 0)))
     total = jnp.zeros((), x.dtype)
@@ -76,7 +78,10 @@ def _by_taps(x: Array, kernel: Array, dilation: int) -> Array:
         top, left = i * dilation, j * dilation
         if abs(top - reach[0]) < h and abs(left - reach[1]) < w:
             seen = padded[:, top : top + h, left : left + w]
-            total = total + jnp.einsum("bhwc,co->bhwo", seen, kernel[i, j])
+            if depthwise:
+                total = total + seen * kernel[i, j, 0]
+            else:
+                total = total + jnp.einsum("bhwc,co->bhwo", seen, kernel[i, j])
     return total
 
 
@@ -87,11 +92,16 @@ def conv(
     *,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     dtype: str,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution without bias that keeps the size (but for its stride), zero-padded."""
-    kind = DilatedConv if dilation > 1 and kernel > 1 and stride == 1 else nnx.Conv
+    """A convolution without bias that keeps the size (but for its stride), zero-padded.
+
+    `groups` is 1, or `c_in` for one that looks at each channel by itself.
+    """
+    spread = (dilation > 1 or groups > 1) and kernel > 1 and stride == 1
+    kind = DilatedConv if spread else nnx.Conv
     return kind(
         c_in,
         c_out,
@@ -99,6 +109,7 @@ def conv(
         strides=stride,
         padding=kernel // 2 * dilation,
         kernel_dilation=dilation,
+        feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
         kernel_init=_KAIMING,
@@ -122,11 +133,19 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         dtype: str,
         rngs: nnx.Rngs,
     ):
         self.conv = conv(
-            c_in, c_out, kernel, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs
+            c_in,
+            c_out,
+            kernel,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = BatchNorm(c_out, rngs=rngs)
 
@@ -188,11 +207,11 @@ class DilatedResNet(nnx.Module):
     """
 
     def __init__(self, cfg: DilatedResNetConfig, *, rngs: nnx.Rngs):
-        if cfg.variant not in ("v1c", "caffe"):
-            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c or caffe")
+        if cfg.variant not in ("v1c", "v1", "caffe"):
+            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c, v1 or caffe")
         self.cfg = cfg
         half, dtype, caffe = cfg.width // 2, cfg.dtype, cfg.variant == "caffe"
-        if caffe:
+        if cfg.variant != "v1c":
             stem = [ConvNorm(3, cfg.width, 7, stride=2, dtype=dtype, rngs=rngs)]
         else:
             stem = [
@@ -216,10 +235,13 @@ class DilatedResNet(nnx.Module):
             layers.append(nnx.List(layer))
         self.layers = nnx.List(layers)
 
-    def grid_sizes(self, sizes: Array) -> Array:
-        """Rows and columns (b, 2) of the last stage for images of `sizes` (b, 2) pixels."""
+    def grid_sizes(self, sizes: Array, stages: int | None = None) -> Array:
+        """Rows and columns (b, 2) of the last stage for images of `sizes` (b, 2) pixels.
+
+        With `stages`: after so many of them.
+        """
         sizes = self._pooled(-(-sizes // 2))
-        for stride in self.cfg.strides:
+        for stride in self.cfg.strides[:stages]:
             sizes = -(-sizes // stride)
         return sizes
 

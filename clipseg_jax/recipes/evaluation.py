@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -48,7 +49,8 @@ class Evaluation:
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
-        self._batches = pipeline.evaluation(
+        self._make_batches = functools.partial(
+            pipeline.evaluation,
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -57,9 +59,17 @@ class Evaluation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
-            corruption=(damage, config.dataset.corruption_level) if damage else None,
+        )
+        self._batches = self._make_batches(
+            corruption=(damage, config.dataset.corruption_level) if damage else None
         )
         self._step: Any = None
+
+    def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
+        """The same of corrupted pictures; what has been compiled serves it as well."""
+        other = copy.copy(self)
+        other._batches = self._make_batches(corruption=(kind, level), seed=seed)
+        return other
 
     def count(
         self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None

@@ -15,7 +15,9 @@ from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.recipes.clip import load_clip, read_embeddings, row_labels, text
 from clipseg_jax.recipes.data import check_splits
 from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.robustness import measure
 from clipseg_jax.tasks import maskclip
+from clipseg_jax.tasks.base import Task
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -34,19 +36,32 @@ def with_choices(clip: CLIP, config: ConfigDict) -> CLIP:
     return weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision))
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict:
-    """mIoU over the split, into metrics.json; overlays into pictures/."""
+def build(config: ConfigDict, workdir: Path) -> Task:
+    """The config's CLIP with the class embeddings of the stage `text`."""
     rows = read_embeddings(config, workdir)
     clip = with_choices(load_clip(config).model, config)
-    task = maskclip.build(clip.visual, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
-    cfg = InferenceConfig(
+    return maskclip.build(clip.visual, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
+
+
+def inference(config: ConfigDict) -> InferenceConfig:
+    """What the config says of images and labels."""
+    return InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
         row_labels=row_labels(config),
         **config.inference.to_dict(),
     )
-    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
-    return evaluation.write(task, workdir)
 
 
-STAGES = {"data": data, "text": text, "evaluate": evaluate}
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """mIoU over the split, into metrics.json; overlays into pictures/."""
+    evaluation = Evaluation(config, inference(config), make_mesh(config.evaluate.devices))
+    return evaluation.write(build(config, workdir), workdir)
+
+
+def robustness(config: ConfigDict, workdir: Path) -> dict:
+    """mIoU under each corruption, into robustness.json."""
+    return measure(config, inference(config), build(config, workdir), workdir)
+
+
+STAGES = {"data": data, "text": text, "evaluate": evaluate, "robustness": robustness}

@@ -39,7 +39,7 @@ from clipseg_jax.train import Trained
 from input_pipeline.training import training as batches_of_views
 from weights_convert import results
 from weights_convert.build import install
-from weights_convert.resnet_v1c import load_resnet_v1c
+from weights_convert.resnet_v1c import load_imagenet
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -99,7 +99,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
     task, clip_sha256 = build_distillation(config, workdir)
     distillation: Any = task.model
     if config.distill.backbone != "random":
-        load_resnet_v1c(config.distill.backbone, distillation.student.backbone)
+        load_imagenet(config.distill.backbone, distillation.student.backbone)
 
     def as_task(model: Distillation) -> Task:
         return task._replace(model=model)

@@ -57,7 +57,7 @@ def same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
-@pytest.mark.parametrize("unlabeled", [False, True])
+@pytest.mark.parametrize("unlabeled", [False, True, (1,)])
 def test_rows(world, unlabeled):
     """Each row is its example's view, padded; nothing beyond its size is real."""
     examples = world.index("")
@@ -73,8 +73,8 @@ def test_rows(world, unlabeled):
         for row, index in enumerate(batch["index"]):
             image = read_image(examples[index].image_path)
             label = read_label(examples[index].label_path)
-            if unlabeled:
-                label = np.where(label == 255, 255, -1)
+            hidden = unlabeled or () if unlabeled is not True else range(3)
+            label = np.where(np.isin(label, hidden), -1, label.astype(np.int32))
             rng = sample_rng(3, step // 2, int(index))
             view, ids = random_view(image, label, rng, saturation_wrap=True, **RECIPE)
             h, w = batch["image_size"][row]
@@ -88,6 +88,11 @@ def test_rows(world, unlabeled):
             assert (batch["label"][row][:, w:] == 255).all()
     assert small
     assert data.skipped == []
+
+
+def test_unlabeled_classes_exist(world):
+    with pytest.raises(ValueError, match=r"unlabeled is \(1, 3\); give some of 0 to 2"):
+        made(world, unlabeled=[1, 3])
 
 
 def test_rows_at_scales(world):

@@ -30,7 +30,7 @@ from weights_convert.__main__ import main
 from weights_convert.build import flat_arrays
 from weights_convert.published import by_our_paths, recognise, to_published
 from weights_convert.reclip import DISTILLATION, FLOAT32_ONLY, RECTIFICATION
-from weights_convert.resnet_v1c import OPEN_MMLAB, load_resnet_v1c
+from weights_convert.resnet_v1c import OPEN_MMLAB, load_imagenet
 from weights_convert.writer import write_torch
 
 GOLDEN = toys.GOLDEN / "reclip"
@@ -339,20 +339,20 @@ def test_imagenet_weights(tmp_path):
     some += ["layer1.0.downsample.0.weight", "layer2.0.downsample.1.weight"]
     assert set(some) <= set(theirs)
     path = write_torch(tmp_path / "resnet50_v1c.pth", {"state_dict": theirs})
-    load_resnet_v1c(path, net)
+    load_imagenet(path, net)
     for name, value in flat_arrays(net).items():
         fresh = {"mean": 0, "var": 1}.get(name.rsplit(".", 1)[1])
         expected = ours[name] if fresh is None else np.full(value.shape, fresh, np.float32)
         np.testing.assert_array_equal(value, expected, err_msg=name)
-    load_resnet_v1c(path, net, statistics=True)
+    load_imagenet(path, net, statistics=True)
     toys.assert_same({k: np.asarray(v) for k, v in flat_arrays(net).items()}, ours)
     deeper = DilatedResNet(DilatedResNetConfig(blocks=(1, 2, 2, 1), width=8), rngs=nnx.Rngs(0))
     with pytest.raises(CheckpointError, match=r"\(1, 2, 1, 1\) blocks .* \(1, 2, 2, 1\)"):
-        load_resnet_v1c(path, deeper)
+        load_imagenet(path, deeper)
     del theirs["stem.4.bias"]
     theirs["layer1.0.conv1.bias"] = np.zeros(3, np.float32)
     with pytest.raises(CheckpointError) as caught:
-        load_resnet_v1c(write_torch(tmp_path / "bad.pth", {"state_dict": theirs}), net)
+        load_imagenet(write_torch(tmp_path / "bad.pth", {"state_dict": theirs}), net)
     assert "- stem.4.bias: missing" in str(caught.value)
     assert "+ layer1.0.conv1.bias (3,): unexpected" in str(caught.value)
 
