@@ -15,20 +15,10 @@ import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
-from weights_convert.clip_rc import export_clip_rc, is_clip_rc, load_clip_rc
-from weights_convert.clip_rc import summary as clip_rc_summary
-from weights_convert.convert import convert, fit, load_clip, released, sha256
-from weights_convert.deeplab import export_deeplab, is_deeplab, load_deeplab, stored_arrays
-from weights_convert.deeplab import summary as deeplab_summary
+from weights_convert.convert import convert, fit, released, sha256
 from weights_convert.errors import CheckpointError
 from weights_convert.export import LAYOUTS, export, to_state_dict
 from weights_convert.huggingface import weights_file
-from weights_convert.maskclip_plus_files import (
-    export_maskclip_plus,
-    is_maskclip_plus,
-    load_maskclip_plus,
-)
-from weights_convert.maskclip_plus_files import summary as maskclip_plus_summary
 from weights_convert.reader import read
 from weights_convert.results import (
     REVISIONS,
@@ -45,8 +35,7 @@ from weights_convert.stored import (
     load_converted,
     save_converted,
 )
-from weights_convert.weclip_head import export_weclip, is_weclip, load_weclip
-from weights_convert.weclip_head import summary as weclip_summary
+from weights_convert.trained import TRAINED, kind_of
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
@@ -128,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    takes_clip = args.to in ("reclip", "weclip", "clip_rc", "maskclip_plus")
+    takes_clip = args.to == "reclip" or (args.to in TRAINED and TRAINED[args.to].with_clip)
     if (args.to == "reclip" and args.clip is None) or (args.clip is not None and not takes_clip):
         parser.error("--to reclip and --clip CLIP go together; other layouts may or can't have it")
     try:
@@ -154,9 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
-@@RUN@@
-    deeplab = args.to == "deeplab" or (args.to is None and is_deeplab(args.source))
-    if args.to == "reclip" or (args.to is None and not deeplab and is_result(args.source)):
+    kind = None if args.revision else kind_of(args.source, args.to)
+    if kind is not None:
+        trained = kind.load(args.source)
+        if args.output:
+            save_converted(target, trained)
+        else:
+            kind.export(trained, target, args.clip)
+        return kind.summary(trained.record)
+    if args.to == "reclip" or (args.to is None and is_result(args.source)):
         result = load_result(args.source, revision=args.revision)
         if args.output:
             save_result(target, *result)
@@ -166,13 +161,6 @@ def _run(args: argparse.Namespace, target: Path) -> str:
         return summary(result.record)
     if args.revision:
         raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
-    if deeplab:
-        trained = load_deeplab(args.source)
-        if args.output:
-            save_converted(target, trained)
-        else:
-            export_deeplab(trained, target)
-        return deeplab_summary(trained.record)
     converted = convert(args.source, vision_only=args.vision_only)
     if args.output:
         save_converted(target, converted)
@@ -222,13 +210,12 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-@@INSPECT@@
-        digest = sha256(path)
-    elif is_deeplab(path):
-        trained = load_deeplab(path)
-        kind, layout = trained.record.get("kind", "converted"), "DeepLabV2"
-        model, sizes = "no released model", deeplab_summary(trained.record)
-        stored = trained.arrays if is_converted(path) else stored_arrays(path)[0]
+    if (known := kind_of(path)) is not None:
+        trained = known.load(path)
+        kind = trained.record.get("kind", "converted")
+        layout = known.name or trained.record["method"]
+        model, sizes = "no released model", known.summary(trained.record)
+        stored = trained.arrays if is_converted(path) else known.stored(path)
         digest = sha256(path)
     elif is_result(path):
         result = load_result(path)

@@ -30,7 +30,6 @@ class OptimConfig:
     power: float = 0.9  # of the poly schedule
     end_rate: float = 0.0  # what the poly schedule falls to
     least_rate: float = 0.0  # the rate never falls below it
-    end_rate: float = 0.0  # the poly schedule goes down to it, by the same power
     # The schedule's own length; 0: the run's. The 2025 state of ReCLIP stops earlier than it ends.
     schedule_steps: int = 0
     # The rate changes once every so many steps (published: once an epoch); 1: at each.
@@ -65,9 +64,6 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
         if cfg.schedule == "poly":
             # Not 1 - share, which loses digits towards the end.
             factor = jnp.clip((length - held) / length, 0.0, 1.0) ** cfg.power
-            if cfg.end_rate:
-                end = cfg.end_rate / cfg.rate
-                factor = factor * (1 - end) + end
         elif cfg.schedule == "cosine":
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:

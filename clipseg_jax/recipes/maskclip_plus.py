@@ -135,7 +135,7 @@ STAGES = {
 
 
 def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
-    return Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen(config))
+    return Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen=unseen(config))
 
 
 def _load(config: ConfigDict, path: str | Path) -> Task:

@@ -36,7 +36,7 @@ def measure(
     Goes on where it was. `unseen`: see `Evaluation`.
     """
     chosen = config.robustness
-    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen)
+    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen=unseen)
     partial = workdir / "robustness.partial.json"
     done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
     main_process = jax.process_index() == 0
