@@ -46,17 +46,19 @@ class BatchNorm(nnx.Module):
         """
         x = x.astype(jnp.float32)
         if not train:
-            return self._apply(x, self.mean[...], self.var[...])
+            return self._scale(x - self.mean[...], self.var[...])
         together = over == "batch"
         axes = tuple(range(0 if together else 1, x.ndim - 1))
         mean = jnp.mean(x, axis=axes, keepdims=True)
-        var = jnp.mean(jnp.square(x - mean), axis=axes, keepdims=True)
+        centred = x - mean
+        # A product of itself, whose gradient keeps no array that is not kept anyway.
+        var = jnp.mean(centred * centred, axis=axes, keepdims=True)
         count = x.size // x.shape[-1] * copies if together else x[0, ..., 0].size
         self._record(mean, var * (count / max(count - 1, 1)), 1 if together else copies)
-        return self._apply(x, mean, var)
+        return self._scale(centred, var)
 
-    def _apply(self, x: Array, mean: Array, var: Array) -> Array:
-        return (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+    def _scale(self, centred: Array, var: Array) -> Array:
+        return centred * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
 
     def _record(self, mean: Array, var: Array, times: int) -> None:
         """Moves the running statistics for each row of (n, ..., c), so many times."""

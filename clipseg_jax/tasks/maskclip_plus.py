@@ -156,9 +156,6 @@ def found_labels(
     size = (labels.shape[1], labels.shape[2])
     rows = jax.lax.stop_gradient(model.rows())[classes]
     features = jax.lax.stop_gradient(features)
-    # Whatever the data say: these classes' own labels are never seen. (-1 reads the last entry.)
-    hidden = np.isin(np.arange(IGNORED + 1), candidates)
-    labels = jnp.where(jnp.asarray(hidden)[labels], UNLABELLED, labels)
 
     def nothing() -> Array:
         return jnp.full(labels.shape, IGNORED, jnp.int32)
@@ -176,8 +173,12 @@ def found_labels(
         if steps[0] >= 0:
             which = jnp.where(_within(step + 1, steps), len(phases), which)
             phases.append(phase)
+    if len(phases) == 1:
+        return _without(labels)
+    # Whatever the data say: these classes' own labels are never seen. (-1 reads the last entry.)
+    hidden = jnp.asarray(np.isin(np.arange(IGNORED + 1), candidates))[labels]
     found = jax.lax.switch(which, phases)
-    return jnp.where(labels == UNLABELLED, found, labels)
+    return jnp.where(hidden | (labels == UNLABELLED), found, labels)
 
 
 def _within(count: Array, steps: tuple[int, int]) -> Array:

@@ -88,6 +88,43 @@ def test_training_moves_every_statistic(model):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_scanned_blocks_are_those_blocks_in_turn(train):
+    cfg = DilatedResNetConfig(blocks=(4,), width=8, strides=(1,), dilations=(2,))
+    graph, params, stats = nnx.split(
+        initialised(lambda rngs: DilatedResNet(cfg, rngs=rngs)), nnx.Param, nnx.BatchStat
+    )
+    # Unlike blocks: with fresh norms, one taken for another would hardly be noticed.
+    leaves, tree = jax.tree.flatten((params, stats))
+    noise = [np.random.default_rng(i).uniform(0, 0.2, x.shape) for i, x in enumerate(leaves)]
+    moved = [x + n.astype(np.float32) for x, n in zip(leaves, noise, strict=True)]
+    params, stats = jax.tree.unflatten(tree, moved)
+    images = pixels(2, 24, 17)
+
+    def looped(net):
+        x = net.begin(images, train=train)[0]
+        for block in net.layers[0]:
+            x = block(x, train=train)
+        return (x,)
+
+    def run(forward):
+        def loss(params):
+            net = nnx.merge(graph, params, stats, copy=True)
+            (out,) = forward(net)
+            return jnp.mean(jnp.square(out)), (out, nnx.state(net, nnx.BatchStat))
+
+        if not train:
+            return (*jax.jit(loss)(params)[1], {})
+        (_, made), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return *made, gradient
+
+    ours, wanted = run(lambda net: net(images, train=train)), run(looped)
+    # Values; of gradients, sums that cancel, ten times as much.
+    for bound, *both in zip((1e-6, 1e-6, 1e-5), ours, wanted, strict=True):
+        for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+            np.testing.assert_allclose(a, b, rtol=bound, atol=bound * np.abs(b).max())
+
+
 def test_bfloat16_is_a_choice_of_the_convolutions(model):
     cfg = DilatedResNetConfig(blocks=TOY.blocks, width=TOY.width, dtype="bfloat16")
     half = nnx.merge(

@@ -1,0 +1,174 @@
+"""Seeded MaskCLIP+ models, batches and choices as the goldens describe them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import weights_convert
+from clipseg_jax.core.modules import Keys, abstract
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.models.clip import ModifiedResNet
+from clipseg_jax.models.maskclip import MaskCLIPConfig
+from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, Student, make_student
+from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.tasks.maskclip_plus import NEVER, MaskCLIPPlusConfig
+from tests import seeded
+from tests.parity import cases
+from weights_convert.build import flat_arrays, install
+from weights_convert.clip import batch_norm
+from weights_convert.mapping import CONV, KeyMap, Rule
+from weights_convert.resnet_v1c import resnet_rules
+
+FOLDER = "maskclip"
+# The choices in which MaskCLIP's ViTs differ from OpenAI's (spec maskclip, section 4).
+VIT = {"activation": "gelu", "norm_eps": 1e-6, "position_keep_count": True}
+_MODULE = "decode_head.decode_module."
+_SEPARABLE = {"aspp_modules": "aspp", "sep_bottleneck": "decoder"}
+
+
+def _unit(theirs: str, ours: str) -> list[Rule]:
+    left, right = f"{_MODULE}{theirs}", f"student.{ours}"
+    return [
+        Rule(f"{left}.conv.weight", f"{right}.conv.kernel", CONV),
+        *batch_norm(f"{left}.bn", f"{right}.norm"),
+    ]
+
+
+KEYS = KeyMap(
+    [
+        *resnet_rules("backbone.", "student.backbone.", [f"layer{i}" for i in (1, 2, 3, 4)], "bn"),
+        *_unit("aspp_modules.{i}", "aspp.{i}"),
+        *_unit("image_pool.1", "image_pool"),
+        *_unit("bottleneck", "bottleneck"),
+        *_unit("c1_bottleneck", "low_level"),
+        *(
+            rule
+            for kind in ("depthwise", "pointwise")
+            for theirs, ours in _SEPARABLE.items()
+            for rule in _unit(f"{theirs}.{{i}}.{kind}_conv", f"{ours}.{{i}}.{kind}")
+        ),
+        Rule("decode_head.bg_embeddings", "background_embedding"),
+        Rule("decode_head.text_embeddings", "text_embeddings"),
+    ]
+)
+
+
+def published(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays by the published keys, in PyTorch's layout."""
+    return KEYS.to_left({path: np.asarray(value) for path, value in arrays.items()})
+
+
+def published_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """The published keys of all of a model but its teacher, in PyTorch's layout."""
+    made = {}
+    for path, leaf in flat_arrays(model).items():
+        if not path.startswith("teacher."):
+            key, transform = KEYS.left(path)
+            made[key] = transform.inverse(np.broadcast_to(np.float32(0), leaf.shape)).shape
+    return made
+
+
+def student_of(case: dict[str, Any], features: int) -> Student:
+    """The student's shapes: its depth is told by the names of its parameters."""
+    blocks = tuple(
+        len({name.split(".")[2] for name in case["param_names"] if f".layer{n}." in name})
+        for n in (1, 2, 3, 4)
+    )
+    decoder = "deeplabv3plus" if "deeplabv3plus" in case["config"] else "deeplabv2"
+    cfg = DilatedResNetConfig(blocks)
+    return abstract(lambda rngs: make_student(decoder, cfg, features, rngs=rngs))
+
+
+def build(case: dict[str, Any], rows: np.ndarray, goldens: Path) -> MaskCLIPPlus:
+    """The seeded model that a case describes."""
+    told = case["weights"]
+    name = cases.model_name(told["guide"])
+    clip = weights_convert.clip_from_state_dict(
+        cases.weights(told["guide"], cases.shapes(goldens, name, "clip"))
+    )
+    if not isinstance(clip.visual, ModifiedResNet):
+        clip = weights_convert.with_config(clip, clip.cfg.replace(**VIT))
+    student = student_of(case, rows.shape[1])
+    seed = int(re.search(r"seeded\.tensor\(name, shape, (\d+)\)", told["student"]).group(1))
+    pattern, factor = re.search(r"every ([\w.*]+)\s+times ([\d.]+)", told["student"]).groups()
+    scaled = re.compile(re.escape(pattern).replace(r"\*", ".*"))
+
+    def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        key, transform = KEYS.left(path)
+        shape = transform.inverse(np.broadcast_to(np.float32(0), shape)).shape
+        made = seeded.tensor(key, shape, seed)
+        if scaled.fullmatch(key):
+            made = made * np.float32(factor)
+        return transform.forward(made)
+
+    arrays = {p: value(f"student.{p}", leaf.shape) for p, leaf in flat_arrays(student).items()}
+    install(student, arrays, complete=("",))
+    background = case["classes_out"] > len(rows)
+    model = MaskCLIPPlus(student, rows, clip.visual, background=background, rngs=Keys(0))
+    if background:
+        path = "background_embedding"
+        install(model, {path: value(path, (1, rows.shape[1]))})
+    return model
+
+
+def choices(case: dict[str, Any]) -> MaskCLIPPlusConfig:
+    """What the case's published config says; its name tells the setting and the variant."""
+    name, told = Path(case["config"]).stem, case["config_overrides"]
+    total = case["max_iters"]
+    zero_shot = "zero_shot" in case["config"]
+    switch = total // 10  # spec maskclip, section 12.4
+    variant = re.search(r"maskclip_plus_(?:(ks|pd|kspd|distill)_)?", name).group(1) or ""
+    unseen = case["unseen"]
+    return MaskCLIPPlusConfig(
+        guided_steps=(1, switch - 1) if zero_shot else (1, -1),
+        self_training_steps=(switch, -1) if zero_shot else NEVER,
+        unlabelled_classes=() if unseen == "all" else tuple(unseen),
+        refine=MaskCLIPConfig(
+            ks_thresh=told.get("ks_thresh", 1.0 if "ks" in variant else 0.0),
+            pd_thresh=told.get("pd_thresh", 0.5 if "pd" in variant else 0.0),
+        ),
+        distill=variant == "distill",
+    )
+
+
+def optim(case: dict[str, Any]) -> OptimConfig:
+    """The case's SGD and its schedule."""
+    told = case["optimizer"]
+    assert told["type"] == "SGD"
+    power, least = re.search(r"poly power ([\d.]+) min_lr ([\d.e-]+)", case["lr_policy"]).groups()
+    return OptimConfig(
+        rate=told["lr"],
+        end_rate=float(least),
+        power=float(power),
+        momentum=told["momentum"],
+        weight_decay=told["weight_decay"],
+    )
+
+
+def batch(case: dict[str, Any], labels: np.ndarray) -> dict[str, Any]:
+    """The one batch of all steps; `labels` as the case stores them."""
+    height, width = map(int, re.search(r"seeded\.image\((\d+),(\d+),s\)", case["input"]).groups())
+    seeds = map(int, re.search(r"s in \[([\d, ]+)\]", case["input"]).group(1).split(","))
+    images = [seeded.image(height, width, seed) for seed in seeds]
+    assert "ImageNet" in case["input"]
+    return {
+        "image": jnp.asarray(np.stack(images)),
+        "image_size": jnp.asarray([(height, width)] * len(images)),
+        "label": jnp.asarray(labels, jnp.int32),
+    }
+
+
+def thinned(name: str, array: Any) -> np.ndarray:
+    """The elements of a parameter, in PyTorch's layout, that the goldens keep."""
+    array = np.asarray(array)
+    if array.ndim == 4 and array.shape[2:] == (3, 3):
+        array = array[:, :, 1, 1]
+    array = array.ravel()
+    return array[:: max(1, array.size // 64)][:64]
