@@ -5,7 +5,6 @@
 
 Zero-shot: eight of the twelve classes are labelled, four are MaskCLIP's to find, later the
 student's own. `configs/demo_maskclip_plus.py:annotation_free` uses no label. Nothing is downloaded.
-Figures: clipseg_jax/demo/README.md.
 """
 
 from ml_collections import ConfigDict

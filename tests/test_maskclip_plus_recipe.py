@@ -20,6 +20,7 @@ from tests.kills import run_whole_and_killed, start
 from weights_convert import load_maskclip_plus, maskclip_plus_from
 from weights_convert.build import flat_arrays
 
+LONG = pytest.mark.long
 CONFIGS = {"voc": voc, "context": context_maskclip_plus, "coco_stuff": coco_stuff_maskclip_plus}
 
 
@@ -179,9 +180,9 @@ WRITE = {"voc": write_voc, "context": write_context, "coco_stuff": write_coco}
     ("dataset", "variant", "classes"),
     [
         ("voc", "setting=zero_shot,classes=21", 21),
-        ("voc", "setting=annotation_free", 20),
-        ("context", "student=deeplabv3plus_r101,setting=zero_shot", 60),
-        ("coco_stuff", "setting=zero_shot", 171),
+        pytest.param("voc", "setting=annotation_free", 20, marks=LONG),
+        pytest.param("context", "student=deeplabv3plus_r101,setting=zero_shot", 60, marks=LONG),
+        pytest.param("coco_stuff", "setting=zero_shot", 171, marks=LONG),
     ],
 )
 def test_published_layouts(dataset, variant, classes, tmp_path):
@@ -272,7 +273,7 @@ def tiny_run(root, workdir):
     return start("demo_maskclip_plus", workdir, settings, root / "cache")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed(painted, tmp_path):
     """Kills before and after the switch change nothing. CLIPSEG_JAX_TEST_KILLS=10 for more."""
     kills = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "3"))
