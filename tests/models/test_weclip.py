@@ -230,7 +230,11 @@ def test_devices_share_a_batch(tmp_path):
         moved = np.abs(np.asarray(one[path]) - np.asarray(start[path])).max()
         bound = max(1e-3 * moved, 1e-7)
         for many in others:
-            np.testing.assert_allclose(one[path], many[path], rtol=0, atol=bound, err_msg=path)
+            a, b = np.array(one[path]), np.array(many[path])
+            if path.endswith("in_proj.bias"):  # the keys' true gradient is 0: rounding alone
+                third = len(a) // 3
+                a[third : 2 * third] = b[third : 2 * third] = 0
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=path)
 
 
 def test_late_steps():
