@@ -148,7 +148,8 @@ class RegionEncoder(nnx.Module):
             x = x + attn.out_proj(join_heads(region_attention(q, k, v, covers, real)))
             return x + block.mlp(block.ln_2(x))
 
-        x, out = self.first_tokens(images, sizes, key), {}
+        x = self.first_tokens(images, sizes, key)
+        out: dict[int, Array] = {}
         for i, block in enumerate(visual.transformer.resblocks):
             if i > 0:
                 prompts = self._prompts(self.deep_prompt_embeddings[...][i - 1], len(x), i, key)
