@@ -182,6 +182,7 @@ def trained(folder, *, devices=1, steps=3, batches=None, optim=OPTIM, late=2):
     return train(task, batches, OPTIM, cfg, mesh=make_mesh(devices), workdir=folder, name="weclip")
 
 
+@pytest.mark.slow
 def test_one_program_trains_on_anything(tmp_path, monkeypatch):
     """No label, all labels, padding, and the step at which the learned affinity comes in."""
     traced, inner = [], weclip.loss
