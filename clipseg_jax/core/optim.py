@@ -58,13 +58,15 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
         held = (step // cfg.hold_steps) * cfg.hold_steps
         share = jnp.clip(held / length, 0.0, 1.0)
         if cfg.schedule == "poly":
-            factor = (1.0 - share) ** cfg.power
+            # Not 1 - share, which loses digits towards the end.
+            factor = jnp.clip((length - held) / length, 0.0, 1.0) ** cfg.power
+            if cfg.end_rate:
+                end = cfg.end_rate / cfg.rate
+                factor = factor * (1 - end) + end
         elif cfg.schedule == "cosine":
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
             factor = jnp.ones_like(share)
-        if cfg.schedule == "poly":
-            factor = factor * (1 - cfg.end_rate / cfg.rate) + cfg.end_rate / cfg.rate
         now = jnp.maximum(cfg.rate * factor, cfg.least_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)

@@ -16,19 +16,15 @@ from jax import Array
 
 from clipseg_jax.core.modules import Keys, torch_uniform
 from clipseg_jax.models.clip_rc_encoder import Encoding
-from clipseg_jax.ops.attention import (
-    Memory,
-    attention,
-    join_heads,
-    split_heads,
-)
+from clipseg_jax.ops.attention import Memory, attention, join_heads, split_heads
 from clipseg_jax.ops.dropout import dropout
 from clipseg_jax.ops.image import inside
 from clipseg_jax.ops.resize import resize, resize_within
 
 # Published: PyTorch's defaults, for the head's own initialisation is never called. Intended, and in
-# force in the recovery decoder: normal of deviation 0.02, no bias; masks start from text alone.
+# force in the recovery decoder: normal of deviation 0.02, no bias.
 Init = Literal["reference", "intended"]
+_HIDDEN = -1e30  # attention score of padding: finite, for an image that is nothing but padding
 
 
 def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear:
@@ -199,7 +195,7 @@ class QueryHead(nnx.Module):
         self.q_proj = _linear(2 * width, width, init, rngs)
         self.lateral_proj = _linear(3 * width, width, init, rngs)
         self.decoder_q, self.decoder_v = copies(init), copies(init)
-        if init == "intended":
+        if init == "intended":  # the perceptrons of laterals begin by adding nothing
             for layer in self.decoder_v:
                 layer.linear2.kernel[...] = jnp.zeros_like(layer.linear2.kernel[...])
         self.recovery_decoder = RecoveryDecoder(width, heads, hidden, dropout, rngs=rngs)
@@ -212,7 +208,7 @@ class QueryHead(nnx.Module):
         real, bias = None, None
         if encoding.grids is not None:
             real = inside(encoding.grids, (hp, wp))
-            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, -jnp.inf)
+            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, _HIDDEN)
         queries, laterals = rounds(
             self.decoder_q,
             self.decoder_v,

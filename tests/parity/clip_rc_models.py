@@ -108,6 +108,15 @@ def network_images(case: dict[str, Any]) -> jnp.ndarray:
     return normalise(jnp.asarray(pictures(case)), IMAGENET_MEAN, IMAGENET_STD)
 
 
+def meaning(case: dict[str, Any], name: str) -> str:
+    """What an array holds; "the same" as the one before it includes how that was thinned."""
+    names = [*case["arrays"]]
+    told = case["arrays"][name]["meaning"]
+    if told.startswith("the same"):
+        return meaning(case, names[names.index(name) - 1])
+    return told
+
+
 def thinned(x: Any, meaning: str) -> np.ndarray:
     """What a meaning's slices leave of an array, as in "(B,C,h,w)[..., ::8, ::8]"."""
     kinds = {"...": Ellipsis, ":": slice(None)}
