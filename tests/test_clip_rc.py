@@ -283,7 +283,12 @@ def run_loop(folder, setting, devices, steps=3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("setting", "counts"), [("inductive", (1, 4)), ("transductive", (1, 2, 4)), ("fully", (1,))]
+    ("setting", "counts"),
+    [
+        ("inductive", (1, 4)),
+        pytest.param("transductive", (1, 2, 4), marks=pytest.mark.long),
+        pytest.param("fully", (1,), marks=pytest.mark.long),
+    ],
 )
 def test_one_program_and_the_same_on_any_devices(tmp_path, setting, counts):
     made, begin = {}, {p: np.asarray(x) for p, x in flat_arrays(small()).items()}
