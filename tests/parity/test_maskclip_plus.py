@@ -25,6 +25,7 @@ from tests.parity.test_maskclip import inference, labels_at
 FOLDER = models.FOLDER
 ONLY = ("train_",)
 SLOW = ONLY
+LONG = ("train_zeroshot_context",)  # ResNet-101 and DeepLabV3+: minutes of compiling
 TIMES, FLOOR, LABEL_FLOOR = 10, 1e-5, 2e-3  # the json's
 
 
