@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
+FAST_COMPILE := XLA_FLAGS=--xla_backend_optimization_level=0
 
 .PHONY: demo test test-long test-fast lint lock clean
 
@@ -10,9 +11,11 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 demo: .venv/.done
 	$(PY) -m clipseg_jax.main --config=configs/demo_maskclip.py --workdir=workdir/demo_maskclip
 
-# Every test, then style and types.
+# Every test, then style and types. The goldens are checked with programs as users run them; the
+# others compile in half the time with less optimisation.
 test: .venv/.done
-	$(PYTEST)
+	$(PYTEST) tests/parity
+	$(FAST_COMPILE) $(PYTEST) --ignore=tests/parity
 	$(MAKE) lint
 
 # What takes minutes each, one after the other: for a release.
@@ -21,7 +24,7 @@ test-long: .venv/.done
 
 # For daily work: what takes seconds.
 test-fast: .venv/.done
-	$(PYTEST) -m "not slow"
+	$(FAST_COMPILE) $(PYTEST) -m "not slow"
 
 lint: .venv/.done
 	.venv/bin/ruff check .

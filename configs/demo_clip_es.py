@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.text.background_words = SCENERY
     config.cams.temperature = 20.0  # what the tiny CLIP was trained to
     config.cams.patch_px = 8
-    config.cams.affinity_blocks = (2, 3)  # of four
+    config.cams.affinity_blocks = (0, 1)  # of four: the last two attend to other objects
     config.cams.batch_size = config.masks.batch_size = 32
     config.masks.image = "raw"
     config.student.weights = "random"

@@ -84,7 +84,7 @@ def training_placed(
         blind_view=view,
         crop_hw=crop_hw,
         kind="uint8",
-        unlabeled=True,
+        hidden=tuple(range(dataset.num_classes)),
         **options,
     )
 

@@ -141,6 +141,7 @@ def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
         assert "clipseg_jax[torch]" in printed
 
 
+@pytest.mark.long
 def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
     out = tmp_path / "figures.json"
     # On fewer patches two classes' maps are the same, and rounding decides between them.
@@ -167,7 +168,7 @@ def test_weclip_crops_are_whole_patches():
         weclip_step.main(["--crop=50"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clip_rc_at_tiny_size(tmp_path, capsys):
     out = tmp_path / "figures.json"
     tiny = ["--tiny", "--crop", "64", "--batches", "1,2", "--repeats", "1", "--json", str(out)]
@@ -182,7 +183,7 @@ def test_clip_rc_at_tiny_size(tmp_path, capsys):
     assert ("differences without dropout" if HAS_TORCH else "clipseg_jax[torch]") in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maskclip_plus_step_runs_at_tiny_size(tmp_path, capsys):
     out = tmp_path / "figures.json"
     maskclip_plus_step.main(["--tiny", "--crop=64", "--repeats=1", f"--json={out}"])

@@ -24,6 +24,7 @@ from weights_convert.weclip import HEAD
 
 FOLDER = "wtclip"
 SLOW = ("train",)
+LONG = ("train_voc_early",)  # the late phase has the early one's parts
 NOT_HERE = ("infer",)  # another module's cases
 _OURS = "head.decoder.wavelet."
 
