@@ -14,7 +14,7 @@ from configs.base import clip_es
 
 def get_config() -> ConfigDict:
     config = clip_es.get_config()
-    # Without the student: its batch norms stay as they come, so random weights don't train.
+    # Without the student, which would start from random weights.
     config.stages = config.stages[:6]
     config.clip.weights = str(TINY_CLIP)
     config.clip.position_half = False
