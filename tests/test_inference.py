@@ -75,7 +75,8 @@ def test_row_blocks_change_nothing(monkeypatch):
     whole = alone(task, CFG, picture)
     monkeypatch.setattr(inference, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
     for made, expected in zip(alone(task, CFG, picture), whole, strict=True):
-        np.testing.assert_allclose(made, expected, atol=1e-6)
+        # Products of other shapes add up in another order: a few units in the last place.
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_mirror_image_gives_the_mirrored_scores():
