@@ -212,7 +212,7 @@ def parameters(painted, folder, devices):
     config.student.evaluate_every_steps = 0
     config.student.total_steps = 4
     config.student.guided_steps, config.student.self_training_steps = (1, 2), (3, -1)
-    config.student.optim.rate = 0.01  # a larger one makes much of the order in which is summed
+    config.student.optim.rate = 0.001  # a larger one makes much of the order in which is summed
     config.train.devices = devices
     main.run(config, folder)
     made = maskclip_plus_from(load_maskclip_plus(folder / "student.safetensors"))
@@ -228,7 +228,7 @@ def test_devices_agree(painted, tmp_path):
         assert one.keys() == other.keys()
         for path, value in one.items():
             scale = np.abs(value).max() + 1e-6
-            assert np.abs(value - other[path]).max() < 1e-3 * scale, path
+            assert np.abs(value - other[path]).max() < 1e-4 * scale, path
 
 
 def test_what_users_get_wrong(painted, tmp_path):
