@@ -64,12 +64,12 @@ def run(root, batch_size, devices, processes=1, **options):
 def counted(root):
     """The confusion matrix by plain NumPy, image by image, nothing padded."""
     task = tiny.task(classes=CLASSES)
+    state, segment = make_segmenter(task, CFG)
     total = np.zeros((CLASSES, CLASSES), np.int64)
     for i in range(len(SIZES)):
         image = np.asarray(Image.open(root / "images" / f"{i}.png"))
         label = np.asarray(Image.open(root / "labels" / f"{i}.png"))
         sizes = network_sizes(image.shape[:2], CFG)
-        state, segment = make_segmenter(task, CFG)
         made, _ = segment(
             state,
             jnp.asarray(image)[None],

@@ -219,7 +219,7 @@ def parameters(painted, folder, devices):
     return {path: np.asarray(leaf) for path, leaf in flat_arrays(made).items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_agree(painted, tmp_path):
     """1, 2 and 4 devices: batch norms see the whole batch, so only the order of sums differs."""
     assert jax.device_count() >= 4

@@ -209,7 +209,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         main.run(config, tmp_path / "background")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_share_a_batch(painted, tmp_path):
     """1, 2 and 4 devices train the same head, but for the order of sums."""
     heads, losses = [], []

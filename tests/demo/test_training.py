@@ -26,6 +26,7 @@ def leaves(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
 
 
+@pytest.mark.long
 def test_a_resumed_run_equals_an_unbroken_one(data, tmp_path):
     whole = training.train(CFG, data)
     training.train(CFG, data, tmp_path, stop=2)
@@ -35,6 +36,7 @@ def test_a_resumed_run_equals_an_unbroken_one(data, tmp_path):
         assert np.all(np.isfinite(a))
 
 
+@pytest.mark.long
 def test_training_learns(data):
     """Two dozen steps lower the loss of a batch that they have not seen."""
     cfg = dataclasses.replace(CFG, steps=24, batch_size=64)

@@ -181,16 +181,20 @@ def test_published_terms(plus_plus):
     assert all(np.any(leaf != 0) for leaf in gradient.values())
     assert all(np.any(moved[path] != before[path]) for path in moved)
 
-    # The auxiliary terms train the student only if they are asked to.
-    off = differentiate(task_of(plus_plus, aux="off"), batch_of())
+
+@pytest.mark.slow
+def test_choices_of_auxiliary_terms():
+    """They train the student only if they are asked to."""
+    value, metrics, gradient, _ = differentiate(task_of(True), batch_of())
+    off = differentiate(task_of(True, aux="off"), batch_of())
     assert set(off[1]) == {"mask_loss"}
     assert off[2]["logit_scale"] == 0
     name = "student.aspp.0.conv.kernel"
     np.testing.assert_allclose(off[2][name], gradient[name], rtol=1e-4, atol=1e-8)
-    more = differentiate(task_of(plus_plus, aux_grad=True), batch_of())
+    more = differentiate(task_of(True, aux_grad=True), batch_of())
     np.testing.assert_allclose(more[0], value, rtol=1e-6)
     assert np.abs(more[2][name] - gradient[name]).max() > 1e-5
-    scaled = differentiate(task_of(plus_plus, exp_logit_scale=True), batch_of())
+    scaled = differentiate(task_of(True, exp_logit_scale=True), batch_of())
     assert scaled[1]["text_loss"] != metrics["text_loss"]
     np.testing.assert_allclose(scaled[1]["feature_loss"], metrics["feature_loss"], rtol=1e-6)
 

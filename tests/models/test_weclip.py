@@ -225,7 +225,7 @@ def test_devices_share_a_batch(tmp_path):
     start = flat_arrays(model("wtclip"))
     one, *others = (
         flat_arrays(trained(tmp_path / str(n), devices=n, steps=2, optim=sgd, late=1).model)
-        for n in (1, 2, 4)
+        for n in (1, 4)
     )
     for path in (p for p in start if p.startswith("head.")):
         moved = np.abs(np.asarray(one[path]) - np.asarray(start[path])).max()

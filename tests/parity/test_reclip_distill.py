@@ -41,6 +41,7 @@ from weights_convert.reclip import DISTILLATION, RECTIFICATION
 FOLDER = "reclip"
 ONLY = ("reclip_distill", "reclippp_distill")
 SLOW = ONLY
+LONG = ("reclip_distill_train",)  # ReCLIP++'s takes the same path
 VALUES = 1e-5  # relative, of losses and batch statistics
 # Relative L2, of gradients and updates; the json allows 2e-2, for ReLU's kinks.
 GRADIENTS = 2e-3
