@@ -222,7 +222,7 @@ def inspect(source: Path) -> list[str]:
         record = result.record
         kind, layout = record.get("kind", "converted"), f"{record['method']} {record['stage']}"
         model, sizes = f"revision {record['revision'] or 'not recorded'}", summary(record)
-        stored = result.arrays if is_converted(path) else names.unwrap(read(path).content)
+        stored = result.arrays if is_converted(path) else names.read_state_dict(path)
         digest = sha256(path)
     elif is_converted(path):
         stored, record = load_converted(path)

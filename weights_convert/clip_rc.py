@@ -23,11 +23,12 @@ from clipseg_jax.models.clip import CLIP, VisionTransformer
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip_rc_encoder import image_tower
 from weights_convert.build import flat_arrays, install
+from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.clip_rc_keys import CLIP_RC
 from weights_convert.clip_rc_published import build, from_published, sizes, to_published
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import unwrap
+from weights_convert.names import read_state_dict, unwrap
 from weights_convert.published import mark
 from weights_convert.reader import read
 from weights_convert.stored import (
@@ -52,11 +53,11 @@ def is_clip_rc(path: str | Path) -> bool:
       CheckpointError: no checkpoint. FileNotFoundError: no file.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix == ".caffemodel":
+    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
         return False
     if is_converted(path):
         return stored_format(path) == FORMAT
-    return "backbone.region_level_bridge" in unwrap(read(path).content)
+    return "backbone.region_level_bridge" in read_state_dict(path)
 
 
 def load_clip_rc(path: str | Path) -> Converted:

@@ -52,7 +52,7 @@ def is_maskclip_plus(path: str | Path) -> bool:
         return False
     if is_converted(path):
         return stored_format(path) == FORMAT
-    stored = names.unwrap(read(path).content)
+    stored = names.read_state_dict(path)
     return ROWS in stored and any(key.startswith(DECODER) for key in stored)
 
 

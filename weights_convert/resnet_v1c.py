@@ -17,8 +17,7 @@ from weights_convert.build import flat_arrays, install, is_carried
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
-from weights_convert.names import unwrap
-from weights_convert.reader import read
+from weights_convert.names import read_state_dict
 from weights_convert.writer import write_torch
 
 _STEM = {0: 0, 3: 1, 6: 2}  # convolutions in the source's sequence; norms follow each
@@ -87,7 +86,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
     """
     stored = {
         key: value
-        for key, value in unwrap(read(path).content).items()
+        for key, value in read_state_dict(path).items()
         if not key.startswith("fc.") and not is_carried(key)
     }
     variant = backbone.cfg.variant

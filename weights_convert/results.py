@@ -18,7 +18,7 @@ from clipseg_jax.models.reclip_distill import Distillation
 from weights_convert.build import flat_arrays
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import unwrap
+from weights_convert.names import read_state_dict, unwrap
 from weights_convert.published import Stage, by_our_paths, mark, recognise, to_published
 from weights_convert.reader import read
 from weights_convert.stored import (
@@ -96,7 +96,7 @@ def is_result(path: str | Path) -> bool:
         return False
     if is_converted(path):
         return stored_format(path) == FORMAT
-    return recognise(unwrap(read(path).content)) is not None
+    return recognise(read_state_dict(path)) is not None
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -11,15 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weights_convert import clip_rc, deeplab, maskclip_plus_files, names, weclip_head
+from weights_convert import clip_rc, deeplab, maskclip_plus_files, weclip_head
 from weights_convert.convert import convert, load_clip
 from weights_convert.export import to_state_dict
-from weights_convert.reader import read
+from weights_convert.names import read_state_dict
 from weights_convert.stored import Converted
-
-
-def _unwrapped(path: Path) -> dict[str, np.ndarray]:
-    return names.unwrap(read(path).content)
 
 
 def _weights(clip: Path | None) -> dict[str, np.ndarray] | None:
@@ -34,7 +30,7 @@ class Kind(NamedTuple):
     export: Callable[[Converted, Path, Path | None], object]  # to a path, beside a CLIP's weights
     summary: Callable[[Mapping[str, Any]], str]  # of the record
     name: str | None  # None: the record's "method"
-    stored: Callable[[Path], dict[str, np.ndarray]] = _unwrapped  # a published file's tensors
+    stored: Callable[[Path], dict[str, np.ndarray]] = read_state_dict  # a published file's tensors
     with_clip: bool = True  # whether an export can repeat a CLIP
 
 

@@ -23,7 +23,7 @@ from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.clip import OPENAI
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import unwrap
+from weights_convert.names import read_state_dict, unwrap
 from weights_convert.published import mark
 from weights_convert.reader import read
 from weights_convert.stored import (
@@ -73,7 +73,7 @@ def is_weclip(path: str | Path) -> bool:
         return False
     if is_converted(path):
         return stored_format(path) == FORMAT
-    return recognised(unwrap(read(path).content))
+    return recognised(read_state_dict(path))
 
 
 def from_published(stored: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
