@@ -23,41 +23,26 @@ from clipseg_jax.models.clip import CLIP, VisionTransformer
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip_rc_encoder import image_tower
 from weights_convert.build import flat_arrays, install
-from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.clip_rc_keys import CLIP_RC
 from weights_convert.clip_rc_published import build, from_published, sizes, to_published
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import read_state_dict, unwrap
+from weights_convert.names import unwrap
 from weights_convert.published import mark
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax CLIP-RC 1"
 _TRAINED = ("encoder.prompt", "encoder.deep_prompt", "encoder.region_level_bridge", "head.")
 _MODEL = ("encoder.", "head.")
 _KERNEL = "encoder.visual.conv1.kernel"
+_BRIDGE = "backbone.region_level_bridge"
 
 
-def is_clip_rc(path: str | Path) -> bool:
-    """Whether a file holds CLIP-RC's weights, ours or published, by its format or its keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return "backbone.region_level_bridge" in read_state_dict(path)
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of CLIP-RC, by its keys."""
+    return _BRIDGE in stored
 
 
 def load_clip_rc(path: str | Path) -> Converted:
@@ -72,8 +57,8 @@ def load_clip_rc(path: str | Path) -> Converted:
         return load_converted(path, FORMAT)
     checkpoint = read(path)
     stored = unwrap(checkpoint.content)
-    if "backbone.region_level_bridge" not in stored:
-        raise CheckpointError(f"{path} holds no CLIP-RC: backbone.region_level_bridge is missing")
+    if not recognised(stored):
+        raise CheckpointError(f"{path} holds no CLIP-RC: {_BRIDGE} is missing")
     arrays = from_published(stored, str(path))
     told = {"source": path.name, "sha256": sha256(path), "kind": checkpoint.kind}
     heads = CLIPRCConfig.heads  # which no shape tells

@@ -27,13 +27,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule, Transform
 from weights_convert.names import unwrap
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax DeepLabV2 1"
@@ -106,20 +100,9 @@ def stored_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
     return unwrap(checkpoint.content), checkpoint.kind
 
 
-def is_deeplab(path: str | Path) -> bool:
-    """Whether a file is a trained DeepLabV2, of ours or of deeplab-pytorch, by format or keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return False
-    if path.suffix == CAFFE_SUFFIX:
-        return True  # it is of nothing else here, and if it isn't, loading says so
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return f"{PREFIX}aspp.c0.weight" in stored_arrays(path)[0]
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of a trained DeepLabV2 of deeplab-pytorch, by its keys."""
+    return f"{PREFIX}aspp.c0.weight" in stored
 
 
 def load_deeplab(path: str | Path, *, classes: Sequence[str] | None = None) -> Converted:

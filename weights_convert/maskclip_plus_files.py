@@ -17,7 +17,6 @@ from clipseg_jax.models.deeplab import DeepLabV3Plus
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus
 from weights_convert import names
 from weights_convert.build import flat_arrays, install
-from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.convert import sha256
 from weights_convert.deeplab import check_classes
 from weights_convert.maskclip_plus import (
@@ -29,30 +28,14 @@ from weights_convert.maskclip_plus import (
     to_published,
 )
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax MaskCLIP+ 1"
 
 
-def is_maskclip_plus(path: str | Path) -> bool:
-    """Whether a file is a trained MaskCLIP+, of ours or of the published code.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    stored = names.read_state_dict(path)
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of a trained MaskCLIP+, by its keys."""
     return ROWS in stored and any(key.startswith(DECODER) for key in stored)
 
 

@@ -18,16 +18,10 @@ from clipseg_jax.models.reclip_distill import Distillation
 from weights_convert.build import flat_arrays
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import read_state_dict, unwrap
+from weights_convert.names import unwrap
 from weights_convert.published import Stage, by_our_paths, mark, recognise, to_published
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax ReCLIP 1"
@@ -83,20 +77,6 @@ def save_result(path: str | Path, arrays: Mapping[str, np.ndarray], record: dict
       OSError: the folder cannot be written or the disk is full.
     """
     return save_converted(path, Converted(dict(arrays), record))
-
-
-def is_result(path: str | Path) -> bool:
-    """Whether a file is a result of ours or of the published code, by its format or its keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return recognise(read_state_dict(path)) is not None
 
 
 def summary(record: Mapping[str, Any]) -> str:

@@ -84,9 +84,7 @@ def is_converted(path: Path) -> bool:
 
 
 def stored_format(path: Path) -> str | None:
-    """The format of a file of `save_converted`, unchecked; None for any other file."""
-    if not is_converted(path):
-        return None
+    """The format of a file of `save_converted`, unchecked; None of a damaged one."""
     try:
         _, metadata = safetensors_file.parse(map_file(path))
         return json.loads(metadata["clipseg_jax"]).get("format")

@@ -19,20 +19,13 @@ from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.weclip import WeCLIP
 from clipseg_jax.models.weclip_head import Head, HeadConfig
 from weights_convert.build import flat_arrays, is_carried
-from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.clip import OPENAI
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
-from weights_convert.names import read_state_dict, unwrap
+from weights_convert.names import unwrap
 from weights_convert.published import mark
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.weclip import ENCODER, HEAD, MADE
 from weights_convert.writer import write_torch
 
@@ -60,20 +53,6 @@ _HALF = (
 def recognised(stored: Mapping[str, np.ndarray]) -> bool:
     """Whether a state dict is of WeCLIP or WTCLIP, by its keys."""
     return any(key.removeprefix(_WRAPPER).startswith("decoder_fts_fuse.") for key in stored)
-
-
-def is_weclip(path: str | Path) -> bool:
-    """Whether a file is a trained head, of ours or of the published code, by format or keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return recognised(read_state_dict(path))
 
 
 def from_published(stored: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
