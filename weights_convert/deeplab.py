@@ -27,7 +27,13 @@ from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule, Transform
 from weights_convert.names import unwrap
 from weights_convert.reader import read
-from weights_convert.stored import Converted, is_converted, load_converted, save_converted
+from weights_convert.stored import (
+    Converted,
+    check_classes,
+    is_converted,
+    load_converted,
+    save_converted,
+)
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax DeepLabV2 1"
@@ -124,8 +130,7 @@ def load_deeplab(path: str | Path, *, classes: Sequence[str] | None = None) -> C
         arrays = from_published(stored, str(path))
         told = {"source": path.name, "sha256": sha256(path), "kind": kind}
         loaded = Converted(arrays, _record(arrays, None) | told)
-    if classes is not None:
-        check_classes(path, loaded.record, list(classes))
+    check_classes(path, loaded.record, classes)
     return loaded
 
 
@@ -211,25 +216,6 @@ def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict
         "classes": classes,
         "class_count": arrays["aspp.0.bias"].size,
     }
-
-
-def check_classes(path: Path, record: Mapping[str, Any], names: list[str]) -> None:
-    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
-
-    Raises:
-      CheckpointError: they aren't.
-    """
-    if record["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {record['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if record["classes"] not in (None, names):
-        i = next(i for i, name in enumerate(names) if record["classes"][i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {record['classes'][i]!r}, in "
-            f"the class list {names[i]!r}; give the class list that it was trained with"
-        )
 
 
 def _sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[str, tuple[int, ...], int]:

@@ -18,7 +18,6 @@ from clipseg_jax.models.maskclip_plus import MaskCLIPPlus
 from weights_convert import names
 from weights_convert.build import flat_arrays, install
 from weights_convert.convert import sha256
-from weights_convert.deeplab import check_classes
 from weights_convert.maskclip_plus import (
     COUNTER,
     DECODER,
@@ -28,7 +27,13 @@ from weights_convert.maskclip_plus import (
     to_published,
 )
 from weights_convert.reader import read
-from weights_convert.stored import Converted, is_converted, load_converted, save_converted
+from weights_convert.stored import (
+    Converted,
+    check_classes,
+    is_converted,
+    load_converted,
+    save_converted,
+)
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax MaskCLIP+ 1"
@@ -52,8 +57,7 @@ def load_maskclip_plus(path: str | Path, *, classes: Sequence[str] | None = None
     """
     path = Path(path)
     loaded = load_converted(path, FORMAT) if is_converted(path) else _load_published(path)
-    if classes is not None:
-        check_classes(path, loaded.record, list(classes))
+    check_classes(path, loaded.record, classes)
     return loaded
 
 

@@ -21,7 +21,13 @@ from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
 from weights_convert.published import Stage, by_our_paths, mark, recognise, to_published
 from weights_convert.reader import read
-from weights_convert.stored import Converted, is_converted, load_converted, save_converted
+from weights_convert.stored import (
+    Converted,
+    check_classes,
+    is_converted,
+    load_converted,
+    save_converted,
+)
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax ReCLIP 1"
@@ -166,7 +172,7 @@ def _fitting(
     visual: VisionTransformer | None,
 ) -> Converted:
     loaded = load_result(path, revision=revision)
-    told, names = loaded.record, list(classes)
+    told = loaded.record
     if told["stage"] != stage:
         raise CheckpointError(f"{path} is a result of {told['stage']}; give one of {stage}")
     if told["method"] != METHODS[plus_plus]:
@@ -174,17 +180,7 @@ def _fitting(
             f"{path} is of {told['method']}; give weights of {METHODS[plus_plus]} or choose "
             f"{told['method']}"
         )
-    if told["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {told['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if told["classes"] not in (None, names):
-        i = next(i for i, n in enumerate(names) if told["classes"][i] != n)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {told['classes'][i]!r}, in the "
-            f"class list {names[i]!r}; give the class list that it was trained with"
-        )
+    check_classes(path, told, classes)
     own = None if visual is None else _mark(visual)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(

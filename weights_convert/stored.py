@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +90,32 @@ def stored_format(path: Path) -> str | None:
         return json.loads(metadata["clipseg_jax"]).get("format")
     except (CheckpointError, *DAMAGE):
         return None
+
+
+def check_classes(
+    path: str | Path, record: Mapping[str, Any], classes: Sequence[str] | None
+) -> None:
+    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
+
+    None: any will do.
+
+    Raises:
+      CheckpointError: they aren't.
+    """
+    if classes is None:
+        return
+    count, known, names = record["class_count"], record["classes"], list(classes)
+    if count != len(names):
+        raise CheckpointError(
+            f"{path} was trained for {count} classes, the class list has {len(names)}; give the "
+            "class list that it was trained with"
+        )
+    if known not in (None, names):
+        i = next(i for i, name in enumerate(names) if known[i] != name)
+        raise CheckpointError(
+            f"{path} was trained with other classes: number {i} is {known[i]!r}, in the class list "
+            f"{names[i]!r}; give the class list that it was trained with"
+        )
 
 
 def _checksum(record: str, arrays: Mapping[str, np.ndarray]) -> int:

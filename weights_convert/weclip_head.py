@@ -25,7 +25,13 @@ from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
 from weights_convert.published import mark
 from weights_convert.reader import read
-from weights_convert.stored import Converted, is_converted, load_converted, save_converted
+from weights_convert.stored import (
+    Converted,
+    check_classes,
+    is_converted,
+    load_converted,
+    save_converted,
+)
 from weights_convert.weclip import ENCODER, HEAD, MADE
 from weights_convert.writer import write_torch
 
@@ -210,18 +216,7 @@ def _check(
         raise CheckpointError(
             f"{path} is of {told['method']}; give weights of {method} or choose {told['method']}"
         )
-    names = None if classes is None else list(classes)
-    if names is not None and told["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {told['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if names is not None and told["classes"] not in (None, names):
-        i = next(i for i, name in enumerate(names) if told["classes"][i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {told['classes'][i]!r}, in the "
-            f"class list {names[i]!r}; give the class list that it was trained with"
-        )
+    check_classes(path, told, classes)
     own = None if visual is None else _mark(visual)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(
