@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.models.clip import CLIP, VisionTransformer
+from clipseg_jax.models.clip import CLIP
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip_rc_encoder import image_tower
 from weights_convert.build import flat_arrays, install
@@ -27,8 +27,9 @@ from weights_convert.clip_rc_keys import CLIP_RC
 from weights_convert.clip_rc_published import build, from_published, sizes, to_published
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
+from weights_convert.mapping import CONV
 from weights_convert.names import unwrap
-from weights_convert.published import mark
+from weights_convert.published import mark, mark_of
 from weights_convert.reader import read
 from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
@@ -83,7 +84,7 @@ def save_clip_rc(
     """
     arrays = {p: np.asarray(x) for p, x in flat_arrays(model).items() if p.startswith(_TRAINED)}
     told = _record(arrays, model.cfg.heads)
-    told |= {"crop_px": model.cfg.crop_px, "clip_mark": clip_mark(model.encoder.visual)}
+    told |= {"crop_px": model.cfg.crop_px, "clip_mark": mark_of(model.encoder.visual)}
     told |= {"classes": list(classes), "seen": list(seen), "setting": setting}
     return save_converted(path, Converted(arrays, told | more))
 
@@ -91,11 +92,6 @@ def save_clip_rc(
 def is_whole(result: Converted) -> bool:
     """Whether the image tower is in it, as in published files."""
     return _KERNEL in result.arrays
-
-
-def clip_mark(visual: VisionTransformer) -> int:
-    """What tells CLIPs apart, of an image tower."""
-    return mark(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
 
 
 def install_clip_rc(model: CLIPRC, result: Converted, source: str | Path) -> None:
@@ -106,7 +102,7 @@ def install_clip_rc(model: CLIPRC, result: Converted, source: str | Path) -> Non
     """
     own = {p: x for p, x in result.arrays.items() if p.startswith(_MODEL)}
     known = result.record["clip_mark"]
-    if known != clip_mark(model.encoder.visual):
+    if known != mark_of(model.encoder.visual):
         raise CheckpointError(
             f"{source} was trained with another CLIP; give the CLIP that it was trained with"
         )
@@ -156,7 +152,7 @@ def export_clip_rc(result: Converted, path: str | Path, clip: CLIP | None = None
         if clip.cfg.text is None:
             raise CheckpointError("the CLIP has no text tower, which published files repeat")
         visual = image_tower(clip.visual, result.record["crop_px"])
-        if clip_mark(visual) != result.record["clip_mark"]:
+        if mark_of(visual) != result.record["clip_mark"]:
             raise CheckpointError("it was trained with another CLIP; give the one it was with")
         arrays |= {f"encoder.visual.{p}": np.asarray(x) for p, x in flat_arrays(visual).items()}
         arrays |= {f"text.{p}": np.asarray(x) for p, x in flat_arrays(clip.text).items()}
@@ -187,6 +183,6 @@ def _record(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, Any]:
         grid = math.isqrt(arrays["encoder.visual.positional_embedding"].shape[0])
         told |= {
             "crop_px": grid * kernel.shape[0],
-            "clip_mark": mark(np.asarray(kernel).transpose(3, 2, 0, 1)),
+            "clip_mark": mark(CONV.inverse(kernel)),
         }
     return told

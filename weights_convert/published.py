@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from clipseg_jax.core.modules import abstract
+from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -20,7 +21,7 @@ from weights_convert import reclip
 from weights_convert.build import flat_arrays, is_carried
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
-from weights_convert.mapping import KeyMap, Shape
+from weights_convert.mapping import CONV, KeyMap, Shape
 from weights_convert.resnet_v1c import counters
 from weights_convert.safetensors_file import raw_bytes
 
@@ -78,6 +79,11 @@ class Published(NamedTuple):
 def mark(conv1: np.ndarray) -> int:
     """A number that tells CLIPs apart whatever file they come from, of a ViT's `conv1.weight`."""
     return zlib.crc32(raw_bytes(np.asarray(conv1, np.float32)))
+
+
+def mark_of(visual: VisionTransformer, dtype: type = np.float32) -> int:
+    """`mark` of a model's image tower, in the precision `dtype`."""
+    return mark(CONV.inverse(np.asarray(visual.conv1.kernel[...], dtype)))
 
 
 def recognise(stored: Mapping[str, np.ndarray]) -> Published | None:

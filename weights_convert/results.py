@@ -19,7 +19,14 @@ from weights_convert.build import flat_arrays
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
-from weights_convert.published import Stage, by_our_paths, mark, recognise, to_published
+from weights_convert.published import (
+    Stage,
+    by_our_paths,
+    mark,
+    mark_of,
+    recognise,
+    to_published,
+)
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
@@ -71,7 +78,7 @@ def record(
         "classes": list(classes),
         "class_count": len(classes),
         "clip_sha256": clip_sha256,
-        "clip_mark": _mark(visual),
+        "clip_mark": mark_of(visual),
         **more,
     }
 
@@ -181,7 +188,7 @@ def _fitting(
             f"{told['method']}"
         )
     check_classes(path, told, classes)
-    own = None if visual is None else _mark(visual)
+    own = None if visual is None else mark_of(visual)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(
             f"{path} was trained with another CLIP; load the CLIP that it was trained with"
@@ -203,7 +210,3 @@ def export_result(
         raise CheckpointError("the result was trained with another CLIP; give the one it was with")
     arrays, stage = result.arrays, result.record["stage"]
     return write_torch(path, to_published(arrays, stage, clip, half=half))
-
-
-def _mark(visual: VisionTransformer) -> int:
-    return mark(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))

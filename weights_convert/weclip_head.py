@@ -23,7 +23,7 @@ from weights_convert.clip import OPENAI
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
-from weights_convert.published import mark
+from weights_convert.published import mark, mark_of
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
@@ -147,7 +147,7 @@ def load_weclip(
         arrays = from_published(stored, str(path))
         kernels = [v for k, v in stored.items() if k.endswith(f"{ENCODER}visual.conv1.weight")]
         told = {
-            "clip_mark": _mark_of(kernels[0]) if kernels else None,
+            "clip_mark": _mark(kernels[0]) if kernels else None,
             "source": path.name,
             "sha256": sha256(path),
             "kind": checkpoint.kind,
@@ -168,7 +168,7 @@ def save_weclip(path: str | Path, model: WeCLIP, classes: Sequence[str], **more:
     arrays = {
         key: np.asarray(value) for key, value in flat_arrays(model).items() if key.startswith(_OURS)
     }
-    told = {"clip_mark": _mark(model.clip.visual), **more}
+    told = {"clip_mark": mark_of(model.clip.visual, np.float16), **more}
     return save_converted(path, Converted(arrays, _record(arrays, list(classes)) | told))
 
 
@@ -183,7 +183,7 @@ def export_weclip(
     """
     known = trained.record["clip_mark"]
     kernel = None if clip is None else clip.get("visual.conv1.weight")
-    if kernel is not None and known not in (None, _mark_of(kernel)):
+    if kernel is not None and known not in (None, _mark(kernel)):
         raise CheckpointError("the head was trained on another CLIP; give the one it was on")
     return write_torch(path, to_published(trained.arrays, clip))
 
@@ -217,20 +217,16 @@ def _check(
             f"{path} is of {told['method']}; give weights of {method} or choose {told['method']}"
         )
     check_classes(path, told, classes)
-    own = None if visual is None else _mark(visual)
+    own = None if visual is None else mark_of(visual, np.float16)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(
             f"{path} was trained on another CLIP; load the CLIP that it was trained on"
         )
 
 
-def _mark_of(conv1: np.ndarray) -> int:
+def _mark(conv1: np.ndarray) -> int:
     """`published.mark` in the precision that the published files have."""
     return mark(np.asarray(conv1, np.float16))
-
-
-def _mark(visual: VisionTransformer) -> int:
-    return _mark_of(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
 
 
 def _is_of_clip(key: str) -> bool:
