@@ -18,7 +18,7 @@ import numpy as np
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.deeplab_v2 import DeepLabV2
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from weights_convert.build import flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried
 from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.caffe import read_caffe
 from weights_convert.clip import batch_norm
@@ -89,9 +89,7 @@ def to_published(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state dict that deeplab-pytorch's strict loader takes, of arrays by our paths."""
     table = key_map(_blocks_by_our_paths(arrays), PREFIX)
     out = {key: np.asarray(value) for key, value in table.to_left(arrays).items()}
-    ending = ".running_mean"  # PyTorch counts batches; frozen norms have seen none
-    counters = [k.replace(ending, ".num_batches_tracked") for k in out if k.endswith(ending)]
-    return out | {key: np.zeros((), np.int64) for key in counters}
+    return out | counters(out)
 
 
 def stored_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:

@@ -17,11 +17,11 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, make_student
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import names
-from weights_convert.build import flat_arrays, is_carried
+from weights_convert.build import counters, flat_arrays, is_carried
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
-from weights_convert.resnet_v1c import blocks_of, counters, resnet_rules, resnet_v1_rules
+from weights_convert.resnet_v1c import blocks_of, resnet_rules, resnet_v1_rules
 from weights_convert.stored import Converted
 
 HEAD = "decode_head."

@@ -18,11 +18,10 @@ from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import reclip
-from weights_convert.build import flat_arrays, is_carried
+from weights_convert.build import counters, flat_arrays, is_carried
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Shape
-from weights_convert.resnet_v1c import counters
 from weights_convert.safetensors_file import raw_bytes
 
 Stage = Literal["rectification", "distillation"]

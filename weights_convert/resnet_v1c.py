@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_jax.models.resnet import DilatedResNet
-from weights_convert.build import flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
@@ -136,13 +136,6 @@ def blocks_of(stored: Iterable[str], prefix: str = "") -> tuple[int, ...]:
         )
         for stage in STAGES
     )
-
-
-def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """PyTorch's counts of batches, which nothing reads, for the running means among `keys`."""
-    ending = ".running_mean"
-    names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
-    return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}
 
 
 def _table(variant: str) -> KeyMap:
