@@ -33,6 +33,7 @@ from weights_convert.stored import (
     is_converted,
     load_converted,
     save_converted,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
@@ -201,10 +202,8 @@ def load_initial(path: str | Path, model: DeepLabV2) -> Initial:
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
     depth = 2 + 3 * sum(record["blocks"])
-    return f"DeepLabV2, ResNet-{depth}, {record['class_count']} classes{named}"
+    return f"DeepLabV2, ResNet-{depth}, {told_classes(record)}"
 
 
 def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from weights_convert.stored import (
     is_converted,
     load_converted,
     save_converted,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
@@ -134,13 +135,9 @@ def maskclip_plus_from(trained: Converted, *, dtype: str = "float32") -> MaskCLI
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    told, known = record["student"], record["classes"]
-    named = f" ({', '.join(known[:3])}, ...)" if known else ", whose names it doesn't tell"
+    told = record["student"]
     depth = 2 + 3 * sum(told["blocks"])
-    return (
-        f"MaskCLIP+, {told['decoder']}, ResNet-{depth} {told['variant']}, "
-        f"{record['class_count']} classes{named}"
-    )
+    return f"MaskCLIP+, {told['decoder']}, ResNet-{depth} {told['variant']}, {told_classes(record)}"
 
 
 def _record(

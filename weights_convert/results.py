@@ -34,6 +34,7 @@ from weights_convert.stored import (
     is_converted,
     load_converted,
     save_converted,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
@@ -94,11 +95,9 @@ def save_result(path: str | Path, arrays: Mapping[str, np.ndarray], record: dict
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    classes = record["classes"]
-    named = f" ({', '.join(classes[:3])}, ...)" if classes else ", whose names it doesn't tell"
     return (
         f"{record['method']}, {record['stage']}, revision {record['revision'] or 'not recorded'}, "
-        f"{record['class_count']} classes{named}"
+        f"{told_classes(record)}"
     )
 
 

@@ -92,6 +92,13 @@ def stored_format(path: Path) -> str | None:
         return None
 
 
+def told_classes(record: Mapping[str, Any]) -> str:
+    """How many classes a trained file has, and the first of their names where it knows them."""
+    names = record["classes"]
+    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
+    return f"{record['class_count']} classes{named}"
+
+
 def check_classes(
     path: str | Path, record: Mapping[str, Any], classes: Sequence[str] | None
 ) -> None:

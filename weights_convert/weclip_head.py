@@ -31,6 +31,7 @@ from weights_convert.stored import (
     is_converted,
     load_converted,
     save_converted,
+    told_classes,
 )
 from weights_convert.weclip import ENCODER, HEAD, MADE
 from weights_convert.writer import write_torch
@@ -190,9 +191,7 @@ def export_weclip(
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
-    return f"{record['method']}, head of {record['class_count']} classes{named}"
+    return f"{record['method']}, head of {told_classes(record)}"
 
 
 def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict[str, Any]:
