@@ -67,6 +67,11 @@ def flat_arrays(model: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf for path, leaf in flat.items()}
 
 
+def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the same; the model may be of shapes alone."""
+    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+
+
 def install(
     model: nnx.Module, arrays: Mapping[str, np.ndarray], *, complete: tuple[str, ...] = ()
 ) -> None:
@@ -76,7 +81,7 @@ def install(
       CheckpointError: lists every path that the model lacks (+) or has in another shape (~), and
         (-) those that start with one of `complete` and are not given. Then nothing is changed.
     """
-    own = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    own = shapes_of(model)
     problems = [
         f"~ {path}: shape {array.shape}, expected {own[path]}"
         if path in own
@@ -100,7 +105,7 @@ def with_config(clip: CLIP, config: CLIPConfig) -> CLIP:
       ValueError: a config of other sizes.
     """
     graph, shapes = abstract(config)
-    own = {path: tuple(leaf.shape) for path, leaf in flat_arrays(clip).items()}
+    own = shapes_of(clip)
     if own != shapes:
         path = sorted(p for p in own.keys() | shapes.keys() if own.get(p) != shapes.get(p))[0]
         raise ValueError(

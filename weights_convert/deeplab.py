@@ -18,7 +18,7 @@ import numpy as np
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.deeplab_v2 import DeepLabV2
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from weights_convert.build import counters, flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried, shapes_of
 from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.caffe import read_caffe
 from weights_convert.clip import batch_norm
@@ -189,7 +189,7 @@ def load_initial(path: str | Path, model: DeepLabV2) -> Initial:
             "give the weights of the same depth"
         )
     table = key_map(blocks, prefix)
-    wanted = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p.startswith("backbone.")}
+    wanted = {p: shape for p, shape in shapes_of(model).items() if p.startswith("backbone.")}
     of_backbone = {
         key: value
         for key, value in stored.items()
@@ -250,5 +250,4 @@ def _config(blocks: tuple[int, ...], width: int, dtype: str = "float32") -> Dila
 @functools.lru_cache(maxsize=4)
 def _shapes(classes: int, blocks: tuple[int, ...], width: int) -> dict[str, tuple[int, ...]]:
     cfg = _config(blocks, width)
-    model = abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs))
-    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    return shapes_of(abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs)))

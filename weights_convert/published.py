@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.clip import VisionTransformer
@@ -18,7 +17,7 @@ from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import reclip
-from weights_convert.build import counters, flat_arrays, is_carried
+from weights_convert.build import counters, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Shape
@@ -156,7 +155,7 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     if published.stage == "rectification":
         prompt = shape("text_encoder.prompt_token", 3)[1:]
         shapes = {"reference.prompt": prompt, "visual.class_embedding": (width,)}
-        return shapes | {f"head.{path}": s for path, s in _shapes(head).items()}
+        return shapes | {f"head.{path}": s for path, s in shapes_of(head).items()}
     blocks = tuple(
         len({key.split(".")[3] for key in stored if key.startswith(f"backbone.res_layers.{i}.")})
         for i in range(4)
@@ -164,12 +163,8 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     cfg = DilatedResNetConfig(blocks=blocks, width=shape("backbone.stem.6.weight", 4)[0])
     student = abstract(lambda rngs: DeepLab(cfg, embed, rngs=rngs))
     shapes = {"logit_scale": (), "teacher.visual.class_embedding": (width,)}
-    shapes |= {f"student.{path}": s for path, s in _shapes(student).items()}
-    return shapes | {f"teacher.head.{path}": s for path, s in _shapes(head).items()}
-
-
-def _shapes(model: nnx.Module) -> dict[str, Shape]:
-    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    shapes |= {f"student.{path}": s for path, s in shapes_of(student).items()}
+    return shapes | {f"teacher.head.{path}": s for path, s in shapes_of(head).items()}
 
 
 def to_published(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_jax.models.resnet import DilatedResNet
-from weights_convert.build import counters, flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried, shapes_of
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
@@ -103,8 +103,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
             f"{path} has {found} blocks in its stages, the backbone {backbone.cfg.blocks}; give "
             "the weights of the same depth"
         )
-    shapes = {name: tuple(leaf.shape) for name, leaf in flat_arrays(backbone).items()}
-    arrays = table.to_right(stored, shapes, str(path))
+    arrays = table.to_right(stored, shapes_of(backbone), str(path))
     kept = {
         name: value
         for name, value in arrays.items()

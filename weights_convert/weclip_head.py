@@ -18,7 +18,7 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.weclip import WeCLIP
 from clipseg_jax.models.weclip_head import Head, HeadConfig
-from weights_convert.build import flat_arrays, is_carried
+from weights_convert.build import flat_arrays, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
@@ -266,4 +266,4 @@ def _sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[int, int, int
 @functools.lru_cache(maxsize=4)
 def _shapes(inputs: int, layers: int, classes: int, cfg: HeadConfig) -> dict[str, tuple[int, ...]]:
     head = abstract(lambda rngs: Head(inputs, layers, classes, cfg, rngs=rngs))
-    return {f"{_OURS}{path}": tuple(leaf.shape) for path, leaf in flat_arrays(head).items()}
+    return {f"{_OURS}{path}": shape for path, shape in shapes_of(head).items()}
