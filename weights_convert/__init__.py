@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
-
 from weights_convert.build import (
     clip_from_state_dict,
     clip_to_state_dict,
@@ -35,7 +31,7 @@ from weights_convert.maskclip_plus_files import (
     maskclip_plus_from,
     save_maskclip_plus,
 )
-from weights_convert.names import unwrap
+from weights_convert.names import read_state_dict
 from weights_convert.published import to_published
 from weights_convert.reader import Checkpoint, read
 from weights_convert.resnet_v1c import export_imagenet, load_imagenet
@@ -93,12 +89,3 @@ __all__ = [
     "to_state_dict",
     "with_config",
 ]
-
-
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """A file's tensors under the names they are stored by, without a wrapping dictionary.
-
-    Raises:
-      CheckpointError: not a checkpoint, damaged, or one that would run code.
-    """
-    return unwrap(read(path).content)

@@ -16,18 +16,12 @@ import numpy as np
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert import names
 from weights_convert.convert import convert, fit, released, sha256
+from weights_convert.deeplab import stored_arrays
 from weights_convert.errors import CheckpointError
-from weights_convert.export import LAYOUTS, export, to_state_dict
+from weights_convert.export import LAYOUTS, export
 from weights_convert.huggingface import weights_file
 from weights_convert.reader import read
-from weights_convert.results import (
-    REVISIONS,
-    export_result,
-    is_result,
-    load_result,
-    save_result,
-    summary,
-)
+from weights_convert.results import REVISIONS
 from weights_convert.stored import (
     Converted,
     config_from_dict,
@@ -62,7 +56,7 @@ examples:
       --clip RN50.pt
 """
 
-_LAYOUTS = (*LAYOUTS, "reclip", *TRAINED)
+_LAYOUTS = (*LAYOUTS, *TRAINED)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    takes_clip = args.to == "reclip" or (args.to in TRAINED and TRAINED[args.to].with_clip)
+    takes_clip = args.to in TRAINED and TRAINED[args.to].with_clip
     if (args.to == "reclip" and args.clip is None) or (args.clip is not None and not takes_clip):
         parser.error("--to reclip and --clip CLIP go together; other layouts may or can't have it")
     try:
@@ -143,24 +137,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns what was done."""
-    kind = None if args.revision else kind_of(args.source, args.to)
-    if kind is not None:
-        trained = kind.load(args.source)
+    name = args.to or kind_of(args.source)
+    if args.revision and name != "reclip":
+        raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
+    if name in TRAINED:
+        kind, more = TRAINED[name], {"revision": args.revision} if args.revision else {}
+        trained = kind.load(args.source, **more)
         if args.output:
             save_converted(target, trained)
         else:
             kind.export(trained, target, args.clip)
         return kind.summary(trained.record)
-    if args.to == "reclip" or (args.to is None and is_result(args.source)):
-        result = load_result(args.source, revision=args.revision)
-        if args.output:
-            save_result(target, *result)
-        else:
-            clip = to_state_dict(convert(args.clip))
-            export_result(result, clip, target)
-        return summary(result.record)
-    if args.revision:
-        raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
     converted = convert(args.source, vision_only=args.vision_only)
     if args.output:
         save_converted(target, converted)
@@ -210,19 +197,14 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if (known := kind_of(path)) is not None:
-        trained = known.load(path)
-        kind = trained.record.get("kind", "converted")
-        layout = known.name or trained.record["method"]
-        model, sizes = "no released model", known.summary(trained.record)
-        stored = trained.arrays if is_converted(path) else known.stored(path)
-        digest = sha256(path)
-    elif is_result(path):
-        result = load_result(path)
-        record = result.record
-        kind, layout = record.get("kind", "converted"), f"{record['method']} {record['stage']}"
-        model, sizes = f"revision {record['revision'] or 'not recorded'}", summary(record)
-        stored = result.arrays if is_converted(path) else names.unwrap(read(path).content)
+    if (name := kind_of(path)) is not None:
+        known = TRAINED[name]
+        arrays, record = known.load(path)
+        kind, layout = record.get("kind", "converted"), known.layout.format_map(record)
+        model, sizes = "no released model", known.summary(record)
+        if name == "reclip":
+            model = f"revision {record['revision'] or 'not recorded'}"
+        stored = arrays if is_converted(path) else stored_arrays(path)[0]
         digest = sha256(path)
     elif is_converted(path):
         stored, record = load_converted(path)

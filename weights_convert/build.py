@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -67,6 +67,11 @@ def flat_arrays(model: nnx.Module) -> dict[str, Any]:
     return {".".join(map(str, path)): leaf for path, leaf in flat.items()}
 
 
+def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of the same; the model may be of shapes alone."""
+    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+
+
 def install(
     model: nnx.Module, arrays: Mapping[str, np.ndarray], *, complete: tuple[str, ...] = ()
 ) -> None:
@@ -76,7 +81,7 @@ def install(
       CheckpointError: lists every path that the model lacks (+) or has in another shape (~), and
         (-) those that start with one of `complete` and are not given. Then nothing is changed.
     """
-    own = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    own = shapes_of(model)
     problems = [
         f"~ {path}: shape {array.shape}, expected {own[path]}"
         if path in own
@@ -100,7 +105,7 @@ def with_config(clip: CLIP, config: CLIPConfig) -> CLIP:
       ValueError: a config of other sizes.
     """
     graph, shapes = abstract(config)
-    own = {path: tuple(leaf.shape) for path, leaf in flat_arrays(clip).items()}
+    own = shapes_of(clip)
     if own != shapes:
         path = sorted(p for p in own.keys() | shapes.keys() if own.get(p) != shapes.get(p))[0]
         raise ValueError(
@@ -130,11 +135,7 @@ def clip_from_state_dict(
 def clip_to_state_dict(model: CLIP) -> dict[str, np.ndarray]:
     """A CLIP's weights float32 by OpenAI's names, in PyTorch's layout."""
     out = OPENAI.to_left({path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()})
-    # PyTorch counts BatchNorm's batches; a frozen tower has seen none.
-    means = [key for key in out if key.endswith(".running_mean")]
-    for key in means:
-        out[key.replace("running_mean", "num_batches_tracked")] = np.zeros((), np.int64)
-    return {key: np.asarray(value, order="C") for key, value in out.items()}
+    return {key: np.asarray(value, order="C") for key, value in (out | counters(out)).items()}
 
 
 def wanted_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
@@ -142,6 +143,13 @@ def wanted_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     shapes = abstract(config)[1]
     zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
     return {key: zero.shape for key, zero in OPENAI.to_left(zeros).items()}
+
+
+def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """PyTorch's counts of batches, which nothing reads, for the running means among `keys`."""
+    ending = ".running_mean"
+    names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
+    return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}
 
 
 def is_carried(key: str) -> bool:

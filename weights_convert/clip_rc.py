@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.models.clip import CLIP, VisionTransformer
+from clipseg_jax.models.clip import CLIP
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip_rc_encoder import image_tower
 from weights_convert.build import flat_arrays, install
@@ -27,36 +27,23 @@ from weights_convert.clip_rc_keys import CLIP_RC
 from weights_convert.clip_rc_published import build, from_published, sizes, to_published
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
+from weights_convert.mapping import CONV
 from weights_convert.names import unwrap
-from weights_convert.published import mark
+from weights_convert.published import mark, mark_of
 from weights_convert.reader import read
-from weights_convert.stored import (
-    Converted,
-    is_converted,
-    load_converted,
-    save_converted,
-    stored_format,
-)
+from weights_convert.stored import Converted, is_converted, load_converted, save_converted
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax CLIP-RC 1"
 _TRAINED = ("encoder.prompt", "encoder.deep_prompt", "encoder.region_level_bridge", "head.")
 _MODEL = ("encoder.", "head.")
 _KERNEL = "encoder.visual.conv1.kernel"
+_BRIDGE = "backbone.region_level_bridge"
 
 
-def is_clip_rc(path: str | Path) -> bool:
-    """Whether a file holds CLIP-RC's weights, ours or published, by its format or its keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == ".caffemodel":
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return "backbone.region_level_bridge" in unwrap(read(path).content)
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of CLIP-RC, by its keys."""
+    return _BRIDGE in stored
 
 
 def load_clip_rc(path: str | Path) -> Converted:
@@ -71,8 +58,8 @@ def load_clip_rc(path: str | Path) -> Converted:
         return load_converted(path, FORMAT)
     checkpoint = read(path)
     stored = unwrap(checkpoint.content)
-    if "backbone.region_level_bridge" not in stored:
-        raise CheckpointError(f"{path} holds no CLIP-RC: backbone.region_level_bridge is missing")
+    if not recognised(stored):
+        raise CheckpointError(f"{path} holds no CLIP-RC: {_BRIDGE} is missing")
     arrays = from_published(stored, str(path))
     told = {"source": path.name, "sha256": sha256(path), "kind": checkpoint.kind}
     heads = CLIPRCConfig.heads  # which no shape tells
@@ -97,7 +84,7 @@ def save_clip_rc(
     """
     arrays = {p: np.asarray(x) for p, x in flat_arrays(model).items() if p.startswith(_TRAINED)}
     told = _record(arrays, model.cfg.heads)
-    told |= {"crop_px": model.cfg.crop_px, "clip_mark": clip_mark(model.encoder.visual)}
+    told |= {"crop_px": model.cfg.crop_px, "clip_mark": mark_of(model.encoder.visual)}
     told |= {"classes": list(classes), "seen": list(seen), "setting": setting}
     return save_converted(path, Converted(arrays, told | more))
 
@@ -105,11 +92,6 @@ def save_clip_rc(
 def is_whole(result: Converted) -> bool:
     """Whether the image tower is in it, as in published files."""
     return _KERNEL in result.arrays
-
-
-def clip_mark(visual: VisionTransformer) -> int:
-    """What tells CLIPs apart, of an image tower."""
-    return mark(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
 
 
 def install_clip_rc(model: CLIPRC, result: Converted, source: str | Path) -> None:
@@ -120,7 +102,7 @@ def install_clip_rc(model: CLIPRC, result: Converted, source: str | Path) -> Non
     """
     own = {p: x for p, x in result.arrays.items() if p.startswith(_MODEL)}
     known = result.record["clip_mark"]
-    if known != clip_mark(model.encoder.visual):
+    if known != mark_of(model.encoder.visual):
         raise CheckpointError(
             f"{source} was trained with another CLIP; give the CLIP that it was trained with"
         )
@@ -170,7 +152,7 @@ def export_clip_rc(result: Converted, path: str | Path, clip: CLIP | None = None
         if clip.cfg.text is None:
             raise CheckpointError("the CLIP has no text tower, which published files repeat")
         visual = image_tower(clip.visual, result.record["crop_px"])
-        if clip_mark(visual) != result.record["clip_mark"]:
+        if mark_of(visual) != result.record["clip_mark"]:
             raise CheckpointError("it was trained with another CLIP; give the one it was with")
         arrays |= {f"encoder.visual.{p}": np.asarray(x) for p, x in flat_arrays(visual).items()}
         arrays |= {f"text.{p}": np.asarray(x) for p, x in flat_arrays(clip.text).items()}
@@ -201,6 +183,6 @@ def _record(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, Any]:
         grid = math.isqrt(arrays["encoder.visual.positional_embedding"].shape[0])
         told |= {
             "crop_px": grid * kernel.shape[0],
-            "clip_mark": mark(np.asarray(kernel).transpose(3, 2, 0, 1)),
+            "clip_mark": mark(CONV.inverse(kernel)),
         }
     return told

@@ -15,7 +15,7 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from weights_convert.build import abstract as abstract_clip
-from weights_convert.build import config_of, flat_arrays, is_carried
+from weights_convert.build import config_of, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.clip_rc_keys import CLIP_RC, UNUSED
 from weights_convert.errors import CheckpointError
@@ -137,5 +137,5 @@ def build(vision: ViTConfig, cfg: CLIPRCConfig, classes: int, rngs: Any) -> CLIP
 @functools.lru_cache(maxsize=4)
 def _shapes(vision: ViTConfig, cfg: CLIPRCConfig) -> dict[str, Shape]:
     """Of all arrays of a model but the text rows, by our paths."""
-    arrays = flat_arrays(abstract(lambda rngs: build(vision, cfg, 1, rngs)))
-    return {p: tuple(x.shape) for p, x in arrays.items() if p != "text_embeddings"}
+    shapes = shapes_of(abstract(lambda rngs: build(vision, cfg, 1, rngs)))
+    return {path: shape for path, shape in shapes.items() if path != "text_embeddings"}

@@ -18,7 +18,7 @@ import numpy as np
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.deeplab_v2 import DeepLabV2
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from weights_convert.build import flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried, shapes_of
 from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.caffe import read_caffe
 from weights_convert.clip import batch_norm
@@ -29,10 +29,11 @@ from weights_convert.names import unwrap
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
+    check_classes,
     is_converted,
     load_converted,
     save_converted,
-    stored_format,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
@@ -89,9 +90,7 @@ def to_published(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state dict that deeplab-pytorch's strict loader takes, of arrays by our paths."""
     table = key_map(_blocks_by_our_paths(arrays), PREFIX)
     out = {key: np.asarray(value) for key, value in table.to_left(arrays).items()}
-    ending = ".running_mean"  # PyTorch counts batches; frozen norms have seen none
-    counters = [k.replace(ending, ".num_batches_tracked") for k in out if k.endswith(ending)]
-    return out | {key: np.zeros((), np.int64) for key in counters}
+    return out | counters(out)
 
 
 def stored_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
@@ -106,20 +105,9 @@ def stored_arrays(path: Path) -> tuple[dict[str, np.ndarray], str]:
     return unwrap(checkpoint.content), checkpoint.kind
 
 
-def is_deeplab(path: str | Path) -> bool:
-    """Whether a file is a trained DeepLabV2, of ours or of deeplab-pytorch, by format or keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return False
-    if path.suffix == CAFFE_SUFFIX:
-        return True  # it is of nothing else here, and if it isn't, loading says so
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return f"{PREFIX}aspp.c0.weight" in stored_arrays(path)[0]
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of a trained DeepLabV2 of deeplab-pytorch, by its keys."""
+    return f"{PREFIX}aspp.c0.weight" in stored
 
 
 def load_deeplab(path: str | Path, *, classes: Sequence[str] | None = None) -> Converted:
@@ -141,8 +129,7 @@ def load_deeplab(path: str | Path, *, classes: Sequence[str] | None = None) -> C
         arrays = from_published(stored, str(path))
         told = {"source": path.name, "sha256": sha256(path), "kind": kind}
         loaded = Converted(arrays, _record(arrays, None) | told)
-    if classes is not None:
-        check_classes(path, loaded.record, list(classes))
+    check_classes(path, loaded.record, classes)
     return loaded
 
 
@@ -202,7 +189,7 @@ def load_initial(path: str | Path, model: DeepLabV2) -> Initial:
             "give the weights of the same depth"
         )
     table = key_map(blocks, prefix)
-    wanted = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p.startswith("backbone.")}
+    wanted = {p: shape for p, shape in shapes_of(model).items() if p.startswith("backbone.")}
     of_backbone = {
         key: value
         for key, value in stored.items()
@@ -215,10 +202,8 @@ def load_initial(path: str | Path, model: DeepLabV2) -> Initial:
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
     depth = 2 + 3 * sum(record["blocks"])
-    return f"DeepLabV2, ResNet-{depth}, {record['class_count']} classes{named}"
+    return f"DeepLabV2, ResNet-{depth}, {told_classes(record)}"
 
 
 def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict[str, Any]:
@@ -228,25 +213,6 @@ def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict
         "classes": classes,
         "class_count": arrays["aspp.0.bias"].size,
     }
-
-
-def check_classes(path: Path, record: Mapping[str, Any], names: list[str]) -> None:
-    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
-
-    Raises:
-      CheckpointError: they aren't.
-    """
-    if record["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {record['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if record["classes"] not in (None, names):
-        i = next(i for i, name in enumerate(names) if record["classes"][i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {record['classes'][i]!r}, in "
-            f"the class list {names[i]!r}; give the class list that it was trained with"
-        )
 
 
 def _sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[str, tuple[int, ...], int]:
@@ -284,5 +250,4 @@ def _config(blocks: tuple[int, ...], width: int, dtype: str = "float32") -> Dila
 @functools.lru_cache(maxsize=4)
 def _shapes(classes: int, blocks: tuple[int, ...], width: int) -> dict[str, tuple[int, ...]]:
     cfg = _config(blocks, width)
-    model = abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs))
-    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    return shapes_of(abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs)))

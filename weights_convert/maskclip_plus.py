@@ -17,11 +17,11 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, make_student
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import names
-from weights_convert.build import flat_arrays, is_carried
+from weights_convert.build import counters, is_carried, shapes_of
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
-from weights_convert.resnet_v1c import blocks_of, counters, resnet_rules, resnet_v1_rules
+from weights_convert.resnet_v1c import blocks_of, resnet_rules, resnet_v1_rules
 from weights_convert.stored import Converted
 
 HEAD = "decode_head."
@@ -103,8 +103,7 @@ def from_published(
         "variant": "v1" if v1 else "v1c",
         "background": BACKGROUND in weights,
     }
-    made = abstract_model(sizes, rows.shape)
-    wanted = {path: tuple(leaf.shape) for path, leaf in flat_arrays(made).items()}
+    wanted = shapes_of(abstract_model(sizes, rows.shape))
     table = key_map(sizes["decoder"], sizes["variant"])
     return table.to_right(weights, wanted, source), sizes
 

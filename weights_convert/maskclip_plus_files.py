@@ -17,9 +17,7 @@ from clipseg_jax.models.deeplab import DeepLabV3Plus
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus
 from weights_convert import names
 from weights_convert.build import flat_arrays, install
-from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.convert import sha256
-from weights_convert.deeplab import check_classes
 from weights_convert.maskclip_plus import (
     COUNTER,
     DECODER,
@@ -31,28 +29,19 @@ from weights_convert.maskclip_plus import (
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
+    check_classes,
     is_converted,
     load_converted,
     save_converted,
-    stored_format,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
 FORMAT = "clipseg_jax MaskCLIP+ 1"
 
 
-def is_maskclip_plus(path: str | Path) -> bool:
-    """Whether a file is a trained MaskCLIP+, of ours or of the published code.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    stored = names.unwrap(read(path).content)
+def recognised(stored: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of a trained MaskCLIP+, by its keys."""
     return ROWS in stored and any(key.startswith(DECODER) for key in stored)
 
 
@@ -69,8 +58,7 @@ def load_maskclip_plus(path: str | Path, *, classes: Sequence[str] | None = None
     """
     path = Path(path)
     loaded = load_converted(path, FORMAT) if is_converted(path) else _load_published(path)
-    if classes is not None:
-        check_classes(path, loaded.record, list(classes))
+    check_classes(path, loaded.record, classes)
     return loaded
 
 
@@ -147,13 +135,9 @@ def maskclip_plus_from(trained: Converted, *, dtype: str = "float32") -> MaskCLI
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    told, known = record["student"], record["classes"]
-    named = f" ({', '.join(known[:3])}, ...)" if known else ", whose names it doesn't tell"
+    told = record["student"]
     depth = 2 + 3 * sum(told["blocks"])
-    return (
-        f"MaskCLIP+, {told['decoder']}, ResNet-{depth} {told['variant']}, "
-        f"{record['class_count']} classes{named}"
-    )
+    return f"MaskCLIP+, {told['decoder']}, ResNet-{depth} {told['variant']}, {told_classes(record)}"
 
 
 def _record(

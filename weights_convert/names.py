@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from weights_convert.maskclip import (
     VIT_STATE_DICT,
     VIT_WEIGHTS,
 )
-from weights_convert.reader import tensors
+from weights_convert.reader import read, tensors
 
 _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 _KNOWN = ("visual.", "vision_model.", "text_model.", "clip.layer", "backbone.layer")
@@ -48,6 +49,15 @@ def unwrap(content: Any) -> dict[str, np.ndarray]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return tensors(content)
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """A file's tensors under the names they are stored by, without a wrapping dictionary.
+
+    Raises:
+      CheckpointError: not a checkpoint, damaged, or one that would run code.
+    """
+    return unwrap(read(path).content)
 
 
 def identify(content: Any) -> Named:

@@ -10,18 +10,17 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from clipseg_jax.core.modules import abstract
+from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.reclip_heads import BiasDecoder, PositionNet
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from weights_convert import reclip
-from weights_convert.build import flat_arrays, is_carried
+from weights_convert.build import counters, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
-from weights_convert.mapping import KeyMap, Shape
-from weights_convert.resnet_v1c import counters
+from weights_convert.mapping import CONV, KeyMap, Shape
 from weights_convert.safetensors_file import raw_bytes
 
 Stage = Literal["rectification", "distillation"]
@@ -78,6 +77,11 @@ class Published(NamedTuple):
 def mark(conv1: np.ndarray) -> int:
     """A number that tells CLIPs apart whatever file they come from, of a ViT's `conv1.weight`."""
     return zlib.crc32(raw_bytes(np.asarray(conv1, np.float32)))
+
+
+def mark_of(visual: VisionTransformer, dtype: type = np.float32) -> int:
+    """`mark` of a model's image tower, in the precision `dtype`."""
+    return mark(CONV.inverse(np.asarray(visual.conv1.kernel[...], dtype)))
 
 
 def recognise(stored: Mapping[str, np.ndarray]) -> Published | None:
@@ -151,7 +155,7 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     if published.stage == "rectification":
         prompt = shape("text_encoder.prompt_token", 3)[1:]
         shapes = {"reference.prompt": prompt, "visual.class_embedding": (width,)}
-        return shapes | {f"head.{path}": s for path, s in _shapes(head).items()}
+        return shapes | {f"head.{path}": s for path, s in shapes_of(head).items()}
     blocks = tuple(
         len({key.split(".")[3] for key in stored if key.startswith(f"backbone.res_layers.{i}.")})
         for i in range(4)
@@ -159,12 +163,8 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     cfg = DilatedResNetConfig(blocks=blocks, width=shape("backbone.stem.6.weight", 4)[0])
     student = abstract(lambda rngs: DeepLab(cfg, embed, rngs=rngs))
     shapes = {"logit_scale": (), "teacher.visual.class_embedding": (width,)}
-    shapes |= {f"student.{path}": s for path, s in _shapes(student).items()}
-    return shapes | {f"teacher.head.{path}": s for path, s in _shapes(head).items()}
-
-
-def _shapes(model: nnx.Module) -> dict[str, Shape]:
-    return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    shapes |= {f"student.{path}": s for path, s in shapes_of(student).items()}
+    return shapes | {f"teacher.head.{path}": s for path, s in shapes_of(head).items()}
 
 
 def to_published(

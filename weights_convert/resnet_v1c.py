@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_jax.models.resnet import DilatedResNet
-from weights_convert.build import flat_arrays, install, is_carried
+from weights_convert.build import counters, flat_arrays, install, is_carried, shapes_of
 from weights_convert.clip import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.mapping import CONV, KeyMap, Rule
-from weights_convert.names import unwrap
-from weights_convert.reader import read
+from weights_convert.names import read_state_dict
 from weights_convert.writer import write_torch
 
 _STEM = {0: 0, 3: 1, 6: 2}  # convolutions in the source's sequence; norms follow each
@@ -87,7 +86,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
     """
     stored = {
         key: value
-        for key, value in unwrap(read(path).content).items()
+        for key, value in read_state_dict(path).items()
         if not key.startswith("fc.") and not is_carried(key)
     }
     variant = backbone.cfg.variant
@@ -104,8 +103,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
             f"{path} has {found} blocks in its stages, the backbone {backbone.cfg.blocks}; give "
             "the weights of the same depth"
         )
-    shapes = {name: tuple(leaf.shape) for name, leaf in flat_arrays(backbone).items()}
-    arrays = table.to_right(stored, shapes, str(path))
+    arrays = table.to_right(stored, shapes_of(backbone), str(path))
     kept = {
         name: value
         for name, value in arrays.items()
@@ -137,13 +135,6 @@ def blocks_of(stored: Iterable[str], prefix: str = "") -> tuple[int, ...]:
         )
         for stage in STAGES
     )
-
-
-def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """PyTorch's counts of batches, which nothing reads, for the running means among `keys`."""
-    ending = ".running_mean"
-    names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
-    return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}
 
 
 def _table(variant: str) -> KeyMap:

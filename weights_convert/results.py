@@ -19,14 +19,22 @@ from weights_convert.build import flat_arrays
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
-from weights_convert.published import Stage, by_our_paths, mark, recognise, to_published
+from weights_convert.published import (
+    Stage,
+    by_our_paths,
+    mark,
+    mark_of,
+    recognise,
+    to_published,
+)
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
+    check_classes,
     is_converted,
     load_converted,
     save_converted,
-    stored_format,
+    told_classes,
 )
 from weights_convert.writer import write_torch
 
@@ -71,7 +79,7 @@ def record(
         "classes": list(classes),
         "class_count": len(classes),
         "clip_sha256": clip_sha256,
-        "clip_mark": _mark(visual),
+        "clip_mark": mark_of(visual),
         **more,
     }
 
@@ -85,27 +93,11 @@ def save_result(path: str | Path, arrays: Mapping[str, np.ndarray], record: dict
     return save_converted(path, Converted(dict(arrays), record))
 
 
-def is_result(path: str | Path) -> bool:
-    """Whether a file is a result of ours or of the published code, by its format or its keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return recognise(unwrap(read(path).content)) is not None
-
-
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    classes = record["classes"]
-    named = f" ({', '.join(classes[:3])}, ...)" if classes else ", whose names it doesn't tell"
     return (
         f"{record['method']}, {record['stage']}, revision {record['revision'] or 'not recorded'}, "
-        f"{record['class_count']} classes{named}"
+        f"{told_classes(record)}"
     )
 
 
@@ -186,7 +178,7 @@ def _fitting(
     visual: VisionTransformer | None,
 ) -> Converted:
     loaded = load_result(path, revision=revision)
-    told, names = loaded.record, list(classes)
+    told = loaded.record
     if told["stage"] != stage:
         raise CheckpointError(f"{path} is a result of {told['stage']}; give one of {stage}")
     if told["method"] != METHODS[plus_plus]:
@@ -194,18 +186,8 @@ def _fitting(
             f"{path} is of {told['method']}; give weights of {METHODS[plus_plus]} or choose "
             f"{told['method']}"
         )
-    if told["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {told['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if told["classes"] not in (None, names):
-        i = next(i for i, n in enumerate(names) if told["classes"][i] != n)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {told['classes'][i]!r}, in the "
-            f"class list {names[i]!r}; give the class list that it was trained with"
-        )
-    own = None if visual is None else _mark(visual)
+    check_classes(path, told, classes)
+    own = None if visual is None else mark_of(visual)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(
             f"{path} was trained with another CLIP; load the CLIP that it was trained with"
@@ -227,7 +209,3 @@ def export_result(
         raise CheckpointError("the result was trained with another CLIP; give the one it was with")
     arrays, stage = result.arrays, result.record["stage"]
     return write_torch(path, to_published(arrays, stage, clip, half=half))
-
-
-def _mark(visual: VisionTransformer) -> int:
-    return mark(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))

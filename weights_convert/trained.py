@@ -1,7 +1,4 @@
-"""What was trained with a CLIP: how each published kind of file is known, read, written, told.
-
-ReCLIP's files are apart (`results.py`): they need to be told which state of its code they are of.
-"""
+"""What was trained with a CLIP: how each kind of file is known, read, written, told."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weights_convert import clip_rc, deeplab, maskclip_plus_files, names, weclip_head
+from weights_convert import clip_rc, deeplab, maskclip_plus_files, results, weclip_head
+from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
 from weights_convert.convert import convert, load_clip
 from weights_convert.export import to_state_dict
-from weights_convert.reader import read
-from weights_convert.stored import Converted
-
-
-def _unwrapped(path: Path) -> dict[str, np.ndarray]:
-    return names.unwrap(read(path).content)
+from weights_convert.names import read_state_dict
+from weights_convert.published import recognise
+from weights_convert.stored import Converted, is_converted, stored_format
 
 
 def _weights(clip: Path | None) -> dict[str, np.ndarray] | None:
@@ -29,18 +24,27 @@ def _weights(clip: Path | None) -> dict[str, np.ndarray] | None:
 class Kind(NamedTuple):
     """One kind of trained network; published files, and those that `load` and a save made."""
 
-    known: Callable[[Path], bool]
-    load: Callable[[Path], Converted]
+    format: str  # of our files
+    recognised: Callable[[Mapping[str, np.ndarray]], object]  # true of a published file's tensors
+    load: Callable[..., Converted]  # from a path
     export: Callable[[Converted, Path, Path | None], object]  # to a path, beside a CLIP's weights
     summary: Callable[[Mapping[str, Any]], str]  # of the record
-    name: str | None  # None: the record's "method"
-    stored: Callable[[Path], dict[str, np.ndarray]] = _unwrapped  # a published file's tensors
+    layout: str  # with fields of the record
     with_clip: bool = True  # whether an export can repeat a CLIP
 
 
 TRAINED = {
+    "reclip": Kind(
+        results.FORMAT,
+        recognise,
+        results.load_result,
+        lambda made, target, clip: results.export_result(made, _weights(clip) or {}, target),
+        results.summary,
+        "{method} {stage}",
+    ),
     "maskclip_plus": Kind(
-        maskclip_plus_files.is_maskclip_plus,
+        maskclip_plus_files.FORMAT,
+        maskclip_plus_files.recognised,
         maskclip_plus_files.load_maskclip_plus,
         lambda made, target, clip: maskclip_plus_files.export_maskclip_plus(
             made, target, _weights(clip)
@@ -49,14 +53,16 @@ TRAINED = {
         "MaskCLIP+",
     ),
     "weclip": Kind(
-        weclip_head.is_weclip,
+        weclip_head.FORMAT,
+        weclip_head.recognised,
         weclip_head.load_weclip,
         lambda made, target, clip: weclip_head.export_weclip(made, _weights(clip), target),
         weclip_head.summary,
-        None,
+        "{method}",
     ),
     "clip_rc": Kind(
-        clip_rc.is_clip_rc,
+        clip_rc.FORMAT,
+        clip_rc.recognised,
         clip_rc.load_clip_rc,
         lambda made, target, clip: clip_rc.export_clip_rc(
             made, target, None if clip is None else load_clip(clip).model
@@ -65,19 +71,29 @@ TRAINED = {
         "CLIP-RC",
     ),
     "deeplab": Kind(
-        deeplab.is_deeplab,
+        deeplab.FORMAT,
+        deeplab.recognised,
         deeplab.load_deeplab,
         lambda made, target, clip: deeplab.export_deeplab(made, target),
         deeplab.summary,
         "DeepLabV2",
-        lambda path: deeplab.stored_arrays(path)[0],
         with_clip=False,
     ),
 }
 
 
-def kind_of(path: Path, wanted: str | None = None) -> Kind | None:
-    """The kind called `wanted`, if one is, else the kind of the file at `path`; None: no such."""
-    if wanted is not None:
-        return TRAINED.get(wanted)
-    return next((kind for kind in TRAINED.values() if kind.known(path)), None)
+def kind_of(path: Path) -> str | None:
+    """Which of `TRAINED` a file is, by its format or, once read, its keys; None: no such.
+
+    Raises:
+      CheckpointError: no checkpoint. FileNotFoundError: no file.
+    """
+    if path.is_dir():
+        return None
+    if path.suffix == CAFFE_SUFFIX:
+        return "deeplab"  # it is of nothing else here, and if it isn't, loading says so
+    if is_converted(path):
+        told = stored_format(path)
+        return next((name for name, kind in TRAINED.items() if kind.format == told), None)
+    stored = read_state_dict(path)
+    return next((name for name, kind in TRAINED.items() if kind.recognised(stored)), None)

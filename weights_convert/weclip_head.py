@@ -18,20 +18,20 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.weclip import WeCLIP
 from clipseg_jax.models.weclip_head import Head, HeadConfig
-from weights_convert.build import flat_arrays, is_carried
-from weights_convert.caffe import SUFFIX as CAFFE_SUFFIX
+from weights_convert.build import flat_arrays, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.convert import sha256
 from weights_convert.errors import CheckpointError
 from weights_convert.names import unwrap
-from weights_convert.published import mark
+from weights_convert.published import mark, mark_of
 from weights_convert.reader import read
 from weights_convert.stored import (
     Converted,
+    check_classes,
     is_converted,
     load_converted,
     save_converted,
-    stored_format,
+    told_classes,
 )
 from weights_convert.weclip import ENCODER, HEAD, MADE
 from weights_convert.writer import write_torch
@@ -60,20 +60,6 @@ _HALF = (
 def recognised(stored: Mapping[str, np.ndarray]) -> bool:
     """Whether a state dict is of WeCLIP or WTCLIP, by its keys."""
     return any(key.removeprefix(_WRAPPER).startswith("decoder_fts_fuse.") for key in stored)
-
-
-def is_weclip(path: str | Path) -> bool:
-    """Whether a file is a trained head, of ours or of the published code, by format or keys.
-
-    Raises:
-      CheckpointError: no checkpoint. FileNotFoundError: no file.
-    """
-    path = Path(path)
-    if path.is_dir() or path.suffix == CAFFE_SUFFIX:
-        return False
-    if is_converted(path):
-        return stored_format(path) == FORMAT
-    return recognised(unwrap(read(path).content))
 
 
 def from_published(stored: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
@@ -162,7 +148,7 @@ def load_weclip(
         arrays = from_published(stored, str(path))
         kernels = [v for k, v in stored.items() if k.endswith(f"{ENCODER}visual.conv1.weight")]
         told = {
-            "clip_mark": _mark_of(kernels[0]) if kernels else None,
+            "clip_mark": _mark(kernels[0]) if kernels else None,
             "source": path.name,
             "sha256": sha256(path),
             "kind": checkpoint.kind,
@@ -183,7 +169,7 @@ def save_weclip(path: str | Path, model: WeCLIP, classes: Sequence[str], **more:
     arrays = {
         key: np.asarray(value) for key, value in flat_arrays(model).items() if key.startswith(_OURS)
     }
-    told = {"clip_mark": _mark(model.clip.visual), **more}
+    told = {"clip_mark": mark_of(model.clip.visual, np.float16), **more}
     return save_converted(path, Converted(arrays, _record(arrays, list(classes)) | told))
 
 
@@ -198,16 +184,14 @@ def export_weclip(
     """
     known = trained.record["clip_mark"]
     kernel = None if clip is None else clip.get("visual.conv1.weight")
-    if kernel is not None and known not in (None, _mark_of(kernel)):
+    if kernel is not None and known not in (None, _mark(kernel)):
         raise CheckpointError("the head was trained on another CLIP; give the one it was on")
     return write_torch(path, to_published(trained.arrays, clip))
 
 
 def summary(record: Mapping[str, Any]) -> str:
     """A record in one line."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
-    return f"{record['method']}, head of {record['class_count']} classes{named}"
+    return f"{record['method']}, head of {told_classes(record)}"
 
 
 def _record(arrays: Mapping[str, np.ndarray], classes: list[str] | None) -> dict[str, Any]:
@@ -231,32 +215,17 @@ def _check(
         raise CheckpointError(
             f"{path} is of {told['method']}; give weights of {method} or choose {told['method']}"
         )
-    names = None if classes is None else list(classes)
-    if names is not None and told["class_count"] != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {told['class_count']} classes, the class list has "
-            f"{len(names)}; give the class list that it was trained with"
-        )
-    if names is not None and told["classes"] not in (None, names):
-        i = next(i for i, name in enumerate(names) if told["classes"][i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {told['classes'][i]!r}, in the "
-            f"class list {names[i]!r}; give the class list that it was trained with"
-        )
-    own = None if visual is None else _mark(visual)
+    check_classes(path, told, classes)
+    own = None if visual is None else mark_of(visual, np.float16)
     if None not in (own, told["clip_mark"]) and own != told["clip_mark"]:
         raise CheckpointError(
             f"{path} was trained on another CLIP; load the CLIP that it was trained on"
         )
 
 
-def _mark_of(conv1: np.ndarray) -> int:
+def _mark(conv1: np.ndarray) -> int:
     """`published.mark` in the precision that the published files have."""
     return mark(np.asarray(conv1, np.float16))
-
-
-def _mark(visual: VisionTransformer) -> int:
-    return _mark_of(np.asarray(visual.conv1.kernel[...]).transpose(3, 2, 0, 1))
 
 
 def _is_of_clip(key: str) -> bool:
@@ -297,4 +266,4 @@ def _sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[int, int, int
 @functools.lru_cache(maxsize=4)
 def _shapes(inputs: int, layers: int, classes: int, cfg: HeadConfig) -> dict[str, tuple[int, ...]]:
     head = abstract(lambda rngs: Head(inputs, layers, classes, cfg, rngs=rngs))
-    return {f"{_OURS}{path}": tuple(leaf.shape) for path, leaf in flat_arrays(head).items()}
+    return {f"{_OURS}{path}": shape for path, shape in shapes_of(head).items()}

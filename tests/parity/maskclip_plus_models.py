@@ -22,57 +22,28 @@ from clipseg_jax.tasks.maskclip_plus import NEVER, MaskCLIPPlusConfig
 from tests import seeded
 from tests.parity import cases
 from weights_convert.build import flat_arrays, install
-from weights_convert.clip import batch_norm
-from weights_convert.mapping import CONV, KeyMap, Rule
-from weights_convert.resnet_v1c import resnet_rules
+from weights_convert.maskclip_plus import ROWS, from_published, key_map
 
 FOLDER = "maskclip"
 # The choices in which MaskCLIP's ViTs differ from OpenAI's (spec maskclip, section 4).
 VIT = {"activation": "gelu", "norm_eps": 1e-6, "position_keep_count": True}
-_MODULE = "decode_head.decode_module."
-_SEPARABLE = {"aspp_modules": "aspp", "sep_bottleneck": "decoder"}
-
-
-def _unit(theirs: str, ours: str) -> list[Rule]:
-    left, right = f"{_MODULE}{theirs}", f"student.{ours}"
-    return [
-        Rule(f"{left}.conv.weight", f"{right}.conv.kernel", CONV),
-        *batch_norm(f"{left}.bn", f"{right}.norm"),
-    ]
-
-
-KEYS = KeyMap(
-    [
-        *resnet_rules("backbone.", "student.backbone.", [f"layer{i}" for i in (1, 2, 3, 4)], "bn"),
-        *_unit("aspp_modules.{i}", "aspp.{i}"),
-        *_unit("image_pool.1", "image_pool"),
-        *_unit("bottleneck", "bottleneck"),
-        *_unit("c1_bottleneck", "low_level"),
-        *(
-            rule
-            for kind in ("depthwise", "pointwise")
-            for theirs, ours in _SEPARABLE.items()
-            for rule in _unit(f"{theirs}.{{i}}.{kind}_conv", f"{ours}.{{i}}.{kind}")
-        ),
-        Rule("decode_head.bg_embeddings", "background_embedding"),
-        Rule("decode_head.text_embeddings", "text_embeddings"),
-    ]
-)
 
 
 def published(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by the published keys, in PyTorch's layout."""
-    return KEYS.to_left({path: np.asarray(value) for path, value in arrays.items()})
+    deep = any(path.startswith("student.image_pool.") for path in arrays)
+    keys = key_map("deeplabv3plus" if deep else "deeplabv2", "v1c")
+    return keys.to_left({path: np.asarray(value) for path, value in arrays.items()})
 
 
 def published_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """The published keys of all of a model but its teacher, in PyTorch's layout."""
-    made = {}
-    for path, leaf in flat_arrays(model).items():
-        if not path.startswith("teacher."):
-            key, transform = KEYS.left(path)
-            made[key] = transform.inverse(np.broadcast_to(np.float32(0), leaf.shape)).shape
-    return made
+    zeros = {
+        path: np.broadcast_to(np.float32(0), leaf.shape)
+        for path, leaf in flat_arrays(model).items()
+        if not path.startswith("teacher.")
+    }
+    return {key: value.shape for key, value in published(zeros).items()}
 
 
 def student_of(case: dict[str, Any], features: int) -> Student:
@@ -95,26 +66,17 @@ def build(case: dict[str, Any], rows: np.ndarray, goldens: Path) -> MaskCLIPPlus
     )
     if not isinstance(clip.visual, ModifiedResNet):
         clip = weights_convert.with_config(clip, clip.cfg.replace(**VIT))
+    background = case["classes_out"] > len(rows)
     student = student_of(case, rows.shape[1])
+    model = MaskCLIPPlus(student, rows, clip.visual, background=background, rngs=Keys(0))
     seed = int(re.search(r"seeded\.tensor\(name, shape, (\d+)\)", told["student"]).group(1))
     pattern, factor = re.search(r"every ([\w.*]+)\s+times ([\d.]+)", told["student"]).groups()
-    scaled = re.compile(re.escape(pattern).replace(r"\*", ".*"))
-
-    def value(path: str, shape: tuple[int, ...]) -> np.ndarray:
-        key, transform = KEYS.left(path)
-        shape = transform.inverse(np.broadcast_to(np.float32(0), shape)).shape
-        made = seeded.tensor(key, shape, seed)
-        if scaled.fullmatch(key):
-            made = made * np.float32(factor)
-        return transform.forward(made)
-
-    arrays = {p: value(f"student.{p}", leaf.shape) for p, leaf in flat_arrays(student).items()}
-    install(student, arrays, complete=("",))
-    background = case["classes_out"] > len(rows)
-    model = MaskCLIPPlus(student, rows, clip.visual, background=background, rngs=Keys(0))
-    if background:
-        path = "background_embedding"
-        install(model, {path: value(path, (1, rows.shape[1]))})
+    made = seeded.state_dict(published_shapes(model), seed)
+    made[ROWS] = np.asarray(model.text_embeddings[...])
+    for key in made:
+        if re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), key):
+            made[key] = made[key] * np.float32(factor)
+    install(model, from_published(made, "the case")[0], complete=("student.", "background"))
     return model
 
 

@@ -19,9 +19,9 @@ from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.build import clip_from_state_dict, flat_arrays
-from weights_convert.clip_rc import is_clip_rc
 from weights_convert.clip_rc_keys import UNUSED
 from weights_convert.clip_rc_published import build, from_published, to_published
+from weights_convert.trained import kind_of
 from weights_convert.writer import write_torch
 
 GOLDEN = toys.GOLDEN / "clip_rc"
@@ -221,8 +221,7 @@ def test_files_without_what_nothing_needs(tmp_path):
 def test_what_users_confuse(raw, tmp_path):
     model, clip = trained()
     ours = weights_convert.save_clip_rc(tmp_path / "ours.safetensors", model, **TOLD)
-    assert is_clip_rc(raw)
-    assert is_clip_rc(ours)
+    assert kind_of(raw) == kind_of(ours) == "clip_rc"
     loaded = weights_convert.load_clip_rc(ours)
     with pytest.raises(CheckpointError, match="holds what was trained, not the CLIP"):
         weights_convert.clip_rc_from(loaded, rows())
@@ -239,7 +238,7 @@ def test_what_users_confuse(raw, tmp_path):
     with pytest.raises(CheckpointError, match=r"prompt_embeddings: shape \(3, 128\), expected \(5"):
         weights_convert.install_clip_rc(wider, loaded, ours)
     plain = write_torch(tmp_path / "clip.pt", clip_weights())
-    assert not is_clip_rc(plain)
+    assert kind_of(plain) is None
     with pytest.raises(CheckpointError, match="holds no CLIP-RC"):
         weights_convert.load_clip_rc(plain)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax CLIP-RC 1'"):

@@ -19,8 +19,9 @@ from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.build import flat_arrays
-from weights_convert.deeplab import from_published, is_deeplab, to_published
+from weights_convert.deeplab import from_published, to_published
 from weights_convert.stored import Converted
+from weights_convert.trained import kind_of
 from weights_convert.writer import write_torch
 
 GOLDEN = toys.GOLDEN / "deeplab"
@@ -220,13 +221,13 @@ def test_what_users_confuse(raw, tmp_path):
     model = weights_convert.deeplab_from(trained)
     ours = weights_convert.save_deeplab(tmp_path / "ours.safetensors", model, NAMES)
     for path in (raw, ours):
-        assert is_deeplab(path)
+        assert kind_of(path) == "deeplab"
         with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
             weights_convert.load_deeplab(path, classes=["x"] * 21)
     with pytest.raises(CheckpointError, match="number 1 is 'cat', in the class list 'fox'"):
         weights_convert.load_deeplab(ours, classes=["background", "fox", "dog", "tree"])
     initial = write_torch(tmp_path / "init.pth", initial_of(published()))
-    assert not is_deeplab(initial)
+    assert kind_of(initial) is None
     with pytest.raises(CheckpointError, match="is no trained network; initial weights are for"):
         weights_convert.load_deeplab(initial)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax DeepLabV2 1'"):

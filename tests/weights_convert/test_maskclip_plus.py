@@ -19,8 +19,8 @@ from weights_convert import CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.build import flat_arrays, install
 from weights_convert.maskclip_plus import from_published, to_published
-from weights_convert.maskclip_plus_files import is_maskclip_plus
 from weights_convert.stored import Converted
+from weights_convert.trained import kind_of
 from weights_convert.writer import write_torch
 
 SHAPES = json.loads((toys.GOLDEN / "maskclip/shapes.json").read_text())
@@ -194,13 +194,13 @@ def test_all_faults_at_once(tmp_path):
 
 def test_what_users_confuse(raw, tmp_path):
     trained = weights_convert.load_maskclip_plus(raw)
-    assert is_maskclip_plus(raw)
+    assert kind_of(raw) == "maskclip_plus"
     with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
         weights_convert.load_maskclip_plus(raw, classes=["x"] * 21)
     with pytest.raises(CheckpointError, match="number 1 is 'cat', in the class list 'fox'"):
         weights_convert.load_maskclip_plus(raw, classes=["background", "fox", "dog", "tree"])
     clip = write_torch(tmp_path / "clip.pt", toys.vit())
-    assert not is_maskclip_plus(clip)
+    assert kind_of(clip) is None
     with pytest.raises(CheckpointError, match=r"holds no MaskCLIP\+ by mmsegmentation's names"):
         weights_convert.load_maskclip_plus(clip)
     other = toys.vit(embed=16)

@@ -31,6 +31,7 @@ from weights_convert.build import flat_arrays
 from weights_convert.published import by_our_paths, recognise, to_published
 from weights_convert.reclip import DISTILLATION, FLOAT32_ONLY, RECTIFICATION
 from weights_convert.resnet_v1c import OPEN_MMLAB, load_imagenet
+from weights_convert.trained import kind_of
 from weights_convert.writer import write_torch
 
 GOLDEN = toys.GOLDEN / "reclip"
@@ -269,6 +270,7 @@ def test_what_users_confuse(published, tmp_path):
     load, right = weights_convert.load_rectification, {"plus_plus": False, "classes": NAMES}
     other_clip = weights_convert.clip_from_state_dict(toys.vit(seed=2)).visual
     for path in (raw, ours):
+        assert kind_of(path) == "reclip"
         with pytest.raises(CheckpointError, match=r"for 5 classes, the class list has 20"):
             load(path, plus_plus=False, classes=["x"] * 20)
         with pytest.raises(CheckpointError, match=r"is of ReCLIP; give weights of ReCLIP\+\+"):

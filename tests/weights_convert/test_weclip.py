@@ -18,7 +18,8 @@ from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.build import flat_arrays, install
-from weights_convert.weclip_head import from_published, is_weclip, to_published
+from weights_convert.trained import kind_of
+from weights_convert.weclip_head import from_published, to_published
 from weights_convert.writer import write_torch
 
 NAMES = ["background", "cat", "dog", "tree"]
@@ -198,7 +199,7 @@ def test_what_users_confuse(raw, method, tmp_path):
     tower["visual.conv1.weight"] = tower["visual.conv1.weight"] + 1
     visual = on(tower, method).clip.visual
     for path in (raw, ours):
-        assert is_weclip(path)
+        assert kind_of(path) == "weclip"
         with pytest.raises(CheckpointError, match=f"is of {method}; give weights of {other}"):
             weights_convert.load_weclip(path, method=other)
         with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
@@ -217,7 +218,7 @@ def test_what_users_confuse(raw, method, tmp_path):
             tmp_path / "no.pth",
         )
     plain = write_torch(tmp_path / "clip.pt", clip())
-    assert not is_weclip(plain)
+    assert kind_of(plain) is None
     with pytest.raises(CheckpointError, match="holds no head of WeCLIP"):
         weights_convert.load_weclip(plain)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax WeCLIP 1'"):
