@@ -50,8 +50,7 @@ class Evaluation:
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
-        self._make_batches = functools.partial(
-            pipeline.evaluation,
+        self._batches = pipeline.evaluation(
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -60,16 +59,14 @@ class Evaluation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
-        )
-        self._batches = self._make_batches(
-            corruption=(damage, config.dataset.corruption_level) if damage else None
+            corruption=(damage, config.dataset.corruption_level) if damage else None,
         )
         self._step: Any = None
 
     def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
         """The same of corrupted pictures; what has been compiled serves it as well."""
         other = copy.copy(self)
-        other._batches = self._make_batches(corruption=(kind, level), seed=seed)
+        other._batches = self._batches.corrupted(kind, level, seed)
         return other
 
     def count(
