@@ -29,9 +29,8 @@ from clipseg_jax.recipes.clip_rc_models import (
     inference_config,
     load_model,
     task_config,
-    unseen_labels,
 )
-from clipseg_jax.recipes.data import check_splits, find_dataset
+from clipseg_jax.recipes.data import check_splits, find_dataset, unseen_labels
 from clipseg_jax.recipes.evaluation import Evaluation, validation
 from clipseg_jax.tasks import clip_rc
 from input_pipeline.training import TrainingBatches
@@ -200,13 +199,13 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     return hide_unseen(
         data,
         config.task.setting,
-        unseen_labels(config),
+        unseen_labels(config.dataset),
         before_crop=not config.learn.crops_by_unseen,
     )
 
 
 def _evaluation(config: ConfigDict) -> Evaluation:
-    return Evaluation(config, inference_config(config), unseen=unseen_labels(config))
+    return Evaluation(config, inference_config(config), unseen=unseen_labels(config.dataset))
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:

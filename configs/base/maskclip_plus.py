@@ -116,7 +116,8 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.clip.tower = teacher  # what config.clip.weights must be of; "": any
 
     config.dataset.train_split = "train"
-    config.dataset.unseen = ()  # labels held out in the zero-shot setting; (): the record's
+    # Names of the classes held out in the zero-shot setting; (): those of the record, as published.
+    config.dataset.unseen = ()
 
     config.student = ConfigDict()
     config.student.trained = config_dict.placeholder(str)  # skip training: released or own weights
