@@ -32,7 +32,7 @@ from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.recipes.evaluation import Evaluation
 from clipseg_jax.tasks import deeplab
 from input_pipeline.layout import Example
-from input_pipeline.training import training_at_scales
+from input_pipeline.scaled import training_at_scales
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
