@@ -15,7 +15,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -28,7 +27,7 @@ from clipseg_jax.ops.window import (
     then_resize,
     window_starts,
 )
-from clipseg_jax.ops.window_scores import Scores, Taps, taps
+from clipseg_jax.ops.window_scores import Scores, by_rows, taps
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
@@ -205,32 +204,22 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
     One view: its scores decide, and the winning score is the probability at `cfg.temperature`.
     Several (scales, mirror images): the mean of softmax maps decides, as published.
     """
-    b, height, width = views[0].shape
-    a_row = max(view.numbers_in_a_row for view in views)
-    step = int(np.clip(_SCORES_AT_ONCE // max(b * a_row, 1), 1, height))
-    blocks = -(-height // step)
 
-    def block(rows: list[Array | Taps]) -> tuple[Array, Array]:
-        maps = [v.at(r) for r, v in zip(rows, views, strict=True)]
+    def decide(maps: list[Array]) -> tuple[Array, Array]:
         if len(maps) == 1:
-            decide, scale = maps[0], cfg.temperature
-            best = jnp.max(jax.nn.softmax(scale * decide, axis=-1), axis=-1)
+            scores = maps[0]
+            best = jnp.max(jax.nn.softmax(cfg.temperature * scores, axis=-1), axis=-1)
         else:
-            decide = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps])
-            decide = decide / len(maps)
-            best = jnp.max(decide, axis=-1)
-        return jnp.argmax(decide, axis=-1).astype(jnp.int32), best
+            scores = _mean_probabilities(maps)
+            best = jnp.max(scores, axis=-1)
+        return jnp.argmax(scores, axis=-1).astype(jnp.int32), best
 
-    def split(rows: Array) -> Array:
-        rows = jnp.pad(rows, ((0, 0), (0, blocks * step - height), (0, 0)))
-        return rows.reshape(b, blocks, step, -1).swapaxes(0, 1)
+    return _named(*by_rows(views, decide, _SCORES_AT_ONCE), cfg)
 
-    labels, best = jax.lax.map(block, [jax.tree.map(split, v.rows) for v in views])
 
-    def join(x: Array) -> Array:
-        return x.swapaxes(0, 1).reshape(b, blocks * step, width)[:, :height]
-
-    return _named(join(labels), join(best), cfg)
+def _mean_probabilities(maps: list[Array]) -> Array:
+    """Of the views' scores (b, h, w, c)."""
+    return functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
 
 
 def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
@@ -249,8 +238,7 @@ def crf_label_maps(
 
     All class probabilities of the batch are in memory at once: h * w * c numbers for each image.
     """
-    maps = [v.at(v.rows) for v in views]
-    scores = functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
+    scores = _mean_probabilities([v.at(v.rows) for v in views])
     assert cfg.crf is not None
     seen = wrapped_image(images) if cfg.crf_image == "wrapped" else images
     marginals = dense_crf(unary_from_softmax(scores), seen, cfg.crf, sizes=sizes)

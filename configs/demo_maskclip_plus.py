@@ -30,7 +30,7 @@ def get_config(setting: str = "zero_shot") -> ConfigDict:
     config.dataset.root = "workdir/demo_world"  # painted there if absent
     config.dataset.class_names = CLASSES  # objects only, as VOC 20: scenery is not scored
     config.dataset.reduce_zero_label = True
-    config.dataset.unseen = (3, 6, 9, 11) if zero_shot else ()  # sheep, cactus, bus, balloon
+    config.dataset.unseen = ("sheep", "cactus", "bus", "balloon") if zero_shot else ()
     config.text.templates = "demo_world"
     config.inference.scale_px = config.student.scale_px = (96, 96)
     config.student.crop_px = (96, 96)

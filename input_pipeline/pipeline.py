@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -82,8 +83,6 @@ def evaluation(
         )
     if resize is not None and (network_size is not None or labelled):
         raise ValueError("resize goes with neither network_size nor labels.")
-    if corruption is not None:  # an unknown kind should fail now, not inside the pipeline
-        corrupt(np.zeros((8, 8, 3), np.uint8), *corruption, sample_rng(seed, 0, 0))
 
     sizes, bad = example_sizes(examples, resize or network_size)
     if bad and on_bad == "raise":
@@ -110,12 +109,14 @@ def evaluation(
             f"resume with the same examples, batch_size and bucket settings."
         )
 
-    def load(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def load(
+        index: int, corruption: tuple[str, int] | None = None, seed: int = 0
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         image, label = load_example(dataset, examples[index], index, sizes[index], corruption, seed)
         return (_bicubic(image, shown[index]) if resize else image), label
 
     network = {i: network_size(*sizes[i]) if network_size else shown[i] for i in readable}
-    return EvaluationBatches(
+    made = EvaluationBatches(
         plan=plan[start_batch:],
         names=[example.name for example in examples],
         sizes=shown,
@@ -128,6 +129,7 @@ def evaluation(
         # Every process sees these; one reports them, so that counts over processes add up.
         unreadable=bad if process_index == 0 else {},
     )
+    return made if corruption is None else made.corrupted(*corruption, seed)
 
 
 def _bicubic(image: np.ndarray, size: Size) -> np.ndarray:
@@ -160,7 +162,7 @@ class EvaluationBatches:
     sizes: dict[int, Size]
     original_sizes: dict[int, Size]
     network_sizes: dict[int, Size]
-    load: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    load: Callable[..., tuple[np.ndarray, np.ndarray | None]]
     rows: slice
     pad_label: int | None
     on_bad: str
@@ -172,6 +174,16 @@ class EvaluationBatches:
 
     def _forget(self) -> None:
         self.skipped = [Skipped(i, self.names[i], str(e)) for i, e in self.unreadable.items()]
+
+    def corrupted(self, kind: str, level: int, seed: int) -> EvaluationBatches:
+        """The same batches with every picture corrupted, instead of as here; reads no header.
+
+        Raises:
+          ValueError: an unknown kind or level.
+        """
+        # An unknown kind should fail now, not inside the pipeline.
+        corrupt(np.zeros((8, 8, 3), np.uint8), kind, level, sample_rng(seed, 0, 0))
+        return replace(self, load=partial(self.load, corruption=(kind, level), seed=seed))
 
     def __len__(self) -> int:
         """Batches still to come when iteration starts; the same in every process."""

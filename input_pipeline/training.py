@@ -22,7 +22,7 @@ from input_pipeline.loading import read_example
 from input_pipeline.pipeline import Skipped
 from input_pipeline.plan import own_rows
 from input_pipeline.threads import Kind, stacked
-from input_pipeline.transforms import pad, random_view, sample_rng, scaled_view, suppress
+from input_pipeline.transforms import pad, random_view, sample_rng, suppress
 
 UNLABELLED = -1
 
@@ -92,45 +92,6 @@ def training(
         process_count=process_count,
         on_bad=on_bad,
         threads=threads,
-    )
-
-
-def training_at_scales(
-    dataset: Dataset,
-    examples: Sequence[Example],
-    *,
-    scales: Sequence[float],
-    crop_hw: tuple[int, int],
-    colour: Sequence[float],
-    **options: Any,
-) -> TrainingBatches:
-    """The same of DeepLab's views: float32 images that fill the crop, padded with a colour.
-
-    Args:
-      scales, crop_hw, colour: see `transforms.scaled_view`.
-      options: `batch_size` and those after `unlabeled` in `training`.
-
-    Raises:
-      ValueError: as `training`; no scales, or one that isn't positive.
-    """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales are {tuple(scales)}; give at least one, all above 0.")
-    view = functools.partial(
-        scaled_view,
-        scales=tuple(scales),
-        crop_hw=(crop_hw[0], crop_hw[1]),
-        colour=tuple(colour),
-        ignore_label=dataset.ignore_label,
-    )
-    return batches_of(
-        dataset,
-        examples,
-        view=view,
-        blind_view=view,
-        crop_hw=crop_hw,
-        kind="float32",
-        hidden=(),
-        **options,
     )
 
 

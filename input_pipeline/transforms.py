@@ -4,7 +4,6 @@ Images are uint8 RGB (h, w, 3), labels (h, w) of any integer type, sizes (height
 random function takes its generator and draws from it in the published code's order, so that one
 seed gives the same picture in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms),
 which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is OpenCV's.
-`scaled_view` is DeepLab's (spec deeplab, section 4).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from input_pipeline.images import reduce_zero_label
 
@@ -32,7 +30,6 @@ __all__ = [
     "resize",
     "resize_label",
     "sample_rng",
-    "scaled_view",
     "suppress",
 ]
 
@@ -238,37 +235,6 @@ def random_view(
     )
     image, label = flip(image, label, rng)
     return distort_colours(image, rng, saturation_wrap=saturation_wrap), label
-
-
-def scaled_view(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.RandomState,
-    *,
-    scales: Sequence[float],
-    crop_hw: tuple[int, int],
-    colour: Sequence[float],
-    ignore_label: int = 255,
-) -> tuple[np.ndarray, np.ndarray]:
-    """What DeepLab's training sees of a picture: float32 grey levels (*crop_hw, 3) and its label.
-
-    Resize by one of `scales`, pad at the bottom and right to the crop's size, crop, flip. Grey
-    levels are not rounded. Four draws: the scale, the box's top and left, the flip.
-
-    Args:
-      colour: RGB of the padding, which is to be 0 after normalisation: the mean.
-    """
-    scale = scales[rng.randint(len(scales))]
-    height, width = (max(int(side * scale), 1) for side in label.shape)
-    image = resize(image.astype(np.float32), (height, width))
-    # Pillow's own resize: where floor((i + 0.5) * in / out) is a whole number it rounds at will.
-    picture = Image.fromarray(np.asarray(label, np.int32))
-    label = np.asarray(picture.resize((width, height), Image.Resampling.NEAREST), label.dtype)
-    below, right = max(crop_hw[0] - height, 0), max(crop_hw[1] - width, 0)
-    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=tuple(colour))
-    label = np.pad(label, ((0, below), (0, right)), constant_values=ignore_label)
-    image, label = random_crop(image, label, rng, crop_hw, cat_max_ratio=1.0)
-    return flip(image, label, rng)
 
 
 def augment(

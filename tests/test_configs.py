@@ -42,7 +42,7 @@ from clipseg_jax.recipes import (
     reclip_models,
     weclip_models,
 )
-from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.data import find_dataset, unseen_labels
 from clipseg_jax.tags import TagsConfig
 from clipseg_jax.tasks import clip_rc, maskclip_plus, weclip
 from clipseg_jax.tasks.clip_rc import CLIPRCTaskConfig
@@ -257,7 +257,7 @@ def test_weclip_published_values():
 def check_clip_rc(config):
     cfg = CLIPRCConfig(**config.clip_rc.to_dict())
     seen = clip_rc_models.task_config(config).seen
-    unseen = clip_rc_models.unseen_labels(config)
+    unseen = unseen_labels(config.dataset)
     classes = find_dataset(config.dataset).num_classes
     fully = config.task.setting == "fully"
     assert len(seen) == (classes if fully else classes - len(unseen))

@@ -14,6 +14,7 @@ from PIL import Image
 from clipseg_jax import main
 from clipseg_jax.demo import world
 from configs import demo_maskclip, voc_maskclip
+from input_pipeline import pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,6 +60,34 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     config.maskclip.ks_thresh = 1.0
     with pytest.raises(ValueError, match=r"maskclip\.ks_thresh: 0\.0 -> 1\.0"):
         main.run(config, work)
+
+
+def test_robustness(config, tmp_path, monkeypatch, capsys):
+    """As it is and under each corruption, of one plan; goes on where it was stopped."""
+    config.stages = ("text", "robustness")
+    config.robustness.kinds, config.robustness.levels = ("gaussian_noise", "gaussian_blur"), (1, 5)
+    read, planned = [], pipeline.example_sizes
+    monkeypatch.setattr(pipeline, "example_sizes", lambda *a: read.append(a) or planned(*a))
+    record = main.run(config, tmp_path)["robustness"]
+    assert len(read) == 1  # the headers of all pictures
+    path = tmp_path / "robustness.json"
+    done = json.loads(path.read_text())
+    assert {kind: [*levels] for kind, levels in done.items()} == {
+        "clean": ["0"], "gaussian_noise": ["1", "5"], "gaussian_blur": ["1", "5"],
+    }  # fmt: skip
+    assert len({levels[level]["mIoU"] for levels in done.values() for level in levels}) == 5
+    noise = [done["gaussian_noise"][level]["mIoU"] for level in "15"]
+    assert record["clean"] == done["clean"]["0"]["mIoU"] > noise[1]
+    assert record["gaussian_noise"] == pytest.approx(sum(noise) / 2, abs=0.01)
+    assert f"gaussian_noise 5: mIoU {noise[1]:.2f}" in capsys.readouterr().out
+
+    # Without its last figure: that one alone is made again.
+    (tmp_path / "robustness.done.json").unlink()
+    rest = {**done, "gaussian_blur": {"1": done["gaussian_blur"]["1"]}}
+    (tmp_path / "robustness.partial.json").write_text(json.dumps(rest))
+    assert main.run(config, tmp_path)["robustness"]["gaussian_blur"] == record["gaussian_blur"]
+    assert json.loads(path.read_text()) == done
+    assert capsys.readouterr().out.count(": mIoU ") == 1
 
 
 def test_bad_files_are_skipped_and_named(config, tmp_path):

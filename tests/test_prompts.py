@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipseg_jax.core import files, pictures
-from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, confusion_on_host
 from clipseg_jax.models.clip import Tokenizer, unit
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from tests import tiny
@@ -88,8 +88,11 @@ def test_overlay_and_legend():
 def test_confusion_by_hand():
     labels = np.array([[0, 1, 255], [2, 1, 1]])
     predicted = np.array([[0, 1, 1], [0, 1, 2]])
+    expected = [[1, 0, 0], [0, 2, 1], [1, 0, 0]]
     counts = np.asarray(confusion_matrix(labels, predicted, 3))
-    np.testing.assert_array_equal(counts, [[1, 0, 0], [0, 2, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(counts, expected)
+    small = labels.astype(np.uint8), predicted.astype(np.uint8)  # as label maps are read
+    np.testing.assert_array_equal(confusion_on_host(*small, 3), expected)
     metrics = SegmentationMetrics.from_confusion(counts)
     np.testing.assert_allclose(metrics.iou, [0.5, 2 / 3, 0])
     assert metrics.summary() == {"aAcc": 60.0, "mIoU": 38.89, "mAcc": 55.56, "mPrec": 50.0}

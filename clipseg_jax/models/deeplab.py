@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.models.resnet import ConvNorm, DilatedResNet, DilatedResNetConfig
+from clipseg_jax.models.convolutions import ConvNorm
+from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from clipseg_jax.ops.image import hide
 from clipseg_jax.ops.resize import resize, resize_within
 

@@ -13,13 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.models.convolutions import DilatedConv
 from clipseg_jax.models.deeplab import DILATIONS
-from clipseg_jax.models.resnet import (
-    RESNET101,
-    DilatedConv,
-    DilatedResNet,
-    DilatedResNetConfig,
-)
+from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
 from clipseg_jax.ops.image import hide
 from clipseg_jax.ops.resize import resize, resize_within
 

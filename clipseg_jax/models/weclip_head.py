@@ -180,17 +180,12 @@ class Head(nnx.Module):
 
         Args:
           bias, grids: see `Decoder`; None: no padding.
-          kept: (b, width), what each image's fused channels are multiplied by, see
-            `dropout_mask`; None: nothing is dropped.
+          kept: (b, width), what each image's fused channels are multiplied by: 0 where they are
+            dropped; None: nothing is dropped.
         """
         fused = self.fusion(layers)
         fused = fused if kept is None else fused * kept[:, None]
         return Decoded(self.decoder(fused, bias, shape, grids), fused)
-
-
-def dropout_mask(key: Array, shape: tuple[int, int], rate: float) -> Array:
-    """0 for channels (b, d) that are dropped, 1 / (1 - rate) for the others."""
-    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
 
 
 def affinity(fused: Array) -> Array:

@@ -9,11 +9,12 @@ column of the result: its taps. Spec clip_rc, section 10.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 PixelScores = Callable[[Array], Array]
@@ -66,6 +67,34 @@ class Scores(NamedTuple):
         return jnp.einsum(
             "brg,bgkc,bwk->brwc", rows, self.logits, self.columns, precision="highest"
         )
+
+
+def by_rows(
+    views: Sequence[Scores], make: Callable[[list[Array]], tuple[Array, Array]], at_once: int
+) -> tuple[Array, Array]:
+    """Two maps (b, h, w) of images, made of their views' scores some rows at a time.
+
+    Args:
+      make: each view's scores (b, r, w, c) of the same rows -> both maps (b, r, w) of them.
+      at_once: so many scores, pixels x classes, of each view are there at any time.
+    """
+    b, height, width = views[0].shape
+    a_row = max(view.numbers_in_a_row for view in views)
+    step = int(np.clip(at_once // max(b * a_row, 1), 1, height))
+    blocks = -(-height // step)
+
+    def block(rows: list[Array | Taps]) -> tuple[Array, Array]:
+        return make([v.at(r) for r, v in zip(rows, views, strict=True)])
+
+    def split(rows: Array) -> Array:
+        rows = jnp.pad(rows, ((0, 0), (0, blocks * step - height), (0, 0)))
+        return rows.reshape(b, blocks, step, -1).swapaxes(0, 1)
+
+    def join(x: Array) -> Array:
+        return x.swapaxes(0, 1).reshape(b, blocks * step, width)[:, :height]
+
+    one, two = jax.lax.map(block, [jax.tree.map(split, v.rows) for v in views])
+    return join(one), join(two)
 
 
 def taps(matrices: Array, most: int) -> Taps:

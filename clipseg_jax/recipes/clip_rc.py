@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import wait
 from clipseg_jax.models.clip_rc import CLIPRC
@@ -30,10 +29,9 @@ from clipseg_jax.recipes.clip_rc_models import (
     inference_config,
     load_model,
     task_config,
-    unseen_labels,
 )
-from clipseg_jax.recipes.data import check_splits, find_dataset
-from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.data import check_splits, find_dataset, unseen_labels
+from clipseg_jax.recipes.evaluation import Evaluation, validation
 from clipseg_jax.tasks import clip_rc
 from input_pipeline.training import TrainingBatches
 from input_pipeline.training import training as batches_of_views
@@ -155,7 +153,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         "train",
         total_steps=learn.total_steps,
         evaluate_every_steps=learn.evaluate_every_steps,
-        evaluate=_validation(config),
+        evaluate=validation(lambda: _evaluation(config), lambda model: clip_rc.build(model, cfg)),
         # What the transductive run starts from, as published.
         at={total // 2: keep(HALF, {"steps": total // 2})} if inductive else {},
     )
@@ -201,27 +199,13 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     return hide_unseen(
         data,
         config.task.setting,
-        unseen_labels(config),
+        unseen_labels(config.dataset),
         before_crop=not config.learn.crops_by_unseen,
     )
 
 
-def _validation(config: ConfigDict) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What the loop calls: (model, step) -> figures of the whole val split."""
-    evaluation: Evaluation | None = None
-
-    def figures(model: Any, step: int) -> dict[str, float]:
-        nonlocal evaluation
-        del step
-        evaluation = evaluation or _evaluation(config)
-        return evaluation.figures(clip_rc.build(model, task_config(config)))
-
-    return figures
-
-
 def _evaluation(config: ConfigDict) -> Evaluation:
-    mesh = make_mesh(config.evaluate.devices)
-    return Evaluation(config, inference_config(config), mesh, unseen=unseen_labels(config))
+    return Evaluation(config, inference_config(config), unseen=unseen_labels(config.dataset))
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:

@@ -10,37 +10,16 @@ import weights_convert
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig, initial
 from clipseg_jax.recipes.clip import load_clip, read_embeddings
-from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.data import find_dataset, unseen_labels
 from clipseg_jax.tasks.clip_rc import CLIPRCTaskConfig
 from input_pipeline.zero_shot import seen_classes
 from weights_convert.clip_rc import is_whole
 
 
-def unseen_labels(config: ConfigDict) -> tuple[int, ...]:
-    """The labels held out, ascending: those that the config names, or the published ones.
-
-    Raises:
-      ValueError: an unknown name, or a dataset without a published split.
-    """
-    dataset = find_dataset(config.dataset)
-    names = tuple(config.dataset.unseen)
-    if unknown := [name for name in names if name not in dataset.class_names]:
-        raise ValueError(
-            f"unseen classes {unknown} are none of {dataset.name}'s {list(dataset.class_names)}"
-        )
-    labels = [dataset.class_names.index(name) for name in names] or dataset.unseen
-    if not labels:
-        raise ValueError(
-            f"which classes of {dataset.name} are unseen? Pass "
-            "--config.dataset.unseen=\"('cat','dog')\""
-        )
-    return tuple(sorted(labels))
-
-
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
     """What is learned from which labels."""
     classes = find_dataset(config.dataset).num_classes
-    seen = seen_classes(classes, unseen_labels(config))
+    seen = seen_classes(classes, unseen_labels(config.dataset))
     return CLIPRCTaskConfig(
         **config.task.to_dict(),
         seen=tuple(range(classes)) if config.task.setting == "fully" else seen,

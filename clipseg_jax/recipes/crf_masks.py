@@ -23,6 +23,7 @@ from tqdm import tqdm
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.core.processes import add_up, wait
 from clipseg_jax.evaluate import Progress, report
@@ -148,9 +149,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
         if truth is None or truth.shape != labels.shape:
             logging.warning("not scored: %s has no label map of its size", example.name)
             return None
-        scored = truth != dataset.ignore_label
-        pairs = truth[scored].astype(np.int64) * classes + labels[scored]
-        return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+        return confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
     total, images = np.zeros((classes, classes), np.int64), 0
     quiet = None if jax.process_index() == 0 else True

@@ -53,6 +53,26 @@ def find_dataset(config: ConfigDict) -> Dataset:
     return datasets.BY_NAME[config.name]
 
 
+def unseen_labels(config: ConfigDict) -> tuple[int, ...]:
+    """The labels held out, ascending: of the classes that `config.unseen` names, or as published.
+
+    Raises:
+      ValueError: an unknown name, or a dataset without a published split.
+    """
+    dataset, names = find_dataset(config), tuple(config.unseen)
+    if unknown := [name for name in names if name not in dataset.class_names]:
+        raise ValueError(
+            f"unseen classes {unknown} are none of {dataset.name}'s {list(dataset.class_names)}"
+        )
+    labels = [dataset.class_names.index(name) for name in names] or dataset.unseen
+    if not labels:
+        raise ValueError(
+            f"which classes of {dataset.name} are unseen? It holds no class out; name some: "
+            "--config.dataset.unseen=\"('cat','dog')\""
+        )
+    return tuple(sorted(labels))
+
+
 def check_splits(config: ConfigDict, *splits: str) -> dict:
     """Stage: every file of the splits is where it should be; paints the demo world if it is meant.
 

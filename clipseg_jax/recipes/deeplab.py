@@ -17,7 +17,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import wait
@@ -33,7 +32,7 @@ from clipseg_jax.recipes.data import find_dataset
 from clipseg_jax.recipes.evaluation import Evaluation
 from clipseg_jax.tasks import deeplab
 from input_pipeline.layout import Example
-from input_pipeline.training import training_at_scales
+from input_pipeline.scaled import training_at_scales
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -163,5 +162,4 @@ def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConf
     path = config.student.trained or workdir / "student.safetensors"
     trained = weights_convert.load_deeplab(path, classes=names)
     model = weights_convert.deeplab_from(trained, dtype=config.student.dtype)
-    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
-    return evaluation.write(deeplab.build(model), workdir, suffix)
+    return Evaluation(config, cfg).write(deeplab.build(model), workdir, suffix)

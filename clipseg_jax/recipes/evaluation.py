@@ -6,18 +6,19 @@ import copy
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
+from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import SegmentationMetrics
 from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.evaluate import OnLabels, Progress, evaluate, evaluation_step, report
@@ -37,20 +38,19 @@ class Evaluation:
         self,
         config: ConfigDict,
         cfg: InferenceConfig,
-        mesh: Mesh,
         *,
         split: str | None = None,
         unseen: Sequence[int] = (),
     ):
         """`split`: instead of the config's."""
-        self._cfg, self._mesh, self._unseen = cfg, mesh, tuple(unseen)
+        self._cfg, self._unseen = cfg, tuple(unseen)
+        self._mesh = make_mesh(config.evaluate.devices)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
-        self._make_batches = functools.partial(
-            pipeline.evaluation,
+        self._batches = pipeline.evaluation(
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -59,16 +59,14 @@ class Evaluation:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
-        )
-        self._batches = self._make_batches(
-            corruption=(damage, config.dataset.corruption_level) if damage else None
+            corruption=(damage, config.dataset.corruption_level) if damage else None,
         )
         self._step: Any = None
 
     def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
         """The same of corrupted pictures; what has been compiled serves it as well."""
         other = copy.copy(self)
-        other._batches = self._make_batches(corruption=(kind, level), seed=seed)
+        other._batches = self._batches.corrupted(kind, level, seed)
         return other
 
     def count(
@@ -148,3 +146,14 @@ class Evaluation:
         if self._unseen:
             told |= {name: figures[name] for name in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")}
         return {"images": progress.images, "skipped": left_out, **told}
+
+
+def validation(
+    make: Callable[[], Evaluation], as_task: Callable[[Any], Task]
+) -> Callable[[nnx.Module, int], dict[str, float]]:
+    """What a training loop calls: (model, step) -> figures of the whole split.
+
+    `make` is called once, at the first step that is scored.
+    """
+    evaluation = functools.cache(make)
+    return lambda model, _: evaluation().figures(as_task(model))

@@ -8,7 +8,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.models.clip import CLIP, ViTConfig
 from clipseg_jax.models.maskclip import MaskCLIPConfig
@@ -55,8 +54,7 @@ def inference(config: ConfigDict) -> InferenceConfig:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """mIoU over the split, into metrics.json; overlays into pictures/."""
-    evaluation = Evaluation(config, inference(config), make_mesh(config.evaluate.devices))
-    return evaluation.write(build(config, workdir), workdir)
+    return Evaluation(config, inference(config)).write(build(config, workdir), workdir)
 
 
 def robustness(config: ConfigDict, workdir: Path) -> dict:

@@ -22,7 +22,7 @@ from clipseg_jax.models.maskclip_plus import MaskCLIPPlus
 from clipseg_jax.recipes import maskclip, training
 from clipseg_jax.recipes.clip import text
 from clipseg_jax.recipes.data import check_splits, find_dataset
-from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.evaluation import Evaluation, validation
 from clipseg_jax.recipes.maskclip_plus_models import (
     alone,
     build,
@@ -135,7 +135,7 @@ STAGES = {
 
 
 def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
-    return Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen=unseen(config))
+    return Evaluation(config, cfg, unseen=unseen(config))
 
 
 def _load(config: ConfigDict, path: str | Path) -> Task:
@@ -152,17 +152,15 @@ def _validation(
 
     Keeps the student as it is when self-training begins.
     """
-    evaluation: Evaluation | None = None
+    validate = validation(lambda: _evaluation(config, inference(config)), alone)
     switch = config.student.self_training_steps[0]
 
     def figures(model: Any, step: int) -> dict[str, float]:
-        nonlocal evaluation
         model.teacher = None  # a copy's; its part is over
         if step == switch:
             graph, state = nnx.split(model)
             whole = replicate(make_mesh(config.train.devices), state)
             keep(nnx.merge(graph, whole), GUIDED, step)
-        evaluation = evaluation or _evaluation(config, inference(config))
-        return evaluation.figures(alone(model))
+        return validate(model, step)
 
     return figures

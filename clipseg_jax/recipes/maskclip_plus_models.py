@@ -16,7 +16,7 @@ from clipseg_jax.models.maskclip import MaskCLIPConfig
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, Student, make_student
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.recipes.clip import load_clip, read_embeddings
-from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.data import find_dataset, unseen_labels
 from clipseg_jax.recipes.maskclip import with_choices
 from clipseg_jax.tasks import maskclip_plus
 from clipseg_jax.tasks.base import Task
@@ -99,7 +99,8 @@ def unseen(config: ConfigDict) -> tuple[int, ...]:
     """The labels that the zero-shot setting holds out; () without annotation.
 
     Raises:
-      ValueError: an unknown setting, one that the dataset can't have, or nothing is held out.
+      ValueError: an unknown setting or class, one that the dataset can't have, or nothing is held
+        out.
     """
     setting, dataset = config.student.setting, find_dataset(config.dataset)
     if setting == "annotation_free":
@@ -111,12 +112,7 @@ def unseen(config: ConfigDict) -> tuple[int, ...]:
         return ()
     if setting != "zero_shot":
         raise ValueError(f"setting {setting!r}: choose annotation_free or zero_shot")
-    held_out = tuple(config.dataset.unseen) or dataset.unseen
-    if not held_out:
-        raise ValueError(
-            f"{dataset.name} holds no class out; name some: --config.dataset.unseen='(3,4)'"
-        )
-    return held_out
+    return unseen_labels(config.dataset)
 
 
 def training_batches(config: ConfigDict) -> TrainingBatches:

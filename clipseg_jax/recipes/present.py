@@ -57,11 +57,16 @@ def present_classes(
         dataset, root = find_dataset(config.dataset), config.dataset.root
         labels, problems = image_labels(dataset, root, split, cache=workdir, on_bad="skip")
         found = {each.name: ids for each, ids in zip(examples, labels, strict=True)}
-    for name, reason in problems[:_SHOWN]:
-        logging.warning("%s: %s", name, reason)
-    if len(problems) > _SHOWN:
-        logging.warning("and %d more without usable image labels", len(problems) - _SHOWN)
+    log_unknown(problems)
     return {name: ids for name, ids in found.items() if ids}, problems
+
+
+def log_unknown(problems: Sequence[tuple[str, str]]) -> None:
+    """Warns of images (name, reason) that are left out: the first, and how many more."""
+    for name, reason in problems[:_SHOWN]:
+        logging.warning("left out %s: %s", name, reason)
+    if len(problems) > _SHOWN:
+        logging.warning("and %d more without known classes", len(problems) - _SHOWN)
 
 
 def label_of_class(config: ConfigDict) -> np.ndarray:

@@ -14,15 +14,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.models.reclip import ReCLIP, frozen_reference
 from clipseg_jax.models.reclip_distill import Distillation
 from clipseg_jax.recipes import training
 from clipseg_jax.recipes.clip import row_words, text
 from clipseg_jax.recipes.data import check_splits, find_dataset
-from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.evaluation import Evaluation, validation
 from clipseg_jax.recipes.reclip_models import (
     build_distillation,
     build_rectifier,
@@ -64,7 +62,7 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
         reclip.build(model, mean=mean, std=std),
         workdir,
         "rectify",
-        evaluate=_validation(config, rectified_inference(config), as_task),
+        evaluate=validation(lambda: Evaluation(config, rectified_inference(config)), as_task),
     )
     return _keep(config, workdir, trained, "rectified", clip_sha256)
 
@@ -73,8 +71,7 @@ def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
     """What is to be rectified, under the same protocol: metrics_maskclip.json."""
     model, _ = build_rectifier(config, workdir)
     task = maskclip.build(model.visual, model.text_embeddings[...])
-    evaluation = Evaluation(config, rectified_inference(config), make_mesh(config.evaluate.devices))
-    return evaluation.write(task, workdir, "_maskclip")
+    return Evaluation(config, rectified_inference(config)).write(task, workdir, "_maskclip")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -83,8 +80,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     mean, std = tuple(config.clip.mean), tuple(config.clip.std)
     threshold = config.inference.class_threshold
     task = reclip.build(model, mean=mean, std=std, threshold=threshold)
-    evaluation = Evaluation(config, rectified_inference(config), make_mesh(config.evaluate.devices))
-    return evaluation.write(task, workdir, "_rectified")
+    return Evaluation(config, rectified_inference(config)).write(task, workdir, "_rectified")
 
 
 def distill(config: ConfigDict, workdir: Path) -> dict:
@@ -111,7 +107,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
         workdir,
         "distill",
         unlabeled=True,
-        evaluate=_validation(config, distilled_inference(config), as_task),
+        evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
     )
     return _keep(config, workdir, trained, "distilled", clip_sha256)
 
@@ -123,8 +119,7 @@ def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     model: Any = task.model
     loaded = results.load_distillation(path, **expected(config), visual=model.teacher.visual)
     install(model, loaded.arrays)
-    evaluation = Evaluation(config, distilled_inference(config), make_mesh(config.evaluate.devices))
-    return evaluation.write(task, workdir, "_distilled")
+    return Evaluation(config, distilled_inference(config)).write(task, workdir, "_distilled")
 
 
 STAGES = {
@@ -183,22 +178,6 @@ def _train(
         evaluate=evaluate,
         add=lambda batch: {**batch, "tags": tags[batch["index"]]},
     )
-
-
-def _validation(
-    config: ConfigDict, cfg: InferenceConfig, as_task: Callable[[Any], Task]
-) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What the loop calls: (model, step) -> figures of the whole val split."""
-    evaluation: Evaluation | None = None
-
-    def figures(model: nnx.Module, step: int) -> dict[str, float]:
-        nonlocal evaluation
-        del step
-        if evaluation is None:
-            evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
-        return evaluation.figures(as_task(model))
-
-    return figures
 
 
 def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from clipseg_jax.core.files import write_json
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.recipes.evaluation import Evaluation
 from clipseg_jax.tasks.base import Task
@@ -36,7 +35,7 @@ def measure(
     Goes on where it was. `unseen`: see `Evaluation`.
     """
     chosen = config.robustness
-    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices), unseen=unseen)
+    evaluation = Evaluation(config, cfg, unseen=unseen)
     partial = workdir / "robustness.partial.json"
     done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
     main_process = jax.process_index() == 0

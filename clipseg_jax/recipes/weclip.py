@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import agree, wait
 from clipseg_jax.inference import InferenceConfig
@@ -26,7 +24,7 @@ from clipseg_jax.recipes import training
 from clipseg_jax.recipes.clip import embed_words
 from clipseg_jax.recipes.clip_es_models import word_lists
 from clipseg_jax.recipes.data import check_splits, find_dataset
-from clipseg_jax.recipes.evaluation import Evaluation
+from clipseg_jax.recipes.evaluation import Evaluation, validation
 from clipseg_jax.recipes.weclip_masks import masks
 from clipseg_jax.recipes.weclip_models import (
     build_model,
@@ -93,38 +91,29 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             made["image_box"] = boxes(batch["label"], dataset.ignore_label)
         return made
 
+    model = build_model(config, workdir)
+
+    def validate() -> Evaluation:  # at one scale
+        own = dataclasses.replace(
+            inference(config), scale_px=None, ratios=(1.0,), flip=False,
+            least_px=model.clip.visual.cfg.patch_px,
+        )  # fmt: skip
+        return Evaluation(config, own, split=config.dataset.validation_split)
+
     trained = training.run(
         config,
-        weclip.build(build_model(config, workdir), cfg),
+        weclip.build(model, cfg),
         batches,
         OptimConfig(**fit.optim.to_dict(), groups=weclip.GROUPS),
         workdir,
         "train",
         total_steps=fit.total_steps,
         evaluate_every_steps=every,
-        evaluate=_validation(config) if every else None,
+        evaluate=validation(validate, lambda model: weclip.build(model, cfg)),
         add=add,
     )
     _keep(config, workdir, trained)
     return trained.figures | {"images": len(examples)}
-
-
-def _validation(config: ConfigDict) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What the loop calls: (model, step) -> figures of the validation split, at one scale."""
-    cfg = dataclasses.replace(inference(config), scale_px=None, ratios=(1.0,), flip=False)
-    evaluation: Evaluation | None = None
-
-    def figures(model: nnx.Module, step: int) -> dict[str, float]:
-        nonlocal evaluation
-        del step
-        assert isinstance(model, WeCLIP)
-        if evaluation is None:
-            own = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
-            mesh, split = make_mesh(config.evaluate.devices), config.dataset.validation_split
-            evaluation = Evaluation(config, own, mesh, split=split)
-        return evaluation.figures(weclip.build(model, task_config(config)))
-
-    return figures
 
 
 def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
@@ -163,9 +152,9 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
-    evaluation = Evaluation(config, cfg, make_mesh(config.evaluate.devices))
     task = weclip.build(model, task_config(config))
-    return evaluation.write(task, workdir, suffix, predictions=config.evaluate.predictions)
+    predictions = config.evaluate.predictions
+    return Evaluation(config, cfg).write(task, workdir, suffix, predictions=predictions)
 
 
 STAGES = {

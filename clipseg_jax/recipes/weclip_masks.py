@@ -21,6 +21,7 @@ from rich.console import Console
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
+from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import save_labels
 from clipseg_jax.core.processes import add_up, wait
 from clipseg_jax.evaluate import Progress, report
@@ -89,9 +90,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         count += 1
         if own.score:
             truth = batch["label"][row, :h, :w]
-            scored = truth != dataset.ignore_label
-            pairs = truth[scored].astype(np.int64) * classes + found[scored]
-            total[...] += np.bincount(pairs, minlength=classes**2).reshape(total.shape)
+            total[...] += confusion_on_host(truth, found, classes, dataset.ignore_label)
 
     annotate(batches, step, keep, mesh=mesh, total=len(examples), desc="masks")
     for one in batches.skipped:

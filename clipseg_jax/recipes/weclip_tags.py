@@ -6,16 +6,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.label_list import read_label_list
 from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.present import log_unknown
 from input_pipeline.image_labels import NO_OBJECT, image_labels
 from input_pipeline.layout import Example
-
-_SHOWN = 10  # problems that are logged
 
 
 def tagged_examples(
@@ -44,10 +42,7 @@ def tagged_examples(
             dataset, root, split, examples, maps=maps, cache=workdir, on_bad="skip"
         )
         problems = [(name, reason) for name, reason in problems if reason != NO_OBJECT]
-    for name, reason in problems[:_SHOWN]:
-        logging.warning("left out %s: %s", name, reason)
-    if len(problems) > _SHOWN:
-        logging.warning("and %d more without known classes", len(problems) - _SHOWN)
+    log_unknown(problems)
     if jax.process_index() == 0:
         write_json(workdir / "labels_problems.json", dict(problems))
     unknown = {name for name, _ in problems}

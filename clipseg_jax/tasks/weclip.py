@@ -18,7 +18,8 @@ from clipseg_jax.losses.affinity import affinity_loss, affinity_targets
 from clipseg_jax.losses.segmentation import IGNORED, upsampled_balanced_cross_entropy
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.weclip import VOC, WeCLIP, WeCLIPConfig
-from clipseg_jax.models.weclip_head import WECLIP, Head, HeadConfig, affinity, dropout_mask
+from clipseg_jax.models.weclip_head import WECLIP, Head, HeadConfig, affinity
+from clipseg_jax.ops.dropout import dropout
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.tasks.base import Metrics, Task
@@ -119,7 +120,7 @@ def loss(
     b, h, w, _ = images.shape
     features = model.encode(images, jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)))
     sizes = model.head.cfg
-    kept = dropout_mask(key, (b, sizes.width), sizes.dropout) if sizes.dropout else None
+    kept = dropout(jnp.ones((b, sizes.width)), sizes.dropout, key)
     decoded = model.decode(features, kept)
     late = step >= cfg.late_step
     labels = model.label(images, features, decoded.fused, batch["tags"], late).labels

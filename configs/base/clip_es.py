@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from configs.base import loops
+
 
 def get_config() -> ConfigDict:
     """The published values for VOC 2012."""
@@ -106,22 +108,8 @@ def get_config() -> ConfigDict:
     config.student.ratios = (1.0,)  # test-time scales beside the network's own three
     config.student.flip = False
 
-    config.train = ConfigDict()  # the loop
-    config.train.seed = 0
-    config.train.accumulate_steps = 2
-    config.train.devices = config_dict.placeholder(int)  # None: all
-    config.train.fsdp = 1  # devices that share one copy of the parameters
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 500
-    config.train.keep_checkpoints = 2
-    config.train.steps = config_dict.placeholder(int)  # stop after so many
-
-    config.evaluate = ConfigDict()
-    config.evaluate.batch_size = 8  # images over all devices and processes
-    config.evaluate.devices = config_dict.placeholder(int)  # None: all
-    config.evaluate.max_buckets = 8  # static shapes that are compiled
-    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
-    config.evaluate.opacity = 0.5
+    config.train = loops.train(accumulate_steps=2)
+    config.evaluate = loops.evaluate()
     return config
 
 

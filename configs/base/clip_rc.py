@@ -7,6 +7,7 @@ neither a configuration nor numbers are public: those values are inferred (secti
 from ml_collections import ConfigDict, config_dict
 
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
+from configs.base import loops
 
 SETTINGS = ("inductive", "transductive", "fully")
 
@@ -147,20 +148,6 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.inference.ratios = (1.0,)
     config.inference.flip = False
 
-    config.train = ConfigDict()  # the loop
-    config.train.seed = 0
-    config.train.accumulate_steps = 1
-    config.train.devices = config_dict.placeholder(int)  # None: all
-    config.train.fsdp = 1  # devices that share one copy of the parameters
-    config.train.log_every_steps = 50
-    config.train.checkpoint_every_steps = 500
-    config.train.keep_checkpoints = 2
-    config.train.steps = config_dict.placeholder(int)  # stop after so many
-
-    config.evaluate = ConfigDict()
-    config.evaluate.batch_size = 8  # images over all devices and processes
-    config.evaluate.devices = config_dict.placeholder(int)  # None: all
-    config.evaluate.max_buckets = 8  # static shapes that are compiled
-    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
-    config.evaluate.opacity = 0.5
+    config.train = loops.train(log_every_steps=50)
+    config.evaluate = loops.evaluate()
     return config

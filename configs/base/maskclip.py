@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from configs.base import loops
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -63,10 +65,5 @@ def get_config() -> ConfigDict:
     config.inference.background_thresh = 0.0  # probability; 0: no such rule
     config.inference.temperature = 100.0
 
-    config.evaluate = ConfigDict()
-    config.evaluate.batch_size = 8  # images over all devices and processes
-    config.evaluate.devices = config_dict.placeholder(int)  # None: all
-    config.evaluate.max_buckets = 8  # static shapes that are compiled
-    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
-    config.evaluate.opacity = 0.5
+    config.evaluate = loops.evaluate()
     return config

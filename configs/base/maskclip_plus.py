@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from configs.base import maskclip
+from configs.base import loops, maskclip
 
 # Decoder, and blocks of the ResNet's stages.
 STUDENTS = {
@@ -116,7 +116,8 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.clip.tower = teacher  # what config.clip.weights must be of; "": any
 
     config.dataset.train_split = "train"
-    config.dataset.unseen = ()  # labels held out in the zero-shot setting; (): the record's
+    # Names of the classes held out in the zero-shot setting; (): those of the record, as published.
+    config.dataset.unseen = ()
 
     config.student = ConfigDict()
     config.student.trained = config_dict.placeholder(str)  # skip training: released or own weights
@@ -154,13 +155,5 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.student.optim.weight_decay = 5e-4
     config.student.optim.clip_norm = 0.0  # no limit
 
-    config.train = ConfigDict()  # the loop
-    config.train.seed = 0
-    config.train.accumulate_steps = 1
-    config.train.devices = config_dict.placeholder(int)  # None: all
-    config.train.fsdp = 1  # devices that share one copy of the parameters
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 500
-    config.train.keep_checkpoints = 2
-    config.train.steps = config_dict.placeholder(int)  # stop after so many
+    config.train = loops.train()
     return config

@@ -7,6 +7,7 @@ whose table is 73.5 / 79.2 on VOC) and "2025" (July 2025: 85.4 rectified, ReCLIP
 from ml_collections import ConfigDict, config_dict
 
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from configs.base import loops
 
 # Section 1: the image tower's activation, and the grey levels it sees.
 REVISIONS = {
@@ -176,22 +177,8 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.distill.optim = _sgd()
     config.distill.optim.least_rate = 1e-4
 
-    config.train = ConfigDict()  # the loop, for both trainings
-    config.train.seed = 0
-    config.train.accumulate_steps = 1
-    config.train.devices = config_dict.placeholder(int)  # None: all
-    config.train.fsdp = 1  # devices that share one copy of the parameters
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 500
-    config.train.keep_checkpoints = 2
-    config.train.steps = config_dict.placeholder(int)  # stop after so many, whatever the epochs
-
-    config.evaluate = ConfigDict()
-    config.evaluate.batch_size = 8  # images over all devices and processes
-    config.evaluate.devices = config_dict.placeholder(int)  # None: all
-    config.evaluate.max_buckets = 8  # static shapes that are compiled
-    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
-    config.evaluate.opacity = 0.5
+    config.train = loops.train()  # for both trainings
+    config.evaluate = loops.evaluate()
     return config
 
 

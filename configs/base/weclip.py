@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict, config_dict
 
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
+from configs.base import loops
 
 
 def get_config(model: str = "weclip") -> ConfigDict:
@@ -100,15 +101,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.fit.validate_every_steps = 2000
     config.fit.use = "last"  # as published; "best": by the validation split
 
-    config.train = ConfigDict()  # the loop
-    config.train.seed = 1
-    config.train.accumulate_steps = 1
-    config.train.devices = config_dict.placeholder(int)  # None: all
-    config.train.fsdp = 1  # devices that share one copy of the parameters
-    config.train.log_every_steps = 200
-    config.train.checkpoint_every_steps = 500
-    config.train.keep_checkpoints = 2
-    config.train.steps = config_dict.placeholder(int)  # stop after so many
+    config.train = loops.train(seed=1, log_every_steps=200)
 
     config.inference = ConfigDict()  # section 10
     config.inference.scale_px = (512, 512)  # the long side's
@@ -131,13 +124,8 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.masks.devices = config_dict.placeholder(int)
     config.masks.max_buckets = 8
 
-    config.evaluate = ConfigDict()
-    config.evaluate.batch_size = 8  # images over all devices and processes
-    config.evaluate.devices = config_dict.placeholder(int)  # None: all
-    config.evaluate.max_buckets = 8  # static shapes that are compiled
+    config.evaluate = loops.evaluate()
     config.evaluate.predictions = False  # also label maps, predictions*/<id>.png
-    config.evaluate.pictures = 0  # overlays to write: the first n images, -1 for all
-    config.evaluate.opacity = 0.5
     return config
 
 

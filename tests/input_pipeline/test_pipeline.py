@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline import datasets
+from input_pipeline import datasets, pipeline
 from input_pipeline.corruptions import corrupt
 from input_pipeline.images import BadImage, BadLabel, read_image, read_label
 from input_pipeline.pipeline import evaluation
@@ -139,6 +139,18 @@ def test_corruption_depends_on_the_picture_alone(world):
                 image = read_image(examples[index].image_path)
                 expected = corrupt(image, "speckle_noise", 2, sample_rng(9, 0, int(index)))
                 np.testing.assert_array_equal(batch["image"][row][:h, :w], expected)
+
+
+def test_corrupted_again_reads_no_header(world, monkeypatch):
+    """Whatever was done to the pictures before: the same as planned anew."""
+    made = batches(world)
+    expected = list(batches(world, corruption=("speckle_noise", 2), seed=9))
+    monkeypatch.setattr(pipeline, "example_sizes", None)
+    again = made.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
+    for first, second in zip(again, expected, strict=True):
+        same(first, second)
+    with pytest.raises(ValueError, match="No corruption 'fog'"):
+        made.corrupted("fog", 1, 0)
 
 
 def spoil(root):

@@ -11,8 +11,9 @@ from PIL import Image
 
 from input_pipeline import datasets
 from input_pipeline.images import BadFile, BadImage, read_image, read_label
-from input_pipeline.training import training, training_at_scales
-from input_pipeline.transforms import random_view, sample_rng, scaled_view
+from input_pipeline.scaled import scaled_view, training_at_scales
+from input_pipeline.training import training
+from input_pipeline.transforms import random_view, sample_rng
 from tests import seeded
 
 SIZES = [(40, 60), (60, 40), (20, 90), (33, 60), (60, 60), (59, 41), (40, 64)]

@@ -21,7 +21,7 @@ from clipseg_jax.ops.crf import DEEPLAB, dense_crf, unary_from_softmax, wrapped_
 from clipseg_jax.ops.image import network_input, normalise
 from clipseg_jax.tasks import deeplab
 from clipseg_jax.train_step import TrainState, make_update, take_apart
-from input_pipeline.transforms import scaled_view
+from input_pipeline.scaled import scaled_view
 from tests import seeded
 from tests.parity import cases
 from tests.parity import deeplab_models as models

@@ -199,7 +199,7 @@ def _spy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             "ln_1": self.visual.transformer.resblocks[-1].ln_1(args[0].tokens)[:, 1:],
         },
     )
-    monkeypatch.setattr(weclip, "dropout_mask", lambda kept, shape, rate: kept / (1 - rate))
+    monkeypatch.setattr(weclip, "dropout", lambda _, rate, kept: kept / (1 - rate))
     return made
 
 
