@@ -1,6 +1,6 @@
 """Memory of CLIP-ES's stage `cams` over many images with few and many classes.
 
-    python -m benchmarks.clip_es_memory [--images 500] [--classes 12] [--sides 128,224]
+    python -m benchmarks.clip_es_memory [--images 500] [--classes-per-image 12] [--sides 128,224]
 
 Runs the stage as a user does, in a process of its own, on generated photos and a ViT-B/16 with
 random weights, and watches that process: resident memory after every tenth of the images. It rises
@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import inputs
+from benchmarks.report import several
 from clipseg_jax.core.modules import initialised
-from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
+from clipseg_jax.models.clip import CLIP, CLIPConfig
 from input_pipeline.class_sets import prompt_set
 from weights_convert import clip_to_state_dict
 from weights_convert.writer import write_torch
@@ -39,14 +41,14 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
         coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
         photo = Image.fromarray(coarse).resize((int(width), int(height)))
         photo.save(folder / f"data/train/images/{i:05d}.jpg")
-        shown = rng.permutation(len(names.names))[: 1 + i % args.classes]
+        shown = rng.permutation(len(names.names))[: 1 + i % args.classes_per_image]
         lines.append(f"{i:05d} " + " ".join(map(str, sorted(shown))))
     (folder / "labels.txt").write_text("\n".join(lines) + "\n")
-    vit_b16 = CLIPConfig(ViTConfig(224, 16, 768, 12, 12, 512), text=None)
-    clip = initialised(lambda rngs: CLIP(vit_b16, rngs=rngs))
+    vision = inputs.vision("float32", args.tiny)
+    clip = initialised(lambda rngs: CLIP(CLIPConfig(vision, text=None), rngs=rngs))
     write_torch(folder / "clip.pt", clip_to_state_dict(clip))
     (folder / "run").mkdir()
-    rows = rng.standard_normal((len(names.names) + len(names.background), 512), np.float32)
+    rows = inputs.unit_rows(rng, len(names.names) + len(names.background), vision.embed_dim)
     np.save(folder / "run/text_embeddings.npy", rows)
     settings = {
         "clip.weights": folder / "clip.pt",
@@ -57,6 +59,7 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
         "labels.file": folder / "labels.txt",
         "stages": "('cams',)",
         "cams.batch_size": args.batch,
+        "cams.affinity_blocks": tuple(range(max(vision.layers - 8, 0), vision.layers)),
     }
     return [f"--config.{name}={value}" for name, value in settings.items()]
 
@@ -98,19 +101,17 @@ def main(argv: list[str] | None = None) -> None:
     """Prints memory over the run; `--out` also writes it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--classes", type=int, default=12, help="images show 1 to so many, in turn")
-    parser.add_argument("--sides", type=_pair, default=(128, 224), help="least,most pixels")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--classes-per-image", type=int, default=12, help="images show 1 to so many, in turn"
+    )
+    parser.add_argument("--sides", type=several(), default=(128, 224), help="least,most pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try it out")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args(argv)
     marks = measure(args)
     if args.out:
         args.out.write_text(json.dumps(marks, indent=1) + "\n")
-
-
-def _pair(text: str) -> tuple[int, int]:
-    least, most = map(int, text.split(","))
-    return least, most
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks import report
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.ops import crf
 
@@ -72,9 +73,10 @@ def ask_peer(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     return json.loads(done.stdout)
 
 
-def measure(args: argparse.Namespace) -> dict:
-    """Both sides in turn; the figures, ready for JSON."""
-    unary, image = problem(args)
+def measure(
+    args: argparse.Namespace, unary: np.ndarray, image: np.ndarray, figures: report.Figures
+) -> None:
+    """Adds both sides, in turn, on one image and on a batch."""
     cfg = PRESETS[args.preset]
     run = jax.jit(crf.dense_crf, static_argnums=2)
     one = (jax.device_put(unary[None]), jax.device_put(image[None]))
@@ -90,16 +92,10 @@ def measure(args: argparse.Namespace) -> dict:
     ]
     steps = {"single": lambda: run(*one, cfg), "batch": lambda: split(*many)}
 
-    figures: dict = {
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "pixels": image.shape[:2],
-        "settings": {k: str(v) for k, v in vars(args).items()},
-    }
-    for name, step in steps.items():
-        figures[f"{name}_compile_s"] = timed(step)[0]
+    compile_s = {name: timed(step)[0] for name, step in steps.items()}
     ours: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
     theirs: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
+    found = None
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         settings = (cfg.theta_gamma, cfg.w2, cfg.theta_alpha, cfg.theta_beta, cfg.w1)
@@ -122,15 +118,22 @@ def measure(args: argparse.Namespace) -> dict:
             own = np.asarray(run(*one, cfg)[0])
             with np.load(folder / "out.npz") as stored:
                 other = stored["marginals"]
-            figures["max_difference"] = float(np.abs(own - other).max())
-            figures["same_labels"] = float(np.mean(own.argmax(-1) == other.argmax(-1)))
-    figures["ours"] = {name: statistics.median(times) for name, times in ours.items()}
-    if args.peer_python:
-        figures["peer"] = {name: statistics.median(times) for name, times in theirs.items()}
-        figures["ratio"] = {n: figures["peer"][n] / s for n, s in figures["ours"].items()}
+            found = {
+                "marginals": float(np.abs(own - other).max()),
+                "share of other labels": float(np.mean(own.argmax(-1) != other.argmax(-1))),
+            }
+    taken = {"ours": ours} | ({"peer": theirs} if args.peer_python else {})
+    for name, batch, key in (("one image", 1, "single"), ("a batch", args.batch, "batch")):
+        rows = [report.row(side, batch, times[key]) for side, times in taken.items()]
+        if key == "single":
+            for row, times in zip(rows, taken.values(), strict=True):
+                row["cpu_seconds"] = statistics.median(times["cpu"])
+        report.add(
+            figures, name, rows, compile_s=compile_s[key],
+            differences=found if key == "single" else None,
+        )  # fmt: skip
     if args.exact:
         figures["exact"] = exact(args, cfg, one)
-    return figures
 
 
 def exact(args: argparse.Namespace, cfg: crf.CRFConfig, one: tuple) -> dict[str, float]:
@@ -154,41 +157,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=int, default=4)
     parser.add_argument("--batch", type=int, default=4, help="a multiple of the devices")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="clip_es")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer-python", help="a Python that has pydensecrf")
     parser.add_argument("--exact", action="store_true", help="times the exact filter, too")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    args = parser.parse_args(argv)
+    args = report.with_output(parser, repeats=5).parse_args(argv)
 
-    figures = measure(args)
-    print(
-        f"{figures['device']}, {figures['cores']} cores, {figures['pixels']} pixels, "
-        f"{args.labels} labels, {args.preset}"
-    )
-    for name in ("ours", "peer"):
-        if name not in figures:
-            print("peer: not measured; name a Python that has pydensecrf with --peer-python")
-            continue
-        of = figures[name]
-        print(
-            f"{name}: one image {of['single']:.3g} s ({of['cpu']:.3g} CPU s), "
-            f"batch of {args.batch}: {of['batch'] / args.batch:.3g} s an image"
-        )
-    if "ratio" in figures:
-        ratio = figures["ratio"]
-        print(
-            f"ratio peer/ours: {ratio['single']:.2f} single, {ratio['cpu']:.2f} by CPU seconds, "
-            f"{ratio['batch']:.2f} in the batch (marginals differ by at most "
-            f"{figures['max_difference']:.1e}, {figures['same_labels']:.2%} of labels equal)"
-        )
+    unary, image = problem(args)
+    height, width = image.shape[:2]
+    figures = report.begin(args, f"{height} x {width} px, {args.labels} labels, {args.preset}")
+    measure(args, unary, image, figures)
     if "exact" in figures:
         of = figures["exact"]
-        print(
+        report.console.print(
             f"exact filtering: {of['seconds']:.3g} s, {of['gflop']:.3g} GFLOP at least "
             f"({of['gflop_per_s']:.3g} GFLOP/s), {of['bytes'] / 2**20:.3g} MB in and out"
         )
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=1) + "\n")
+    report.finish(figures, args.out, "a Python that has pydensecrf: name it with --peer-python")
 
 
 if __name__ == "__main__":

@@ -9,52 +9,25 @@ PyTorch (torch_vit.py), with the same weights. Without torch only our side is me
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
-import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
-
-# Both sides live in one process: JAX must not take the whole GPU for itself.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.models.clip import VisionTransformer
-from clipseg_jax.models.clip.vit import ViTConfig
+from benchmarks import inputs, report, sides
+from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.models.maskclip import MaskCLIP
+from weights_convert.build import flat_arrays
 
 CLASSES = 59  # text rows: those of Pascal Context
-# Dense peak FLOP/s of the matrix units; float32 products run as TF32 on these.
-PEAK_FLOPS = {
-    "H200": {"bfloat16": 989e12, "float32": 494e12},
-    "H100": {"bfloat16": 989e12, "float32": 494e12},
-    "A100": {"bfloat16": 312e12, "float32": 156e12},
-}
 
 
-class Side(NamedTuple):
-    """One of the two systems, ready to run."""
-
-    step: Callable[[], np.ndarray]  # one batch: logits (b, hp, wp, c), waits for the result
-    peak_bytes: Callable[[], int]  # most memory held so far: the device's, on CPU the process's
-
-
-def config(args: argparse.Namespace) -> ViTConfig:
-    """ViT-B/16 (unless --width or --layers say otherwise), as MaskCLIP runs it."""
-    heads = max(args.width // 64, 1)
-    return ViTConfig(
-        224, 16, args.width, args.layers, heads, 512, "gelu", norm_eps=1e-6, dtype=args.dtype
-    )
+def config(dtype: str, tiny: bool) -> ViTConfig:
+    """The ViT as MaskCLIP runs it."""
+    return inputs.vision(dtype, tiny, activation="gelu", norm_eps=1e-6)
 
 
 def count_flops(cfg: ViTConfig, batch: int, size: int) -> float:
@@ -67,62 +40,46 @@ def count_flops(cfg: ViTConfig, batch: int, size: int) -> float:
     return float(batch * (embed + blocks + value_path + 2 * n * cfg.embed_dim * (d + CLASSES)))
 
 
-def inputs(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised images (b, h, w, 3) and unit text rows (c, 512), float32, from fixed seeds."""
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((args.batch, args.size, args.size, 3), np.float32)
-    text = rng.standard_normal((CLASSES, 512), np.float32)
-    return images, text / np.linalg.norm(text, axis=-1, keepdims=True)
+def images(args: argparse.Namespace) -> np.ndarray:
+    """Normalised images (b, h, w, 3) float32."""
+    shape = (args.batch, args.size, args.size, 3)
+    return np.random.default_rng(inputs.SEED).standard_normal(shape, np.float32)
 
 
-def ours(args: argparse.Namespace) -> tuple[Side, MaskCLIP]:
-    """The public model, jitted."""
-    images, text = inputs(args)
-    model = MaskCLIP(VisionTransformer(config(args), rngs=nnx.Rngs(0)), jax.numpy.asarray(text))
+def ours(args: argparse.Namespace) -> tuple[sides.Side, MaskCLIP]:
+    """The public model, jitted: a batch's logits (b, hp, wp, c); and the model."""
+    cfg = config(args.dtype, args.tiny)
+    text = jax.numpy.asarray(
+        inputs.unit_rows(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
+    )
+    model = MaskCLIP(VisionTransformer(cfg, rngs=nnx.Rngs(0)), text)
     graph, state = nnx.split(model)
     forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
-    on_device = jax.device_put(images)
-
-    def peak_bytes() -> int:
-        stats = jax.devices()[0].memory_stats() or {}
-        return stats.get("peak_bytes_in_use") or _process_bytes()
-
-    return Side(lambda: np.asarray(forward(state, on_device)), peak_bytes), model
+    on_device = jax.device_put(images(args))
+    return lambda: np.asarray(forward(state, on_device)), model
 
 
-def peer(args: argparse.Namespace, model: MaskCLIP | None) -> Side:
+def peer(args: argparse.Namespace, model: MaskCLIP | None) -> sides.Side:
     """The PyTorch network, with our weights where a model is given."""
     import torch
 
     from benchmarks import torch_vit
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    images, text = inputs(args)
-    net = torch_vit.DenseViT(config(args), torch.from_numpy(text)).eval()
+    cfg = config(args.dtype, args.tiny)
+    text = torch.from_numpy(
+        inputs.unit_rows(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
+    )
+    net = torch_vit.DenseViT(cfg, text).eval()
     if model is not None:
-        assert isinstance(model.visual, VisionTransformer)
-        net.load_state_dict(torch_vit.state_dict(model.visual))
-    net = net.to(device)
-    # As JAX on GPUs: float32 products may run as TF32.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    on_device = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-    half = args.dtype == "bfloat16"
+        torch_vit.load(net.visual, flat_arrays(model.visual))
+    net, on_device = net.to(sides.torch_device()), sides.channels_first(images(args))
 
     @torch.inference_mode()
     def step() -> np.ndarray:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        with sides.autocast(args.dtype):
             return net(on_device).float().cpu().numpy()
 
-    def peak_bytes() -> int:
-        return torch.cuda.max_memory_allocated() if device == "cuda" else _process_bytes()
-
-    return Side(step, peak_bytes)
-
-
-def _process_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return step
 
 
 def peak_memory(side: str, argv: list[str]) -> int:
@@ -134,85 +91,50 @@ def peak_memory(side: str, argv: list[str]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def measure(args: argparse.Namespace, argv: list[str]) -> dict:
-    """Runs both sides in turn; the figures, ready for JSON."""
-    names = ["ours"] + ["peer"] * (importlib.util.find_spec("torch") is not None)
-    # First of all: on Linux a child's ru_maxrss starts from what its parent held.
-    memory = {name: peak_memory(name, argv) for name in names}
-    sides, model = {}, None
-    sides["ours"], model = ours(args)
-    if "peer" in names:
-        sides["peer"] = peer(args, model)
-    outputs = {name: side.step() for name, side in sides.items()}  # compiles, too
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.repeats):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            side.step()
-            times[name].append(time.perf_counter() - start)
+def own_peak(args: argparse.Namespace) -> int:
+    """Runs two steps of `memory_of`: the most that the GPU has held, on CPUs this process."""
+    step = ours(args)[0] if args.memory_of == "ours" else peer(args, None)
+    step(), step()
+    if args.memory_of == "ours":
+        on_gpu = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    else:
+        import torch
 
-    flops = count_flops(config(args), args.batch, args.size)
-    device = jax.devices()[0].device_kind
-    peaks = [p[args.dtype] for name, p in PEAK_FLOPS.items() if name in device]
-    figures: dict = {
-        "device": platform.processor() or "cpu" if device == "cpu" else device,
-        "cores": len(os.sched_getaffinity(0)),
-        "settings": vars(args) | {"out": None},
-        "gflop_per_batch": flops / 1e9,
-    }
-    for name in names:
-        seconds = statistics.median(times[name])
-        figures[name] = {
-            "images_per_s": args.batch / seconds,
-            "gflop_per_s": flops / seconds / 1e9,
-            "share_of_peak": flops / seconds / peaks[0] if peaks else None,
-            "peak_memory_mb": memory[name] / 2**20,
-            "seconds": times[name],
-        }
-    if "peer" in names:
-        figures["ratio"] = figures["ours"]["images_per_s"] / figures["peer"]["images_per_s"]
-        figures["max_difference"] = float(np.abs(outputs["ours"] - outputs["peer"]).max())
-    return figures
+        on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return on_gpu or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the comparison; `--out` also writes it as JSON."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=512, help="image side, a multiple of 16")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps of each side")
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser = report.parser(__doc__, batch=8, size=512, repeats=7)
     parser.add_argument("--memory-of", choices=["ours", "peer"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
-        side = ours(args)[0] if args.memory_of == "ours" else peer(args, None)
-        side.step(), side.step()
-        print(side.peak_bytes())
+        print(own_peak(args))
         return
 
-    figures = measure(args, argv)
-    print(f"{figures['device']}, {figures['cores']} cores, batch {args.batch}, {args.size} px")
-    for name in ("ours", "peer"):
-        if name not in figures:
-            print("peer: not measured; PyTorch comes with `pip install clipseg_jax[torch]`")
-            continue
-        of = figures[name]
-        share = "" if of["share_of_peak"] is None else f", {of['share_of_peak']:.1%} of peak"
-        print(
-            f"{name}: {of['images_per_s']:.3g} images/s, {of['gflop_per_s']:.0f} GFLOP/s{share}, "
-            f"peak memory {of['peak_memory_mb']:.0f} MB"
+    figures = report.begin(args, f"batch {args.batch}, {args.size} px")
+    # First of all: on Linux a child's ru_maxrss starts from what its parent held.
+    memory = {name: peak_memory(name, argv) for name in ["ours"] + ["peer"] * sides.HAS_TORCH}
+    step, model = ours(args)
+    steps = {"ours": step}
+    if sides.HAS_TORCH:
+        steps["peer"] = peer(args, model)
+    logits = {name: step() for name, step in steps.items()}  # compiles, too
+    flops = count_flops(config(args.dtype, args.tiny), args.batch, args.size)
+    rows = [
+        report.row(
+            name, args.batch, seconds, flops=flops, dtype=args.dtype, memory_bytes=memory[name]
         )
-    if "ratio" in figures:
-        print(
-            f"ratio ours/peer: {figures['ratio']:.3f} (logits differ by at most "
-            f"{figures['max_difference']:.1e})"
-        )
-    if args.out:
-        args.out.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+        for name, seconds in sides.in_turn(steps, args.repeats).items()
+    ]
+    found = None
+    if sides.HAS_TORCH:
+        found = {"logits": float(np.abs(logits["ours"] - logits["peer"]).max())}
+    report.add(figures, f"dense logits, {args.dtype}", rows, differences=found)
+    report.finish(figures, args.out)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.torch_reclip import IGNORED, UNLABELLED, Student, Visual
+from benchmarks.torch_clip import Visual
+from benchmarks.torch_deeplab import Student
+from benchmarks.torch_reclip import IGNORED, UNLABELLED
 from clipseg_jax.models.clip import ViTConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
 
 
 class MaskCLIPPlus(nn.Module):
-    """Student and guide, and the step's loss; names as ours, so that `torch_reclip.load` fits."""
+    """Student and guide, and the step's loss; names as ours, so that `torch_vit.load` fits."""
 
     def __init__(
         self, vision: ViTConfig, student: DilatedResNetConfig, rows: Tensor, candidates: list[int]

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.torch_clip_es import Block, boxed, scaled, scaled_twice
+from benchmarks.torch_clip_es import boxed, grad_cam, scaled, scaled_twice
+from benchmarks.torch_vit import Block, Tower
 from clipseg_jax.models.clip.vit import ViTConfig
 
 WIDTH, DECODER_LAYERS, DECODER_HEADS, DROPOUT = 256, 3, 8, 0.1
@@ -95,14 +96,7 @@ class PublishedWeCLIP(nn.Module):
     def __init__(self, cfg: ViTConfig, method: Method, classes: Tensor, background: Tensor):
         super().__init__()
         d = cfg.width
-        self.grid, self.method = cfg.grid, method
-        self.conv1 = nn.Conv2d(3, d, cfg.patch_px, cfg.patch_px, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(d))
-        self.positional_embedding = nn.Parameter(torch.randn(cfg.grid**2 + 1, d))
-        self.ln_pre = nn.LayerNorm(d, eps=cfg.norm_eps)
-        self.resblocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
-        self.ln_post = nn.LayerNorm(d, eps=cfg.norm_eps)
-        self.proj = nn.Parameter(torch.randn(d, cfg.embed_dim))
+        self.visual, self.method = Tower(cfg), method
         self.register_buffer("classes", classes, persistent=False)
         self.register_buffer("background", background, persistent=False)
         self.requires_grad_(False)
@@ -114,7 +108,7 @@ class PublishedWeCLIP(nn.Module):
         self.decoder = nn.ModuleList(Block(of_decoder) for _ in range(DECODER_LAYERS))
         self.classifier = nn.Conv2d(WIDTH, method.classes, 1)
         self.par = PAR()
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: list[dict[str, float]] = []  # of the parts of each step's loss
 
     def trained(self) -> list[nn.Parameter]:
         """What the optimiser owns."""
@@ -122,37 +116,21 @@ class PublishedWeCLIP(nn.Module):
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the wall time of what runs inside to `seconds`."""
-        device = self.proj.device.type
+        """Adds the wall time of what runs inside to the step's `seconds`."""
+        device = self.classes.device.type
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         yield
         if device == "cuda":
             torch.cuda.synchronize()
-        self.seconds[part] += time.perf_counter() - start
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], tuple[int, int]]:
-        """Tokens after each block but the last, their maps, the patch grid."""
-        patches = self.conv1(images)
-        b, d, h, w = patches.shape
-        stored = self.positional_embedding[1:].T.reshape(1, d, self.grid, self.grid)
-        spatial = F.interpolate(stored, (h, w), mode="bilinear", align_corners=False)
-        positions = torch.cat([self.positional_embedding[:1], spatial.flatten(2)[0].T])
-        first = self.class_embedding.expand(b, 1, d)
-        x = self.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
-        outputs, maps = [], []
-        for block in self.resblocks[:-1]:
-            x, attention = block(x)
-            outputs.append(x)
-            maps.append(attention)
-        return outputs, maps, (h, w)
+        self.seconds[-1][part] += time.perf_counter() - start
 
     def loss(self, images: Tensor, ids: Sequence[Sequence[int]], late: bool) -> Tensor:
         """The loss of a batch; `late`: maps are refined by the decoder's affinity."""
+        self.seconds.append(defaultdict(float))
         with self.timed("encoder"):
-            outputs, maps, grid = self.encode(images)
+            outputs, maps, grid = self.visual.encode(images)
         with self.timed("decoder"):
             b = len(images)
             adapted = [a(x[:, 1:]) for a, x in zip(self.adapters, outputs, strict=True)]
@@ -162,7 +140,7 @@ class PublishedWeCLIP(nn.Module):
             affinity = torch.sigmoid(flat.transpose(1, 2) @ flat)
             x = flat.transpose(1, 2)
             for block in self.decoder:
-                x, _ = block(x)
+                x, _ = block.with_map(x)
             logits = self.classifier(x.transpose(1, 2).reshape(b, -1, *grid))
         labels = []
         for i, own in enumerate(ids):
@@ -193,7 +171,9 @@ class PublishedWeCLIP(nn.Module):
         size = image.shape[-2:]
         for k in range(len(ids)):
             with self.timed("CAM"):
-                raw, attention = self.grad_cam(x, text, k)
+                raw, attention = grad_cam(
+                    self.visual, x, text, k, temperature=self.method.temperature
+                )
                 cam = scaled_twice(raw.reshape(grid))
             with self.timed("refinement"):
                 if spread is None:
@@ -210,25 +190,6 @@ class PublishedWeCLIP(nn.Module):
             best = self.par(image, stack.to(image.device)).argmax(1)[0]
             names = torch.tensor([0, *(i + 1 for i in ids)], device=best.device)
             return names[best]
-
-    @torch.enable_grad()
-    def grad_cam(self, x: Tensor, text: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Weighted activations (n,) of class k, and the last block's attention."""
-        caught: list[Tensor] = []
-
-        def catch(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            caught.append(output.detach().requires_grad_())
-            return caught[-1]
-
-        block = self.resblocks[-1]
-        hook = block.ln_1.register_forward_hook(catch)
-        z, attention = block(x)
-        hook.remove()
-        feature = F.normalize(self.ln_post(z)[:, 1:].mean(1) @ self.proj, dim=-1)
-        p = torch.softmax(self.method.temperature * feature @ text.T, dim=-1)
-        (gradient,) = torch.autograd.grad(p[0, k], caught, retain_graph=True)
-        weights = gradient[0, 1:].float().mean(0)
-        return caught[0].detach()[0, 1:].float() @ weights, attention.detach()
 
     @torch.no_grad()
     def transition(self, maps: list[Tensor], affinity: Tensor | None) -> Tensor:

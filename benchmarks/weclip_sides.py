@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.reclip_sides import Ours
-from clipseg_jax.core.modules import initialised
+from benchmarks import inputs
+from benchmarks.sides import SEED, Side, TorchStep, channels_first, torch_device
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.models.clip_es import Encoding
 from clipseg_jax.models.weclip import VOC, Features, WeCLIP
 from clipseg_jax.models.weclip_head import WECLIP, affinity
@@ -27,13 +26,9 @@ from weights_convert.build import flat_arrays
 
 COUNTS = (1, 2, 3, 2)  # classes of the images, in turn: eight pairs in a published batch
 CLASSES, BACKGROUND = 20, 25
-SEED = 0
 OPTIM = OptimConfig(
     name="adamw", rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
 )
-# Largest relative differences: a pixel between two classes may fall on either side.
-TOLERANCE = {"loss": 1e-3, "gradient_norm": 1e-2}
-Step = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,33 +49,23 @@ class Work:
 def work(args: argparse.Namespace) -> Work:
     """Random weights, images and classes, from fixed seeds.
 
-    Queries and keys are enlarged: attention of plain random weights is flat. What the head fuses is
-    made small: else its affinity is 1 everywhere.
+    What the head fuses is made small: else its affinity is 1 everywhere.
 
     Raises:
       ValueError: crops that aren't whole patches.
     """
-    if args.crop % 16:
-        raise ValueError(f"crops of {args.crop} pixels: choose a multiple of 16")
-    cfg = ViTConfig(
-        224, 16, args.width, args.layers, max(args.width // 64, 1), 512, dtype=args.dtype,
-        position_resize="bilinear", pad_to_patch=False,
-    )  # fmt: skip
-    visual = initialised(lambda rngs: VisionTransformer(cfg, rngs=rngs))
-    for block in visual.transformer.resblocks:
-        kernel = block.attn.in_proj.kernel
-        kernel[...] = kernel[...] * jnp.where(jnp.arange(3 * args.width) < 2 * args.width, 3.0, 1.0)
+    inputs.whole_patches(args.size)
+    cfg = inputs.vision(args.dtype, args.tiny, position_resize="bilinear", pad_to_patch=False)
+    visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(SEED)
-    rows = rng.standard_normal((CLASSES + BACKGROUND, 512), np.float32)
+    rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
     head = dataclasses.replace(WECLIP, dropout=0.0)
     model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=SEED)
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
-    coarse = rng.integers(0, 256, (args.batch, args.crop // 16, args.crop // 16, 3))
-    images = np.kron(coarse, np.ones((1, 16, 16, 1), int))
-    images = np.clip(images + rng.integers(-20, 20, images.shape), 0, 255).astype(np.uint8)
-    counts = [args.classes or COUNTS[i % len(COUNTS)] for i in range(args.batch)]
-    ids = tuple(tuple(sorted(int(c) for c in rng.permutation(CLASSES)[:m])) for m in counts)
+    images = inputs.photos(rng, args.batch, args.size, args.size)
+    counts = [args.classes_per_image or COUNTS[i % len(COUNTS)] for i in range(args.batch)]
+    ids = inputs.shown_classes(rng, counts, CLASSES)
     tags = np.zeros((args.batch, CLASSES), bool)
     for row, own in zip(tags, ids, strict=True):
         row[list(own)] = True
@@ -88,66 +73,37 @@ def work(args: argparse.Namespace) -> Work:
     return Work(model, batch, ids, not args.early)
 
 
-class Peer:
-    """The published step in PyTorch, which only making one imports."""
+def make_peer(given: Work) -> tuple[TorchStep, Any]:
+    """The published step in PyTorch, and its network."""
+    import torch
 
-    def __init__(self, given: Work, dtype: str):
-        import torch
+    from benchmarks import torch_vit, torch_weclip
 
-        from benchmarks import torch_vit, torch_weclip
-
-        self.torch, self.given, self.half = torch, given, dtype == "bfloat16"
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"
-        self.device = "cuda" if on_gpu else "cpu"
-        # As JAX on GPUs: float32 products may run as TF32.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        clip = given.model.clip
-        rows = [torch.from_numpy(np.array(r[...])) for r in (clip.class_rows, clip.background_rows)]
-        method = torch_weclip.Method(CLASSES + 1)
-        self.net: Any = torch_weclip.PublishedWeCLIP(clip.visual.cfg, method, *rows)
-        head = {name: torch.from_numpy(x) for name, x in head_state(given.model).items()}
-        self.net.load_state_dict(torch_vit.state_dict(clip.visual) | head)
-        self.net.dropout.p = 0.0
-        self.net = self.net.to(self.device).train()
-        self.optimizer = torch_weclip.optimizer(self.net)
-        cfg = given.task_config
-        # Their loader normalises; ours leaves that to the step.
-        pixels = normalise(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std)
-        channels_first = np.ascontiguousarray(np.moveaxis(np.asarray(pixels), -1, 1))
-        self.images = torch.from_numpy(channels_first).to(self.device)
-
-    def __call__(self) -> dict[str, float]:
-        """One step; waits for its loss and gradient norm."""
-        self.net.seconds.clear()
-        with self.torch.autocast(self.device, self.torch.bfloat16, enabled=self.half):
-            loss = self.net.loss(self.images, self.given.ids, self.given.late)
-        self.optimizer.zero_grad()
-        with self.net.timed("gradient, update"):
-            loss.backward()
-            norm = self.torch.stack([p.grad.norm() for p in self.net.trained()]).norm()
-            self.optimizer.step()
-        return {"loss": loss.item(), "gradient_norm": norm.item()}
+    clip, cfg = given.model.clip, given.task_config
+    rows = [torch.from_numpy(np.array(r[...])) for r in (clip.class_rows, clip.background_rows)]
+    method = torch_weclip.Method(CLASSES + 1)
+    net = torch_weclip.PublishedWeCLIP(clip.visual.cfg, method, *rows)
+    tower = {f"visual.{path}": leaf for path, leaf in flat_arrays(clip.visual).items()}
+    torch_vit.load(net, tower | head_arrays(given.model))
+    net.dropout.p = 0.0
+    net = net.to(torch_device()).train()
+    # Their loader normalises; ours leaves that to the step.
+    images = channels_first(normalise(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std))
+    loss = partial(net.loss, images, given.ids, given.late)
+    return TorchStep(loss, torch_weclip.optimizer(net), clip.visual.cfg.dtype), net
 
 
-def head_state(model: WeCLIP) -> dict[str, np.ndarray]:
-    """Our head under the peer's names and in its layouts."""
-    out = {}
-    for path, leaf in flat_arrays(model.head).items():
-        name = path.replace("fusion.", "").replace("decoder.classifier", "classifier")
-        name = name.replace("decoder.transformer.resblocks", "decoder")
-        name = name.replace(".attn.", ".").replace(".mlp.", ".")
-        value = np.array(leaf)
-        if name.endswith(".kernel"):
-            value = value.T
-            if name in ("fuse.kernel", "classifier.kernel"):  # 1 x 1 convolutions
-                value = value[..., None, None]
-        name = name.replace(".kernel", ".weight").replace(".scale", ".weight")
-        out[name] = np.ascontiguousarray(value)
-    return out
+def head_arrays(model: WeCLIP) -> dict[str, np.ndarray]:
+    """Our head under the peer's names."""
+    return {
+        path.removeprefix("fusion.")
+        .replace("decoder.classifier", "classifier")
+        .replace("decoder.transformer.resblocks", "decoder"): leaf
+        for path, leaf in flat_arrays(model.head).items()
+    }
 
 
-def parts(given: Work) -> dict[str, Step]:
+def parts(given: Work) -> dict[str, Side]:
     """Pieces of our step, each as a program of its own, on what the piece before has made."""
     graph, state = nnx.split(given.model)
     cfg, late = given.task_config, given.late
@@ -194,7 +150,7 @@ def parts(given: Work) -> dict[str, Step]:
         "refinement": (features, decoded.fused, *cams), "par": (features, refined),
     }  # fmt: skip
 
-    def step(name: str) -> Step:
+    def step(name: str) -> Side:
         return lambda: jax.block_until_ready(run[name](state, *inputs[name]))
 
     return {name: step(name) for name in inputs}
@@ -222,16 +178,3 @@ def flops(given: Work) -> dict[str, float]:
         "head": b * 3 * (adapters + decoder + 2 * n**2 * head.width),
         "par": b * given.model.cfg.par.iterations * 2 * neighbours * masks * h * w,
     }
-
-
-def agreement(ours: Ours, peer: Peer) -> dict[str, float]:
-    """Relative differences of the first loss and gradient norm; both sides must be new.
-
-    Raises:
-      ValueError: they are too large.
-    """
-    theirs, own = peer(), ours()
-    found = {name: abs(own[name] / theirs[name] - 1) for name in TOLERANCE}
-    if any(found[name] > most for name, most in TOLERANCE.items()):
-        raise ValueError(f"the two sides differ by {found}, relative; allowed are {TOLERANCE}")
-    return found

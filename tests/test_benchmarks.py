@@ -1,47 +1,86 @@
 import dataclasses
-import importlib.util
 import json
 
 import pytest
 
 from benchmarks import (
     clip_es_cam,
+    clip_es_memory,
     clip_rc_step,
+    dense_crf,
     dense_vit,
     maskclip_plus_step,
     reclip_counts,
+    reclip_scaling,
     reclip_sides,
     reclip_step,
+    report,
+    sides,
     weclip_step,
 )
+from benchmarks.sides import HAS_TORCH
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
 
-
-def test_runs_at_tiny_size(tmp_path, capsys):
+def measured(main, tmp_path, capsys, *words):
+    """What a benchmark wrote and printed; both sides ran, and the peer only with torch."""
     out = tmp_path / "figures.json"
-    tiny = ["--batch", "2", "--size", "48", "--width", "64", "--layers", "2", "--repeats", "1"]
-    dense_vit.main([*tiny, "--out", str(out)])
-    figures = json.loads(out.read_text())
-    for name in ["ours"] + ["peer"] * HAS_TORCH:
-        assert figures[name]["images_per_s"] > 0
-        assert figures[name]["peak_memory_mb"] > 0
-    printed = capsys.readouterr().out
+    main([*words, "--tiny", "--repeats=1", f"--out={out}"])
+    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
+    for section in figures["sections"]:
+        rows = section["rows"]
+        assert all(row["images_per_s"] > 0 for row in rows)
+        assert [row["side"] for row in rows].count("peer") == HAS_TORCH
+        assert all(
+            (row["ratio"] is not None) == (HAS_TORCH and row["side"] == "ours") for row in rows
+        )
+    assert HAS_TORCH or "clipseg_jax[torch]" in printed
+    return figures, printed
+
+
+def test_dense_vit(tmp_path, capsys):
+    figures, _ = measured(dense_vit.main, tmp_path, capsys, "--batch=2", "--size=48")
+    (section,) = figures["sections"]
+    assert all(row["memory_bytes"] > 0 for row in section["rows"])
     if HAS_TORCH:
-        assert figures["max_difference"] < 1e-5
-        assert "ratio ours/peer" in printed
-    else:
-        assert "clipseg_jax[torch]" in printed
+        assert section["differences"]["logits"] < 1e-5
 
 
 def test_flops_grow_with_images_and_blocks():
-    cfg = dense_vit.config
-    args = type("Args", (), {"width": 768, "layers": 12, "dtype": "float32"})()
-    per_image = dense_vit.count_flops(cfg(args), 1, 512)
-    assert dense_vit.count_flops(cfg(args), 8, 512) == 8 * per_image
-    args.layers = 11
+    cfg = dense_vit.config("float32", tiny=False)
+    per_image = dense_vit.count_flops(cfg, 1, 512)
+    assert dense_vit.count_flops(cfg, 8, 512) == 8 * per_image
+    fewer = dataclasses.replace(cfg, layers=11)
     block = 24 * 1025 * 768**2 + 4 * 1025**2 * 768
-    assert per_image - dense_vit.count_flops(cfg(args), 1, 512) == pytest.approx(block)
+    assert per_image - dense_vit.count_flops(fewer, 1, 512) == pytest.approx(block)
+
+
+def test_sides_that_differ_are_named():
+    own = {"loss": 1.001, "gradient_norm": 2.0}
+    found = sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 2e-3})
+    assert found == {"loss": pytest.approx(1e-3), "gradient_norm": 0}
+    with pytest.raises(ValueError, match="the two sides differ by"):
+        sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 5e-4})
+
+
+def test_ratios_are_to_the_peer(capsys):
+    rows = [
+        report.row(side, batch, seconds)
+        for side, batch, seconds in (
+            ("ours", 1, [2.0, 1.0, 9.0]),
+            ("peer", 1, [4.0]),
+            ("ours", 4, [2.0]),
+        )
+    ]
+    section = report.add({"sections": []}, "name", rows)
+    assert [row["ratio"] for row in section["rows"]] == [2, None, 8]
+    assert "GFLOP/s" not in capsys.readouterr().out  # nobody measured it
+
+
+def test_steps_run_in_turn():
+    ran = []
+    seconds = sides.in_turn({name: lambda name=name: ran.append(name) for name in "ab"}, 2)
+    assert ran == [*"abab"]
+    assert [len(of) for of in seconds.values()] == [2, 2]
 
 
 def reclip_work(**changes):
@@ -60,8 +99,7 @@ def test_reclip_flops():
     assert ade["reference prompt"][1] == pytest.approx(1.8e12, rel=0.05)
     assert ade["image tower"][1] == pytest.approx(0.24e12, rel=0.05)
     # Ours runs the network of dense_vit but for the last block's queries, keys and class token.
-    args = type("Args", (), {"width": 768, "layers": 12, "dtype": "float32"})()
-    dense = dense_vit.count_flops(dense_vit.config(args), 1, 512)
+    dense = dense_vit.count_flops(dense_vit.config("float32", tiny=False), 1, 512)
     dense -= 2 * 1024 * 512 * dense_vit.CLASSES
     assert ade["image tower"][0] - dense == pytest.approx((4 * 1024 + 6) * 768**2)
     # More images: the prompt costs the same.
@@ -74,7 +112,7 @@ def test_reclip_flops_are_the_compilers():
     # Hardly anything but products, in a program without loops.
     work = reclip_sides.work(batch=2, crop=64, classes=20, dtype="float32", tiny=True)
     task = reclip_sides.make_task(work, "rectification")
-    ours = reclip_sides.Ours(task, reclip_sides.make_batch(work))
+    ours = sides.Ours(task, reclip_sides.make_batch(work))
     counted = sum(flops for flops, _ in reclip_counts.rectification_flops(work).values())
     assert ours.compiler_flops() == pytest.approx(counted, rel=0.1)
     first, second = ours(), ours()
@@ -83,34 +121,28 @@ def test_reclip_flops_are_the_compilers():
 
 
 @pytest.mark.long
-def test_reclip_step_runs_at_tiny_size(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    small = ["--tiny", "--crop=64", "--distill-crop=64", "--repeats=1", "--batches=1,2"]
-    reclip_step.main(
-        [*small, "--sections=rectification,distillation", "--distill-batches=1", f"--json={out}"]
-    )
-    figures = json.loads(out.read_text())
-    kinds = [step["kind"] for step in figures["steps"]]
-    assert kinds == ["rectification", "distillation"]
-    assert [row["batch"] for row in figures["steps"][0]["ours"]] == [1, 2]
-    for step in figures["steps"]:
-        assert all(row["images_per_s"] > 0 for row in step["ours"])
-        assert (step["peer"] is not None) == HAS_TORCH
-        if HAS_TORCH:
-            assert step["differences"][0]["loss"] < 1e-4
-            assert step["ours"][0]["ratio"] > 0
-    printed = capsys.readouterr().out
+def test_reclip_step(tmp_path, capsys):
+    figures, printed = measured(
+        reclip_step.main, tmp_path, capsys,
+        "--size=64", "--distill-size=64", "--batch=1,2", "--distill-batch=1",
+    )  # fmt: skip
+    rectification, distillation = figures["sections"]
+    assert rectification["name"] == "rectification, 64 px, float32"
+    assert distillation["name"] == "distillation, 64 px, float32"
+    own = [row["batch"] for row in rectification["rows"] if row["side"] == "ours"]
+    assert own == [1, 2]
     assert "text tokens" in printed
-    assert HAS_TORCH or "clipseg_jax[torch]" in printed
+    if HAS_TORCH:
+        assert rectification["differences"]["loss"] < 1e-4
+        assert distillation["differences"]["loss"] < 1e-4
 
 
 @pytest.mark.long
 def test_reclip_scaling_over_fake_devices(tmp_path):
     out = tmp_path / "figures.json"
-    reclip_step.main(
-        ["--tiny", "--sections=scaling", "--scaling-crop=64", "--scaling-batch=2",
-         "--scaling-devices=1,2", "--repeats=1", f"--json={out}"]
-    )  # fmt: skip
+    reclip_scaling.main(
+        ["--tiny", "--size=64", "--batch=2", "--devices=1,2", "--repeats=1", f"--out={out}"]
+    )
     rows = json.loads(out.read_text())["scaling"]
     assert [row["devices"] for row in rows] == [1, 2]
     assert rows[0]["time_ratio"] == 1
@@ -122,78 +154,75 @@ def test_reclip_step_names_what_is_wrong(capsys):
         reclip_sides.work(1, 500, 20, "float32", True)
     with pytest.raises(SystemExit):
         reclip_step.main(["--sections=speed"])
-    assert "choose from rectification, distillation, scaling" in capsys.readouterr().err
+    assert "choose from rectification, distillation" in capsys.readouterr().err
 
 
-def test_clip_es_cams_run_at_tiny_size(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    tiny = ["--batch=3", "--size=50,70", "--width=64", "--layers=2", "--repeats=1"]
-    clip_es_cam.main([*tiny, f"--out={out}"])
-    figures = json.loads(out.read_text())
-    assert figures["classes_per_image"] == [1, 1, 2]
-    for name in ["ours"] + ["peer"] * HAS_TORCH:
-        assert figures[name]["images_per_s"] > 0
-    printed = capsys.readouterr().out
+def test_clip_es_cam(tmp_path, capsys):
+    figures, _ = measured(clip_es_cam.main, tmp_path, capsys, "--batch=3", "--size=50,70")
+    (section,) = figures["sections"]
+    assert section["classes_per_image"] == [1, 1, 2]
     if HAS_TORCH:
-        assert figures["max_difference"] < 5e-3
-        assert "ratio ours/peer" in printed
-    else:
-        assert "clipseg_jax[torch]" in printed
+        assert section["differences"]["largest"] < 5e-3
 
 
 @pytest.mark.long
-def test_weclip_step_runs_at_tiny_size(tmp_path, capsys):
+def test_clip_es_memory(tmp_path):
+    pytest.importorskip("tensorflow")  # the stage reads a dataset
     out = tmp_path / "figures.json"
-    # On fewer patches two classes' maps are the same, and rounding decides between them.
-    tiny = ["--batch=2", "--crop=96", "--width=64", "--layers=3", "--repeats=1"]
-    weclip_step.main([*tiny, f"--out={out}"])
+    clip_es_memory.main(
+        ["--tiny", "--images=10", "--classes-per-image=2", "--sides=48,48", "--batch=2",
+         f"--out={out}"]
+    )  # fmt: skip
+    marks = json.loads(out.read_text())
+    assert marks
+    assert all(mark["resident_mb"] > 100 for mark in marks)
+
+
+@pytest.mark.long
+def test_dense_crf(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    dense_crf.main(["--scale=0.1", "--batch=8", "--repeats=1", "--exact", f"--out={out}"])
     figures = json.loads(out.read_text())
-    assert figures["classes_per_image"] == [1, 2]
-    for name in ["ours"] + ["peer"] * HAS_TORCH:
-        assert figures[name]["images_per_s"] > 0
-    assert {"encode", "cam", "refinement", "par", "decode"} < set(figures["ours"]["shares"])
-    printed = capsys.readouterr().out
+    assert [section["name"] for section in figures["sections"]] == ["one image", "a batch"]
+    assert all(s["rows"][0]["images_per_s"] > 0 for s in figures["sections"])
+    assert figures["exact"]["gflop"] > 0
+    assert "--peer-python" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_weclip_step(tmp_path, capsys):
+    # On fewer patches two classes' maps are the same, and rounding decides between them.
+    figures, _ = measured(weclip_step.main, tmp_path, capsys, "--batch=2", "--size=96")
+    (section,) = figures["sections"]
+    assert section["classes_per_image"] == [1, 2]
+    shares = [set(row["shares"]) for row in section["rows"]]
+    assert shares[0] > {"encode", "cam", "refinement", "par", "decode"}
     if HAS_TORCH:
-        assert figures["differences"]["loss"] < 1e-4
-        assert set(figures["peer"]["shares"]) == {
+        assert section["differences"]["loss"] < 1e-4
+        assert shares[1] == {
             "encoder", "CAM", "refinement", "PAR", "decoder", "loss", "gradient, update",
         }  # fmt: skip
-        assert "ratio ours/peer" in printed
-    else:
-        assert "clipseg_jax[torch]" in printed
 
 
 def test_weclip_crops_are_whole_patches():
     with pytest.raises(ValueError, match="crops of 50 pixels: choose a multiple of 16"):
-        weclip_step.main(["--crop=50"])
+        weclip_step.main(["--size=50"])
 
 
 @pytest.mark.long
-def test_clip_rc_at_tiny_size(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    tiny = ["--tiny", "--crop", "64", "--batches", "1,2", "--repeats", "1", "--json", str(out)]
-    clip_rc_step.main(tiny)
-    figures = json.loads(out.read_text())
-    assert [section["kind"] for section in figures["sections"]] == ["training", "inference"]
+def test_clip_rc_step(tmp_path, capsys):
+    figures, _ = measured(clip_rc_step.main, tmp_path, capsys, "--size=64", "--batch=1,2")
+    names = [section["name"].split(",")[0] for section in figures["sections"]]
+    assert names == ["training", "inference"]
     for section in figures["sections"]:
-        assert [row["batch"] for row in section["ours"]] == [1, 2]
-        assert all(row["images_per_s"] > 0 for row in section["ours"])
-        assert bool(section["peer"]) == HAS_TORCH
-    printed = capsys.readouterr().out
-    assert ("differences without dropout" if HAS_TORCH else "clipseg_jax[torch]") in printed
+        assert [row["batch"] for row in section["rows"] if row["side"] == "ours"] == [1, 2]
+        assert bool(section["differences"]) == HAS_TORCH
 
 
 @pytest.mark.long
-def test_maskclip_plus_step_runs_at_tiny_size(tmp_path, capsys):
-    out = tmp_path / "figures.json"
-    maskclip_plus_step.main(["--tiny", "--crop=64", "--repeats=1", f"--json={out}"])
-    figures = json.loads(out.read_text())
-    assert [*figures["phases"]] == ["guided", "self_training"]
-    for sides in figures["phases"].values():
-        for name in ["ours"] + ["peer"] * HAS_TORCH:
-            assert sides[name]["images_per_s"] > 0
-    printed = capsys.readouterr().out
-    assert HAS_TORCH or "clipseg_jax[torch]" in printed
-    with pytest.raises(SystemExit):
-        maskclip_plus_step.main(["--crop=50"])
-    assert "multiple of 16" in capsys.readouterr().err
+def test_maskclip_plus_step(tmp_path, capsys):
+    figures, _ = measured(maskclip_plus_step.main, tmp_path, capsys, "--size=64")
+    names = [section["name"].split(",")[0] for section in figures["sections"]]
+    assert names == ["guided", "self_training"]
+    with pytest.raises(ValueError, match="multiple of 16"):
+        maskclip_plus_step.main(["--size=50"])
