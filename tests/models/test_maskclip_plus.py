@@ -304,9 +304,7 @@ def test_any_number_of_devices_and_one_program_for_both_phases():
     assert traced == 1
     for one, other in zip(told, others, strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
-    off = [
-        np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone, many)), strict=True)
-    ]
+    off = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone, many)), strict=True)]
     shares = np.asarray(off) / np.maximum(moved, 1e-12)
     # With these images no pixel lies between two classes: one that the student labels otherwise
     # moves all by half a percent. Gradients that cancel are partly rounding.
