@@ -23,7 +23,6 @@ def start(config, workdir, settings, cache):
         **os.environ,
         "CLIPSEG_JAX_CACHE": str(cache),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
     }
     return subprocess.Popen(
         [

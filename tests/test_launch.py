@@ -34,7 +34,6 @@ def launch(processes, devices, root, workdir):
         **inherited,
         "DEVICES": str(devices), "LOGS": str(workdir.parent), "PYTHON": sys.executable,
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
     }  # fmt: skip
     done = subprocess.run(
         [
