@@ -100,7 +100,7 @@ def check_run(home, dataset, setting, folder, printed):
     assert len(told["seen"]) == (classes if setting == "fully" else classes - unseen)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dataset", ["context", "coco"])
 def test_layouts(home, dataset, tmp_path, capsys):
     """The other two settings on them: `test_full_size`."""
@@ -151,7 +151,7 @@ def test_labels_of_unseen_classes_never_reach_the_loss(home, setting, tmp_path):
         assert any(not np.array_equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_agree(home, tmp_path):
     """Within the order of sums: AdamW turns a gradient of rounding into a whole step."""
     made = {}
@@ -178,7 +178,7 @@ def small_settings(home, **more):
 KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed(home, tmp_path):
     """CLIPSEG_JAX_TEST_KILLS=10 for more kills."""
     settings = small_settings(home, **{"learn.total_steps": 8, "learn.evaluate_every_steps": 2})

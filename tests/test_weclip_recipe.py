@@ -257,7 +257,7 @@ def check_kills(make, folder, kills):
         assert (whole / f"{name}.json").read_text() == (broken / f"{name}.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed(painted, tmp_path):
     """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next tests."""
     check_kills(lambda workdir: tiny_run(painted, workdir), tmp_path, KILLS or 2)
