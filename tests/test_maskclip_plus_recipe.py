@@ -91,7 +91,6 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
         "clean": ["0"], "speckle_noise": ["1", "5"], "spatter": ["1", "5"],
     }  # fmt: skip
     assert found["clean"]["0"]["mIoU"] == last["mIoU"] == records["robustness"]["clean"]
-    assert found["speckle_noise"]["5"] != found["clean"]["0"]
     assert not list(tmp_path.rglob("*.partial*"))
     for name, steps in (("student_guided", 4), ("student", 6)):
         trained = load_maskclip_plus(tmp_path / f"{name}.safetensors", classes=world.CLASSES)
