@@ -89,6 +89,10 @@ def test_robustness(config, tmp_path, monkeypatch, capsys):
     assert json.loads(path.read_text()) == done
     assert capsys.readouterr().out.count(": mIoU ") == 1
 
+    config.dataset.corruption, config.dataset.corruption_level = "gaussian_noise", 1
+    with pytest.raises(ValueError, match="corrupted already"):
+        main.run(config, tmp_path / "twice")
+
 
 def test_bad_files_are_skipped_and_named(config, tmp_path):
     broken = tmp_path / "world" / "images" / "0004.png"

@@ -33,8 +33,16 @@ def measure(
     """Stage: the split as it is, and under every corruption, into robustness.json.
 
     Goes on where it was. `unseen`: see `Evaluation`.
+
+    Raises:
+      ValueError: the config corrupts the split already, or names an unknown kind or level.
     """
     chosen = config.robustness
+    if config.dataset.corruption:
+        raise ValueError(
+            f"the pictures are corrupted already (dataset.corruption is "
+            f"{config.dataset.corruption!r}); leave it empty for the stage `robustness`"
+        )
     evaluation = Evaluation(config, cfg, unseen=unseen)
     partial = workdir / "robustness.partial.json"
     done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
