@@ -13,8 +13,6 @@ from clipseg_jax.demo.world import CLASSES
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from configs.base import clip_rc
 
-_STEPS = {"inductive": 800, "transductive": 400, "fully": 800}
-
 
 def get_config(setting: str = "inductive") -> ConfigDict:
     config = clip_rc.get_config(setting)
@@ -34,9 +32,8 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.learn.scale_px = (384, 96)
     # Minutes instead of days.
     config.learn.batch_size = 16
-    config.learn.total_steps = _STEPS[setting]
-    config.learn.optim.rate, config.learn.optim.end_rate = 1e-3, 1e-5
-    config.learn.optim.warmup_steps = 50
+    config.learn.total_steps = 300
+    config.learn.optim.end_rate, config.learn.optim.warmup_steps = 1e-5, 50
     if setting == "transductive":
         config.learn.start = "workdir/demo_clip_rc_inductive/clip_rc_half.safetensors"
     config.evaluate.pictures = 12
