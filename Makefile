@@ -22,9 +22,9 @@ test: .venv/.done
 test-long: .venv/.done
 	$(PY) -m pytest --long -m long
 
-# For daily work: what takes seconds.
+# For daily work: what takes seconds; the goldens are left out.
 test-fast: .venv/.done
-	$(FAST_COMPILE) $(PYTEST) -m "not slow"
+	$(FAST_COMPILE) $(PYTEST) --ignore=tests/parity -m "not slow"
 
 lint: .venv/.done
 	.venv/bin/ruff check .

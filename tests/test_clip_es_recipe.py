@@ -84,6 +84,7 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == len(config.stages)
 
 
+@pytest.mark.slow
 def test_bad_images_are_named_and_the_rest_is_made(painted, tmp_path):
     """A truncated image, one without labels, an unknown label; then only what is missing."""
     root = tmp_path / "world"
@@ -122,6 +123,7 @@ def test_bad_images_are_named_and_the_rest_is_made(painted, tmp_path):
         main.run(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_tags_instead_of_labels(painted, tmp_path):
     config = small(painted)
     for name in ("stages", "labels"):

@@ -140,6 +140,7 @@ def test_norms_may_be_spared_decay():
     assert "head.decoder_q.0.norm2.bias" in spared
 
 
+@pytest.mark.slow
 def test_labels_of_unseen_classes_never_reach_the_inductive_loss():
     """Other labels there: loss and gradient are the same, bit for bit. Elsewhere they aren't."""
     task = clip_rc.build(small(), CLIPRCTaskConfig("inductive", seen=SEEN))
@@ -245,6 +246,7 @@ def test_mask_losses_by_hand():
     np.testing.assert_allclose(made.accuracy, 100 * right.mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing():
     batch = small_batch(2)
     made = [

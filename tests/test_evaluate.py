@@ -85,6 +85,7 @@ def counted(root):
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (8, 1), (8, 2), (8, 8)])
+@pytest.mark.slow
 def test_counts_depend_neither_on_batch_nor_on_devices(root, counted, batch_size, devices):
     progress = run(root, batch_size, devices)
     assert progress.images == len(SIZES)

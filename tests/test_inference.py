@@ -56,6 +56,7 @@ def alone(task, cfg, picture):
     ],
     ids=["whole", "slide", "views"],
 )
+@pytest.mark.slow
 def test_a_bucket_equals_each_image_alone(vision, choices):
     # Every position is smoothed: a threshold in between would turn rounding into other classes.
     task = tiny.task(vision, pd_thresh=0.05, ks_thresh=2.0)
@@ -148,6 +149,7 @@ def test_bfloat16_stays_close():
     assert 0 < np.max(np.abs(full - half)) < 0.2
 
 
+@pytest.mark.slow
 def test_single_view_keeps_the_argmax_of_softmax():
     task, picture = tiny.task(), tiny.images([(50, 70)])[0]
     sizes = jnp.asarray([picture.shape[:2]])

@@ -72,6 +72,7 @@ def test_one_image_a_file_or_an_array(pictures, segmenter, tmp_path):
     np.testing.assert_array_equal(results[0].labels, results[1].labels)
 
 
+@pytest.mark.slow
 def test_odd_images(segmenter, tmp_path):
     """Grey, CMYK, one pixel high, and 6000 pixels wide: all get masks of their own size."""
     rng = np.random.default_rng(0)

@@ -87,6 +87,7 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
 
 
+@pytest.mark.slow
 def test_own_weights_and_tags_replace_stages(painted, tmp_path):
     config = small(demo_reclippp, painted)
     config.stages = ("data", "text", "tags", "rectify")

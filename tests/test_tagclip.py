@@ -55,6 +55,7 @@ def whole():
     return tagged(PICTURES, (96, 96))
 
 
+@pytest.mark.slow
 def test_padding_has_no_influence(whole):
     local, (maxes, candidates), tags = whole
     for i, picture in enumerate(PICTURES[:2]):

@@ -67,6 +67,7 @@ def by_hand(task, cfg, picture):
     return np.asarray(jnp.argmax(full, -1)), np.asarray(jnp.max(jax.nn.softmax(full), -1))
 
 
+@pytest.mark.slow
 def test_padding_and_batching_change_nothing():
     task, pictures = dropping(), tiny.images(SIZES)
     labels, best = labels_of(task, CFG, pictures, (96, 112))

@@ -46,6 +46,7 @@ def test_training_learns(data):
     assert after < 0.98 * before
 
 
+@pytest.mark.slow
 def test_the_trained_read_out_is_maskclips(data):
     """With every patch kept, training's dense features are those of models/maskclip.py."""
     clip = training.initial(3)
@@ -66,6 +67,7 @@ def test_names_in_the_caption_are_marked(data):
             assert [noun in words for noun in pictures.NOUNS] == named.tolist()
 
 
+@pytest.mark.slow
 def test_the_committed_weights():
     size = sum(path.stat().st_size for path in TINY_CLIP.iterdir())
     assert size < 4 * 2**20
@@ -80,6 +82,7 @@ def test_the_committed_weights():
     assert len(iou) == 13
 
 
+@pytest.mark.slow
 def test_the_control_knows_nothing():
     clip = training.initial(0)
     control, _ = gates.figures(clip, vocabulary.tokenizer(), pictures=60, tests=120)

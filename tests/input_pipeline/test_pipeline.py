@@ -43,6 +43,7 @@ def same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
+@pytest.mark.slow
 def test_rows(world):
     examples = world.index("")
     made = batches(world, max_buckets=2)

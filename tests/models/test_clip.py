@@ -32,6 +32,7 @@ def test_vit_read_outs():
         visual(images(1, 64, 64), read=["block7"])
 
 
+@pytest.mark.slow
 def test_resnet_read_outs():
     visual = tiny.clip(tiny.RESNET).visual
     names = ["stem", "layer1", "layer4", "q", "k", "v", "attn"]
@@ -123,6 +124,7 @@ def test_tokenizer_limits():
         Tokenizer.from_directory("tests")
 
 
+@pytest.mark.slow
 def test_attention_in_turn_equals_all_at_once(monkeypatch):
     """The path that CPUs take for large inputs, forced on a small one: values and gradients."""
     visual = tiny.clip().visual

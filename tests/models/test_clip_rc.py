@@ -17,6 +17,7 @@ from tests.tiny_clip_rc import SMALL, small
 from weights_convert.build import flat_arrays
 
 
+@pytest.mark.slow
 def test_layers_start_as_published():
     model = small(rounds=3, dropout=0.0)
     state = {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}

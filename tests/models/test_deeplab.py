@@ -70,6 +70,7 @@ def test_stages_and_dilations():
     assert DILATIONS == (6, 12, 18, 24)
 
 
+@pytest.mark.slow
 def test_training_moves_every_statistic(model):
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
 

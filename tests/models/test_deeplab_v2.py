@@ -70,6 +70,7 @@ def test_the_published_network_differs_from_v1c():
         DilatedResNet(DilatedResNetConfig(variant="v1d"), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_padding_has_no_influence(model):
     """Each scale's real grid, and the prediction, equal those of the unpadded image."""
     sizes = [(66, 91), (43, 57), (80, 96)]

@@ -169,6 +169,7 @@ def seen_at(model, step, cfg, batch=None):
 
 
 @pytest.mark.parametrize(("decoder", "background"), [("deeplabv2", False), ("deeplabv3plus", True)])
+@pytest.mark.slow
 def test_each_phase_finds_its_labels(decoder, background):
     refine = MaskCLIPConfig(pd_thresh=0.4)
     cfg = dataclasses.replace(ZERO_SHOT, refine=refine)
@@ -244,6 +245,7 @@ def test_without_a_phase_it_is_cross_entropy():
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_distillation_trains_only_if_it_is_let():
     batch = batch_of()
     batch["label"] = np.where(batch["label"] == 255, 255, -1)

@@ -141,6 +141,7 @@ def gradient(model, images, tags, noise):
 
 
 @BOTH
+@pytest.mark.slow
 def test_a_batch_is_the_mean_of_its_images_one_by_one(cfg):
     images = pictures()
     tags = jnp.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
@@ -192,6 +193,7 @@ def test_the_loss_of_a_task_on_one_device_and_on_eight(cfg):
 
 
 @BOTH
+@pytest.mark.slow
 def test_padding_has_no_influence(cfg):
     model = moved(build(cfg))
     tasks = [task_of(model, threshold) for threshold in (0.0, 0.3)]

@@ -87,6 +87,7 @@ def rows():
     return seeded.unit_rows("text", 3, toys.EMBED, 1)
 
 
+@pytest.mark.slow
 def test_there_and_back_bit_for_bit(raw, tmp_path):
     released = weights_convert.load_clip_rc(raw)
     told = released.record
@@ -152,6 +153,7 @@ def trained():
     return model, clip
 
 
+@pytest.mark.slow
 def test_own_training_becomes_a_published_file(tmp_path):
     model, clip = trained()
     path = tmp_path / "ours.safetensors"

@@ -118,6 +118,7 @@ def test_user_errors_are_one_line(source, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_as_a_process(source):
     def run(*argv):
         return subprocess.run(

@@ -31,6 +31,7 @@ def test_variant_keys_and_shapes(variant):
 
 
 @pytest.mark.parametrize("variant", sorted(SHAPES))
+@pytest.mark.slow
 def test_variant_there_and_back(variant):
     """Values are patterns and not normal numbers, which would take longer than all else."""
     deep = re.compile(r"(?:resblocks|layer\d)\.(\d+)\.")
