@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,28 +98,9 @@ def halve(sizes: Array | None, stride: int = 2) -> Array | None:
 class ConvNorm(nnx.Module):
     """Convolution, normalisation, ReLU."""
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        kernel: int,
-        *,
-        stride: int = 1,
-        dilation: int = 1,
-        groups: int = 1,
-        dtype: str,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = conv(
-            c_in,
-            c_out,
-            kernel,
-            stride=stride,
-            dilation=dilation,
-            groups=groups,
-            dtype=dtype,
-            rngs=rngs,
-        )
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, rngs: nnx.Rngs, **choices: Any):
+        """`choices`: stride, dilation, groups and dtype of `conv`."""
+        self.conv = conv(c_in, c_out, kernel, rngs=rngs, **choices)
         self.norm = BatchNorm(c_out, rngs=rngs)
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
