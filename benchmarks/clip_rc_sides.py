@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import inputs
-from benchmarks.sides import SEED, Ours, TorchStep, autocast, channels_first, torch_device
+from benchmarks.sides import Ours, TorchStep, autocast, channels_first, torch_device
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig, segmenter
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
@@ -58,7 +58,7 @@ def work(batch: int, dataset: str, dtype: str, *, crop: int, remat: bool, tiny: 
 
 def make_batch(work: Work) -> inputs.Batch:
     """Crops of coarse random colours, and labels of a few classes in coarse blocks."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(inputs.SEED)
     b, crop = work.batch, work.cfg.crop_px
     batch = inputs.crops(rng, b, crop)
     shown = rng.integers(0, work.classes, (b, 6))
@@ -70,10 +70,10 @@ def make_batch(work: Work) -> inputs.Batch:
 
 def make_task(work: Work, dropout: float) -> Task:
     """The task with random weights."""
-    rows = inputs.unit_rows(np.random.default_rng(SEED), work.classes, work.vision.embed_dim)
+    rows = inputs.unit_rows(np.random.default_rng(inputs.SEED), work.classes, work.vision.embed_dim)
     cfg = dataclasses.replace(work.cfg, dropout=dropout)
-    visual = initialised(lambda rngs: VisionTransformer(work.vision, rngs=rngs), SEED)
-    model = initial(visual, rows, cfg, seed=SEED)
+    visual = initialised(lambda rngs: VisionTransformer(work.vision, rngs=rngs), inputs.SEED)
+    model = initial(visual, rows, cfg, seed=inputs.SEED)
     mask, dice, recovery = work.weights
     return clip_rc.build(
         model,

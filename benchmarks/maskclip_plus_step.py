@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import inputs, report, sides
 from benchmarks.report import Figures
-from benchmarks.sides import SEED, Ours, TorchStep
+from benchmarks.sides import Ours, TorchStep
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, make_student
@@ -42,10 +42,10 @@ def make_task(args: argparse.Namespace) -> Task:
     def make(rngs: Any) -> MaskCLIPPlus:
         visual = CLIP(CLIPConfig(vision, None), rngs=rngs).visual
         student = make_student("deeplabv2", cfg, vision.embed_dim, rngs=rngs)
-        rows = inputs.unit_rows(np.random.default_rng(SEED), args.classes, vision.embed_dim)
+        rows = inputs.unit_rows(np.random.default_rng(inputs.SEED), args.classes, vision.embed_dim)
         return MaskCLIPPlus(student, rows, visual, rngs=rngs)
 
-    model = initialised(make, SEED)
+    model = initialised(make, inputs.SEED)
     inputs.calm_blocks(model.student)
     switch = PHASES["self_training"]
     choices = MaskCLIPPlusConfig(
@@ -63,7 +63,7 @@ def unseen(classes: int) -> tuple[int, ...]:
 
 def make_batch(args: argparse.Namespace) -> inputs.Batch:
     """Crops of coarse random colours; labels of random seen classes, a third to be found."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(inputs.SEED)
     b, size = args.batch, args.size
     batch = inputs.crops(rng, b, size)
     label = rng.integers(0, min(unseen(args.classes)), (b, size // 8, size // 8), np.int32)

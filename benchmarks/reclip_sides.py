@@ -14,7 +14,6 @@ from flax import nnx
 from benchmarks import inputs
 from benchmarks.reclip_counts import Work
 from benchmarks.sides import (
-    SEED,
     TOLERANCE,
     Ours,
     TorchStep,
@@ -57,7 +56,7 @@ def work(batch: int, crop: int, classes: int, dtype: str, tiny: bool) -> Work:
 def make_batch(work: Work) -> inputs.Batch:
     """Crops of coarse random colours, random tags; labels to be filled in, but for a border."""
     b, crop, c = work.batch, work.crop, work.classes
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(inputs.SEED)
     batch = inputs.crops(rng, b, crop)
     tags = np.zeros((b, c), bool)
     for row, shown in zip(tags, inputs.shown_classes(rng, [work.tags] * b, c), strict=True):
@@ -69,9 +68,11 @@ def make_batch(work: Work) -> inputs.Batch:
 
 def make_task(work: Work, kind: Kind) -> Task:
     """The task with random weights."""
-    clip = initialised(lambda rngs: CLIP(CLIPConfig(work.vision, work.text), rngs=rngs), SEED)
+    clip = initialised(
+        lambda rngs: CLIP(CLIPConfig(work.vision, work.text), rngs=rngs), inputs.SEED
+    )
     clip.logit_scale[...] = jnp.asarray(math.log(100.0))
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(inputs.SEED)
     rows = inputs.unit_rows(rng, work.classes, work.vision.embed_dim)
     end = work.text.vocabulary - 1
     ids = [(int(i), end, 0) for i in rng.integers(1, end - 1, work.classes)]
@@ -81,12 +82,12 @@ def make_task(work: Work, kind: Kind) -> Task:
         ids,
         RECLIP_PP,
         activation="gelu",
-        rngs=nnx.Rngs(SEED),
+        rngs=nnx.Rngs(inputs.SEED),
     )
     if kind == "rectification":
         return reclip.build(model, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     student = initialised(
-        lambda rngs: DeepLab(work.student, work.vision.embed_dim, rngs=rngs), SEED
+        lambda rngs: DeepLab(work.student, work.vision.embed_dim, rngs=rngs), inputs.SEED
     )
     inputs.calm_blocks(student)
     cfg = reclip_distill.DistillConfig(teacher_thresh=TEACHER_THRESHOLD)
@@ -145,7 +146,7 @@ def differences(work: Work, ours: Ours, peer: TorchStep) -> dict[str, float]:
     side = work.crop // work.vision.patch_px
     found: dict[str, float] = {}
     for step, when, tolerance in ((0, "", TOLERANCE), (1, " after an update", {})):
-        key = jax.random.fold_in(jax.random.key(SEED), step)  # as the update makes it
+        key = jax.random.fold_in(jax.random.key(inputs.SEED), step)  # as the update makes it
         noise = gumbel_noise(key, (work.batch, side, side, work.classes))
         theirs = peer(np.asarray(noise).reshape(work.batch, side * side, -1), norm=True)
         own = agreement(ours(), theirs, tolerance)

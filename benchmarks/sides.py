@@ -23,13 +23,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 
+from benchmarks.inputs import SEED
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.tasks.base import Task
 from clipseg_jax.train_step import make_update, place, take_apart
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-SEED = 0
 CONSTANT_SGD = OptimConfig(schedule="constant")
 # Largest relative differences: gradients come from few positions, where two classes nearly tie.
 TOLERANCE = {"loss": 1e-3, "gradient_norm": 1e-2}

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import inputs
-from benchmarks.sides import SEED, Side, TorchStep, channels_first, torch_device
+from benchmarks.sides import Side, TorchStep, channels_first, torch_device
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.models.clip_es import Encoding
 from clipseg_jax.models.weclip import VOC, Features, WeCLIP
@@ -57,10 +57,10 @@ def work(args: argparse.Namespace) -> Work:
     inputs.whole_patches(args.size)
     cfg = inputs.vision(args.dtype, args.tiny, position_resize="bilinear", pad_to_patch=False)
     visual = inputs.sharp_tower(cfg)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(inputs.SEED)
     rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
     head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=SEED)
+    model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=inputs.SEED)
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
     images = inputs.photos(rng, args.batch, args.size, args.size)
