@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.models.convolutions import DilatedConv
+from clipseg_jax.models.convolutions import TapConv
 from clipseg_jax.models.deeplab import DILATIONS
 from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
 from clipseg_jax.ops.image import hide
@@ -34,7 +34,7 @@ class DeepLabV2(nnx.Module):
     def __init__(self, classes: int, cfg: DilatedResNetConfig = BACKBONE, *, rngs: nnx.Rngs):
         self.backbone = DilatedResNet(cfg, rngs=rngs)
         self.aspp = nnx.List(
-            DilatedConv(
+            TapConv(
                 cfg.channels,
                 classes,
                 (3, 3),
