@@ -132,9 +132,11 @@ def full_float32() -> Iterator[None]:
     """Inside, PyTorch's products and those of our programs made here round nothing to TF32."""
     torch_device()
     set_tf32(False)
-    with jax.default_matmul_precision("highest"):
-        yield
-    set_tf32(True)
+    try:
+        with jax.default_matmul_precision("highest"):
+            yield
+    finally:
+        set_tf32(True)
 
 
 def agreement(

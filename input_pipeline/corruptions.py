@@ -19,6 +19,14 @@ Rng = np.random.RandomState
 LEVELS = (1, 2, 3, 4, 5)
 
 
+def check(kind: str, level: int) -> None:
+    """Raises ValueError for an unknown kind or level."""
+    if kind not in _KINDS:
+        raise ValueError(f"No corruption {kind!r}; choose one of: {', '.join(KINDS)}.")
+    if level not in LEVELS:
+        raise ValueError(f"Corruption level is {level!r}; it must be a whole number from 1 to 5.")
+
+
 def corrupt(
     image: np.ndarray, kind: str, level: int, rng: Rng, *, bgr_order: bool = True
 ) -> np.ndarray:
@@ -34,10 +42,7 @@ def corrupt(
     Raises:
       ValueError: unknown kind or level.
     """
-    if kind not in _KINDS:
-        raise ValueError(f"No corruption {kind!r}; choose one of: {', '.join(KINDS)}.")
-    if level not in LEVELS:
-        raise ValueError(f"Corruption level is {level!r}; it must be a whole number from 1 to 5.")
+    check(kind, level)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(
             f"Image is {image.dtype} of shape {image.shape}; corruptions need uint8 (h, w, 3)."

@@ -89,6 +89,10 @@ def test_robustness(config, tmp_path, monkeypatch, capsys):
     assert json.loads(path.read_text()) == done
     assert capsys.readouterr().out.count(": mIoU ") == 1
 
+    config.robustness.kinds = ("gaussian_noise", "drizzle")  # is said before anything is measured
+    with pytest.raises(ValueError, match="No corruption 'drizzle'"):
+        main.run(config, tmp_path / "unknown")
+    assert not (tmp_path / "unknown" / "robustness.partial.json").exists()
     config.dataset.corruption, config.dataset.corruption_level = "gaussian_noise", 1
     with pytest.raises(ValueError, match="corrupted already"):
         main.run(config, tmp_path / "twice")

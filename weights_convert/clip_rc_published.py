@@ -18,8 +18,7 @@ from weights_convert.build import abstract as abstract_clip
 from weights_convert.build import config_of, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.clip_rc_keys import CLIP_RC, UNUSED
-from weights_convert.errors import CheckpointError
-from weights_convert.mapping import Shape
+from weights_convert.mapping import Shape, telling_shape
 
 _TEXT, _UNUSED = "text_encoder.", "unused."
 
@@ -92,12 +91,7 @@ def sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[ViTConfig, CLI
     """
 
     def shape(key: str, rank: int) -> Shape:
-        if key not in stored or stored[key].ndim != rank:
-            raise CheckpointError(
-                f"{source}: {key} is missing or no array of {rank} axes; without it the sizes "
-                "cannot be told. Check that the checkpoint is whole"
-            )
-        return stored[key].shape
+        return telling_shape(stored, key, rank, source)
 
     width, _, patch, _ = shape("backbone.conv1.weight", 4)
     grid = math.isqrt(shape("backbone.positional_embedding", 2)[0] - 1)

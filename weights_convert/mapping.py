@@ -18,6 +18,20 @@ _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 Shape = tuple[int, ...]
 
 
+def telling_shape(stored: Mapping[str, np.ndarray], key: str, rank: int, source: str) -> Shape:
+    """The shape of a stored array that tells a model's sizes.
+
+    Raises:
+      CheckpointError: it is missing or hasn't so many axes.
+    """
+    if key not in stored or stored[key].ndim != rank:
+        raise CheckpointError(
+            f"{source}: {key} is missing or no array of {rank} axes; without it the sizes "
+            "cannot be told. Check that the checkpoint is whole"
+        )
+    return stored[key].shape
+
+
 class Transform(NamedTuple):
     """How an array changes from the left layout to the right one, and back; views, no copies."""
 

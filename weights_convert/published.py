@@ -20,7 +20,7 @@ from weights_convert import reclip
 from weights_convert.build import counters, is_carried, shapes_of
 from weights_convert.clip import OPENAI
 from weights_convert.errors import CheckpointError
-from weights_convert.mapping import CONV, KeyMap, Shape
+from weights_convert.mapping import CONV, KeyMap, Shape, telling_shape
 from weights_convert.safetensors_file import raw_bytes
 
 Stage = Literal["rectification", "distillation"]
@@ -140,12 +140,7 @@ def _wanted_shapes(published: Published, source: str) -> dict[str, Shape]:
     stored, prefix = published.stored, published.prefix
 
     def shape(key: str, rank: int) -> Shape:
-        if key not in stored or stored[key].ndim != rank:
-            raise CheckpointError(
-                f"{source}: {key} is missing or no array of {rank} axes; without it the sizes "
-                "cannot be told. Check that the checkpoint is whole"
-            )
-        return stored[key].shape
+        return telling_shape(stored, key, rank, source)
 
     plus_plus = published.plus_plus
     classes = shape(f"{prefix}{published._last}.bias", 1)[0]

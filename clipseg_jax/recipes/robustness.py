@@ -19,6 +19,7 @@ from clipseg_jax.core.files import write_json
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.recipes.evaluation import Evaluation
 from clipseg_jax.tasks.base import Task
+from input_pipeline import corruptions
 
 Figures = dict[str, dict[str, float]]  # level -> summary, of one kind
 
@@ -43,11 +44,14 @@ def measure(
             f"the pictures are corrupted already (dataset.corruption is "
             f"{config.dataset.corruption!r}); leave it empty for the stage `robustness`"
         )
+    corrupted = [(kind, level) for kind in chosen.kinds for level in chosen.levels]
+    for kind, level in corrupted:
+        corruptions.check(kind, level)
     evaluation = Evaluation(config, cfg, unseen=unseen)
     partial = workdir / "robustness.partial.json"
     done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
     main_process = jax.process_index() == 0
-    for kind, level in [("clean", 0), *((k, lv) for k in chosen.kinds for lv in chosen.levels)]:
+    for kind, level in [("clean", 0), *corrupted]:
         figures = done.setdefault(kind, {})
         if str(level) in figures:
             continue
