@@ -158,14 +158,15 @@ def batch_of(b=4, seed=0):
     return {"image": pictures, "image_size": sizes, "label": label}
 
 
+@functools.partial(jax.jit, static_argnames=("graph", "cfg"))
+def look(graph, state, batch, step, cfg):
+    return maskclip_plus.look(nnx.merge(graph, state, copy=True), batch, step, cfg)
+
+
 def seen_at(model, step, cfg, batch=None):
     graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(state, batch, step):
-        return maskclip_plus.look(nnx.merge(graph, state, copy=True), batch, step, cfg)
-
-    return run(state, {k: jnp.asarray(v) for k, v in (batch or batch_of()).items()}, step)
+    arrays = {k: jnp.asarray(v) for k, v in (batch or batch_of()).items()}
+    return look(graph, state, arrays, step, cfg=cfg)
 
 
 @pytest.mark.parametrize(("decoder", "background"), [("deeplabv2", False), ("deeplabv3plus", True)])
