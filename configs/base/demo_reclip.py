@@ -38,7 +38,7 @@ def get_config(model: str) -> ConfigDict:
     config.inference.class_threshold = 0.0
     config.distill.backbone = "random"
     config.distill.blocks, config.distill.width = (1, 1, 1, 1), 16
-    config.distill.epochs, config.distill.batch_size = 6, 16
+    config.distill.epochs, config.distill.batch_size = 12, 16
     config.distill.optim.rate = 0.3
     config.distill.aux = "off"  # terms that teach nothing, and take most of the time
     config.distill.teacher_threshold = config.distill.test_threshold = 0.0
