@@ -12,7 +12,6 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.batch_norm import BatchNorm
-from clipseg_jax.models.convolutions import TapConv
 from clipseg_jax.models.initializers import torch_linear, torch_uniform
 
 Over = Literal["batch", "image"]
@@ -23,14 +22,13 @@ def cosines(features: Array, rows: Array) -> Array:
     return jnp.matmul(features, rows.T, precision="highest")
 
 
-def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> TapConv:
+def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
     """A padded convolution with bias; Kaiming's normal over the fan out, PyTorch's bias."""
-    return TapConv(
+    return nnx.Conv(
         inputs,
         outputs,
         (side, side),
         padding=side // 2,
-        dtype="float32",
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
         bias_init=torch_uniform(inputs * side * side),
         rngs=rngs,
