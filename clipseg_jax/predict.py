@@ -164,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
     made.add_argument("--flip", action="store_true", help="average with the mirror image")
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--batch-size", type=int, default=4)
+    made.add_argument("--batch-size", type=int, help="images at a time (4; on CPUs one a device)")
     made.add_argument("--opacity", type=float, default=0.5, help="of the overlay's colours")
     made.add_argument("--overwrite", action="store_true", help="make all masks again")
     return made

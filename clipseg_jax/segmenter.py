@@ -58,7 +58,7 @@ class Segmenter:
         prompt_templates: str = "maskclip_85",
         short_side_px: int = 512,
         refine: MaskCLIPConfig = PLAIN,
-        batch_size: int = 4,
+        batch_size: int | None = None,
         dtype: str = "float32",
         devices: int | None = None,
         **inference: object,
@@ -97,7 +97,9 @@ class Segmenter:
             **inference,  # type: ignore[arg-type]
         )
         self._mesh = make_mesh(devices)
-        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        if batch_size is None:
+            batch_size = 1 if self._mesh.devices.flat[0].platform == "cpu" else 4
+        self._batch_size = self._whole(batch_size)
         task = maskclip.build(loaded.model.visual, rows, refine)
         state, segment = segmenter(task, self.config)
         self._state = replicate(self._mesh, state)
@@ -129,8 +131,13 @@ class Segmenter:
         if not good:
             return
         at_network = functools.partial(network_size, cfg=self.config)
-        for batch in plan_batches(sizes, self._batch_size, network_size=at_network):
+        batch_size = min(self._batch_size, self._whole(len(good)))
+        for batch in plan_batches(sizes, batch_size, network_size=at_network):
             yield from self._batch(batch, [images[i] for i in good], good, sizes)
+
+    def _whole(self, count: int) -> int:
+        """`count` images, and what it takes to give every device as many."""
+        return -(-count // self._mesh.size) * self._mesh.size
 
     def _batch(
         self,
@@ -194,8 +201,9 @@ def segment(
         `clipseg_jax.demo.TINY_CLIP`, which knows a painted toy world only.
       options: background: None (every pixel gets a class), a probability below which a pixel is
         background, or words that stand for background (["sky", "wall"]); prompt_templates: a set's
-        name; short_side_px: size at the network; refine: a `MaskCLIPConfig`; batch_size; dtype
-        "bfloat16"; mode="slide", ratios, flip (see `InferenceConfig`).
+        name; short_side_px: size at the network; refine: a `MaskCLIPConfig`; batch_size: images at
+        a time (None: 4, or on CPUs, which more don't make faster, one a device); dtype "bfloat16";
+        mode="slide", ratios, flip (see `InferenceConfig`).
 
     Returns:
       One `Segmentation` for each image, in order.

@@ -72,6 +72,20 @@ def test_one_image_a_file_or_an_array(pictures, segmenter, tmp_path):
     np.testing.assert_array_equal(results[0].labels, results[1].labels)
 
 
+def test_few_images_make_a_small_batch(pictures, segmenter, monkeypatch):
+    rows, run = [], segmenter._segment
+
+    def noted(state, images, *others):
+        rows.append(len(images))
+        return run(state, images, *others)
+
+    monkeypatch.setattr(segmenter, "_segment", noted)
+    for count in (1, 2):
+        assert len(list(segmenter([p.image for p in pictures[:count]]))) == count
+    devices = segmenter._mesh.size
+    assert rows == [devices * -(-count // devices) for count in (1, 2)]
+
+
 @pytest.mark.slow
 def test_odd_images(segmenter, tmp_path):
     """Grey, CMYK, one pixel high, and 6000 pixels wide: all get masks of their own size."""
