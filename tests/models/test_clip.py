@@ -73,6 +73,18 @@ def test_the_table_of_an_equal_count_is_kept_if_asked():
         np.testing.assert_allclose(padded[:2].reshape(16, -1), positions[1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
+def test_positions_are_rounded_on_every_grid(vision):
+    """CLIP-ES's quirk; the stored grid is no exception."""
+    cfg = dataclasses.replace(vision, position_half=True)
+    tower = tiny.clip(cfg).visual
+    positions = tower if hasattr(tower, "positions") else tower.attnpool
+    side = cfg.grid
+    for grids in (None, jnp.asarray([[side, side]])):
+        found = np.asarray(positions.positions((side, side), grids))[0, 1:]
+        np.testing.assert_array_equal(found, found.astype(np.float16))
+
+
 def test_dropping_the_remainder():
     visual = VisionTransformer(dataclasses.replace(tiny.VIT, pad_to_patch=False), rngs=nnx.Rngs(0))
     image = images(1, 70, 75)

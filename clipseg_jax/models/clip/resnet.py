@@ -28,7 +28,7 @@ class ResNetConfig:
     heads: int
     embed_dim: int
     position_resize: Literal["bicubic", "bilinear"] = "bilinear"
-    position_half: bool = False  # round resized positions to float16 (CLIP-ES)
+    position_half: bool = False  # round the cells' positions to float16 (CLIP-ES)
     dtype: str = "float32"  # of convolutions and matrix products; parameters stay float32
 
     @property
@@ -109,11 +109,10 @@ class AttentionPool(nnx.Module):
         """Position embeddings (1 or b, 1 + h*w, d) of a feature map (h, w)."""
         side = self.cfg.grid
         table = self.positional_embedding[...].astype(jnp.float32)
-        if grids is None and grid == (side, side):
-            return table[None]
         stored = table[None, 1:].reshape(1, side, side, -1)
         if grids is None:
-            spatial = resize(stored, grid, self.cfg.position_resize)
+            same = grid == (side, side)
+            spatial = stored if same else resize(stored, grid, self.cfg.position_resize)
         else:
             stored = jnp.broadcast_to(stored, (grids.shape[0], *stored.shape[1:]))
             sides = jnp.full_like(grids, side)

@@ -34,7 +34,7 @@ class ViTConfig:
     norm_eps: float = 1e-5
     block_norm_eps: float | None = None  # None: norm_eps. ReCLIP differs inside the blocks only
     position_resize: Literal["bicubic", "bilinear"] = "bicubic"
-    position_half: bool = False  # round resized positions to float16 (CLIP-ES, WeCLIP)
+    position_half: bool = False  # round the patches' positions to float16 (CLIP-ES, WeCLIP)
     position_keep_count: bool = False  # keep the table for any grid of the stored count (MaskCLIP)
     pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
     dtype: str = "float32"  # of the matrix products; parameters stay float32
@@ -96,9 +96,8 @@ class VisionTransformer(nnx.Module):
         stored = table[None, 1:].reshape(1, side, side, -1)
         keep = cfg.position_keep_count
         if grids is None:
-            if grid == (side, side) or (keep and grid[0] * grid[1] == side * side):
-                return table[None]
-            spatial = resize(stored, grid, cfg.position_resize)
+            stays = grid == (side, side) or (keep and grid[0] * grid[1] == side * side)
+            spatial = table[None, 1:] if stays else resize(stored, grid, cfg.position_resize)
         else:
             b = grids.shape[0]
             stored = jnp.broadcast_to(stored, (b, *stored.shape[1:]))
