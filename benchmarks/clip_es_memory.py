@@ -3,15 +3,16 @@
     python -m benchmarks.clip_es_memory [--images 500] [--classes-per-image 12] [--sides 128,224]
 
 Runs the stage as a user does, in a process of its own, on generated photos and a ViT-B/16 with
-random weights, and watches that process: resident memory after every tenth of the images. It rises
-while programs are compiled (one for each shape and bound of class counts) and must stay flat then.
-Linux only.
+random weights, and watches that process: resident memory after every tenth of the images, and how
+many programs it has compiled by then (one for each shape and bound of class counts). Memory must
+depend on the programs alone, not on the images. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from clipseg_jax.models.clip import CLIP, CLIPConfig
 from input_pipeline.class_sets import prompt_set
 from weights_convert import clip_to_state_dict
 from weights_convert.writer import write_torch
+
+_COMPILED = "Finished XLA compilation of jit(refine)"  # what JAX logs for each
 
 
 def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
@@ -72,7 +75,7 @@ def resident_mb(pid: int) -> float:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, float]]:
-    """Images done and resident memory, every tenth of the images."""
+    """Images done, programs compiled and resident memory, every tenth of the images."""
     marks: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -80,17 +83,28 @@ def measure(args: argparse.Namespace) -> list[dict[str, float]]:
         command = [sys.executable, "-m", "clipseg_jax.main", "--config=configs/voc_clip_es.py"]
         with (folder / "log").open("w") as log:
             run = subprocess.Popen(
-                [*command, f"--workdir={folder / 'run'}", *settings], stdout=log, stderr=log
+                [*command, f"--workdir={folder / 'run'}", *settings],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"JAX_LOG_COMPILES": "1"},
             )
             start = time.perf_counter()
             while run.poll() is None:
                 time.sleep(0.5)
                 done = len(list((folder / "run/cams").glob("*")))
                 if done * 10 >= args.images * (len(marks) + 1):
-                    memory = resident_mb(run.pid)
-                    seconds = time.perf_counter() - start
-                    marks.append({"images": done, "resident_mb": memory, "seconds": seconds})
-                    print(f"{done:6d} images  {memory:7.0f} MB  {seconds:6.0f} s", flush=True)
+                    mark = {
+                        "images": done,
+                        "programs": (folder / "log").read_text().count(_COMPILED),
+                        "resident_mb": resident_mb(run.pid),
+                        "seconds": time.perf_counter() - start,
+                    }
+                    marks.append(mark)
+                    print(
+                        f"{done:6d} images  {mark['programs']:3d} programs  "
+                        f"{mark['resident_mb']:7.0f} MB  {mark['seconds']:6.0f} s",
+                        flush=True,
+                    )
         if run.returncode:
             text = (folder / "log").read_text()
             raise RuntimeError(f"the stage ended with {run.returncode}:\n{text}")
