@@ -14,8 +14,6 @@ from configs.base import clip_es
 
 def get_config() -> ConfigDict:
     config = clip_es.get_config()
-    # Without the student, which would start from random weights.
-    config.stages = config.stages[:6]
     config.clip.weights = str(TINY_CLIP)
     config.clip.position_half = False
     config.dataset.name = "demo_world"
@@ -30,13 +28,18 @@ def get_config() -> ConfigDict:
     config.cams.affinity_blocks = (0, 1)  # of four: the last two attend to other objects
     config.cams.batch_size = config.masks.batch_size = 32
     config.masks.image = "raw"
+    # The student starts from random weights, whose first layers have far to go: AdamW, and
+    # classifiers that don't run ahead of them.
     config.student.weights = "random"
-    config.student.blocks, config.student.width = (1, 1, 1, 1), 32
-    config.student.crop_px = (128, 128)
+    config.student.blocks, config.student.width = (1, 1, 1, 1), 16
+    config.student.loss = "balanced"
+    config.student.crop_px = (96, 96)
     config.student.scales = (0.75, 1.0, 1.25)
     config.student.batch_size = 16
-    config.student.total_steps = 600
-    config.student.optim.rate = 1e-3
+    config.student.total_steps = 1500
+    config.student.optim.name = "adamw"
+    config.student.optim.rate = 2e-3
+    config.student.head_rate = 0.1
     config.train.accumulate_steps = 1
     config.evaluate.pictures = 12
     return config

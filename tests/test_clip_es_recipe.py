@@ -16,7 +16,7 @@ from clipseg_jax.core.label_list import read_label_list
 from clipseg_jax.demo import world
 from clipseg_jax.recipes.stored_cams import cam_path, read_cams
 from configs import demo_clip_es
-from configs.base.clip_es import get_config, tagclip
+from configs.base.clip_es import tagclip
 from tests import folders, seeded
 from tests.input_pipeline import coco_files
 from tests.kills import run_whole_and_killed, start
@@ -39,7 +39,6 @@ def full_size(tmp_path_factory):
 def small(root):
     """The demo config in seconds: all stages, a few steps of training."""
     config = demo_clip_es.get_config()
-    config.stages = get_config().stages
     config.dataset.name, config.dataset.root = "folder", str(root)
     config.cams.batch_size = config.masks.batch_size = 4
     config.crf.iterations = 2
@@ -167,11 +166,10 @@ def tiny_run(root, workdir):
         "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
         "cams.batch_size": 2, "masks.batch_size": 2, "crf.iterations": 2,
         "student.width": 8, "student.batch_size": 4, "student.crop_px": "(48,48)",
-        "student.total_steps": 12, "student.optim.rate": 1e-6,
+        "student.total_steps": 12,
         "train.checkpoint_every_steps": 3, "train.log_every_steps": 1,
         "evaluate.batch_size": 3,
     }  # fmt: skip
-    settings["stages"] = repr(get_config().stages).replace(" ", "")
     return start("demo_clip_es", workdir, settings, root / "cache")
 
 

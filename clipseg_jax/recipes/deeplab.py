@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         if found.skipped:
             logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
     data = crops(process_index=jax.process_index(), process_count=jax.process_count())
-    optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.GROUPS)
+    optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.groups(student.head_rate))
     task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
     trained = training.run(
         config, task, data, optim, workdir, "train", total_steps=student.total_steps

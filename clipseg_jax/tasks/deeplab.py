@@ -17,11 +17,6 @@ from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
 from clipseg_jax.ops.image import inside, network_input
 from clipseg_jax.tasks.base import Metrics, Task
 
-# The classifiers learn faster than the backbone; their biases don't decay (section 6).
-GROUPS = (
-    Group(r"^aspp\.\d+\.kernel$", rate=10.0),
-    Group(r"^aspp\.\d+\.bias$", rate=20.0, weight_decay=0.0),
-)
 OUTPUTS = ("full", "half", "three_quarters", "max")  # of the model, in its order
 _LOSSES = {"mean": cross_entropy, "balanced": balanced_cross_entropy}
 
@@ -40,13 +35,24 @@ class DeepLabConfig:
 PUBLISHED = DeepLabConfig()
 
 
+def groups(head_rate: float = 10.0) -> tuple[Group, ...]:
+    """Parameter groups: classifiers learn `head_rate` times as fast as the backbone.
+
+    Their biases do twice that and don't decay (section 6).
+    """
+    return (
+        Group(r"^aspp\.\d+\.kernel$", rate=head_rate),
+        Group(r"^aspp\.\d+\.bias$", rate=2 * head_rate, weight_decay=0.0),
+    )
+
+
 def trainable(path: str) -> bool:
     """Whether the optimiser owns the parameter of a dotted path: all but the batch norms'."""
     return path.endswith(".kernel") or path.startswith("aspp.")
 
 
 def build(model: DeepLabV2, cfg: DeepLabConfig = PUBLISHED) -> Task:
-    """A model as a task; `GROUPS` are its published parameter groups.
+    """A model as a task; `groups()` are its published parameter groups.
 
     Training batches hold `image` (b, h, w, 3) in grey levels, `image_size` (b, 2) and `label`
     (b, h, w), 255 ignored.

@@ -105,6 +105,8 @@ def get_config() -> ConfigDict:
     config.student.optim.momentum = 0.9
     config.student.optim.weight_decay = 5e-4
     config.student.optim.clip_norm = 0.0  # no limit
+    # The classifiers' rate, times the backbone's; their biases' is twice that.
+    config.student.head_rate = 10.0
     config.student.ratios = (1.0,)  # test-time scales beside the network's own three
     config.student.flip = False
 

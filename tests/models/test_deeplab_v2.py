@@ -139,12 +139,17 @@ def test_without_labels_nothing_is_learnt(model, kind):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(grads))
 
 
+def test_rates_of_the_classifiers():
+    assert [group.rate for group in deeplab.groups()] == [10.0, 20.0]
+    assert [group.rate for group in deeplab.groups(0.5)] == [0.5, 1.0]
+
+
 def test_one_step_moves_what_is_trained(model):
     """Three rates; the norms stay as they are, affine parameters and statistics."""
     task = deeplab.build(model)
     parts = take_apart(task)
     rate = 1e-3
-    tx = optimizer(OptimConfig(rate=rate, weight_decay=0.0, groups=deeplab.GROUPS), 10)
+    tx = optimizer(OptimConfig(rate=rate, weight_decay=0.0, groups=deeplab.groups()), 10)
     flat = {p: np.asarray(x) for p, x in flat_arrays(model).items()}
     owned = [path for path in flat if task.trainable(path)]
     assert not [path for path in owned if "norm" in path]

@@ -123,9 +123,9 @@ def check_train(case, arrays, goldens):
     task = deeplab.build(models.model(case["weights"], goldens))
     owned = [p for p in published(take_apart(task).params) if p in case["parameter_names"]]
     assert sorted(owned) == sorted(n for n in case["parameter_names"] if ".bn." not in n)
-    rates = [told["lr"] * factor for factor in (1.0, *(g.rate for g in deeplab.GROUPS))]
+    rates = [told["lr"] * factor for factor in (1.0, *(g.rate for g in deeplab.groups()))]
     np.testing.assert_allclose(rates, told["groups"], rtol=1e-12)
-    decays = [told["weight_decay"][0], *(g.weight_decay for g in deeplab.GROUPS)]
+    decays = [told["weight_decay"][0], *(g.weight_decay for g in deeplab.groups())]
     assert [d if d is not None else told["weight_decay"][0] for d in decays] == told["weight_decay"]
 
     # The goldens look at the norms' gradients as well: they are computed, and move nothing.
@@ -136,7 +136,7 @@ def check_train(case, arrays, goldens):
         schedule="constant",
         momentum=told["momentum"],
         weight_decay=told["weight_decay"][0],
-        groups=(unmoved, *deeplab.GROUPS),
+        groups=(unmoved, *deeplab.groups()),
     )
     tx = optax.chain(_keep(), optimizer(optim, iterations))
     split = take_apart(task)
