@@ -132,8 +132,9 @@ class Segmenter:
             return
         at_network = functools.partial(network_size, cfg=self.config)
         batch_size = min(self._batch_size, self._whole(len(good)))
+        readable = [images[i] for i in good]
         for batch in plan_batches(sizes, batch_size, network_size=at_network):
-            yield from self._batch(batch, [images[i] for i in good], good, sizes)
+            yield from self._batch(batch, readable, good, sizes)
 
     def _whole(self, count: int) -> int:
         """`count` images, and what it takes to give every device as many."""
