@@ -1,15 +1,17 @@
 """Pixels before the network: OpenCV's uint8 resize and normalisation, on the device.
 
 Images go to the device as they were decoded, uint8; the published pipelines resize them with
-OpenCV, whose fixed-point arithmetic is repeated here: equal but for single grey levels in about
-0.1 % of the pixels (measured against OpenCV 5.0).
+OpenCV, whose fixed-point arithmetic is repeated here, equal to the bit.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 CLIP_MEAN = (0.48145466 * 255, 0.4578275 * 255, 0.40821073 * 255)
 CLIP_STD = (0.26862954 * 255, 0.26130258 * 255, 0.27577711 * 255)
@@ -56,35 +58,69 @@ def opencv_resize(
     """cv2.resize(INTER_LINEAR) of padded uint8 images (b, h, w, c), to (b, *out_shape, c) uint8.
 
     Image i fills the top-left `in_sizes[i]` (rows, columns) and afterwards the top-left
-    `out_sizes[i]`; the rest of the result repeats border pixels and has no meaning.
+    `out_sizes[i]`; the rest of the result repeats border pixels and has no meaning. Equal to
+    OpenCV bit for bit where no side of `out_sizes` is above 4096 pixels.
     """
 
-    def taps(in_size: Array, out_size: Array, length: int) -> tuple[Array, Array, Array, Array]:
-        # OpenCV takes (i + 0.5) * in / out - 0.5 in double precision, rounds it to float32 and
-        # its fraction to 11 bits. Whole part and remainder are exact in integers.
-        doubled = (2 * jnp.arange(length) + 1) * in_size - out_size
-        low = doubled // (2 * out_size)
-        whole = low.astype(jnp.float32)
-        exact = (doubled - low * 2 * out_size).astype(jnp.float32) / (2 * out_size)
-        fraction = (whole + exact) - whole
-        fraction = jnp.where((low < 0) | (low >= in_size - 1), 0.0, fraction)
-        low = jnp.clip(low, 0, in_size - 1)
-        high = jnp.minimum(low + 1, in_size - 1)
-        near = jnp.round((1.0 - fraction) * 2048).astype(jnp.int32)
-        far = jnp.round(fraction * 2048).astype(jnp.int32)
-        return low, high, near, far
-
     def one(image: Array, in_size: Array, out_size: Array) -> Array:
-        low, high, near, far = taps(in_size[1], out_size[1], out_shape[1])
-        left, right = (image[:, tap].astype(jnp.int32) for tap in (low, high))
-        wide = (left * near[:, None] + right * far[:, None]) >> 4
-        low, high, near, far = taps(in_size[0], out_size[0], out_shape[0])
-        top = (wide[low] * near[:, None, None]) >> 16
-        bottom = (wide[high] * far[:, None, None]) >> 16
+        rows = _opencv_weights(in_size[0], out_size[0], out_shape[0])
+        columns = _opencv_weights(in_size[1], out_size[1], out_shape[1])
+        # Beyond the border, OpenCV takes a border column by itself, and a border row twice.
+        outside = (columns.low < 0) | (columns.low >= in_size[1] - 1)
+        near = jnp.where(outside, 2048, columns.near)[:, None]
+        far = jnp.where(outside, 0, columns.far)[:, None]
+
+        def take(pixels: Array, index: Array, axis: int) -> Array:
+            return jnp.take(pixels, jnp.clip(index, 0, in_size[axis] - 1), axis)
+
+        left, right = take(image, columns.low, 1), take(image, columns.low + 1, 1)
+        wide = (left.astype(jnp.int32) * near + right.astype(jnp.int32) * far) >> 4
+        top = (take(wide, rows.low, 0) * rows.near[:, None, None]) >> 16
+        bottom = (take(wide, rows.low + 1, 0) * rows.far[:, None, None]) >> 16
         resized = jnp.clip((top + bottom + 2) >> 2, 0, 255).astype(jnp.uint8)
         return jnp.where(jnp.all(in_size == out_size), _fit(image, out_shape), resized)
 
     return jax.vmap(one)(images, in_sizes, out_sizes)
+
+
+class _Weights(NamedTuple):
+    """Of each output pixel: the input pixel before it, and what this and the next one weigh."""
+
+    low: Array  # (n,) int32, -1 to in_size - 1
+    near: Array  # (n,) int32, in 1/2048
+    far: Array  # (n,) int32, in 1/2048
+
+
+def _opencv_weights(in_size: Array, out_size: Array, length: int) -> _Weights:
+    """OpenCV's positions and weights along one axis, for `length` output pixels.
+
+    OpenCV takes the position (i + 0.5) * in / out - 0.5 in double precision, rounds it to float32,
+    subtracts the whole part and rounds the rest to 11 bits. In integers both roundings are exact.
+    """
+    doubled = (2 * jnp.arange(length) + 1) * in_size - out_size
+    divisor = 2 * out_size
+    low = doubled // divisor
+    rest, fraction = doubled - low * divisor, jnp.zeros_like(doubled)
+    for _ in range(3):  # 27 bits of rest / divisor, nine at a time: int32 holds the products
+        fraction = (fraction << 9) + (rest << 9) // divisor
+        rest = (rest << 9) % divisor
+    # A float32 of 2^e and more keeps 23 - e bits of its fraction.
+    exponent = jnp.floor(jnp.log2(jnp.maximum(low, 1).astype(jnp.float32) + 0.5)).astype(jnp.int32)
+    bits = jnp.where(low < 1, 24, jnp.minimum(23 - exponent, 24))
+    kept = _rounded_shift(fraction, 27 - bits, rest > 0)
+    near, far = (_rounded_shift(part, bits - 11, False) for part in ((1 << bits) - kept, kept))
+    return _Weights(low, near, far)
+
+
+def _rounded_shift(value: Array, bits: Array, sticky: ArrayLike) -> Array:
+    """`value` / 2^bits, rounded to the nearest integer, ties to even.
+
+    `sticky`: the exact value is a little larger than `value` (its lower bits were cut off).
+    """
+    result, rest = value >> bits, value & ((1 << bits) - 1)
+    half = (1 << bits) >> 1
+    up = (rest > half) | ((rest == half) & (sticky | (result % 2 == 1)))
+    return result + jnp.where(bits > 0, up, False)
 
 
 def _fit(image: Array, shape: tuple[int, int]) -> Array:

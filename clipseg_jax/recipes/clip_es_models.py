@@ -27,10 +27,13 @@ def word_lists(
     return find_dataset(config.dataset).prompts, tuple(config.text.background_words)
 
 
-def image_tower(config: ConfigDict, *, pad_to_patch: bool = True) -> VisionTransformer:
+def image_tower(
+    config: ConfigDict, *, pad_to_patch: bool = True, position_half_stored: bool = True
+) -> VisionTransformer:
     """CLIP's ViT as CLIP-ES and TagCLIP read it: with positions resized bilinearly.
 
-    WeCLIP's drops rows and columns that don't fill a patch (`pad_to_patch` False).
+    WeCLIP's drops rows and columns that don't fill a patch (`pad_to_patch` False); TagCLIP's keeps
+    the positions of images of CLIP's own size in float32 (`position_half_stored` False).
 
     Raises:
       ValueError: a CLIP without a ViT.
@@ -42,6 +45,7 @@ def image_tower(config: ConfigDict, *, pad_to_patch: bool = True) -> VisionTrans
         clip.visual.cfg,
         position_resize="bilinear",
         position_half=config.clip.position_half,
+        position_half_stored=position_half_stored,
         pad_to_patch=pad_to_patch,
     )
     made = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision)).visual

@@ -155,7 +155,9 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
         **{name: config.tags[name] for name in names}, temperature=config.cams.temperature
     )
     rest = rows[len(classes) :] if background else None
-    return TagCLIP(image_tower(config), rows[: len(classes)], rest, cfg)
+    # Unlike CLIP-ES, TagCLIP takes the stored positions as they are (spec tagclip, section 4).
+    visual = image_tower(config, position_half_stored=config.tags.position_half_stored)
+    return TagCLIP(visual, rows[: len(classes)], rest, cfg)
 
 
 def _partial(folder: Path) -> dict[int, list[float]]:

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products; published: float16
-    config.clip.position_half = True  # quirk: resized positions are always rounded to float16
+    config.clip.position_half = True  # quirk: positions are always rounded to float16
 
     config.dataset = ConfigDict()
     config.dataset.name = config_dict.placeholder(str)
@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.tags.votes = 4
     config.tags.mix = 0.5
     config.tags.skip_empty_boxes = False  # quirk 1
+    config.tags.position_half_stored = False  # quirk: not at 224 x 224, the size of every crop
     config.tags.crops_at_once = 8
 
     config.text = ConfigDict()

@@ -24,7 +24,10 @@ def get_config(model: str = "weclip") -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products; published: float16
-    config.clip.position_half = False  # True: resized positions rounded to float16, as published
+    # The original runs the out projections of attention, the residual stream and the positions in
+    # float16 on GPUs (spec weclip, section 3). Here all is float32, on purpose; True rounds the
+    # positions alone, as CLIP-ES does.
+    config.clip.position_half = False
     # Grey levels. ImageNet's, also for CLIP: what the published numbers used (quirk 2).
     config.clip.mean = IMAGENET_MEAN
     config.clip.std = IMAGENET_STD

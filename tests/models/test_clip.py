@@ -52,37 +52,30 @@ def test_a_tower_runs_in_parts():
 
 
 @pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
-def test_padding_has_no_influence(vision):
-    visual = tiny.clip(vision).visual
-    small = images(1, 75, 90)
-    padded = jnp.pad(small, ((0, 0), (0, 30), (0, 19), (0, 0)), constant_values=3.0)
-    alone, _ = visual(small)
-    bucket, _ = visual(padded, jnp.asarray([[75, 90]]))
-    np.testing.assert_allclose(alone, bucket, atol=2e-5)
-
-
-def test_the_table_of_an_equal_count_is_kept_if_asked():
-    """MaskCLIP's quirk: a 2 x 8 grid has 4 x 4's sixteen tokens, so its table stays."""
-    for keep in (True, False):
-        cfg = dataclasses.replace(tiny.VIT, position_keep_count=keep)
-        visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
-        positions = visual.positions((2, 8))[0]
-        same = np.array_equal(positions, visual.positional_embedding[...])
-        assert same == keep
-        padded = visual.positions((4, 8), jnp.asarray([[2, 8]]))[0, 1:].reshape(4, 8, -1)
-        np.testing.assert_allclose(padded[:2].reshape(16, -1), positions[1:], atol=1e-6)
-
-
-@pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
-def test_positions_are_rounded_on_every_grid(vision):
-    """CLIP-ES's quirk; the stored grid is no exception."""
-    cfg = dataclasses.replace(vision, position_half=True)
-    tower = tiny.clip(cfg).visual
-    positions = tower if hasattr(tower, "positions") else tower.attnpool
-    side = cfg.grid
+@pytest.mark.parametrize("extra", [0, 2])
+def test_positions_are_rounded_on_every_grid(vision, extra):
+    """CLIP-ES's quirk; neither the stored grid nor the class token's row is an exception."""
+    plain, rounded = (tiny.clip(dataclasses.replace(vision, position_half=x)) for x in (False, True))
+    side = vision.grid + extra
     for grids in (None, jnp.asarray([[side, side]])):
-        found = np.asarray(positions.positions((side, side), grids))[0, 1:]
-        np.testing.assert_array_equal(found, found.astype(np.float16))
+        expected, found = (
+            getattr(clip.visual, "attnpool", clip.visual).positions((side, side), grids)
+            for clip in (plain, rounded)
+        )
+        np.testing.assert_array_equal(found, expected.astype(jnp.float16))
+        assert not np.array_equal(found[0, 0], expected[0, 0])
+
+
+def test_stored_positions_stay_as_they_are_if_asked():
+    """TagCLIP's quirk: an image of CLIP's own size keeps its table, others are rounded."""
+    cfg = dataclasses.replace(tiny.VIT, position_half=True, position_half_stored=False)
+    visual, side = VisionTransformer(cfg, rngs=nnx.Rngs(0)), tiny.VIT.grid
+    table = visual.positional_embedding[...]
+    np.testing.assert_array_equal(visual.positions((side, side))[0], table)
+    both = visual.positions((side, side), jnp.asarray([[side, side], [side, side - 1]]))
+    np.testing.assert_array_equal(both[0], table)
+    np.testing.assert_array_equal(both[1], both[1].astype(jnp.float16))
+    np.testing.assert_array_equal(both[1, 0], table[0].astype(jnp.float16))
 
 
 def test_dropping_the_remainder():

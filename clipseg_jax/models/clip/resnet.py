@@ -28,7 +28,7 @@ class ResNetConfig:
     heads: int
     embed_dim: int
     position_resize: Literal["bicubic", "bilinear"] = "bilinear"
-    position_half: bool = False  # round the cells' positions to float16 (CLIP-ES)
+    position_half: bool = False  # round positions to float16 (CLIP-ES)
     dtype: str = "float32"  # of convolutions and matrix products; parameters stay float32
 
     @property
@@ -117,11 +117,12 @@ class AttentionPool(nnx.Module):
             stored = jnp.broadcast_to(stored, (grids.shape[0], *stored.shape[1:]))
             sides = jnp.full_like(grids, side)
             spatial = resize_within(stored, sides, grids, grid, self.cfg.position_resize)
-        if self.cfg.position_half:
-            spatial = spatial.astype(jnp.float16).astype(jnp.float32)
         spatial = spatial.reshape(spatial.shape[0], grid[0] * grid[1], -1)
         row0 = jnp.broadcast_to(table[None, :1], (spatial.shape[0], 1, table.shape[-1]))
-        return jnp.concatenate([row0, spatial], axis=1)
+        positions = jnp.concatenate([row0, spatial], axis=1)
+        if self.cfg.position_half:
+            positions = positions.astype(jnp.float16).astype(jnp.float32)
+        return positions
 
     def tokens(self, x: Array, sizes: Array | None = None) -> tuple[Array, Array]:
         """Feature maps (b, h, w, d) -> mean token and positions (b, 1 + h*w, d), and their mask.

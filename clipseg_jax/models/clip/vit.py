@@ -34,7 +34,8 @@ class ViTConfig:
     norm_eps: float = 1e-5
     block_norm_eps: float | None = None  # None: norm_eps. ReCLIP differs inside the blocks only
     position_resize: Literal["bicubic", "bilinear"] = "bicubic"
-    position_half: bool = False  # round the patches' positions to float16 (CLIP-ES, WeCLIP)
+    position_half: bool = False  # round positions to float16 (CLIP-ES, TagCLIP, WeCLIP)
+    position_half_stored: bool = True  # also those of images of `image_px` (TagCLIP: not those)
     position_keep_count: bool = False  # keep the table for any grid of the stored count (MaskCLIP)
     pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
     dtype: str = "float32"  # of the matrix products; parameters stay float32
@@ -94,10 +95,11 @@ class VisionTransformer(nnx.Module):
         cfg, side = self.cfg, self.cfg.grid
         table = self.positional_embedding[...].astype(jnp.float32)
         stored = table[None, 1:].reshape(1, side, side, -1)
-        keep = cfg.position_keep_count
+        count_kept = cfg.position_keep_count
         if grids is None:
-            stays = grid == (side, side) or (keep and grid[0] * grid[1] == side * side)
-            spatial = table[None, 1:] if stays else resize(stored, grid, cfg.position_resize)
+            same_grid = jnp.asarray([grid == (side, side)])
+            kept = grid == (side, side) or (count_kept and grid[0] * grid[1] == side * side)
+            spatial = table[None, 1:] if kept else resize(stored, grid, cfg.position_resize)
         else:
             b = grids.shape[0]
             stored = jnp.broadcast_to(stored, (b, *stored.shape[1:]))
@@ -105,16 +107,18 @@ class VisionTransformer(nnx.Module):
             spatial = resize_within(stored, sides, grids, grid, cfg.position_resize)
             # The stored table, in the row-major order of each image's own grid.
             rows, columns = jnp.arange(grid[0])[:, None], jnp.arange(grid[1])[None, :]
-            own = rows * grids[:, 1, None, None] + columns
-            same = jnp.all(grids == side, axis=1)
-            same = same | (keep & (grids[:, 0] * grids[:, 1] == side * side))
-            kept = table[1:][jnp.clip(own, 0, side * side - 1)]
-            spatial = jnp.where(same[:, None, None, None], kept, spatial)
-        if cfg.position_half:
-            spatial = spatial.astype(jnp.float16).astype(jnp.float32)
+            index = rows * grids[:, 1, None, None] + columns
+            same_grid = jnp.all(grids == side, axis=1)
+            same = same_grid | (count_kept & (grids[:, 0] * grids[:, 1] == side * side))
+            unresized = table[1:][jnp.clip(index, 0, side * side - 1)]
+            spatial = jnp.where(same[:, None, None, None], unresized, spatial)
         spatial = spatial.reshape(spatial.shape[0], -1, table.shape[-1])
         row0 = jnp.broadcast_to(table[None, :1], (spatial.shape[0], 1, table.shape[-1]))
-        return jnp.concatenate([row0, spatial], axis=1)
+        positions = jnp.concatenate([row0, spatial], axis=1)
+        if not cfg.position_half:
+            return positions
+        exact = same_grid[:, None, None] & (not cfg.position_half_stored)
+        return jnp.where(exact, positions, positions.astype(jnp.float16).astype(jnp.float32))
 
     def embed(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array | None]:
         """Images (b, h, w, 3) -> tokens after `ln_pre` (b, 1 + hp*wp, d), and the attention bias.
