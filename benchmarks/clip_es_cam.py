@@ -20,9 +20,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import inputs, report, sides
-from clipseg_jax.models.clip_es import CLIPES, VOC, saved_maps
+from clipseg_jax.methods.clip_es.model import CLIPES, VOC, saved_maps
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
-from weights_convert.build import flat_arrays
+from weights_convert.clip.build import flat_arrays
 
 COUNTS = (1, 1, 2, 1, 3, 1, 2, 5)  # classes of the images, in turn: about VOC's share
 CLASSES, BACKGROUND = 20, 25

@@ -26,9 +26,9 @@ from benchmarks import inputs
 from benchmarks.report import several
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.models.clip import CLIP, CLIPConfig
-from input_pipeline.class_sets import prompt_set
+from input_pipeline.datasets.class_sets import prompt_set
 from weights_convert import clip_to_state_dict
-from weights_convert.writer import write_torch
+from weights_convert.formats.torch_writer import write_torch
 
 _COMPILED = "Finished XLA compilation of jit(refine)"  # what JAX logs for each
 

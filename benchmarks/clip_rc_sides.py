@@ -13,13 +13,13 @@ from benchmarks import inputs
 from benchmarks.sides import Ours, TorchStep, autocast, channels_first, torch_device
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig, segmenter
+from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
-from clipseg_jax.models.clip_rc import CLIPRCConfig, initial
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
-from clipseg_jax.tasks import clip_rc
-from clipseg_jax.tasks.base import Task
-from weights_convert.build import flat_arrays
-from weights_convert.clip_rc_published import to_published
+from clipseg_jax.task import Task
+from weights_convert.clip.build import flat_arrays
+from weights_convert.trained.clip_rc.published import to_published
 
 Kind = Literal["training", "inference"]
 STEPS = 40_000  # of the schedule

@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import inputs, report, sides
+from clipseg_jax.methods.maskclip.model import MaskCLIP
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
-from clipseg_jax.models.maskclip import MaskCLIP
-from weights_convert.build import flat_arrays
+from weights_convert.clip.build import flat_arrays
 
 CLASSES = 59  # text rows: those of Pascal Context
 

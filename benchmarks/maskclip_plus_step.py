@@ -21,14 +21,14 @@ from benchmarks import inputs, report, sides
 from benchmarks.report import Figures
 from benchmarks.sides import Ours, TorchStep
 from clipseg_jax.core.modules import initialised
+from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, make_student
+from clipseg_jax.methods.maskclip_plus.task import MaskCLIPPlusConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig
-from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, make_student
 from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
-from clipseg_jax.tasks import maskclip_plus
-from clipseg_jax.tasks.base import Task
-from clipseg_jax.tasks.maskclip_plus import MaskCLIPPlusConfig
-from weights_convert.build import flat_arrays
+from clipseg_jax.task import Task
+from weights_convert.clip.build import flat_arrays
 
 PHASES = {"guided": 0, "self_training": 1000}  # the steps at which they are measured
 

@@ -22,15 +22,16 @@ from benchmarks.sides import (
     torch_device,
 )
 from clipseg_jax.core.modules import initialised
+from clipseg_jax.methods.reclip import distill_task as reclip_distill
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.model import RECLIP_PP, frozen_reference
 from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.reclip import RECLIP_PP, frozen_reference
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.gumbel import gumbel_noise
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
-from clipseg_jax.tasks import reclip, reclip_distill
-from clipseg_jax.tasks.base import Task
-from weights_convert.build import flat_arrays
+from clipseg_jax.task import Task
+from weights_convert.clip.build import flat_arrays
 
 Kind = Literal["rectification", "distillation"]
 TEACHER_THRESHOLD = 0.95  # VOC's; random logits pass it, being as sharp as trained ones

@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.inputs import SEED
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.optim import OptimConfig, optimizer
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 from clipseg_jax.train_step import make_update, place, take_apart
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.torch_vit import Tower
+from clipseg_jax.methods.clip_es.model import CLIPESConfig
 from clipseg_jax.models.clip.vit import ViTConfig
-from clipseg_jax.models.clip_es import CLIPESConfig
 
 
 class PublishedCLIPES(nn.Module):

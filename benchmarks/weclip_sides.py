@@ -16,13 +16,13 @@ from flax import nnx
 from benchmarks import inputs
 from benchmarks.sides import Side, TorchStep, channels_first, torch_device
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.models.clip_es import Encoding
-from clipseg_jax.models.weclip import VOC, Features, WeCLIP
-from clipseg_jax.models.weclip_head import WECLIP, affinity
+from clipseg_jax.methods.clip_es.model import Encoding
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.head import WECLIP, affinity
+from clipseg_jax.methods.weclip.model import VOC, Features, WeCLIP
 from clipseg_jax.ops.cam import activation_maps
 from clipseg_jax.ops.image import inside, normalise
-from clipseg_jax.tasks import weclip
-from weights_convert.build import flat_arrays
+from weights_convert.clip.build import flat_arrays
 
 COUNTS = (1, 2, 3, 2)  # classes of the images, in turn: eight pairs in a published batch
 CLASSES, BACKGROUND = 20, 25

@@ -17,7 +17,7 @@ import jax
 
 from benchmarks import report, sides, weclip_sides
 from benchmarks.report import Figures, console
-from clipseg_jax.tasks import weclip
+from clipseg_jax.methods.weclip import task as weclip
 
 
 def measure(given: weclip_sides.Work, args: argparse.Namespace, figures: Figures) -> None:

@@ -35,7 +35,7 @@ def annotate(
     """Runs `step` on every batch and `on_image` on each of this process's images.
 
     Args:
-      batches: as `input_pipeline.pipeline.evaluation` yields them: this process's rows of each
+      batches: as `input_pipeline.batches.evaluation` yields them: this process's rows of each
         global batch, every process the same number.
       step: takes the batch's arrays on the devices, and the batch itself for what is static.
       total: images of all processes, for the progress bar.

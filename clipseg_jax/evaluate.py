@@ -23,7 +23,7 @@ from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.mesh import own_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.inference import InferenceConfig, network_shapes, network_sizes, segmenter
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 
 Batch = dict[str, Any]
 Step = Callable[..., tuple[Array, Array, Array]]
@@ -93,7 +93,7 @@ def evaluate(
     """Segments every batch and counts its pixels; the result is the same on every process.
 
     Args:
-      batches: batches from the given number on, as `input_pipeline.pipeline.evaluation` yields
+      batches: batches from the given number on, as `input_pipeline.batches.evaluation` yields
         them: this process's rows of each global batch, every process the same number.
       classes: of the labels. total: images, for the progress bar.
       plan: any text that is equal for equal batches.

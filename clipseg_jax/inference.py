@@ -28,7 +28,7 @@ from clipseg_jax.ops.window import (
     window_starts,
 )
 from clipseg_jax.ops.window_scores import Scores, by_rows, taps
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
 _SCORES_AT_ONCE = 2**24  # pixels x classes held at full size at any time, per device: 64 MB

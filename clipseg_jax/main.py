@@ -20,7 +20,12 @@ from ml_collections import ConfigDict, config_flags
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.recipes import clip_es, clip_rc, maskclip, maskclip_plus, reclip, weclip
+from clipseg_jax.methods.clip_es import recipe as clip_es
+from clipseg_jax.methods.clip_rc import recipe as clip_rc
+from clipseg_jax.methods.maskclip import recipe as maskclip
+from clipseg_jax.methods.maskclip_plus import recipe as maskclip_plus
+from clipseg_jax.methods.reclip import recipe as reclip
+from clipseg_jax.methods.weclip import recipe as weclip
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(

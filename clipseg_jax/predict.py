@@ -21,10 +21,10 @@ from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.pictures import overlay, palette, save_labels, save_picture, with_legend
 from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.models.maskclip import MaskCLIPConfig
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.segmenter import Segmentation, Segmenter, check_words
-from input_pipeline.images import BadImage, read_image
-from input_pipeline.layout import PICTURES
+from input_pipeline.datasets.images import BadImage, read_image
+from input_pipeline.datasets.layout import PICTURES
 
 
 def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:

@@ -19,12 +19,12 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.models.maskclip import PLAIN, MaskCLIPConfig
+from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
-from clipseg_jax.tasks import maskclip
-from input_pipeline.images import BadImage, image_size, read_image
-from input_pipeline.plan import Batch, plan_batches
+from input_pipeline.batches.buckets import Batch, plan_batches
+from input_pipeline.datasets.images import BadImage, image_size, read_image
 
 
 @dataclasses.dataclass(frozen=True)

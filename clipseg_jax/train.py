@@ -29,7 +29,7 @@ from clipseg_jax.core.interrupt import Interrupted, Signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.writer import Writer
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 from clipseg_jax.train_step import Parts, TrainState, make_update, place, take_apart
 
 Batch = Mapping[str, np.ndarray]

@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from clipseg_jax.core.mesh import parameter_shardings
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 
 
 class TrainState(NamedTuple):

@@ -21,12 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from input_pipeline import commands, datasets, records_write
-from input_pipeline.datasets import Dataset
-from input_pipeline.image_labels import has_annotations, image_labels
-from input_pipeline.layout import Part, Split
-from input_pipeline.plan import Size
-from input_pipeline.records import FORMAT, RecordsError, is_address
+from input_pipeline import commands
+from input_pipeline.batches.buckets import Size
+from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets.catalog import Dataset
+from input_pipeline.datasets.image_labels import has_annotations, image_labels
+from input_pipeline.datasets.layout import Part, Split
+from input_pipeline.datasets.records import FORMAT, RecordsError, is_address
+from input_pipeline.prepare import records_write
 
 _EXAMPLES = """\
 examples:

@@ -29,7 +29,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 def freed_memory(request):
     """Models refer to themselves in cycles; full-size ones must not wait for the collector."""
     yield
-    if request.node.path.parent.name in ("parity", "weights_convert", "models"):
+    if {"parity", "weights_convert", "models", "methods"} & set(request.node.path.parts):
         gc.collect()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests import seeded
-from weights_convert import safetensors_file
+from weights_convert.formats import safetensors as safetensors_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,34 +18,34 @@ from clipseg_jax import main
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, learning_rate
 from clipseg_jax.inference import InferenceConfig, network_size
+from clipseg_jax.methods.clip_es import student as deeplab
+from clipseg_jax.methods.clip_es.model import CLIPESConfig
+from clipseg_jax.methods.clip_rc import build as clip_rc_models
+from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig
+from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
+from clipseg_jax.methods.maskclip_plus import build as maskclip_plus_models
+from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus
+from clipseg_jax.methods.reclip import build as reclip_models
+from clipseg_jax.methods.reclip.model import ReCLIPConfig
+from clipseg_jax.methods.reclip.tags import TagsConfig
+from clipseg_jax.methods.tagclip.model import TagCLIPConfig
+from clipseg_jax.methods.weclip import build as weclip_models
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head, HeadConfig
+from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
-from clipseg_jax.models.clip_es import CLIPESConfig
-from clipseg_jax.models.clip_rc import CLIPRCConfig
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.maskclip import MaskCLIPConfig
-from clipseg_jax.models.maskclip_plus import STUDENTS, MaskCLIPPlus
-from clipseg_jax.models.reclip import ReCLIPConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from clipseg_jax.models.tagclip import TagCLIPConfig
-from clipseg_jax.models.weclip import COCO, VOC, WeCLIPConfig
-from clipseg_jax.models.weclip_head import WECLIP, WTCLIP, Head, HeadConfig
 from clipseg_jax.ops.crf import CLIP_ES, CRFConfig
 from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
-from clipseg_jax.recipes import (
-    clip_es_models,
-    clip_rc_models,
-    deeplab,
-    maskclip_plus_models,
-    present,
-    reclip_models,
-    weclip_models,
-)
-from clipseg_jax.recipes.data import find_dataset, unseen_labels
-from clipseg_jax.tags import TagsConfig
-from clipseg_jax.tasks import clip_rc, maskclip_plus, weclip
-from clipseg_jax.tasks.clip_rc import CLIPRCTaskConfig
+from clipseg_jax.stages import clip as clip_es_models
+from clipseg_jax.stages import image_classes as present
+from clipseg_jax.stages.data import find_dataset, unseen_labels
 from configs.base import maskclip_plus as plus_defaults
 
 ROOT = Path(__file__).resolve().parent.parent

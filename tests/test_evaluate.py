@@ -16,7 +16,8 @@ from clipseg_jax.evaluate import Progress, evaluate, report
 from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, network_sizes
 from clipseg_jax.inference import segmenter as make_segmenter
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
-from input_pipeline import datasets, pipeline
+from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.datasets import catalog as datasets
 from tests import tiny
 
 CLASSES = 5

@@ -23,7 +23,7 @@ from clipseg_jax.inference import (
 )
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, opencv_resize
 from clipseg_jax.ops.window import count_windows, window_starts
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 from tests import tiny
 
 CFG = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(160, 80))

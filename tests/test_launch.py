@@ -13,7 +13,7 @@ import pytest
 
 from clipseg_jax.core.writer import read_lines
 from clipseg_jax.demo import world
-from weights_convert import results
+from weights_convert.trained.reclip import files as results
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ from PIL import Image
 from clipseg_jax import main
 from clipseg_jax.demo import world
 from configs import demo_maskclip, voc_maskclip
-from input_pipeline import pipeline
+from input_pipeline.batches import evaluation as pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 

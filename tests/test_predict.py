@@ -13,7 +13,7 @@ import clipseg_jax
 from clipseg_jax import predict
 from clipseg_jax.demo import TINY_CLIP, world
 from clipseg_jax.segmenter import Segmenter
-from input_pipeline.images import BadImage
+from input_pipeline.datasets.images import BadImage
 
 NAMES = list(world.CLASSES)
 OPTIONS = {

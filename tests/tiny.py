@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipseg_jax.core.modules import initialised
+from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, unit
-from clipseg_jax.models.maskclip import MaskCLIPConfig
-from clipseg_jax.tasks import maskclip
 
 TEXT = TextConfig(context_length=77, vocabulary=49408, width=32, layers=1, heads=1, embed_dim=24)
 VIT = ViTConfig(image_px=64, patch_px=16, width=64, layers=2, heads=2, embed_dim=24)

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from clipseg_jax.models.batch_norm import BatchNorm
-from clipseg_jax.tasks.base import Task
+from clipseg_jax.task import Task
 
 CLASSES = 3
 

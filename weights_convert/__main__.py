@@ -14,22 +14,22 @@ from typing import Any, NoReturn
 import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
-from weights_convert import names
-from weights_convert.convert import convert, fit, released, sha256
-from weights_convert.deeplab import stored_arrays
+from weights_convert.clip import layouts as names
+from weights_convert.clip.cache import config_from_dict
+from weights_convert.clip.convert import convert, fit, released, sha256
+from weights_convert.clip.export import LAYOUTS, export
+from weights_convert.clip.huggingface import weights_file
 from weights_convert.errors import CheckpointError
-from weights_convert.export import LAYOUTS, export
-from weights_convert.huggingface import weights_file
-from weights_convert.reader import read
-from weights_convert.results import REVISIONS
-from weights_convert.stored import (
+from weights_convert.formats.converted import (
     Converted,
-    config_from_dict,
     is_converted,
     load_converted,
     save_converted,
 )
-from weights_convert.trained import TRAINED, kind_of
+from weights_convert.formats.reader import read
+from weights_convert.trained.deeplab import stored_arrays
+from weights_convert.trained.kinds import TRAINED, kind_of
+from weights_convert.trained.reclip.files import REVISIONS
 
 _EXAMPLES = """\
 SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_jax.demo import vocabulary, world
-from clipseg_jax.demo.captions import captions
-from weights_convert.export import write_tokenizer
+from clipseg_jax.demo import world
+from clipseg_jax.demo_clip import vocabulary
+from clipseg_jax.demo_clip.captions import captions
+from weights_convert.clip.export import write_tokenizer
 
 
 def test_a_picture_depends_on_split_and_index_alone():

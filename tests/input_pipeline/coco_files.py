@@ -5,7 +5,7 @@ import json
 import numpy as np
 from PIL import Image
 
-from input_pipeline.class_sets import class_set, coco_stuff_train_ids
+from input_pipeline.datasets.class_sets import class_set, coco_stuff_train_ids
 
 SIZE = (24, 40)  # height, width
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clipseg_jax.methods.maskclip.model import Dense, MaskCLIP, MaskCLIPConfig, classify
 from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer, transformer
-from clipseg_jax.models.maskclip import Dense, MaskCLIP, MaskCLIPConfig, classify
 from tests import tiny
 
 
@@ -55,7 +55,9 @@ def test_a_tower_runs_in_parts():
 @pytest.mark.parametrize("extra", [0, 2])
 def test_positions_are_rounded_on_every_grid(vision, extra):
     """CLIP-ES's quirk; neither the stored grid nor the class token's row is an exception."""
-    plain, rounded = (tiny.clip(dataclasses.replace(vision, position_half=x)) for x in (False, True))
+    plain, rounded = (
+        tiny.clip(dataclasses.replace(vision, position_half=x)) for x in (False, True)
+    )
     side = vision.grid + extra
     for grids in (None, jnp.asarray([[side, side]])):
         expected, found = (

@@ -11,7 +11,7 @@ from flax import nnx
 from clipseg_jax.core.modules import abstract, initialised
 from clipseg_jax.models.deeplab import DILATIONS, DeepLab
 from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
-from weights_convert.build import flat_arrays, install
+from weights_convert.clip.build import flat_arrays, install
 
 TOY = DilatedResNetConfig(blocks=(1, 2, 2, 2), width=8)
 

@@ -12,11 +12,11 @@ from flax import nnx
 
 from clipseg_jax.core.modules import abstract, initialised
 from clipseg_jax.core.optim import OptimConfig, optimizer
+from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.models.deeplab_v2 import BACKBONE, MEAN, SCALES, DeepLabV2, scaled_images
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
-from clipseg_jax.tasks import deeplab
 from clipseg_jax.train_step import TrainState, make_update, take_apart
-from weights_convert.build import flat_arrays, install
+from weights_convert.clip.build import flat_arrays, install
 
 CLASSES = 5
 TOY = dataclasses.replace(BACKBONE, blocks=(1, 2, 1, 1), width=8)

@@ -15,8 +15,7 @@ from flax import nnx
 from PIL import Image
 
 import weights_convert
-from clipseg_jax.models.clip import CLIP, CLIPConfig
-from clipseg_jax.models.clip_es import (
+from clipseg_jax.methods.clip_es.model import (
     CLIPES,
     VOC,
     Activation,
@@ -25,6 +24,7 @@ from clipseg_jax.models.clip_es import (
     Encoding,
     saved_maps,
 )
+from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
 from clipseg_jax.prompts import TextEncoder, text_encoder
 from tests import seeded

@@ -13,13 +13,13 @@ import numpy as np
 from flax import nnx
 
 from clipseg_jax.core.modules import abstract
+from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip import CLIPConfig, VisionTransformer
-from clipseg_jax.models.clip_rc import CLIPRC, CLIPRCConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tests import seeded
 from tests.parity import cases
-from weights_convert.build import flat_arrays, install
-from weights_convert.clip_rc_keys import CLIP_RC, UNUSED
+from weights_convert.clip.build import flat_arrays, install
+from weights_convert.trained.clip_rc.keys import CLIP_RC, UNUSED
 
 FOLDER = "clip_rc"
 

@@ -10,13 +10,13 @@ import numpy as np
 import optax
 
 from clipseg_jax.core.optim import learning_rate, optimizer
-from clipseg_jax.losses.binary_masks import mask_losses
-from clipseg_jax.tasks import clip_rc
+from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc.loss import mask_losses
 from clipseg_jax.train_step import TrainState, make_update, take_apart
 from tests import seeded
 from tests.parity import cases
 from tests.parity import clip_rc_models as models
-from weights_convert.clip_rc_keys import CLIP_RC
+from weights_convert.trained.clip_rc.keys import CLIP_RC
 
 
 def check_train(case, arrays, goldens, monkeypatch):

@@ -12,8 +12,8 @@ import numpy as np
 from clipseg_jax.models.deeplab_v2 import MEAN, DeepLabV2
 from tests import seeded
 from tests.parity import cases
-from weights_convert.deeplab import deeplab_from, from_published
-from weights_convert.stored import Converted
+from weights_convert.formats.converted import Converted
+from weights_convert.trained.deeplab import deeplab_from, from_published
 
 FOLDER = "deeplab"
 

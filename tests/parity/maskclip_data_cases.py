@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline import corruptions, transforms
-from input_pipeline.images import image_size, read_image, read_label
+from input_pipeline.batches import corruptions, transforms
+from input_pipeline.datasets.images import image_size, read_image, read_label
 
 NORMALISED_ATOL = 1e-5  # the json allows 0.03; one grey level is 0.017
 

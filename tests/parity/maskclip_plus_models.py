@@ -14,15 +14,15 @@ from flax import nnx
 import weights_convert
 from clipseg_jax.core.modules import Keys, abstract
 from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, Student, make_student
+from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import ModifiedResNet
-from clipseg_jax.models.maskclip import MaskCLIPConfig
-from clipseg_jax.models.maskclip_plus import MaskCLIPPlus, Student, make_student
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from clipseg_jax.tasks.maskclip_plus import NEVER, MaskCLIPPlusConfig
 from tests import seeded
 from tests.parity import cases
-from weights_convert.build import flat_arrays, install
-from weights_convert.maskclip_plus import ROWS, from_published, key_map
+from weights_convert.clip.build import flat_arrays, install
+from weights_convert.trained.maskclip_plus.published import ROWS, from_published, key_map
 
 FOLDER = "maskclip"
 # The choices in which MaskCLIP's ViTs differ from OpenAI's (spec maskclip, section 4).

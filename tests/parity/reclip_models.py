@@ -13,13 +13,13 @@ import numpy as np
 from flax import nnx, traverse_util
 
 import weights_convert
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, reference_ids
 from clipseg_jax.models.clip import CLIP, Tokenizer
-from clipseg_jax.models.reclip import RECLIP, RECLIP_PP, ReCLIP, reference_ids
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
-from clipseg_jax.tasks import reclip
 from tests import seeded
 from tests.parity import cases
-from weights_convert.reclip import RECTIFICATION
+from weights_convert.trained.reclip.keys import RECTIFICATION
 
 FOLDER = "reclip"
 # Rounded as the published configs round CLIP's.

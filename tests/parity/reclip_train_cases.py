@@ -17,12 +17,12 @@ import pytest
 from flax import nnx
 
 from clipseg_jax.core.optim import OptimConfig, optimizer
-from clipseg_jax.losses.contrastive import rectification_loss
-from clipseg_jax.tags import tag_matrix
-from clipseg_jax.tasks import reclip
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.loss import rectification_loss
+from clipseg_jax.methods.reclip.tags import tag_matrix
 from tests import seeded
 from tests.parity import cases, reclip_models
-from weights_convert.reclip import RECTIFICATION
+from weights_convert.trained.reclip.keys import RECTIFICATION
 
 # The masks are an argmax of strongly scaled logits: rounding grows in the gradients. They may
 # differ from the float64 run by so many times what the published code's own float32 run does (the

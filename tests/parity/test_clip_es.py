@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
-from clipseg_jax.models import clip_es
+from clipseg_jax.methods.clip_es import model as clip_es
 from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig
 from clipseg_jax.ops.affinity import balance
 from clipseg_jax.ops.cam import (
@@ -25,7 +25,7 @@ from clipseg_jax.ops.components import component_bounds
 from clipseg_jax.ops.crf import CLIP_ES, dense_crf, wrapped_image
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
 from clipseg_jax.prompts import class_embeddings, templates
-from input_pipeline.class_sets import prompt_set
+from input_pipeline.datasets.class_sets import prompt_set
 from tests import seeded
 from tests.parity import cases, clip_es_models
 

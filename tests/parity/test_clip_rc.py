@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from clipseg_jax.core.modules import initialised
-from clipseg_jax.losses.binary_masks import mask_losses, recovery_loss
+from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc.encoder import (
+    Encoding,
+    first_regions,
+    image_tower,
+    region_attention,
+    regions_of_patches,
+)
+from clipseg_jax.methods.clip_rc.head import lateral_inputs, region_queries
+from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.models.clip import (
     TextConfig,
     TextTransformer,
@@ -22,23 +31,14 @@ from clipseg_jax.models.clip import (
     ViTConfig,
     unit,
 )
-from clipseg_jax.models.clip_rc_encoder import (
-    Encoding,
-    first_regions,
-    image_tower,
-    region_attention,
-    regions_of_patches,
-)
-from clipseg_jax.models.clip_rc_head import lateral_inputs, region_queries
 from clipseg_jax.ops.resize import resize
-from clipseg_jax.tasks import clip_rc
-from input_pipeline.datasets import COCO_STUFF_164K
+from input_pipeline.datasets.catalog import COCO_STUFF_164K
 from tests import seeded
 from tests.parity import cases
 from tests.parity import clip_rc_models as models
 from tests.parity.clip_rc_train_cases import check_train
-from weights_convert.build import install
-from weights_convert.clip import OPENAI
+from weights_convert.clip.build import install
+from weights_convert.clip.keys import OPENAI
 
 FOLDER = models.FOLDER
 NOT_HERE = ("augment", "metrics", "slide")  # other modules' cases

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.evaluate import Progress, report
-from input_pipeline import transforms
+from input_pipeline.batches import transforms
 from tests import seeded
 from tests.parity import cases
 from tests.parity.maskclip_data_cases import Recorder

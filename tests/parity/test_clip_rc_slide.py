@@ -17,11 +17,11 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
+from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, opencv_resize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import count_windows
-from clipseg_jax.tasks import clip_rc
-from input_pipeline.transforms import reduce_zero_label
+from input_pipeline.batches.transforms import reduce_zero_label
 from tests import seeded
 from tests.parity import cases
 from tests.parity import clip_rc_models as models

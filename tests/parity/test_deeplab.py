@@ -15,17 +15,17 @@ import optax
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.core.optim import Group, OptimConfig, learning_rate, optimizer
 from clipseg_jax.inference import InferenceConfig, image_scores, label_maps
-from clipseg_jax.losses.segmentation import shrink_labels
+from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.models.deeplab_v2 import MEAN, SCALES, STD, scaled_images
 from clipseg_jax.ops.crf import DEEPLAB, dense_crf, unary_from_softmax, wrapped_image
+from clipseg_jax.ops.cross_entropy import shrink_labels
 from clipseg_jax.ops.image import network_input, normalise
-from clipseg_jax.tasks import deeplab
 from clipseg_jax.train_step import TrainState, make_update, take_apart
-from input_pipeline.scaled import scaled_view
+from input_pipeline.batches.deeplab_views import scaled_view
 from tests import seeded
 from tests.parity import cases
 from tests.parity import deeplab_models as models
-from weights_convert.deeplab import to_published
+from weights_convert.trained.deeplab import to_published
 
 FOLDER = models.FOLDER
 SLOW = ("forward",)

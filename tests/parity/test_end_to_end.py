@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
-from clipseg_jax.core.cam_files import read_cam
-from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.methods.clip_es.published_cams import read_cam
+from clipseg_jax.stages.data import find_dataset
 from configs import voc_clip_es
 from tests import seeded
 from tests.parity import cases
-from weights_convert.writer import write_torch
+from weights_convert.formats.torch_writer import write_torch
 
 pytestmark = pytest.mark.long
 

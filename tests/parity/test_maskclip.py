@@ -22,13 +22,13 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
+from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, dense_features
 from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
-from clipseg_jax.models.maskclip import MaskCLIPConfig, dense_features
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
 from clipseg_jax.ops.window import then_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
-from clipseg_jax.tasks import maskclip
-from input_pipeline.images import reduce_zero_label
+from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
 from tests.parity import cases
 from tests.parity.maskclip_data_cases import check_corruptions, check_pipeline

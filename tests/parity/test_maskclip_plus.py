@@ -16,7 +16,7 @@ import optax
 
 from clipseg_jax.core.optim import learning_rate, optimizer
 from clipseg_jax.inference import image_scores
-from clipseg_jax.tasks import maskclip_plus
+from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
 from clipseg_jax.train_step import TrainState, make_update, take_apart
 from tests.parity import cases
 from tests.parity import maskclip_plus_models as models

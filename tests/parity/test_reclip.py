@@ -14,12 +14,9 @@ import numpy as np
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.inference import InferenceConfig, image_scores, label_maps, network_size
-from clipseg_jax.models.clip import Tokenizer
-from clipseg_jax.models.clip.preprocess import resize_and_crop
-from clipseg_jax.models.reclip import ReferencePrompt, frozen_reference
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise, opencv_resize
-from clipseg_jax.prompts import class_embeddings, templates, text_encoder
-from clipseg_jax.tags import (
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.model import ReferencePrompt, frozen_reference
+from clipseg_jax.methods.reclip.tags import (
     Classifier,
     TagsConfig,
     annotate,
@@ -28,8 +25,11 @@ from clipseg_jax.tags import (
     windows,
     write_tags,
 )
-from clipseg_jax.tasks import reclip
-from input_pipeline.images import reduce_zero_label
+from clipseg_jax.models.clip import Tokenizer
+from clipseg_jax.models.clip.preprocess import resize_and_crop
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise, opencv_resize
+from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
 from tests.parity import cases
 from tests.parity.reclip_models import (

@@ -10,8 +10,8 @@ import re
 import numpy as np
 
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
-from input_pipeline import transforms
-from input_pipeline.images import reduce_zero_label
+from input_pipeline.batches import transforms
+from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
 from tests.parity import cases
 

@@ -19,9 +19,12 @@ import weights_convert
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.inference import InferenceConfig, image_scores, label_maps, network_size
+from clipseg_jax.methods.reclip import distill_task as reclip_distill
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.distill_task import DistillConfig
+from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, filter_classes, reference_ids
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.reclip import RECLIP, RECLIP_PP, filter_classes, reference_ids
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import (
     IMAGENET_MEAN,
@@ -31,12 +34,10 @@ from clipseg_jax.ops.image import (
     opencv_resize,
 )
 from clipseg_jax.ops.resize import resize
-from clipseg_jax.tasks import reclip, reclip_distill
-from clipseg_jax.tasks.reclip_distill import DistillConfig
 from tests import seeded
 from tests.parity import cases
-from weights_convert.build import flat_arrays, install
-from weights_convert.reclip import DISTILLATION, RECTIFICATION
+from weights_convert.clip.build import flat_arrays, install
+from weights_convert.trained.reclip.keys import DISTILLATION, RECTIFICATION
 
 FOLDER = "reclip"
 ONLY = ("reclip_distill", "reclippp_distill")

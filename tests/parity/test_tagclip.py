@@ -10,14 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.core.label_list import label_line
-from clipseg_jax.core.metrics import average_precision, relative_tags, tag_figures, top_tags
-from clipseg_jax.models import clip_es, tagclip
+from clipseg_jax.methods.clip_es import model as clip_es
+from clipseg_jax.methods.tagclip import model as tagclip
+from clipseg_jax.methods.tagclip.metrics import (
+    average_precision,
+    relative_tags,
+    tag_figures,
+    top_tags,
+)
+from clipseg_jax.methods.tagclip.model import TagCLIP
 from clipseg_jax.models.clip import Tokenizer
-from clipseg_jax.models.tagclip import TagCLIP
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
 from clipseg_jax.prompts import class_embeddings, templates
-from input_pipeline.class_sets import prompt_set
+from clipseg_jax.stages.label_list import label_line
+from input_pipeline.datasets.class_sets import prompt_set
 from tests import seeded
 from tests.parity import cases, clip_es_models
 

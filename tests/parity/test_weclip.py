@@ -16,23 +16,23 @@ import numpy as np
 
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.core.optim import OptimConfig, learning_rate
-from clipseg_jax.losses.affinity import affinity_loss, affinity_targets
-from clipseg_jax.losses.segmentation import upsampled_balanced_cross_entropy
+from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, Encoding
+from clipseg_jax.methods.weclip.affinity_loss import affinity_loss, affinity_targets
+from clipseg_jax.methods.weclip.task import GROUPS, PUBLISHED
 from clipseg_jax.models.clip import TextConfig, TextTransformer, Tokenizer
-from clipseg_jax.models.clip_es import CLIPES, CLIPESConfig, Encoding
 from clipseg_jax.ops.affinity import balance
 from clipseg_jax.ops.cam import box_masks
+from clipseg_jax.ops.cross_entropy import upsampled_balanced_cross_entropy
 from clipseg_jax.ops.par import PARConfig, diffuse, neighbour_weights, par, position_weights
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
-from clipseg_jax.tasks.weclip import GROUPS, PUBLISHED
-from input_pipeline.class_sets import prompt_set
+from input_pipeline.datasets.class_sets import prompt_set
 from tests import seeded
 from tests.parity import cases
 from tests.parity.weclip_head_cases import check_head
 from tests.parity.weclip_models import normalised, pictures, relative, visual_of
 from tests.parity.weclip_train_cases import check_train
-from weights_convert.build import install
-from weights_convert.clip import OPENAI
+from weights_convert.clip.build import install
+from weights_convert.clip.keys import OPENAI
 
 FOLDER = "weclip"
 SLOW = ("train", "text")

@@ -11,7 +11,7 @@ import numpy as np
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
-from input_pipeline.placed import placed_view
+from input_pipeline.batches.weclip_views import placed_view
 from tests import seeded
 from tests.parity import cases
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.models.weclip_head import WaveletBlock
+from clipseg_jax.methods.weclip.head import WaveletBlock
 from clipseg_jax.ops.canny import canny
 from clipseg_jax.ops.wavelet import haar, inverse_haar
 from tests import seeded
@@ -19,8 +19,8 @@ from tests.parity import cases
 from tests.parity.weclip_head_cases import check_head
 from tests.parity.weclip_models import published, relative, stride, thinned
 from tests.parity.weclip_train_cases import check_train
-from weights_convert.build import install
-from weights_convert.weclip import HEAD
+from weights_convert.clip.build import install
+from weights_convert.trained.weclip.keys import HEAD
 
 FOLDER = "wtclip"
 SLOW = ("train",)

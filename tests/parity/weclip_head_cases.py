@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.models.weclip_head import affinity
+from clipseg_jax.methods.weclip.head import affinity
 from tests import seeded
 from tests.parity.weclip_models import (
     Arrays,
@@ -20,7 +20,7 @@ from tests.parity.weclip_models import (
     stride,
     thinned,
 )
-from weights_convert.weclip import MADE
+from weights_convert.trained.weclip.keys import MADE
 
 
 def check_head(case: Case, arrays: Arrays) -> None:

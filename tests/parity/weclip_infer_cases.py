@@ -20,15 +20,15 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
+from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import grid_to_image
-from clipseg_jax.tasks import weclip
 from tests import seeded
 from tests.parity import cases
 from tests.parity.weclip_models import Arrays, Case, model_of, normalised, pictures, relative
-from weights_convert.build import install
+from weights_convert.clip.build import install
 
 # The json asks for 99.5 % of the labels, and 98 % after the CRF.
 LABELS, CRF_LABELS = 0.999, 0.99

@@ -13,15 +13,15 @@ import numpy as np
 from flax import nnx, traverse_util
 
 import weights_convert
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.head import Head, HeadConfig
+from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIP
 from clipseg_jax.models.clip import CLIP, CLIPConfig
-from clipseg_jax.models.weclip import COCO, VOC, WeCLIP
-from clipseg_jax.models.weclip_head import Head, HeadConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
-from clipseg_jax.tasks import weclip
 from tests import seeded
 from tests.parity import cases
-from weights_convert.build import install
-from weights_convert.weclip import HEAD, MADE
+from weights_convert.clip.build import install
+from weights_convert.trained.weclip.keys import HEAD, MADE
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]

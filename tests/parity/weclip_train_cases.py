@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
-from clipseg_jax.losses.affinity import affinity_targets
-from clipseg_jax.models.clip_es import CLIPES
-from clipseg_jax.models.weclip import Features, WeCLIP
-from clipseg_jax.models.weclip_head import affinity
+from clipseg_jax.methods.clip_es.model import CLIPES
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.affinity_loss import affinity_targets
+from clipseg_jax.methods.weclip.head import affinity
+from clipseg_jax.methods.weclip.model import Features, WeCLIP
 from clipseg_jax.ops.affinity import balance, chosen_weights
 from clipseg_jax.ops.cam import enlarge, scale_to_unit
-from clipseg_jax.tasks import weclip
 from clipseg_jax.train_step import take_apart
 from tests.parity import cases
 from tests.parity.weclip_head_cases import check_gradients

@@ -11,7 +11,7 @@ import pytest
 import weights_convert
 from tests.weights_convert import toys
 from weights_convert.__main__ import main
-from weights_convert.writer import write_torch
+from weights_convert.formats.torch_writer import write_torch
 
 
 @pytest.fixture(scope="module")

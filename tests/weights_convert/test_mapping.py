@@ -11,11 +11,12 @@ import pytest
 import weights_convert
 from tests import seeded
 from tests.weights_convert import toys
-from weights_convert import CheckpointError, names
-from weights_convert.build import config_of, wanted_shapes
-from weights_convert.clip import OPENAI, RELEASED
+from weights_convert import CheckpointError
+from weights_convert.clip import layouts as names
+from weights_convert.clip.build import config_of, wanted_shapes
+from weights_convert.clip.keys import OPENAI, RELEASED
+from weights_convert.clip.maskclip_keys import RESNET_WEIGHTS, VIT_WEIGHTS
 from weights_convert.mapping import KeyMap, Rule
-from weights_convert.maskclip import RESNET_WEIGHTS, VIT_WEIGHTS
 
 SHAPES = json.loads((toys.GOLDEN / "clip" / "shapes.json").read_text())
 DEEPEST = 2  # blocks with values in each stack: further ones differ from them by their number

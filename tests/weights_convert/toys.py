@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests import seeded
-from weights_convert import writer
+from weights_convert.formats import torch_writer as writer
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -1,0 +1,1 @@
+"""How the tiny CLIP of the demo was made."""

@@ -1,0 +1,73 @@
+"""Training pictures made ahead: pixels, caption ids, and the names that each caption holds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from clipseg_jax.demo import world
+from clipseg_jax.demo_clip.captions import captions
+from clipseg_jax.demo_clip.vocabulary import tokenizer
+
+NOUNS = (*world.CLASSES, *world.SCENERY)
+SIZE_PX = 64
+CONTEXT = 32
+CAPTIONS = 6  # written for each picture; training draws one at each visit
+_CHUNK = 1000
+_PARTS = ("single", "single", "mixed", "mixed", "mixed", "scenery")  # of every six pictures
+
+
+class Pictures(NamedTuple):
+    """n pictures, memory-mapped."""
+
+    images: np.ndarray  # (n, 64, 64, 3) uint8
+    ids: np.ndarray  # (n, CAPTIONS, CONTEXT) int16
+    named: np.ndarray  # (n, CAPTIONS, NOUNS) bool
+
+
+def _chunk(start: int) -> Pictures:
+    tokenize = tokenizer()
+    images = np.zeros((_CHUNK, SIZE_PX, SIZE_PX, 3), np.uint8)
+    ids = np.zeros((_CHUNK, CAPTIONS, CONTEXT), np.int16)
+    named = np.zeros((_CHUNK, CAPTIONS, len(NOUNS)), bool)
+    for row in range(_CHUNK):
+        index = start + row
+        picture = world.make(_PARTS[index % len(_PARTS)], index, SIZE_PX)
+        texts = captions(picture, CAPTIONS)
+        images[row] = picture.image
+        ids[row] = tokenize(texts, CONTEXT)
+        for i, text in enumerate(texts):
+            found = set(re.findall(r"[a-z]+", text))
+            named[row, i] = [noun in found for noun in NOUNS]
+    return Pictures(images, ids, named)
+
+
+def load(folder: Path, count: int, workers: int = 2) -> Pictures:
+    """The first `count` training pictures (a multiple of 1000), made into `folder` if absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}_{count}.npy" for name in Pictures._fields]
+    if not all(path.exists() for path in paths):
+        rests = [(SIZE_PX, SIZE_PX, 3), (CAPTIONS, CONTEXT), (CAPTIONS, len(NOUNS))]
+        kinds = [np.uint8, np.int16, bool]
+        whole = [
+            np.lib.format.open_memmap(path.with_suffix(".part"), "w+", kind, (count, *rest))
+            for path, kind, rest in zip(paths, kinds, rests, strict=True)
+        ]
+        # Spawned, not forked: JAX runs threads, which a fork would cut off half-way.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            starts = range(0, count, _CHUNK)
+            for start, chunk in zip(starts, pool.map(_chunk, starts), strict=True):
+                for array, part in zip(whole, chunk, strict=True):
+                    array[start : start + _CHUNK] = part
+                print(f"\rpainted {start + _CHUNK} of {count}", end="", flush=True)
+        print()
+        for array, path in zip(whole, paths, strict=True):
+            array.flush()
+            path.with_suffix(".part").rename(path)
+    return Pictures(*(np.load(path, mmap_mode="r") for path in paths))

@@ -1,0 +1,294 @@
+"""Trains the tiny CLIP on pictures and captions of the demo world; no label is ever seen.
+
+    python -m clipseg_jax.demo.training --out workdir/tiny_clip
+
+Two losses. CLIP's: each picture's class token against the captions of the batch. A dense one: the
+names in a caption must be found somewhere in MaskCLIP's read-out of its picture, and names of other
+pictures nowhere; without it four layers never align single patches with words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.demo import world
+from clipseg_jax.demo_clip import pictures, vocabulary
+from clipseg_jax.demo_clip.captions import TEMPLATES
+from clipseg_jax.demo_clip.pictures import NOUNS, Pictures
+from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionTransformer, ViTConfig, unit
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+
+TEXT_TOKENS = 20  # captions are shorter; the tower never looks ahead, so the rest can be cut
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The recipe of the committed weights."""
+
+    pictures: int = 120_000
+    steps: int = 1200
+    batch_size: int = 256
+    keep: int = 32  # of the 64 patches, drawn anew for each picture and step
+    muon_rate: float = 0.008
+    adam_rate: float = 0.0015
+    warmup: float = 0.03  # share of the steps
+    dense_weight: float = 1.0
+    seed: int = 0
+    save_every_steps: int = 200
+
+
+def config() -> CLIPConfig:
+    """The tiny CLIP: 64 px, patches of 8, four layers of 128."""
+    size = 512 + len(vocabulary.merges()) + 2
+    return CLIPConfig(
+        ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96),
+        TextConfig(
+            context_length=pictures.CONTEXT,
+            vocabulary=size,
+            width=96,
+            layers=2,
+            heads=3,
+            embed_dim=96,
+        ),
+    )
+
+
+def initial(seed: int) -> CLIP:
+    """OpenAI's initialisation, but vision positions start as 2-D sines: near patches are alike."""
+    clip = CLIP(config(), rngs=nnx.Rngs(seed))
+    assert isinstance(clip.visual, VisionTransformer)
+    key = jax.random.key(seed + 1)
+    for tower in (clip.visual.transformer, clip.text.transformer):
+        width, layers = tower.resblocks[0].ln_1.num_features, len(tower.resblocks)
+        residual = width**-0.5 * (2 * layers) ** -0.5
+        for block in tower.resblocks:
+            parts = (
+                (block.attn.in_proj, width**-0.5),
+                (block.attn.out_proj, residual),
+                (block.mlp.c_fc, (2 * width) ** -0.5),
+                (block.mlp.c_proj, residual),
+            )
+            for linear, std in parts:
+                key, own = jax.random.split(key)
+                linear.kernel[...] = std * jax.random.normal(own, linear.kernel.shape)
+    side, width = config().vision.grid, config().vision.width
+    angle = np.arange(side)[:, None] * 30.0 ** (-np.arange(width // 4) / (width // 4))
+    rows = np.concatenate([np.sin(angle), np.cos(angle)], 1) * 0.5
+    y, x = np.repeat(rows, side, 0), np.tile(rows, (side, 1))
+    table = np.concatenate([np.zeros((1, width)), np.concatenate([y, x], 1)])
+    clip.visual.positional_embedding[...] = jnp.asarray(table, jnp.float32)
+    return clip
+
+
+def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
+    """Image features (b, e) and MaskCLIP's dense features (b, p, e) of the kept patches (b, p).
+
+    One forward for both: only in the last block do the class token (ordinary attention) and the
+    patches (value path, as models/maskclip.py) part.
+    """
+    visual = clip.visual
+    assert isinstance(visual, VisionTransformer)
+    tokens, _ = visual.embed(images)
+    patches = jnp.take_along_axis(tokens[:, 1:], kept[..., None], axis=1)
+    x = jnp.concatenate([tokens[:, :1], patches], axis=1)
+    x, _ = visual.transformer(x, stop=-1)
+    last = visual.transformer.resblocks[-1]
+    q, k, v = last.attn.qkv(last.ln_1(x))
+    first = x[:, :1] + last.attn.attend(last.attn.weights(q[:, :1], k), v)
+    value = x[:, 1:] + last.attn.out_proj(v[:, 1:])
+    x = jnp.concatenate([first, value], axis=1)
+    x = visual.ln_post(x + last.mlp(last.ln_2(x))) @ visual.proj[...]
+    return x[:, 0], x[:, 1:]
+
+
+class Batch(NamedTuple):
+    """One step's rows."""
+
+    images: Any  # (b, 64, 64, 3) uint8
+    ids: Any  # (b, t)
+    named: Any  # (b, nouns) bool
+    nouns: Any  # (nouns, t): each name in some template
+    flip: Any  # (b,) bool
+    kept: Any  # (b, p)
+
+
+def contrastive_loss(image: Array, text: Array, ids: Array, scale: Array) -> Array:
+    """Symmetric InfoNCE of unit rows (b, e); pictures with equal captions are no negatives."""
+    logits = scale * image @ text.T
+    same = jnp.all(ids[:, None] == ids[None], axis=-1) & ~jnp.eye(len(ids), dtype=bool)
+    logits = jnp.where(same, -jnp.inf, logits)
+    diagonal = jnp.diag(logits)
+    rows, columns = jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
+    return jnp.mean(rows + columns - 2 * diagonal) / 2
+
+
+def dense_loss(dense: Array, nouns: Array, named: Array) -> Array:
+    """Names of a caption against names not in it, and its picture against others.
+
+    `dense` (b, p, e) and `nouns` (k, e) are unit rows, `named` (b, k) bool. A picture's score for a
+    name is the mean cosine of its patches, those that look like it weighing most.
+    """
+    cosines = jnp.einsum("bpe,ke->bpk", dense, nouns)
+    score = 15 * jnp.sum(jax.nn.softmax(12 * cosines, axis=1) * cosines, axis=1)
+    others = jnp.where(named, -jnp.inf, score)
+    rows = jnp.logaddexp(score, jax.nn.logsumexp(others, axis=1, keepdims=True)) - score
+    columns = jnp.logaddexp(score, jax.nn.logsumexp(others, axis=0, keepdims=True)) - score
+    weight = named.astype(jnp.float32)
+    return jnp.sum((rows + columns) / 2 * weight) / jnp.maximum(jnp.sum(weight), 1)
+
+
+def loss(clip: CLIP, batch: Batch, cfg: TrainConfig) -> tuple[Array, dict[str, Array]]:
+    """Total loss and its parts."""
+    images = jnp.where(batch.flip[:, None, None, None], batch.images[:, :, ::-1], batch.images)
+    image, dense = features(clip, normalise(images, CLIP_MEAN, CLIP_STD), batch.kept)
+    text = unit(clip.text(jnp.concatenate([batch.ids, batch.nouns])))
+    captions, nouns = text[: len(batch.ids)], text[len(batch.ids) :]
+    scale = jnp.exp(jnp.minimum(clip.logit_scale[...], np.log(100.0)))
+    clip_loss = contrastive_loss(unit(image), captions, batch.ids, scale)
+    noun_loss = dense_loss(unit(dense), nouns, batch.named)
+    total = clip_loss + cfg.dense_weight * noun_loss
+    return total, {"clip": clip_loss, "dense": noun_loss, "scale": scale}
+
+
+def draw(data: Pictures, nouns: np.ndarray, step: int, cfg: TrainConfig) -> Batch:
+    """The batch of a step, from (seed, step) alone: a resumed run draws the same."""
+    count, b = len(data.images), cfg.batch_size
+    epoch, at = divmod(step * b, count - count % b)
+    order = np.random.default_rng([cfg.seed, 1, epoch]).permutation(count)[at : at + b]
+    rng = np.random.default_rng([cfg.seed, 2, step])
+    caption = rng.integers(pictures.CAPTIONS, size=b)
+    template = rng.integers(nouns.shape[1], size=len(NOUNS))
+    return Batch(
+        images=data.images[order],
+        ids=data.ids[order, caption, :TEXT_TOKENS].astype(np.int32),
+        named=data.named[order, caption],
+        nouns=nouns[np.arange(len(NOUNS)), template, :TEXT_TOKENS],
+        flip=rng.random(b) < 0.5,
+        kept=np.argsort(rng.random((b, config().vision.grid ** 2)))[:, : cfg.keep].astype(np.int32),
+    )
+
+
+def noun_prompts() -> np.ndarray:
+    """Ids (nouns, templates, CONTEXT) of every name in every caption template."""
+    tokenize = vocabulary.tokenizer()
+    templates = [*TEMPLATES]
+    rows = []
+    for noun in NOUNS:
+        article = "" if noun in world.SCENERY else "an " if noun[0] in "aeiou" else "a "
+        texts = [template.format(form) for template in templates for form in (noun, article + noun)]
+        rows.append(tokenize(texts, pictures.CONTEXT))
+    return np.stack(rows)
+
+
+def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+    """Muon for the matrices inside the blocks, AdamW for the rest; warm-up, then cosine to 0."""
+
+    def rate(peak: float) -> optax.Schedule:
+        warm = max(int(cfg.warmup * cfg.steps), 1)
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warm, max(cfg.steps, warm + 1))
+
+    def in_block(path: tuple, leaf: Array) -> Any:
+        names = [str(getattr(part, "key", part)) for part in path]
+        matrix = "resblocks" in names and names[-1] == "kernel"
+        return optax.contrib.MuonDimensionNumbers() if matrix else None
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            rate(cfg.muon_rate),
+            ns_steps=4,
+            weight_decay=0.02,
+            adam_b2=0.98,
+            adam_weight_decay=0.0,
+            adam_learning_rate=rate(cfg.adam_rate),
+            muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
+                in_block, params
+            ),
+        ),
+    )
+
+
+def save_state(path: Path, step: int, state: Any) -> None:
+    """All leaves of the training state, atomically."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    arrays: dict[str, Any] = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
+    write_atomic(path, lambda file: np.savez(file, step=step, **arrays))
+
+
+def load_state(path: Path, like: Any) -> tuple[int, Any]:
+    """What `save_state` wrote, in the structure of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    with np.load(path) as saved:
+        made = [jnp.asarray(saved[f"leaf{i}"]) for i in range(len(leaves))]
+        return int(saved["step"]), jax.tree.unflatten(structure, made)
+
+
+def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: int | None = None):
+    """Trains to step `stop` (default: the end), going on from `out` if it holds a state.
+
+    Returns the model.
+    """
+    graph, variables = nnx.split(initial(cfg.seed))
+    params = nnx.to_pure_dict(variables)
+    tx = optimizer(cfg)
+    state = (params, tx.init(params))
+    nouns, start = noun_prompts(), 0
+    path = out / "state.npz" if out else None
+    if path and path.exists():
+        start, state = load_state(path, state)
+
+    @jax.jit
+    def update(state: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+        params, moments = state
+
+        def of(params: Any) -> tuple[Array, dict[str, Array]]:
+            model = nnx.merge(graph, nnx.State(params))
+            return loss(model, batch, cfg)
+
+        (value, parts), gradient = jax.value_and_grad(of, has_aux=True)(params)
+        updates, moments = tx.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), parts | {"loss": value}
+
+    began, end = time.time(), cfg.steps if stop is None else stop
+    for step in range(start, end):
+        state, parts = update(state, draw(data, nouns, step, cfg))
+        done = step + 1
+        if done % 20 == 0 or done == end:
+            shown = " ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
+            speed = (done - start) * cfg.batch_size / (time.time() - began)
+            print(f"step {done}/{cfg.steps} {shown} {speed:.0f} images/s", flush=True)
+        if path and (done % cfg.save_every_steps == 0 or done == end):
+            save_state(path, done, state)
+    return nnx.merge(graph, nnx.State(state[0]))
+
+
+def main() -> None:
+    """Paints the pictures, trains, exports a Hugging Face directory."""
+    from clipseg_jax.demo_clip.export import save_huggingface
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of state and result")
+    for field in dataclasses.fields(TrainConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(field.default), default=field.default)
+    args = vars(parser.parse_args())
+    out = args.pop("out")
+    cfg = TrainConfig(**args)
+    data = pictures.load(out / "pictures", cfg.pictures)
+    save_huggingface(train(cfg, data, out), out / "tiny_clip")
+
+
+if __name__ == "__main__":
+    main()

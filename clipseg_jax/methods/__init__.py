@@ -1,0 +1,1 @@
+"""Published systems, one folder each: model <- loss <- task <- build <- recipe."""

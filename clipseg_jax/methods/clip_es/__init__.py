@@ -1,0 +1,1 @@
+"""CLIP-ES: class activation maps of a frozen CLIP, and a DeepLabV2 trained on them."""

@@ -1,0 +1,221 @@
+"""The stages `cams` and `evaluate_cams`: class activation maps of the training images.
+
+Spec clip_es, sections 4 to 8.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from clipseg_jax.annotate import annotate
+from clipseg_jax.core.files import write_json
+from clipseg_jax.core.mesh import make_mesh, replicate
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig
+from clipseg_jax.methods.clip_es.published_cams import write_cam
+from clipseg_jax.methods.clip_es.stored_cams import (
+    StoredCAM,
+    batches_with_cams,
+    cam_path,
+    write_cams,
+)
+from clipseg_jax.ops.cam import cam_labels, class_labels, enlarge, scale_to_unit
+from clipseg_jax.ops.image import inside
+from clipseg_jax.stages.clip import image_tower, read_embeddings, whole_patches, word_lists
+from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.image_classes import (
+    Present,
+    by_class_count,
+    label_of_class,
+    padded_classes,
+    present_classes,
+)
+from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.datasets.layout import Example
+
+
+def cams(config: ConfigDict, workdir: Path) -> dict:
+    """Refined CAMs of every training image with known classes into cams/; goes on where it was.
+
+    Images that can't be read, or whose classes nobody knows, are counted, and named in
+    cams_problems.json.
+    """
+    split = config.dataset.train_split
+    examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
+    present, problems = present_classes(config, workdir, split, examples)
+    if not present:
+        raise ValueError(f"no class is known of any of the {len(examples)} images of {split}")
+    wait("cams known")
+    todo = [e for e in examples if e.name in present and not cam_path(workdir, e.name).exists()]
+    wait("cams begin")
+    bad = _make(config, workdir, todo, present) if todo else []
+    for name, reason in bad:
+        logging.warning("no CAM of %s: %s", name, reason)
+    wait("cams made")
+    made = sum(cam_path(workdir, each.name).exists() for each in examples)
+    if jax.process_index() == 0:
+        write_json(workdir / "cams_problems.json", dict([*problems, *bad]))
+    return {"images": made, "left_out": len(examples) - made, "problems": len(problems) + len(bad)}
+
+
+def _make(
+    config: ConfigDict, workdir: Path, todo: list[Example], present: Present
+) -> list[tuple[str, str]]:
+    """Makes the CAMs of `todo`; (name, reason) of what this process could not read."""
+    model = _model(config, workdir)
+    patch_px = model.visual.cfg.patch_px
+    mesh = make_mesh(config.cams.devices)
+    graph, state = nnx.split(model)
+    state = replicate(mesh, state)
+
+    @jax.jit
+    def refine(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        model = nnx.merge(graph, state)
+        made = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
+        found = made.refined if config.cams.refine else made.cam
+        grids = model.visual.grid_sizes(batch["image_size"])
+        return {"maps": scale_to_unit(found, inside(grids, (found.shape[2], found.shape[3])))}
+
+    bad: list[tuple[str, str]] = []
+    for bound, members in by_class_count(todo, present):
+        batches = pipeline.evaluation(
+            find_dataset(config.dataset),
+            members,
+            batch_size=config.cams.batch_size,
+            resize=functools.partial(whole_patches, patch_px=patch_px),
+            max_buckets=config.cams.max_buckets,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_bad="skip",
+        )
+
+        def with_classes(
+            batches: pipeline.EvaluationBatches = batches,
+            members: list[Example] = members,
+            bound: int = bound,
+        ) -> Iterator[dict[str, Any]]:
+            for batch in batches:
+                names = [members[i].name for i in batch["index"]]
+                classes, real = padded_classes(names, present, bound)
+                yield batch | {"classes": classes, "real": real}
+
+        def keep(
+            index: int, made: dict, row: int, batch: Any, members: list[Example] = members
+        ) -> None:
+            name = members[index].name
+            h, w = batch["image_size"][row] // patch_px
+            ids = np.asarray(present[name], np.int32)
+            maps = made["maps"][: len(ids), :h, :w]
+            if config.cams.write_npy:
+                height, width = (int(n) for n in batch["original_size"][row])
+                full = [cv2.resize(m, (width, height)) for m in maps]
+                write_cam(workdir / "cams_npy" / f"{name}.npy", ids, np.stack(full))
+            write_cams(cam_path(workdir, name), StoredCAM(ids, maps))
+
+        annotate(
+            with_classes(),
+            lambda arrays, _: refine(state, arrays),
+            keep,
+            mesh=mesh,
+            total=len(members),
+            desc=f"CAMs of up to {bound} classes",
+        )
+        bad += [(one.name, one.reason) for one in batches.skipped]
+    return bad
+
+
+def _model(config: ConfigDict, workdir: Path) -> CLIPES:
+    classes, background = word_lists(config)
+    rows = read_embeddings(config, workdir, (*classes, *background))
+    names = (
+        *("box_threshold", "affinity_blocks", "balance_rounds", "spread_steps"),
+        *("cover_border", "temperature"),
+    )
+    cfg = CLIPESConfig(**{name: config.cams[name] for name in names})
+    first, last = rows[: len(classes)], rows[len(classes) :]
+    return CLIPES(image_tower(config), first, last, cfg)
+
+
+def examples_with_cams(config: ConfigDict, workdir: Path) -> tuple[list[Example], int]:
+    """Examples of the mask split, with label maps, that have CAMs; how many others there are."""
+    dataset = find_dataset(config.dataset)
+    examples = dataset.index(config.dataset.root, config.dataset.mask_split)
+    found = [each for each in examples if cam_path(workdir, each.name).exists()]
+    if not found:
+        raise ValueError(f"no CAM of split {config.dataset.mask_split}; run the stage `cams` first")
+    return found, len(examples) - len(found)
+
+
+def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
+    """mIoU of the CAMs for each background threshold: metrics_cams.json (section 8)."""
+    examples, missing = examples_with_cams(config, workdir)
+    dataset = find_dataset(config.dataset)
+    thresholds = tuple(config.cams.thresholds) if config.cams.background else (1.0,)
+    names = jnp.asarray(label_of_class(config))
+    classes = dataset.num_classes
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def count(batch: dict[str, jax.Array], shape: tuple[int, int]) -> dict[str, jax.Array]:
+        maps = enlarge(batch["maps"], batch["grids"], batch["image_size"], shape)
+        maps = maps.astype(jnp.float16)
+        ids = names[batch["classes"]]
+        if config.cams.background:  # which calls class c label c + 1
+            labels = cam_labels(maps, batch["real"], ids - 1, thresholds)
+        else:
+            labels = class_labels(maps, batch["real"], ids)[None]
+        one = functools.partial(confusion_matrix, classes=classes, ignore=dataset.ignore_label)
+        each = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, 1))
+        return {"counts": each(batch["label"], labels)}
+
+    confusion = np.zeros((len(thresholds), classes, classes), np.int64)
+
+    def add(index: int, made: dict, row: int, batch: Any) -> None:
+        confusion[...] += made["counts"]
+
+    mesh, skipped = make_mesh(config.masks.devices), []  # type: ignore[var-annotated]
+    for members, batches in batches_with_cams(
+        config, workdir, examples, config.cams.patch_px, skipped
+    ):
+        annotate(
+            batches,
+            lambda arrays, batch: count(arrays, batch["bucket_hw"]),
+            add,
+            mesh=mesh,
+            total=len(members),
+            desc="evaluate CAMs",
+        )
+    totals = add_up(confusion)
+    figures = [SegmentationMetrics.from_confusion(one) for one in totals]
+    scores = [round(100 * one.miou_of_labelled, 2) for one in figures]
+    best = int(np.argmax(scores))
+    record = {
+        "images": len(examples) - len(skipped),
+        "left_out": missing + len(skipped),
+        "mIoU": scores[best],
+        "threshold": thresholds[best],
+    }
+    if jax.process_index() == 0:
+        table = Table("background", "mIoU", title=f"CAMs of {record['images']} images")
+        for threshold, score in zip(thresholds, scores, strict=True):
+            table.add_row(f"{threshold:g}", f"{score:.2f}")
+        Console().print(table)
+        sweep = dict(zip(map(str, thresholds), scores, strict=True))
+        per_class = figures[best].per_class(dataset.class_names)
+        write_json(
+            workdir / "metrics_cams.json", {**record, "thresholds": sweep, "classes": per_class}
+        )
+    return record

@@ -1,0 +1,166 @@
+"""The stages `masks` and `evaluate_masks`: CAMs through a dense CRF, to train on.
+
+Spec clip_es, section 9; spec tagclip, section 8.
+"""
+
+from __future__ import annotations
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+from PIL import Image
+from rich.console import Console
+from tqdm import tqdm
+
+from clipseg_jax.annotate import annotate
+from clipseg_jax.core.files import write_json
+from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.metrics import confusion_on_host
+from clipseg_jax.core.pictures import overlay, save_labels, save_picture
+from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.methods.clip_es.cams import examples_with_cams
+from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
+from clipseg_jax.ops.cam import cam_unary, enlarge, pseudo_labels
+from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
+from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.image_classes import label_of_class
+from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.loading import read_example
+from input_pipeline.datasets.images import BadFile
+from input_pipeline.datasets.layout import Example
+
+_THREADS = 8
+
+
+def mask_path(workdir: Path, name: str) -> Path:
+    """The label map to train on: 255 where the CRF is unsure."""
+    return workdir / "masks" / f"{name}.png"
+
+
+def _labels_path(workdir: Path, name: str) -> Path:
+    """The CRF's labels everywhere, which are scored."""
+    return workdir / "crf" / f"{name}.png"
+
+
+def masks(config: ConfigDict, workdir: Path) -> dict:
+    """CRF labels of every image with CAMs into crf/ and masks/; goes on where it was."""
+    dataset = find_dataset(config.dataset)
+    split = config.dataset.train_split
+    examples = dataset.index(config.dataset.root, split, labels=False)
+    known = [each for each in examples if cam_path(workdir, each.name).exists()]
+    if not known:
+        raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
+    todo = [each for each in known if not mask_path(workdir, each.name).exists()]
+    wait("masks begin")
+    shown = {each.name for each in examples[: config.evaluate.pictures or None]}
+    colours = np.asarray(dataset.palette, np.uint8)
+    clear = (0, 255) if dataset.background else (255,)
+
+    def keep(example: Example, made: dict, image: np.ndarray) -> None:
+        h, w = image.shape[:2]
+        labels, mask = (made[which][:h, :w] for which in ("labels", "masks"))
+        save_labels(_labels_path(workdir, example.name), labels)
+        if config.evaluate.pictures and example.name in shown:
+            painted = overlay(image, mask, colours, config.evaluate.opacity, clear=clear)
+            save_picture(workdir / "pictures_masks" / f"{example.name}.png", painted)
+        save_labels(mask_path(workdir, example.name), mask)  # last: its presence means all is done
+
+    step = _step(config)
+    skipped: list[pipeline.Skipped] = []
+    mesh = make_mesh(config.masks.devices)
+    crf = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=PartitionSpec(("data", "fsdp")),
+            out_specs=PartitionSpec(("data", "fsdp")),
+        )
+    )
+    patch_px = config.cams.patch_px
+    for members, batches in batches_with_cams(config, workdir, todo, patch_px, skipped):
+
+        def on_image(
+            index: int, made: dict, row: int, batch: Any, members: list[Example] = members
+        ) -> None:
+            h, w = batch["image_size"][row]
+            keep(members[index], made, batch["image"][row, :h, :w])
+
+        annotate(
+            batches, lambda arrays, _: crf(arrays), on_image, mesh=mesh, total=len(members),
+            desc="CRF",
+        )  # fmt: skip
+    for one in skipped:
+        logging.warning("no mask of %s: %s", one.name, one.reason)
+    wait("masks made")
+    made = sum(mask_path(workdir, each.name).exists() for each in known)
+    return {"images": made, "left_out": len(examples) - made}
+
+
+def _step(config: ConfigDict) -> Any:
+    """batch -> labels and masks (b, h, w) uint8."""
+    cfg = CRFConfig(**config.crf.to_dict())
+    background = config.cams.background
+    names = jnp.asarray(label_of_class(config))
+
+    def step(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        image, real = batch["image"], batch["real"]
+        shape = (image.shape[1], image.shape[2])
+        maps = enlarge(batch["maps"], batch["grids"], batch["image_size"], shape)
+        unary = cam_unary(maps.astype(jnp.float16), real, background=background)
+        if config.masks.image == "wrapped":
+            image = wrapped_image(image)
+        marginals = dense_crf(unary, image, cfg, sizes=batch["image_size"])
+        labels = names[batch["classes"]]
+        if background:
+            labels = jnp.pad(labels, ((0, 0), (1, 0)))
+        found = functools.partial(pseudo_labels, marginals, labels)
+        made = {"labels": found(0.0), "masks": found(config.masks.confidence)}
+        return {name: value.astype(jnp.uint8) for name, value in made.items()}
+
+    if config.masks.image not in ("wrapped", "raw"):
+        raise ValueError(f'masks.image {config.masks.image!r} must be "wrapped" or "raw"')
+    return step
+
+
+def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
+    """mIoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
+    examples, missing = examples_with_cams(config, workdir)
+    dataset = find_dataset(config.dataset)
+    classes = dataset.num_classes
+    own = examples[jax.process_index() :: jax.process_count()]
+
+    def count(example: Example) -> np.ndarray | None:
+        try:
+            _, truth = read_example(dataset, example)
+            with Image.open(_labels_path(workdir, example.name)) as file:
+                labels = np.asarray(file)
+        except (BadFile, OSError) as error:
+            logging.warning("not scored: %s", error)
+            return None
+        if truth is None or truth.shape != labels.shape:
+            logging.warning("not scored: %s has no label map of its size", example.name)
+            return None
+        return confusion_on_host(truth, labels, classes, dataset.ignore_label)
+
+    total, images = np.zeros((classes, classes), np.int64), 0
+    quiet = None if jax.process_index() == 0 else True
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for counts in tqdm(pool.map(count, own), "evaluate masks", len(own), disable=quiet):
+            if counts is not None:
+                total, images = total + counts, images + 1
+    confusion, scored = add_up(total), int(add_up(np.asarray([images]))[0])
+    console = Console(quiet=jax.process_index() != 0)
+    figures = report(Progress(confusion, scored), dataset.class_names, console=console)
+    if jax.process_index() == 0:
+        write_json(workdir / "metrics_masks.json", figures)
+    left_out = len(examples) + missing - scored
+    return {"images": scored, "left_out": left_out, "mIoU": figures["mIoU_of_labelled"]}

@@ -1,0 +1,45 @@
+"""The recipe of CLIP-ES: image labels -> CAMs -> CRF masks -> a DeepLab trained on them.
+
+Source: Lin et al., "CLIP is Also an Efficient Segmenter", 2023. Specs clip_es, deeplab. With the
+stage `tags` (TagCLIP) the image labels come from CLIP as well, and nothing is annotated at all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from clipseg_jax.methods.clip_es.cams import cams, evaluate_cams, word_lists
+from clipseg_jax.methods.clip_es.crf_masks import evaluate_masks, masks
+from clipseg_jax.methods.clip_es.student import evaluate_student, evaluate_student_crf, train
+from clipseg_jax.methods.tagclip.tags_stage import tags
+from clipseg_jax.stages.clip import embed_words
+from clipseg_jax.stages.data import check_splits
+
+
+def data(config: ConfigDict, workdir: Path) -> dict:
+    """Checks that the dataset's splits are there; paints the demo world."""
+    del workdir
+    splits = (config.dataset.train_split, config.dataset.mask_split, config.dataset.split)
+    return check_splits(config.dataset, *dict.fromkeys(splits))
+
+
+def text(config: ConfigDict, workdir: Path) -> dict:
+    """Embeddings of the classes and of the background words, in that order."""
+    classes, background = word_lists(config)
+    return embed_words(config, workdir, (*classes, *background))
+
+
+STAGES = {
+    "data": data,
+    "tags": tags,
+    "text": text,
+    "cams": cams,
+    "evaluate_cams": evaluate_cams,
+    "masks": masks,
+    "evaluate_masks": evaluate_masks,
+    "train": train,
+    "evaluate_student": evaluate_student,
+    "evaluate_student_crf": evaluate_student_crf,
+}

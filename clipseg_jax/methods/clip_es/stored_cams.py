@@ -1,0 +1,115 @@
+"""CAMs between stages: one small file for each image, and batches of images with their CAMs.
+
+A file `<name>.npz` holds `classes` (m,) int32, ids of the image labels in their order, and `maps`
+(m, hp, wp) float32, the refined CAMs scaled to [0, 1] at the patches' size. What the published
+code saves at full size is these maps enlarged; on a device that costs nothing.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.image_classes import Present, by_class_count, padded_classes
+from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.datasets.layout import Example
+
+
+class StoredCAM(NamedTuple):
+    """An image's refined CAMs."""
+
+    classes: np.ndarray  # (m,) int32
+    maps: np.ndarray  # (m, hp, wp) float32 in [0, 1]
+
+
+def cam_path(workdir: Path, name: str) -> Path:
+    """Where an image's CAMs are."""
+    return workdir / "cams" / f"{name}.npz"
+
+
+def write_cams(path: Path, cam: StoredCAM) -> None:
+    """Writes an image's CAMs, atomically."""
+    write_atomic(path, lambda file: np.savez(file, **cam._asdict()))
+
+
+def read_cams(path: Path) -> StoredCAM:
+    """Reads what `write_cams` wrote.
+
+    Raises:
+      ValueError: a damaged file.
+    """
+    try:
+        with np.load(path) as saved:
+            return StoredCAM(saved["classes"], saved["maps"])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and cams.done.json, and run the stage "
+            "`cams` again: it makes what is missing"
+        ) from error
+
+
+def batches_with_cams(
+    config: ConfigDict,
+    workdir: Path,
+    examples: Sequence[Example],
+    patch_px: int,
+    skipped: list[pipeline.Skipped],
+) -> Iterator[tuple[list[Example], Iterator[dict[str, Any]]]]:
+    """Groups of `examples` with stored CAMs, and each group's batches, for `annotate`.
+
+    A batch has besides what `pipeline.evaluation` gives: `maps` (b, k, hp, wp) float32, `grids`
+    (b, 2), `classes` and `real` (b, k); k is the group's static bound. Images that can't be read
+    are added to `skipped`.
+    """
+    stored = {e.name: read_cams(cam_path(workdir, e.name)).classes for e in examples}
+    present: Present = {name: tuple(int(i) for i in ids) for name, ids in stored.items()}
+    for bound, members in by_class_count(examples, present):
+        batches = pipeline.evaluation(
+            find_dataset(config.dataset),
+            members,
+            batch_size=config.masks.batch_size,
+            max_buckets=config.masks.max_buckets,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_bad="skip",
+        )
+
+        def with_cams(
+            batches: pipeline.EvaluationBatches = batches,
+            members: list[Example] = members,
+            bound: int = bound,
+        ) -> Iterator[dict[str, Any]]:
+            for batch in batches:
+                names = [members[i].name for i in batch["index"]]
+                yield batch | _rows(workdir, names, present, bound, batch["bucket_hw"], patch_px)
+            skipped.extend(batches.skipped)
+
+        yield members, with_cams()
+
+
+def _rows(
+    workdir: Path,
+    names: Sequence[str],
+    present: Present,
+    bound: int,
+    bucket_hw: tuple[int, int],
+    patch_px: int,
+) -> dict[str, np.ndarray]:
+    """The CAMs of a batch, padded to the grid of its bucket."""
+    shape = tuple(-(-side // patch_px) for side in bucket_hw)
+    maps = np.zeros((len(names), bound, *shape), np.float32)
+    grids = np.zeros((len(names), 2), np.int32)
+    for row, name in enumerate(names):
+        own = read_cams(cam_path(workdir, name)).maps
+        maps[row, : len(own), : own.shape[1], : own.shape[2]] = own
+        grids[row] = own.shape[1:]
+    classes, real = padded_classes(names, present, bound)
+    return {"maps": maps, "grids": grids, "classes": classes, "real": real}

@@ -1,0 +1,165 @@
+"""The stages that train a DeepLabV2 on masks and score it, with and without a CRF.
+
+Spec deeplab; spec clip_es, section 10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+
+import weights_convert
+from clipseg_jax.core.modules import initialised
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.core.processes import wait
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.clip_es import student_task as deeplab
+from clipseg_jax.methods.clip_es.crf_masks import mask_path
+from clipseg_jax.models.batch_norm import BatchNorm
+from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
+from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.ops.crf import CRFConfig
+from clipseg_jax.ops.image import network_input
+from clipseg_jax.stages import training
+from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.evaluation import Evaluation
+from input_pipeline.batches.deeplab_views import training_at_scales
+from input_pipeline.datasets.layout import Example
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Trains on the masks of the stage `masks`; writes student.safetensors."""
+    student = config.student
+    if student.trained:
+        return {"skipped": f"config.student.trained is {student.trained}"}
+    if not student.weights:
+        raise ValueError(
+            "no initial weights; pass --config.student.weights=FILE (ResNet-101 of COCO or "
+            "ImageNet, as deeplab-pytorch or Caffe have it), or =random to start from nothing"
+        )
+    dataset = find_dataset(config.dataset)
+    crops = functools.partial(
+        training_at_scales,
+        dataset,
+        examples_with_masks(config, workdir),
+        scales=tuple(student.scales),
+        crop_hw=tuple(student.crop_px),
+        colour=MEAN,
+        batch_size=student.batch_size,
+        seed=config.train.seed,
+        on_bad="skip",
+    )
+    model = build(config)
+    if student.weights == "random":
+        settle(model, next(crops().batches()))
+    else:
+        found = weights_convert.load_initial(student.weights, model)
+        if found.skipped:
+            logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
+    data = crops(process_index=jax.process_index(), process_count=jax.process_count())
+    optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.groups(student.head_rate))
+    task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
+    trained = training.run(
+        config, task, data, optim, workdir, "train", total_steps=student.total_steps
+    )
+    if jax.process_index() == 0:
+        made = trained.model
+        assert isinstance(made, DeepLabV2)
+        weights_convert.save_deeplab(
+            workdir / "student.safetensors", made, dataset.class_names, figures=trained.figures
+        )
+    wait("student written")
+    return trained.figures
+
+
+def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
+    """The training images that have a mask, with it for a label map.
+
+    Raises:
+      ValueError: none has.
+    """
+    split = config.dataset.train_split
+    examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
+    if config.student.labels == "masks":
+        paths = {each.name: mask_path(workdir, each.name) for each in examples}
+    else:
+        paths = {each.name: Path(config.student.labels) / f"{each.name}.png" for each in examples}
+    found = [
+        dataclasses.replace(each, label_path=paths[each.name])
+        for each in examples
+        if paths[each.name].exists()
+    ]
+    if not found:
+        raise ValueError(
+            f"no mask of the {len(examples)} images of split {split}; run the stage `masks` "
+            f"first (looked for {next(iter(paths.values()))})"
+        )
+    return found
+
+
+def build(config: ConfigDict) -> DeepLabV2:
+    """An untrained DeepLabV2 of the config's sizes."""
+    student = config.student
+    cfg = DilatedResNetConfig(
+        blocks=tuple(student.blocks), width=student.width, variant="caffe", dtype=student.dtype
+    )
+    classes = find_dataset(config.dataset).num_classes
+    return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
+
+
+def settle(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> None:
+    """Gives random weights' batch norms the statistics of a batch of crops, layer by layer.
+
+    Training doesn't move them; with 0 and 1 activations would grow in every block, and no rate
+    would train. All processes must bring the same batch.
+    """
+    graph, state = nnx.split(nnx.clone(model))
+
+    @jax.jit
+    def measured(state: nnx.State, images: jax.Array, sizes: jax.Array) -> nnx.State:
+        copy = nnx.merge(graph, state)
+        copy.backbone.set_attributes(BatchNorm, momentum=1.0)
+        copy.backbone(network_input(images, sizes, MEAN, STD), train=True)
+        return nnx.state(copy, nnx.BatchStat)
+
+    nnx.update(model, measured(state, batch["image"], batch["image_size"]))
+
+
+def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
+    """The student on the val split: metrics_student.json."""
+    return _evaluate(config, workdir, "_student", inference(config))
+
+
+def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
+    """The same with a CRF after it: metrics_student_crf.json."""
+    cfg = dataclasses.replace(
+        inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+    )
+    return _evaluate(config, workdir, "_student_crf", cfg)
+
+
+def inference(config: ConfigDict) -> InferenceConfig:
+    """Whole images at their own size, unless the config asks for scales and mirror images."""
+    return InferenceConfig(
+        mean=MEAN,
+        std=STD,
+        scale_px=None,
+        ratios=tuple(config.student.ratios),
+        flip=config.student.flip,
+    )
+
+
+def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
+    names = find_dataset(config.dataset).class_names
+    path = config.student.trained or workdir / "student.safetensors"
+    trained = weights_convert.load_deeplab(path, classes=names)
+    model = weights_convert.deeplab_from(trained, dtype=config.student.dtype)
+    return Evaluation(config, cfg).write(deeplab.build(model), workdir, suffix)

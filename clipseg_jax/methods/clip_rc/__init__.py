@@ -1,0 +1,1 @@
+"""CLIP-RC: zero-shot segmentation by region and class tokens."""

@@ -1,0 +1,65 @@
+"""What CLIP-RC's recipe reads of a config: classes, choices, and models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+import weights_convert
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
+from clipseg_jax.stages.clip import load_clip, read_embeddings
+from clipseg_jax.stages.data import find_dataset, unseen_labels
+from input_pipeline.batches.zero_shot import seen_classes
+from weights_convert.trained.clip_rc.files import is_whole
+
+
+def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
+    """What is learned from which labels."""
+    classes = find_dataset(config.dataset).num_classes
+    seen = seen_classes(classes, unseen_labels(config.dataset))
+    return CLIPRCTaskConfig(
+        **config.task.to_dict(),
+        seen=tuple(range(classes)) if config.task.setting == "fully" else seen,
+        mean=tuple(config.inference.mean),
+        std=tuple(config.inference.std),
+    )
+
+
+def inference_config(config: ConfigDict) -> InferenceConfig:
+    """Windows of the training crop's size, or whole images."""
+    return InferenceConfig(**config.inference.to_dict())
+
+
+def class_words(config: ConfigDict) -> list[str]:
+    """What the rows of text stand for: all class names verbatim, a background's too."""
+    return list(find_dataset(config.dataset).class_names)
+
+
+def build_model(config: ConfigDict, workdir: Path) -> CLIPRC:
+    """An untrained model around the config's CLIP.
+
+    Raises:
+      ValueError: no CLIP, one without a ViT, or no text embeddings.
+    """
+    rows = read_embeddings(config, workdir, class_words(config))
+    cfg = CLIPRCConfig(**config.clip_rc.to_dict())
+    return initial(load_clip(config).model.visual, rows, cfg, seed=config.train.seed)
+
+
+def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
+    """The trained model of a file, ours or published; a published one needs no CLIP beside it.
+
+    Raises:
+      CheckpointError: it isn't one, doesn't fit, or was trained with another CLIP.
+    """
+    result = weights_convert.load_clip_rc(path)
+    if is_whole(result) and not config.clip.weights:
+        rows = read_embeddings(config, workdir, class_words(config))
+        choices = {name: config.clip_rc[name] for name in ("heads", "dropout", "remat")}
+        return weights_convert.clip_rc_from(result, rows, dtype=config.clip.dtype, **choices)
+    model = build_model(config, workdir)
+    weights_convert.install_clip_rc(model, result, path)
+    return model

@@ -1,0 +1,224 @@
+"""The recipe of CLIP-RC: text embeddings, training in one of three settings, evaluation, counts.
+
+Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", 2024.
+Spec clip_rc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+import weights_convert
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.core.processes import wait
+from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc.build import (
+    build_model,
+    class_words,
+    inference_config,
+    load_model,
+    task_config,
+)
+from clipseg_jax.methods.clip_rc.counts import count
+from clipseg_jax.methods.clip_rc.model import CLIPRC
+from clipseg_jax.stages import training
+from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
+from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
+from clipseg_jax.stages.evaluation import Evaluation, validation
+from input_pipeline.batches.training import TrainingBatches
+from input_pipeline.batches.training import training as batches_of_views
+from input_pipeline.batches.zero_shot import hide_unseen
+
+HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
+_COMPUTED = "text_embeddings_computed.npy"
+# Both are of float16, the published file at least once more rounded.
+_LEAST_COSINE = 0.999
+
+
+def data(config: ConfigDict, workdir: Path) -> dict:
+    """Checks that the dataset's two splits are there; paints the demo world."""
+    del workdir
+    return check_splits(config.dataset, config.dataset.train_split, config.dataset.split)
+
+
+def text(config: ConfigDict, workdir: Path) -> dict:
+    """Class embeddings (classes, e) into text_embeddings.npy: a published file's, or computed.
+
+    Published ones are float16; their values are taken exactly.
+
+    Raises:
+      ValueError: a file of other classes, or rows that aren't unit vectors.
+    """
+    if not config.text.file:
+        return embed_words(config, workdir, class_words(config))
+    rows = _published_rows(config)
+    if jax.process_index() == 0:
+        write_atomic(workdir / EMBEDDINGS, lambda file: np.save(file, rows))
+    wait("text")
+    return {"rows": len(rows), "file": str(config.text.file)}
+
+
+def check_text(config: ConfigDict, workdir: Path) -> dict:
+    """Whether `text.file` is what the CLIP's text tower makes of the prompts.
+
+    With the released ViT-B/16 and the published files: the answer to "are these the same prompts?".
+
+    Raises:
+      ValueError: rows that differ by more than rounding; the classes are named.
+    """
+    if not config.text.file:
+        raise ValueError("no file to check; pass --config.text.file=voc12_single.npy")
+    rows, names = _published_rows(config), class_words(config)
+    embed_words(config, workdir, names, _COMPUTED)
+    wait("text computed")
+    computed = np.load(workdir / _COMPUTED)
+    if computed.shape != rows.shape:
+        raise ValueError(
+            f"{config.text.file} has rows of {rows.shape[1]} numbers, the CLIP makes "
+            f"{computed.shape[1]}; give the CLIP that it was made with"
+        )
+    cosines = np.sum(rows * computed, axis=1) / np.linalg.norm(rows, axis=1)
+    wrong = [name for name, cosine in zip(names, cosines, strict=True) if cosine < _LEAST_COSINE]
+    if wrong:
+        raise ValueError(
+            f"{config.text.file} differs from what {config.clip.weights} makes of the prompts "
+            f"({config.text.templates}) for {len(wrong)} of {len(names)} classes: "
+            f"{', '.join(wrong[:5])}; least cosine {cosines.min():.4f}. Check weights, templates, "
+            "class names and their order"
+        )
+    return {
+        "rows": len(rows),
+        "least_cosine": float(cosines.min()),
+        "largest_difference": float(np.abs(rows - computed).max()),
+    }
+
+
+def _published_rows(config: ConfigDict) -> np.ndarray:
+    """Rows (classes, e) float32 of `text.file`."""
+    path, names = config.text.file, class_words(config)
+    rows = np.asarray(np.load(path), np.float32)
+    if rows.ndim != 2 or len(rows) != len(names):
+        raise ValueError(
+            f"{path} has shape {rows.shape} for {len(names)} classes; give a file with a row for "
+            f"each of {', '.join(names[:3])}, ..."
+        )
+    if np.any(np.abs(np.linalg.norm(rows, axis=1) - 1) > 1e-2):
+        raise ValueError(f"{path}: its rows are not of length 1; divide each by its norm")
+    return rows
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Trains prompts and head; writes clip_rc_last.safetensors, inductively also clip_rc_half.
+
+    Raises:
+      ValueError: a transductive run without the inductive run's weights to start from.
+    """
+    learn = config.learn
+    if learn.weights:
+        return {"skipped": f"config.learn.weights is {learn.weights}"}
+    cfg = task_config(config)
+    task = clip_rc.build(_start(config, workdir), cfg)
+    groups = () if learn.decay_norms else clip_rc.NORMS_DO_NOT_DECAY
+    total = min(learn.total_steps, config.train.steps or learn.total_steps)
+
+    def keep(name: str, figures: dict[str, Any]) -> Callable[[nnx.Module], None]:
+        def write(model: Any) -> None:
+            if jax.process_index() == 0:
+                weights_convert.save_clip_rc(
+                    workdir / name,
+                    model,
+                    classes=class_words(config),
+                    seen=cfg.seen,
+                    setting=cfg.setting,
+                    figures=figures,
+                )
+
+        return write
+
+    inductive = cfg.setting == "inductive"
+    trained = training.run(
+        config,
+        task,
+        _batches(config),
+        OptimConfig(**learn.optim.to_dict(), groups=groups),
+        workdir,
+        "train",
+        total_steps=learn.total_steps,
+        evaluate_every_steps=learn.evaluate_every_steps,
+        evaluate=validation(lambda: _evaluation(config), lambda model: clip_rc.build(model, cfg)),
+        # What the transductive run starts from, as published.
+        at={total // 2: keep(HALF, {"steps": total // 2})} if inductive else {},
+    )
+    keep(LAST, trained.figures)(trained.model)
+    wait("trained")
+    return trained.figures
+
+
+def _start(config: ConfigDict, workdir: Path) -> CLIPRC:
+    """The model that training begins with."""
+    path = config.learn.start
+    if path:
+        if not Path(path).exists():
+            raise ValueError(
+                f"{path} is missing: a transductive run starts from the inductive run half-way; "
+                f"run that first, or pass --config.learn.start=.../{HALF}"
+            )
+        return load_model(config, workdir, path)
+    if config.task.setting == "transductive" and config.task.self_training_step == 0:
+        raise ValueError(
+            "a model that labels its own training images has to know something: pass "
+            f"--config.learn.start=.../{HALF} of an inductive run, or a "
+            "--config.task.self_training_step that it reaches first"
+        )
+    return build_model(config, workdir)
+
+
+def _batches(config: ConfigDict) -> TrainingBatches:
+    """Views of the training split, without the labels that the setting doesn't know."""
+    dataset = find_dataset(config.dataset)
+    crop = config.clip_rc.crop_px
+    data = batches_of_views(
+        dataset,
+        dataset.index(config.dataset.root, config.dataset.train_split),
+        batch_size=config.learn.batch_size,
+        scale=tuple(config.learn.scale_px),
+        crop_hw=(crop, crop),
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+    return hide_unseen(
+        data,
+        config.task.setting,
+        unseen_labels(config.dataset),
+        before_crop=not config.learn.crops_by_unseen,
+    )
+
+
+def _evaluation(config: ConfigDict) -> Evaluation:
+    return Evaluation(config, inference_config(config), unseen=unseen_labels(config.dataset))
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """pAcc, mIoU of seen and of unseen classes, hIoU on the val split: metrics.json."""
+    model = load_model(config, workdir, config.learn.weights or workdir / LAST)
+    return _evaluation(config).write(clip_rc.build(model, task_config(config)), workdir)
+
+
+STAGES = {
+    "data": data,
+    "text": text,
+    "check_text": check_text,
+    "train": train,
+    "evaluate": evaluate,
+    "count": count,
+}

@@ -1,0 +1,1 @@
+"""MaskCLIP: dense labels from a frozen CLIP."""

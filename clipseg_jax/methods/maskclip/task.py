@@ -1,0 +1,27 @@
+"""MaskCLIP as a task: nothing is trained."""
+
+from __future__ import annotations
+
+from jax.typing import ArrayLike
+
+from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIP, MaskCLIPConfig
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
+from clipseg_jax.task import Task
+
+
+def build(
+    visual: VisionTransformer | ModifiedResNet,
+    text_embeddings: ArrayLike,
+    cfg: MaskCLIPConfig = PLAIN,
+) -> Task:
+    """A frozen CLIP image tower and text rows (c, e) as a segmentation task.
+
+    Raises:
+      ValueError: text rows of another CLIP.
+    """
+    model = MaskCLIP(visual, text_embeddings, cfg)
+    return Task(
+        model=model,
+        predict=lambda model, images, sizes: model(images, sizes),
+        grid_size=model.visual.grid_sizes,
+    )

@@ -1,0 +1,1 @@
+"""MaskCLIP+: a DeepLab trained on MaskCLIP."""

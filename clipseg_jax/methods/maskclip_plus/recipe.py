@@ -1,0 +1,167 @@
+"""The recipe of MaskCLIP+: a DeepLab that MaskCLIP teaches, its table, and its robustness.
+
+Source: Zhou, Loy, Dai 2022. Spec maskclip, sections 11 to 14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+import weights_convert
+from clipseg_jax.core.mesh import make_mesh, replicate
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.core.processes import wait
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.maskclip import recipe as maskclip
+from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus.build import (
+    alone,
+    build,
+    choices,
+    inference,
+    training_batches,
+    unseen,
+)
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
+from clipseg_jax.stages import training
+from clipseg_jax.stages.clip import text
+from clipseg_jax.stages.data import check_splits, find_dataset
+from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.robustness import measure
+from clipseg_jax.task import Task
+
+STUDENT, GUIDED = "student.safetensors", "student_guided.safetensors"
+
+
+def data(config: ConfigDict, workdir: Path) -> dict:
+    """Checks that the dataset's two splits are there; paints the demo world."""
+    del workdir
+    checked = check_splits(config.dataset, config.dataset.split)
+    return checked | {"training_images": len(training_batches(config).examples)}
+
+
+def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
+    """The teacher by itself, under the same protocol: metrics_maskclip.json."""
+    evaluation = _evaluation(config, maskclip.inference(config))
+    return evaluation.write(maskclip.build(config, workdir), workdir, "_maskclip")
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Trains the student in both phases; writes student.safetensors.
+
+    An evaluation at the step at which self-training begins leaves student_guided.safetensors.
+    """
+    student = config.student
+    if student.trained:
+        return {"skipped": f"config.student.trained is {student.trained}"}
+    if not student.backbone:
+        raise ValueError(
+            "no backbone; pass --config.student.backbone=FILE (resnet50_v1c or resnet101_v1c of "
+            "open-mmlab), or =random to start from nothing"
+        )
+    how = choices(config)
+    model, clip_sha256 = build(config, workdir)
+    if student.backbone != "random":
+        backbone = model.student.backbone
+        weights_convert.load_imagenet(student.backbone, backbone, statistics=True)
+
+    def keep(model: MaskCLIPPlus, name: str, steps: int, **more: Any) -> None:
+        if jax.process_index() == 0:
+            weights_convert.save_maskclip_plus(
+                workdir / name,
+                model,
+                find_dataset(config.dataset).class_names,
+                steps=steps,
+                clip_sha256=clip_sha256,
+                setting=student.setting,
+                **more,
+            )
+
+    trained = training.run(
+        config,
+        maskclip_plus.build(model, how),
+        training_batches(config),
+        OptimConfig(**student.optim.to_dict()),
+        workdir,
+        "train",
+        total_steps=student.total_steps,
+        evaluate_every_steps=student.evaluate_every_steps,
+        evaluate=_validation(config, keep),
+    )
+    made: Any = trained.model
+    keep(made, STUDENT, trained.figures["steps"], figures=trained.figures)
+    wait("student written")
+    return trained.figures
+
+
+def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
+    """The student before it was on its own: metrics_guided.json."""
+    path = workdir / GUIDED
+    if not path.exists():
+        raise ValueError(
+            f"{path} is missing; run the stage `train` with a self-training phase and an "
+            "evaluation at its first step (config.student.evaluate_every_steps)"
+        )
+    task = _load(config, path)
+    return _evaluation(config, inference(config)).write(task, workdir, "_guided")
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """The student on the val split: metrics.json."""
+    task = _load(config, config.student.trained or workdir / STUDENT)
+    return _evaluation(config, inference(config)).write(task, workdir)
+
+
+def robustness(config: ConfigDict, workdir: Path) -> dict:
+    """The student's mIoU under each corruption: robustness.json."""
+    task = _load(config, config.student.trained or workdir / STUDENT)
+    return measure(config, inference(config), task, workdir, unseen(config))
+
+
+STAGES = {
+    "data": data,
+    "text": text,
+    "evaluate_maskclip": evaluate_maskclip,
+    "train": train,
+    "evaluate_guided": evaluate_guided,
+    "evaluate": evaluate,
+    "robustness": robustness,
+}
+
+
+def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
+    return Evaluation(config, cfg, unseen=unseen(config))
+
+
+def _load(config: ConfigDict, path: str | Path) -> Task:
+    """A trained student, ours or released; needs no CLIP."""
+    names = find_dataset(config.dataset).class_names
+    trained = weights_convert.load_maskclip_plus(path, classes=names)
+    return alone(weights_convert.maskclip_plus_from(trained, dtype=config.student.dtype))
+
+
+def _validation(
+    config: ConfigDict, keep: Callable[..., None]
+) -> Callable[[nnx.Module, int], dict[str, float]]:
+    """What the loop calls: (model, step) -> figures of the whole val split.
+
+    Keeps the student as it is when self-training begins.
+    """
+    validate = validation(lambda: _evaluation(config, inference(config)), alone)
+    switch = config.student.self_training_steps[0]
+
+    def figures(model: Any, step: int) -> dict[str, float]:
+        model.teacher = None  # a copy's; its part is over
+        if step == switch:
+            graph, state = nnx.split(model)
+            whole = replicate(make_mesh(config.train.devices), state)
+            keep(nnx.merge(graph, whole), GUIDED, step)
+        return validate(model, step)
+
+    return figures

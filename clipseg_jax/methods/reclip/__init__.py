@@ -1,0 +1,1 @@
+"""ReCLIP and ReCLIP++: CLIP's class and position bias, learned and subtracted."""

@@ -1,0 +1,210 @@
+"""The recipe of ReCLIP and ReCLIP++: tags, rectification, distillation, and their tables.
+
+Source: Wang and Kang 2024. Spec reclip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip.build import (
+    build_distillation,
+    build_rectifier,
+    distilled_inference,
+    expected,
+    load_rectified,
+    rectified_inference,
+)
+from clipseg_jax.methods.reclip.distill_model import Distillation
+from clipseg_jax.methods.reclip.model import ReCLIP, frozen_reference
+from clipseg_jax.methods.reclip.tags import read_tags, tag_matrix
+from clipseg_jax.methods.reclip.tags_stage import tags, tags_path
+from clipseg_jax.stages import training
+from clipseg_jax.stages.clip import row_words, text
+from clipseg_jax.stages.data import check_splits, find_dataset
+from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.task import Task
+from clipseg_jax.train import Trained
+from input_pipeline.batches.training import training as batches_of_views
+from weights_convert.clip.build import install
+from weights_convert.trained.imagenet import load_imagenet
+from weights_convert.trained.reclip import files as results
+
+
+def data(config: ConfigDict, workdir: Path) -> dict:
+    """Checks that the dataset's two splits are there; paints the demo world."""
+    del workdir
+    return check_splits(config.dataset, config.dataset.train_split, config.dataset.split)
+
+
+def rectify(config: ConfigDict, workdir: Path) -> dict:
+    """Trains the reference prompt and the head; writes rectified_{best,last}.safetensors."""
+    if config.rectify.weights:
+        return {"skipped": f"config.rectify.weights is {config.rectify.weights}"}
+    model, clip_sha256 = build_rectifier(config, workdir)
+    mean, std = tuple(config.clip.mean), tuple(config.clip.std)
+
+    def as_task(model: ReCLIP) -> Task:  # without the class filter, as published
+        return reclip.build(frozen_reference(model), mean=mean, std=std)
+
+    trained = _train(
+        config,
+        config.rectify,
+        reclip.build(model, mean=mean, std=std),
+        workdir,
+        "rectify",
+        evaluate=validation(lambda: Evaluation(config, rectified_inference(config)), as_task),
+    )
+    return _keep(config, workdir, trained, "rectified", clip_sha256)
+
+
+def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
+    """What is to be rectified, under the same protocol: metrics_maskclip.json."""
+    model, _ = build_rectifier(config, workdir)
+    task = maskclip.build(model.visual, model.text_embeddings[...])
+    return Evaluation(config, rectified_inference(config)).write(task, workdir, "_maskclip")
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """The rectified CLIP on the val split, with the class filter: metrics_rectified.json."""
+    model, _ = load_rectified(config, workdir)
+    mean, std = tuple(config.clip.mean), tuple(config.clip.std)
+    threshold = config.inference.class_threshold
+    task = reclip.build(model, mean=mean, std=std, threshold=threshold)
+    return Evaluation(config, rectified_inference(config)).write(task, workdir, "_rectified")
+
+
+def distill(config: ConfigDict, workdir: Path) -> dict:
+    """Trains a DeepLab on the rectified CLIP's labels; writes distilled_{best,last}.safetensors."""
+    if config.distill.weights:
+        return {"skipped": f"config.distill.weights is {config.distill.weights}"}
+    if not config.distill.backbone:
+        raise ValueError(
+            "no backbone; pass --config.distill.backbone=resnet50_v1c-2cccc1ad.pth (open-mmlab), "
+            "or =random to start from nothing"
+        )
+    task, clip_sha256 = build_distillation(config, workdir)
+    distillation: Any = task.model
+    if config.distill.backbone != "random":
+        load_imagenet(config.distill.backbone, distillation.student.backbone)
+
+    def as_task(model: Distillation) -> Task:
+        return task._replace(model=model)
+
+    trained = _train(
+        config,
+        config.distill,
+        task,
+        workdir,
+        "distill",
+        unlabeled=True,
+        evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
+    )
+    return _keep(config, workdir, trained, "distilled", clip_sha256)
+
+
+def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
+    """The student on the val split: metrics_distilled.json."""
+    task, _ = build_distillation(config, workdir)
+    path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
+    model: Any = task.model
+    loaded = results.load_distillation(path, **expected(config), visual=model.teacher.visual)
+    install(model, loaded.arrays)
+    return Evaluation(config, distilled_inference(config)).write(task, workdir, "_distilled")
+
+
+STAGES = {
+    "data": data,
+    "text": text,
+    "tags": tags,
+    "evaluate_maskclip": evaluate_maskclip,
+    "rectify": rectify,
+    "evaluate": evaluate,
+    "distill": distill,
+    "evaluate_distilled": evaluate_distilled,
+}
+
+
+def _train(
+    config: ConfigDict,
+    section: ConfigDict,
+    task: Task,
+    workdir: Path,
+    name: str,
+    *,
+    unlabeled: bool = False,
+    evaluate: Callable[[nnx.Module, int], dict[str, float]],
+) -> Trained:
+    """Trains as a section (rectify, distill) says; the rate changes once an epoch.
+
+    `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
+    """
+    dataset = find_dataset(config.dataset)
+    data = batches_of_views(
+        dataset,
+        dataset.index(config.dataset.root, config.dataset.train_split),
+        batch_size=section.batch_size,
+        scale=tuple(section.scale_px),
+        crop_hw=tuple(section.crop_px),
+        saturation_wrap=section.saturation_wrap,
+        unlabeled=unlabeled,
+        reshuffle=section.reshuffle,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+    tags = _tag_matrix(config, workdir)
+    an_epoch = data.steps_per_epoch
+    schedule = (section.get("schedule_epochs") or section.epochs) * an_epoch
+    return training.run(
+        config,
+        task,
+        data,
+        OptimConfig(**section.optim.to_dict(), hold_steps=an_epoch, schedule_steps=schedule),
+        workdir,
+        name,
+        total_steps=section.epochs * an_epoch,
+        evaluate_every_steps=section.evaluate_every_epochs * an_epoch,
+        evaluate=evaluate,
+        add=lambda batch: {**batch, "tags": tags[batch["index"]]},
+    )
+
+
+def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:
+    """(training images, classes) bool, from the stage `tags`."""
+    path = tags_path(config, workdir)
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run the stage `tags` first")
+    classes = len(row_words(config))
+    return tag_matrix(read_tags(path, classes), classes)
+
+
+def _keep(
+    config: ConfigDict, workdir: Path, trained: Trained, name: str, clip_sha256: str
+) -> dict[str, Any]:
+    """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's figures."""
+    for which, model in (("best", trained.best), ("last", trained.model)):
+        made: Any = model
+        distilled = isinstance(made, Distillation)
+        record = results.record(
+            "distillation" if distilled else "rectification",
+            **expected(config),
+            clip_sha256=clip_sha256,
+            visual=made.teacher.visual if distilled else made.visual,
+            figures=trained.figures,
+        )
+        if jax.process_index() == 0:
+            arrays = results.kept_arrays(made)
+            results.save_result(workdir / f"{name}_{which}.safetensors", arrays, record)
+    return trained.figures

@@ -1,0 +1,97 @@
+"""The stage `tags`: which classes each training image shows, guessed by the plain CLIP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.processes import wait
+from clipseg_jax.core.writer import read_lines
+from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
+from clipseg_jax.stages.clip import load_clip, read_embeddings
+from clipseg_jax.stages.data import find_dataset
+from input_pipeline.datasets.images import BadFile, read_image
+
+_NAMES = {"reclip": "ReCLIP", "reclip++": "ReCLIPPP"}  # in the published files' names
+
+
+def tags_path(config: ConfigDict, workdir: Path) -> Path:
+    """The file that rectification reads: the config's, or the one that the stage writes."""
+    if config.tags.file:
+        return Path(config.tags.file)
+    name = f"{config.dataset.name}_pseudo_label_{_NAMES[config.model]}.json"
+    return workdir / "tags" / name
+
+
+def tags(config: ConfigDict, workdir: Path) -> dict:
+    """A line of class ids for each training image; goes on where it was, in all processes.
+
+    An image that can't be read gets no class, and is named. With `config.tags.file` nothing is
+    guessed: the file is checked against the dataset.
+    """
+    dataset = find_dataset(config.dataset)
+    examples = dataset.index(config.dataset.root, config.dataset.train_split)
+    path = tags_path(config, workdir)
+    rows = read_embeddings(config, workdir)
+    if not config.tags.file:
+        known = _partial(path.parent)
+        process, count = jax.process_index(), jax.process_count()
+        todo = [i for i in range(process, len(examples), count) if i not in known]
+        if todo:
+            _guess(config, path.parent, rows, [(i, examples[i].image_path) for i in todo])
+        wait("tags")
+        if process == 0:
+            known = _partial(path.parent)
+            write_tags(path, (known[i] for i in range(len(examples))))
+            for left in path.parent.glob("*.partial.jsonl"):
+                left.unlink()
+        wait("tags written")
+    found = read_tags(path, len(rows), len(examples))
+    counts = [len(ids) for ids in found]
+    return {
+        "images": len(found),
+        "file": str(path),
+        "classes_per_image": round(float(np.mean(counts)), 2),
+        "without_class": counts.count(0),
+    }
+
+
+def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> None:
+    """Appends a line for each image to this process's partial file."""
+    classifier = Classifier(load_clip(config).model, rows, config.tags.batch_size)
+    options = {name: config.tags[name] for name in ("method", "k", "crop_px", "min_votes")}
+    cfg = TagsConfig(**options, threshold=config.tags.threshold)
+
+    def images() -> Iterator[tuple[int, np.ndarray | None]]:
+        for index, path in todo:
+            try:
+                yield index, read_image(path)
+            except BadFile as error:
+                logging.warning("no tags: %s", error)
+                yield index, None
+
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / f"{jax.process_index()}.partial.jsonl"
+    if own.exists():  # a kill may have cut its last line short
+        whole = "".join(json.dumps(line) + "\n" for line in read_lines(own))
+        write_atomic(own, lambda file: file.write(whole.encode("utf-8")))
+    quiet = None if jax.process_index() == 0 else True
+    with own.open("a", encoding="utf-8") as file:
+        stream = annotate(images(), classifier, cfg)
+        for index, ids in tqdm(stream, total=len(todo), unit="image", desc="tags", disable=quiet):
+            file.write(json.dumps({"index": index, "tags": ids}) + "\n")
+            file.flush()
+
+
+def _partial(folder: Path) -> dict[int, list[int]]:
+    """Tags by image, of all processes' interrupted runs."""
+    lines = [line for path in folder.glob("*.partial.jsonl") for line in read_lines(path)]
+    return {line["index"]: line["tags"] for line in lines}

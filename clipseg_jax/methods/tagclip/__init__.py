@@ -1,0 +1,1 @@
+"""TagCLIP: image labels from a frozen CLIP."""

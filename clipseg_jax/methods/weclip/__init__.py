@@ -1,0 +1,1 @@
+"""WeCLIP and WTCLIP: a head on a frozen CLIP, trained on image labels."""

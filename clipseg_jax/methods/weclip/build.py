@@ -1,0 +1,91 @@
+"""What WeCLIP's recipe builds of a config: model, head, task, inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.head import HeadConfig
+from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
+from clipseg_jax.ops.par import PARConfig
+from clipseg_jax.stages.clip import image_tower, read_embeddings, word_lists
+from clipseg_jax.stages.data import find_dataset
+from weights_convert import load_weclip
+from weights_convert.clip.build import install
+
+
+def method(config: ConfigDict) -> str:
+    """What files call this head."""
+    return "WTCLIP" if config.head.gate or config.head.wavelet_levels else "WeCLIP"
+
+
+def build_model(config: ConfigDict, workdir: Path) -> WeCLIP:
+    """An untrained model of the config's sizes around its frozen CLIP.
+
+    Raises:
+      ValueError: the stage `text` has not run; or the background is no class of the dataset.
+    """
+    dataset = find_dataset(config.dataset)
+    classes, background = word_lists(config)
+    if not dataset.background or len(classes) != len(dataset.foreground):
+        raise ValueError(
+            f"{len(classes)} words for the {len(dataset.foreground)} classes of {dataset.name}, "
+            f"{'beside' if dataset.background else 'without'} a background; WeCLIP needs a word "
+            "for each class, and a background class before them"
+        )
+    rows = read_embeddings(config, workdir, (*classes, *background))
+    return weclip.initial(
+        image_tower(config, pad_to_patch=False),
+        rows[: len(classes)],
+        rows[len(classes) :],
+        WeCLIPConfig(**config.cams.to_dict(), par=PARConfig(**config.par.to_dict())),
+        HeadConfig(**config.head.to_dict()),
+        seed=config.train.seed,
+    )
+
+
+def trained_path(config: ConfigDict, workdir: Path) -> Path:
+    """The head to evaluate: the config's file, or what the stage `train` wrote."""
+    return Path(config.fit.trained or workdir / f"head_{config.fit.use}.safetensors")
+
+
+def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
+    """The model with its trained head.
+
+    Raises:
+      ValueError: the stage `train` has not run. CheckpointError: a head of something else.
+    """
+    path = trained_path(config, workdir)
+    if not path.exists() and not config.fit.trained:
+        raise ValueError(
+            f"{path} is missing; run the stage `train` first, or pass --config.fit.trained=FILE"
+        )
+    model = build_model(config, workdir)
+    names = find_dataset(config.dataset).class_names
+    trained = load_weclip(path, method=method(config), classes=names, visual=model.clip.visual)
+    install(model, trained.arrays, complete=("head.",))
+    return model
+
+
+def task_config(config: ConfigDict) -> weclip.TaskConfig:
+    """The task's choices."""
+    names = ("late_step", "affinity_weight", "affinity_radius", "padding")
+    return weclip.TaskConfig(
+        **{name: config.fit[name] for name in names},
+        mean=tuple(config.clip.mean),
+        std=tuple(config.clip.std),
+    )
+
+
+def inference(config: ConfigDict) -> InferenceConfig:
+    """The published protocol (spec weclip, section 10)."""
+    return InferenceConfig(
+        mean=tuple(config.clip.mean),
+        std=tuple(config.clip.std),
+        average="logits",
+        temperature=1.0,  # the head's logits are no cosines
+        **config.inference.to_dict(),
+    )

@@ -1,0 +1,107 @@
+"""The stage `masks`: the labels that training makes of its crops, of whole images (val mode).
+
+Spec weclip, section 10.4. Which classes an image shows must be known, as in training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from clipseg_jax.annotate import annotate
+from clipseg_jax.core.files import write_json
+from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
+from clipseg_jax.core.metrics import confusion_on_host
+from clipseg_jax.core.pictures import save_labels
+from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.inference import network_size
+from clipseg_jax.methods.weclip.build import inference, load_trained
+from clipseg_jax.methods.weclip.image_labels import tagged_examples
+from clipseg_jax.methods.weclip.model import WeCLIP
+from clipseg_jax.methods.weclip.task import pseudo_labels
+from clipseg_jax.ops.image import normalise
+from clipseg_jax.ops.resize import resize_within
+from clipseg_jax.stages.data import find_dataset
+from input_pipeline.batches import evaluation as pipeline
+
+
+def masks(config: ConfigDict, workdir: Path) -> dict:
+    """Label maps of `config.masks.split` into masks/<id>.png; metrics_masks.json, if scored.
+
+    Images that can't be read are left out and counted.
+    """
+    dataset, own = find_dataset(config.dataset), config.masks
+    examples, tags = tagged_examples(config, workdir, own.split, label_maps=own.score)
+    if not own.score:
+        examples = [dataclasses.replace(each, label_path=None) for each in examples]
+    model = load_trained(config, workdir)
+    cfg = dataclasses.replace(
+        inference(config), ratios=(1.0,), least_px=model.clip.visual.cfg.patch_px
+    )
+    batches = pipeline.evaluation(
+        dataset,
+        examples,
+        batch_size=own.batch_size,
+        network_size=functools.partial(network_size, cfg=cfg),
+        max_buckets=own.max_buckets,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+    mesh = make_mesh(own.devices)
+    graph, state = nnx.split(model)
+    state = replicate(mesh, state)
+    mean, std = cfg.mean, cfg.std
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def label(state: Any, batch: dict[str, jax.Array], shape: tuple[int, int]) -> jax.Array:
+        model: WeCLIP = nnx.merge(graph, state)
+        sizes = batch["image_size"], batch["network_size"]
+        images = resize_within(normalise(batch["image"], mean, std), *sizes, shape)
+        size = batch["image"].shape[1], batch["image"].shape[2]
+        found = pseudo_labels(
+            model, images, batch["tags"], size=size, sizes=sizes[1], label_sizes=sizes[0]
+        )
+        return found.astype(jnp.uint8)
+
+    classes = dataset.num_classes
+    total, count = np.zeros((classes, classes), np.int64), 0
+
+    def step(arrays: dict[str, jax.Array], batch: Any) -> dict[str, jax.Array]:
+        shown = shard_batch(mesh, {"tags": tags[batch["index"]]})
+        return {"labels": label(state, arrays | shown, batch["network_hw"])}
+
+    def keep(index: int, made: dict, row: int, batch: Any) -> None:
+        nonlocal count
+        h, w = batch["image_size"][row]
+        found = made["labels"][:h, :w]
+        save_labels(workdir / "masks" / f"{examples[index].name}.png", found)
+        count += 1
+        if own.score:
+            truth = batch["label"][row, :h, :w]
+            total[...] += confusion_on_host(truth, found, classes, dataset.ignore_label)
+
+    annotate(batches, step, keep, mesh=mesh, total=len(examples), desc="masks")
+    for one in batches.skipped:
+        logging.warning("no mask of %s: %s", one.name, one.reason)
+    images = int(add_up(np.asarray([count]))[0])
+    record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
+    if own.score:
+        console = Console(quiet=jax.process_index() != 0)
+        figures = report(Progress(add_up(total), images), dataset.class_names, console=console)
+        if jax.process_index() == 0:
+            write_json(workdir / "metrics_masks.json", figures)
+        record["mIoU_of_labelled"] = figures["mIoU_of_labelled"]
+    wait("masks made")
+    return record

@@ -1,0 +1,161 @@
+"""The recipe of WeCLIP and WTCLIP: a head trained on a frozen CLIP from image labels, in one stage.
+
+Source: Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation",
+2024. Specs weclip, wtclip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.core.processes import agree, wait
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
+from clipseg_jax.methods.weclip.image_labels import tagged_examples
+from clipseg_jax.methods.weclip.masks import masks
+from clipseg_jax.methods.weclip.model import WeCLIP
+from clipseg_jax.ops.crf import CRFConfig
+from clipseg_jax.stages import training
+from clipseg_jax.stages.clip import embed_words, word_lists
+from clipseg_jax.stages.data import check_splits, find_dataset
+from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.train import Trained
+from input_pipeline.batches.weclip_views import boxes, training_placed
+from weights_convert import save_weclip
+
+Batch = Mapping[str, np.ndarray]
+
+
+def data(config: ConfigDict, workdir: Path) -> dict:
+    """Checks that the dataset's splits are there; paints the demo world."""
+    del workdir
+    own = config.dataset
+    return check_splits(own, *dict.fromkeys((own.train_split, own.validation_split, own.split)))
+
+
+def text(config: ConfigDict, workdir: Path) -> dict:
+    """Embeddings of the classes and of the background words, in that order."""
+    classes, background = word_lists(config)
+    return embed_words(config, workdir, (*classes, *background))
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Trains the head; writes head_{last,best}.safetensors.
+
+    Images that can't be read, or whose classes nobody knows, are left out, and named in
+    labels_problems.json.
+    """
+    fit = config.fit
+    if fit.trained:
+        return {"skipped": f"config.fit.trained is {fit.trained}"}
+    every = fit.validate_every_steps
+    if fit.use == "best" and not every:
+        raise ValueError(
+            "fit.use=best needs a validation split that is scored; pass "
+            "--config.fit.validate_every_steps=N, or --config.fit.use=last"
+        )
+    dataset = find_dataset(config.dataset)
+    split = config.dataset.train_split
+    examples, tags = tagged_examples(config, workdir, split, label_maps=False)
+    batches = training_placed(
+        dataset,
+        [dataclasses.replace(each, label_path=None) for each in examples],  # nobody reads them
+        crop_hw=tuple(fit.crop_px),
+        ratio_range=tuple(fit.ratio_range),
+        batch_size=fit.batch_size,
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+    )
+    cfg = task_config(config)
+
+    def add(batch: Batch) -> Batch:
+        made = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
+        if cfg.padding == "ignored":
+            made["image_box"] = boxes(batch["label"], dataset.ignore_label)
+        return made
+
+    model = build_model(config, workdir)
+
+    def validate() -> Evaluation:  # at one scale
+        own = dataclasses.replace(
+            inference(config), scale_px=None, ratios=(1.0,), flip=False,
+            least_px=model.clip.visual.cfg.patch_px,
+        )  # fmt: skip
+        return Evaluation(config, own, split=config.dataset.validation_split)
+
+    trained = training.run(
+        config,
+        weclip.build(model, cfg),
+        batches,
+        OptimConfig(**fit.optim.to_dict(), groups=weclip.GROUPS),
+        workdir,
+        "train",
+        total_steps=fit.total_steps,
+        evaluate_every_steps=every,
+        evaluate=validation(validate, lambda model: weclip.build(model, cfg)),
+        add=add,
+    )
+    _keep(config, workdir, trained)
+    return trained.figures | {"images": len(examples)}
+
+
+def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
+    """Writes the last head, and the best one where any was scored."""
+    names = find_dataset(config.dataset).class_names
+    kept = {"last": trained.model} | ({"best": trained.best} if trained.figures["best"] else {})
+    for which, model in kept.items():
+        assert isinstance(model, WeCLIP)
+        if jax.process_index() == 0:
+            path = workdir / f"head_{which}.safetensors"
+            save_weclip(path, model, names, figures=trained.figures)
+    wait("head written")
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict:
+    """The val split without a CRF: metrics.json."""
+    return _evaluate(config, workdir, "", inference(config))
+
+
+def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
+    """The same with a dense CRF after it: metrics_crf.json. Both figures are told, always."""
+    plain = workdir / "metrics.json"
+    if not agree(plain.exists()):
+        evaluate(config, workdir)
+        wait("metrics")
+    cfg = dataclasses.replace(
+        inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
+    )
+    record = _evaluate(config, workdir, "_crf", cfg)
+    without = json.loads(plain.read_text("utf-8"))["mIoU_of_labelled"]
+    if jax.process_index() == 0:
+        print(f"mIoU without CRF {without:.2f}, with CRF {record['mIoU_of_labelled']:.2f}")
+    return record | {"without_crf": without}
+
+
+def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
+    model = load_trained(config, workdir)
+    cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
+    task = weclip.build(model, task_config(config))
+    predictions = config.evaluate.predictions
+    return Evaluation(config, cfg).write(task, workdir, suffix, predictions=predictions)
+
+
+STAGES = {
+    "data": data,
+    "text": text,
+    "train": train,
+    "evaluate": evaluate,
+    "evaluate_crf": evaluate_crf,
+    "masks": masks,
+}

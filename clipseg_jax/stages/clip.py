@@ -1,0 +1,154 @@
+"""What every recipe does with CLIP: load it, make class embeddings with it, read its ViT."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import weights_convert
+from clipseg_jax.core.files import write_atomic
+from clipseg_jax.models.clip import VisionTransformer
+from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from clipseg_jax.stages.data import find_dataset
+from input_pipeline.datasets.class_sets import prompt_set
+
+EMBEDDINGS = "text_embeddings.npy"
+
+
+def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
+    """The CLIP that the config names.
+
+    Raises:
+      ValueError: no weights named.
+    """
+    if not config.clip.weights:
+        raise ValueError(
+            "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
+            "directory or an OpenCLIP file)"
+        )
+    return weights_convert.load_clip(config.clip.weights, dtype=config.clip.dtype)
+
+
+def row_words(config: ConfigDict) -> list[str]:
+    """The words that the rows of the classifier stand for: prompts, then background words."""
+    return [*find_dataset(config.dataset).prompts, *config.text.background_words]
+
+
+def row_labels(config: ConfigDict) -> tuple[int, ...]:
+    """The label that each row means.
+
+    Prompt i means label i, or i + 1 beside a background class; background words mean 0.
+    """
+    dataset = find_dataset(config.dataset)
+    first = dataset.num_classes - len(dataset.prompts)
+    return (*range(first, dataset.num_classes), *(0 for _ in config.text.background_words))
+
+
+def text(config: ConfigDict, workdir: Path) -> dict:
+    """Stage: class embeddings (rows, e) into text_embeddings.npy."""
+    return embed_words(config, workdir, row_words(config))
+
+
+def embed_words(
+    config: ConfigDict,
+    workdir: Path,
+    words: Sequence[str],
+    name: str = EMBEDDINGS,
+    *,
+    templates_name: str | None = None,
+) -> dict:
+    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others."""
+    clip, tokenizer, _ = load_clip(config)
+    if clip.cfg.text is None or tokenizer is None:
+        raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
+    with tqdm(unit="prompt", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rows = class_embeddings(
+            words,
+            text_encoder(clip.text),
+            tokenizer,
+            prompt_templates=templates(templates_name or config.text.templates),
+            context_length=clip.cfg.text.context_length,
+            progress=progress,
+        )
+    if jax.process_index() == 0:
+        write_atomic(workdir / name, lambda file: np.save(file, rows))
+    return {"rows": len(rows), "prompts": list(words)}
+
+
+def read_embeddings(
+    config: ConfigDict,
+    workdir: Path,
+    words: Sequence[str] | None = None,
+    name: str = EMBEDDINGS,
+) -> np.ndarray:
+    """What the stage `text`, or `embed_words`, left.
+
+    Raises:
+      ValueError: nothing, or rows of another class list.
+    """
+    path = workdir / name
+    if not path.exists():
+        raise ValueError(f"{path} is missing; run the stage `text` first")
+    rows, words = np.load(path), row_words(config) if words is None else words
+    if len(rows) != len(words):
+        raise ValueError(
+            f"{path} holds {len(rows)} rows for {len(words)} prompts and background words; "
+            "delete it and run the stage `text` again"
+        )
+    return rows
+
+
+def word_lists(
+    config: ConfigDict, *, synonyms: bool = True
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts of the classes and of the background.
+
+    `config.text.words` names a published list ("voc", "coco", "coco_stuff"); without one they are
+    the dataset's own and `config.text.background_words`.
+    """
+    if config.text.words:
+        words = prompt_set(config.text.words, synonyms=synonyms)
+        return words.prompts, words.background
+    return find_dataset(config.dataset).prompts, tuple(config.text.background_words)
+
+
+def image_tower(
+    config: ConfigDict, *, pad_to_patch: bool = True, position_half_stored: bool = True
+) -> VisionTransformer:
+    """CLIP's ViT as CLIP-ES and TagCLIP read it: with positions resized bilinearly.
+
+    WeCLIP's drops rows and columns that don't fill a patch (`pad_to_patch` False); TagCLIP's keeps
+    the positions of images of CLIP's own size in float32 (`position_half_stored` False).
+
+    Raises:
+      ValueError: a CLIP without a ViT.
+    """
+    clip = load_clip(config).model
+    if not isinstance(clip.visual, VisionTransformer):
+        raise ValueError(f"{config.clip.weights} has no ViT, whose attention is needed")
+    vision = dataclasses.replace(
+        clip.visual.cfg,
+        position_resize="bilinear",
+        position_half=config.clip.position_half,
+        position_half_stored=position_half_stored,
+        pad_to_patch=pad_to_patch,
+    )
+    made = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision)).visual
+    assert isinstance(made, VisionTransformer)
+    return made
+
+
+def whole_patches(height: int, width: int, patch_px: int) -> tuple[int, int]:
+    """The next size of whole patches, each side for itself (spec clip_es, section 2)."""
+    return -(-height // patch_px) * patch_px, -(-width // patch_px) * patch_px

@@ -1,0 +1,159 @@
+"""Evaluation on a dataset's split, as every recipe needs it: batches, table, files, pictures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from clipseg_jax.core.files import write_json
+from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.metrics import SegmentationMetrics
+from clipseg_jax.core.pictures import overlay, save_labels, save_picture
+from clipseg_jax.evaluate import OnLabels, Progress, evaluate, evaluation_step, report
+from clipseg_jax.inference import InferenceConfig, network_size
+from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.task import Task
+from input_pipeline.batches import evaluation as pipeline
+
+
+class Evaluation:
+    """A split with fixed preprocessing, for networks of one structure; compiled once.
+
+    `unseen` labels, of a zero-shot recipe, get figures of their own.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        cfg: InferenceConfig,
+        *,
+        split: str | None = None,
+        unseen: Sequence[int] = (),
+    ):
+        """`split`: instead of the config's."""
+        self._cfg, self._unseen = cfg, tuple(unseen)
+        self._mesh = make_mesh(config.evaluate.devices)
+        self.dataset = find_dataset(config.dataset)
+        self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
+        self._pictures = config.evaluate.pictures
+        self._opacity = config.evaluate.opacity
+        damage = config.dataset.corruption
+        self._batches = pipeline.evaluation(
+            self.dataset,
+            self._examples,
+            batch_size=config.evaluate.batch_size,
+            network_size=functools.partial(network_size, cfg=cfg),
+            max_buckets=config.evaluate.max_buckets,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            on_bad="skip",
+            corruption=(damage, config.dataset.corruption_level) if damage else None,
+        )
+        self._step: Any = None
+
+    def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
+        """The same of corrupted pictures; what has been compiled serves it as well."""
+        other = copy.copy(self)
+        other._batches = self._batches.corrupted(kind, level, seed)
+        return other
+
+    def count(
+        self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
+    ) -> tuple[Progress, list[pipeline.Skipped]]:
+        """Pixel counts of the whole split, and the files left out."""
+        rest = self._batches
+
+        def batches(start: int) -> pipeline.EvaluationBatches:
+            nonlocal rest
+            rest = dataclasses.replace(self._batches, plan=self._batches.plan[start:])
+            return rest
+
+        classes = self.dataset.num_classes
+        self._step = self._step or evaluation_step(task, self._cfg, classes=classes)
+        progress = evaluate(
+            task,
+            self._cfg,
+            batches,
+            classes=classes,
+            mesh=self._mesh,
+            total=len(self._examples),
+            plan=hashlib.sha256(repr(self._batches.plan).encode()).hexdigest(),
+            progress_path=progress_path,
+            on_labels=on_labels,
+            step=self._step,
+        )
+        return progress, rest.skipped
+
+    def figures(self, task: Task) -> dict[str, float]:
+        """The summary alone, in percent: what a training run looks at."""
+        progress, _ = self.count(task)
+        return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
+
+    def write(
+        self, task: Task, workdir: Path, suffix: str = "", *, predictions: bool = False
+    ) -> dict:
+        """Stage: the table into metrics.json, overlays into pictures/; goes on where it was.
+
+        `suffix` is added to all names. With `predictions` every label map goes to predictions/.
+        """
+        folder = workdir / f"pictures{suffix}"
+        colours = np.asarray(self.dataset.palette, np.uint8)
+        clear = (0, 255) if self.dataset.background else (255,)
+
+        def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
+            name = self._examples[index].name
+            if predictions:
+                save_labels(workdir / f"predictions{suffix}" / f"{name}.png", predicted)
+            if 0 <= self._pictures <= index:
+                return
+            painted = overlay(image, predicted, colours, self._opacity, clear=clear)
+            save_picture(folder / f"{name}.png", painted)
+
+        partial = workdir / f"evaluate{suffix}.partial.npz"
+        progress, skipped = self.count(
+            task,
+            progress_path=partial,
+            on_labels=picture if self._pictures or predictions else None,
+        )
+        for one in skipped:
+            logging.warning("skipped %s: %s", one.name, one.reason)
+        main_process = jax.process_index() == 0
+        console = Console(quiet=not main_process)  # one table, not one for each process
+        names = self.dataset.class_names
+        figures = report(progress, names, unseen=self._unseen, console=console)
+        figures["skipped"] = [f"{one.name}: {one.reason}" for one in skipped]
+        if main_process:
+            path = workdir / f"metrics{suffix}.json"
+            write_json(path, figures)
+            partial.unlink(missing_ok=True)
+            print(f"metrics: {path}")
+            if self._pictures:
+                print(f"pictures: {folder}")
+        left_out = len(self._examples) - progress.images
+        told = {name: figures[name] for name in ("mIoU", "mIoU_of_labelled")}
+        if self._unseen:
+            told |= {name: figures[name] for name in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")}
+        return {"images": progress.images, "skipped": left_out, **told}
+
+
+def validation(
+    make: Callable[[], Evaluation], as_task: Callable[[Any], Task]
+) -> Callable[[nnx.Module, int], dict[str, float]]:
+    """What a training loop calls: (model, step) -> figures of the whole split.
+
+    `make` is called once, at the first step that is scored.
+    """
+    evaluation = functools.cache(make)
+    return lambda model, _: evaluation().figures(as_task(model))

@@ -1,0 +1,86 @@
+"""How a network stands corrupted pictures: mIoU for each kind and level.
+
+Source: MaskCLIP's robustness runs, after Hendrycks and Dietterich, "Benchmarking Neural Network
+Robustness to Common Corruptions and Perturbations", 2019. Spec maskclip, section 10.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from clipseg_jax.core.files import write_json
+from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.stages.evaluation import Evaluation
+from clipseg_jax.task import Task
+from input_pipeline.batches import corruptions
+
+Figures = dict[str, dict[str, float]]  # level -> summary, of one kind
+
+
+def measure(
+    config: ConfigDict,
+    cfg: InferenceConfig,
+    task: Task,
+    workdir: Path,
+    unseen: Sequence[int] = (),
+) -> dict:
+    """Stage: the split as it is, and under every corruption, into robustness.json.
+
+    Goes on where it was. `unseen`: see `Evaluation`.
+
+    Raises:
+      ValueError: the config corrupts the split already, or names an unknown kind or level.
+    """
+    chosen = config.robustness
+    if config.dataset.corruption:
+        raise ValueError(
+            f"the pictures are corrupted already (dataset.corruption is "
+            f"{config.dataset.corruption!r}); leave it empty for the stage `robustness`"
+        )
+    corrupted = [(kind, level) for kind in chosen.kinds for level in chosen.levels]
+    for kind, level in corrupted:
+        corruptions.check(kind, level)
+    evaluation = Evaluation(config, cfg, unseen=unseen)
+    partial = workdir / "robustness.partial.json"
+    done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
+    main_process = jax.process_index() == 0
+    for kind, level in [("clean", 0), *corrupted]:
+        figures = done.setdefault(kind, {})
+        if str(level) in figures:
+            continue
+        if level:
+            evaluation = evaluation.corrupted(kind, level, chosen.seed)
+        figures[str(level)] = evaluation.figures(task)
+        if main_process:
+            print(f"{kind} {level}: mIoU {figures[str(level)]['mIoU']:.2f}", flush=True)
+            write_json(partial, done)
+    if main_process:
+        _print(done, chosen.levels)
+        write_json(workdir / "robustness.json", done)
+        partial.unlink(missing_ok=True)
+    means = {kind: _mean(done[kind]) for kind in chosen.kinds}
+    return {"clean": done["clean"]["0"]["mIoU"], **means}
+
+
+def _mean(figures: Figures) -> float:
+    """Over the levels."""
+    return round(sum(each["mIoU"] for each in figures.values()) / len(figures), 2)
+
+
+def _print(done: dict[str, Figures], levels: tuple[int, ...]) -> None:
+    table = Table("mIoU, level", *map(str, levels), "mean")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, figures in done.items():
+        if kind != "clean":
+            shown = [f"{figures[str(level)]['mIoU']:.2f}" for level in levels]
+            table.add_row(kind, *shown, f"{_mean(figures):.2f}")
+    table.caption = f"as it is: {done['clean']['0']['mIoU']:.2f}"
+    Console().print(table)

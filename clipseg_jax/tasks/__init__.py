@@ -1,1 +1,0 @@
-"""What a loop needs to know of a method, one file each."""

@@ -1,0 +1,1 @@
+"""Batches to evaluate and to train on."""

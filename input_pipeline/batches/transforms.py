@@ -1,0 +1,256 @@
+"""Resize, crop, flip, colour distortion, normalisation and padding, on NumPy arrays.
+
+Images are uint8 RGB (h, w, 3), labels (h, w) of any integer type, sizes (height, width). Every
+random function takes its generator and draws from it in the published code's order, so that one
+seed gives the same picture in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms),
+which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is OpenCV's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from input_pipeline.datasets.images import reduce_zero_label
+
+__all__ = [
+    "augment",
+    "distort_colours",
+    "flip",
+    "normalise",
+    "pad",
+    "random_crop",
+    "random_scale",
+    "random_view",
+    "reduce_zero_label",
+    "rescaled_size",
+    "resize",
+    "resize_label",
+    "sample_rng",
+    "suppress",
+]
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels, RGB; MaskCLIP uses them for CLIP too
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+_RESIZABLE = (np.uint8, np.uint16, np.int16, np.int32)  # by OpenCV, as they are
+_CROP_REDRAWS = 10
+_BRIGHTNESS = 32  # grey levels
+_CONTRAST = _SATURATION = (0.5, 1.5)
+_HUE = 18  # OpenCV's uint8 hue: 180 steps a turn
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> np.random.RandomState:
+    """The generator of one sample of one epoch, whichever process makes it and in what order.
+
+    Philox keyed by the seed with (epoch, index) in the upper half of its counter: the streams
+    never meet, and none depends on how many samples came before.
+    """
+    bits = np.random.Philox(key=[seed, 0], counter=[0, 0, index, epoch])
+    return np.random.RandomState(bits)
+
+
+def rescaled_size(height: int, width: int, scale: Sequence[int]) -> tuple[int, int]:
+    """The largest (height, width) with this aspect that fits `scale`, at least 1 x 1.
+
+    `scale` holds a bound for the long side and one for the short side, in either order.
+    """
+    factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def random_scale(
+    rng: np.random.RandomState,
+    scale: Sequence[int],
+    ratio_range: tuple[float, float] = (0.5, 2.0),
+) -> tuple[int, int]:
+    """`scale` times one ratio, uniform in the range. One draw."""
+    low, high = ratio_range
+    ratio = rng.random_sample() * (high - low) + low
+    return int(scale[0] * ratio), int(scale[1] * ratio)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear in OpenCV's fixed-point arithmetic, without antialiasing; uint8 stays uint8."""
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest by OpenCV's rule, floor(i * h / size[0]). Keeps the integer type."""
+    known = label if label.dtype in _RESIZABLE else label.astype(np.int32)
+    resized = cv2.resize(known, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    return resized.astype(label.dtype, copy=False)
+
+
+def suppress(label: np.ndarray, unseen: Collection[int]) -> np.ndarray:
+    """Unseen classes become -1: not ignored by the crop, but without a class. Returns int32."""
+    return np.where(np.isin(label, list(unseen)), -1, label.astype(np.int32))
+
+
+def random_crop(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    crop_hw: tuple[int, int],
+    *,
+    cat_max_ratio: float = 0.75,
+    ignore_label: int = 255,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A box of `crop_hw` (less where the image is smaller) in which no class prevails.
+
+    A box where one label covers `cat_max_ratio` or more of the pixels that aren't ignored, or that
+    holds a single label, is drawn again up to 10 times; the last is taken as it is. So a picture
+    without labels (-1 everywhere) gets the eleventh box. Two draws a box.
+    """
+    top, left = _draw_box(label, rng, crop_hw)
+    if cat_max_ratio < 1:
+        lowest = min(int(label.min()), 0)  # -1 stands for pixels without a class
+        ranks = (label - lowest).astype(np.uint16)
+        bins = max(int(ranks.max()), ignore_label - lowest) + 1
+
+        def counts(box: np.ndarray) -> np.ndarray:
+            found = cv2.calcHist([box], [0], None, [bins], [0, bins]).astype(np.int64)
+            found[ignore_label - lowest] = 0
+            return found
+
+        hopeless = np.count_nonzero(counts(ranks)) < 2  # saves the counting, not the draws
+        for _ in range(_CROP_REDRAWS):
+            if not hopeless:
+                found = counts(ranks[top : top + crop_hw[0], left : left + crop_hw[1]])
+                if np.count_nonzero(found) > 1 and found.max() / found.sum() < cat_max_ratio:
+                    break
+            top, left = _draw_box(label, rng, crop_hw)
+    rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
+    return image[rows, columns], label[rows, columns]
+
+
+def _draw_box(
+    label: np.ndarray, rng: np.random.RandomState, crop_hw: tuple[int, int]
+) -> tuple[int, int]:
+    top = rng.randint(0, max(label.shape[0] - crop_hw[0], 0) + 1)
+    left = rng.randint(0, max(label.shape[1] - crop_hw[1], 0) + 1)
+    return int(top), int(left)
+
+
+def flip(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    probability: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirrors left and right with the given probability. One draw."""
+    if rng.rand() < probability:
+        return cv2.flip(image, 1), label[:, ::-1]  # which is much quicker than copying a view
+    return image, label
+
+
+def distort_colours(
+    image: np.ndarray, rng: np.random.RandomState, *, saturation_wrap: bool = False
+) -> np.ndarray:
+    """Random brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Contrast comes second or last, by a coin of its own. Draws: gate, then (if open) value, in the
+    order brightness, order of contrast, contrast?, saturation, hue, contrast?. Every step rounds
+    down to uint8.
+
+    Args:
+      saturation_wrap: saturations over 255 start again at 0, as in ReCLIP's code; else they stay
+        at 255.
+    """
+    image = np.ascontiguousarray(image)
+    if rng.randint(2):
+        image = cv2.LUT(image, _affine(add=rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)))
+    contrast_first = rng.randint(2) == 1
+    if contrast_first and rng.randint(2):
+        image = cv2.LUT(image, _affine(times=rng.uniform(*_CONTRAST)))
+    if rng.randint(2):
+        saturation = _affine(times=rng.uniform(*_SATURATION), wrap=saturation_wrap)
+        image = _through_hsv(image, 1, saturation)
+    if rng.randint(2):
+        hue = (np.arange(256) + rng.randint(-_HUE, _HUE)) % 180
+        image = _through_hsv(image, 0, hue)
+    if not contrast_first and rng.randint(2):
+        image = cv2.LUT(image, _affine(times=rng.uniform(*_CONTRAST)))
+    return image
+
+
+def _affine(*, times: float = 1.0, add: float = 0.0, wrap: bool = False) -> np.ndarray:
+    """(256,) uint8: what becomes of each grey level."""
+    changed = np.arange(256, dtype=np.float32) * np.float32(times) + np.float32(add)
+    return (changed.astype(int) % 256 if wrap else np.clip(changed, 0, 255)).astype(np.uint8)
+
+
+def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    tables = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    tables[0, :, channel] = table
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def normalise(
+    image: np.ndarray,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> np.ndarray:
+    """uint8 RGB -> float32, (x - mean) / std per channel; mean and std in grey levels."""
+    centred = image.astype(np.float32) - np.asarray(mean, np.float32)
+    return centred * (1 / np.asarray(std, np.float64)).astype(np.float32)
+
+
+def pad(
+    image: np.ndarray, label: np.ndarray, size: tuple[int, int], *, ignore_label: int = 255
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads at the bottom and right: the image with 0 (do it after `normalise`), labels ignored."""
+    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    return (
+        np.pad(image, ((0, below), (0, right), (0, 0))),
+        np.pad(label, ((0, below), (0, right)), constant_values=ignore_label),
+    )
+
+
+def random_view(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    scale: Sequence[int],
+    crop_hw: tuple[int, int],
+    ratio_range: tuple[float, float] = (0.5, 2.0),
+    cat_max_ratio: float = 0.75,
+    ignore_label: int = 255,
+    saturation_wrap: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What training sees of a picture: a uint8 crop of `crop_hw`, less where it is smaller.
+
+    Resize by a random ratio, crop, flip, colour distortion. Normalisation and padding are still to
+    come, in this order.
+    """
+    size = rescaled_size(image.shape[0], image.shape[1], random_scale(rng, scale, ratio_range))
+    image, label = resize(image, size), resize_label(label, size)
+    image, label = random_crop(
+        image, label, rng, crop_hw, cat_max_ratio=cat_max_ratio, ignore_label=ignore_label
+    )
+    image, label = flip(image, label, rng)
+    return distort_colours(image, rng, saturation_wrap=saturation_wrap), label
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    crop_hw: tuple[int, int],
+    ignore_label: int = 255,
+    **view: Any,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The whole training transform, normalised and padded: float32 (*crop_hw, 3) and its label.
+
+    Args:
+      view: further arguments of `random_view`.
+    """
+    view = {"crop_hw": crop_hw, "ignore_label": ignore_label, **view}
+    image, label = random_view(image, label, rng, **view)
+    return pad(normalise(image), label, crop_hw, ignore_label=ignore_label)

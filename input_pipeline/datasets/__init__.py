@@ -1,0 +1,1 @@
+"""Datasets as records, and their images and labels on disk."""

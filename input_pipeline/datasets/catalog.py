@@ -1,0 +1,182 @@
+"""One frozen record per dataset, from which everything about it is derived.
+
+Label rules are those of MaskCLIP's (mmsegmentation's) dataset classes, ReCLIP, CLIP-ES and WTCLIP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from input_pipeline.datasets import layouts, records
+from input_pipeline.datasets.class_sets import Colour, class_set, palette
+from input_pipeline.datasets.layout import Example, Layout, Part, Split
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a dataset is: classes, label rule, folder layout.
+
+    Attributes:
+      name: for messages and result files.
+      class_names: in label order.
+      prompts: strings for the templates, in label order. A background class has none: then
+        `len(prompts) == len(class_names) - 1` and prompt i belongs to label i + 1.
+      palette: RGB per class.
+      layout: where the files lie.
+      background: label 0 is a background class, predicted and scored like the others.
+      reduce_zero_label: in the files 0 means "no class" and class i is stored as i + 1.
+      ignore_label: label of pixels that are not scored, in the files and in `read_label`'s result.
+      unseen: label indices held out in zero-shot training.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    layout: Layout
+    background: bool = False
+    reduce_zero_label: bool = False
+    ignore_label: int = 255
+    unseen: tuple[int, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are, background included."""
+        return len(self.class_names)
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """Names of the classes without the background: image label i is name i of these."""
+        return self.class_names[int(self.background) :]
+
+    def index(
+        self, root: str | os.PathLike[str], split: str = "val", *, labels: bool = True
+    ) -> list[Example]:
+        """The split's examples in their published order.
+
+        `root` is the dataset's own folder, the folder of datasets that holds one of
+        `layout.folders`, or a folder of records (see `records`). A number of
+        pictures other than the published one is logged as a warning. With `labels=False` no label
+        maps are looked for, and the examples have none.
+
+        Raises:
+          ValueError: unknown split, or the same picture twice.
+          FileNotFoundError: root, split list, pictures or labels are missing; the message names
+            the path and the folder layout that was looked for.
+        """
+        stored = records.find(root, self.layout.folders)
+        if stored is not None:
+            examples = records.index(self.layout, stored, split)
+            if not labels:
+                examples = [dataclasses.replace(each, label_path=None) for each in examples]
+        else:
+            examples = self.layout.index(root, split, labels=labels)
+        self.layout.warn_of_count(root, split, len(examples))
+        return examples
+
+
+def folder(
+    root: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
+    background: bool = False,
+    reduce_zero_label: bool = False,
+    images: str = "images",
+    labels: str | None = "labels",
+    label_suffix: str = ".png",
+) -> Dataset:
+    """A plain folder: pictures in `images/`, label PNGs of the same stem in `labels/`; split "val".
+
+    `labels=None` for pictures without labels. The prompts default to the class names (without the
+    background's). The record remembers `root`: `index(root)` takes it again, or "".
+    """
+    if isinstance(class_names, str) or not class_names:
+        raise ValueError(
+            f"class_names is {class_names!r}; give a sequence of at least one name, "
+            f'e.g. ("cat", "dog").'
+        )
+    return Dataset(
+        name=Path(root).resolve().name,
+        class_names=tuple(class_names),
+        prompts=tuple(class_names[1 if background else 0 :] if prompts is None else prompts),
+        palette=palette(len(class_names)) if colours is None else tuple(colours),
+        layout=Layout(
+            (("val", Split((Part(images, labels),))),),
+            (os.fspath(root) if records.is_address(root) else str(Path(root).resolve()),),
+            "",
+            label_suffix,
+        ),
+        background=background,
+        reduce_zero_label=reduce_zero_label,
+    )
+
+
+def image_folder(
+    root: str | os.PathLike[str],
+    class_names: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
+) -> Dataset:
+    """A folder of pictures (and its sub-folders) without labels, to be segmented into classes."""
+    return folder(root, class_names, prompts=prompts, colours=colours, images=".", labels=None)
+
+
+def _record(
+    name: str,
+    classes: str,
+    layout: Layout,
+    *,
+    background: bool = False,
+    reduce_zero_label: bool = False,
+) -> Dataset:
+    known = class_set(classes)
+    return Dataset(
+        name=name,
+        class_names=known.names,
+        prompts=known.prompts,
+        palette=known.palette,
+        layout=layout,
+        background=background,
+        reduce_zero_label=reduce_zero_label,
+        unseen=known.unseen,
+    )
+
+
+VOC07_20 = _record("VOC07_20", "voc", layouts.VOC07)
+VOC12_20 = _record("VOC12_20", "voc", layouts.VOC12, reduce_zero_label=True)
+VOC12_21 = _record("VOC12_21", "voc21", layouts.VOC12, background=True)
+VOC12_AUG = _record("VOC12_AUG", "voc21", layouts.VOC_AUG, background=True)
+CONTEXT_59 = _record("CONTEXT_59", "context", layouts.CONTEXT, reduce_zero_label=True)
+CONTEXT_60 = _record("CONTEXT_60", "context60", layouts.CONTEXT, background=True)
+COCO14_81 = _record(
+    "COCO14_81",
+    "coco81",
+    layouts.COCO14,
+    background=True,
+)
+COCO17_81 = _record(
+    "COCO17_81",
+    "coco81",
+    layouts.COCO17,
+    background=True,
+)
+COD_65 = _record("COD_65", "cod65", layouts.COD, background=True)
+COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", layouts.COCO_STUFF)
+COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", layouts.COCO_STUFF_27)
+ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
+CITYSCAPES = _record("CITYSCAPES", "city", layouts.CITYSCAPES)
+
+BY_NAME = {
+    record.name.lower(): record
+    for record in (
+        *(VOC07_20, VOC12_20, VOC12_21, VOC12_AUG, CONTEXT_59, CONTEXT_60),
+        *(COCO14_81, COCO17_81, COD_65, COCO_STUFF_164K, COCO_STUFF_27, ADE20K, CITYSCAPES),
+    )
+}

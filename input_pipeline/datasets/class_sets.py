@@ -1,0 +1,140 @@
+"""Class names, prompts, palettes and label maps: data in two .json files, read here once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Classes in label order.
+
+    `prompts` are the strings put into the templates. In the sets with a background (`voc21`,
+    `context60`, `coco81`, `cod65`) label 0 has a name and a colour but no prompt: `prompts` is one
+    shorter than `names`. `unseen` are the label indices held out in zero-shot training. `names` and
+    `palette` (RGB) are empty for the one set that is prompts only (`acontext`).
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    unseen: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """What CLIP-ES, TagCLIP, WTCLIP put into templates: a prompt for each class id, background.
+
+    Several synonyms of a class stand in one prompt, separated by commas.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    background: tuple[str, ...]
+
+
+@functools.cache
+def _data(file_name: str = "class_sets.json") -> dict[str, Any]:
+    file = importlib.resources.files("input_pipeline.datasets") / file_name
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def class_set_names() -> tuple[str, ...]:
+    """Names that `class_set` accepts."""
+    return tuple(_data()["sets"])
+
+
+@functools.cache
+def class_set(name: str) -> ClassSet:
+    """The class set called `name`, e.g. "voc", "context60" or "batman".
+
+    Raises:
+      ValueError: there is no such set; the message lists those there are.
+    """
+    data = _data()
+    if name not in data["sets"]:
+        raise ValueError(f"No class set {name!r}; choose one of: {', '.join(data['sets'])}.")
+    entry = data["sets"][name]
+    # Sets with a background share the prompts of the set without: voc21 -> voc.
+    prompts = entry["prompts"] or data["sets"][name.rstrip("0123456789")]["prompts"]
+    return ClassSet(
+        names=tuple(entry["names"] or ()),
+        prompts=tuple(prompts),
+        palette=tuple(tuple(colour) for colour in entry["palette"] or ()),
+        unseen=tuple(data["unseen"].get(name, ())),
+    )
+
+
+@functools.cache
+def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
+    """The prompts of "voc" (20 classes), "coco" (80), "cod" (64) or "coco_stuff" (171).
+
+    CLIP-ES and WeCLIP write `synonyms` for some classes, TagCLIP the plain names. "cod" are
+    WTCLIP's camouflaged objects (spec wtclip, section 6).
+
+    Raises:
+      ValueError: there is no such set.
+    """
+    sets = _data("prompt_sets.json")["sets"]
+    if name not in sets:
+        raise ValueError(f"No prompt set {name!r}; choose one of: {', '.join(sets)}.")
+    entry = sets[name]
+    names = entry["names"]
+    background = entry["background"]
+    if synonyms:
+        background = entry.get("cam_background", background)
+    prompts = [entry["synonyms"].get(n, n) for n in names] if synonyms else names
+    return PromptSet(tuple(names), tuple(prompts), tuple(background))
+
+
+def coco_stuff_coarse_ids(*, raw: bool) -> np.ndarray:
+    """(256,) uint8 table to the 27 coarse classes: from COCO-Stuff's raw labels, or from 0..170.
+
+    Labels without a coarse class become 255.
+    """
+    coarse = np.full(256, 255, np.uint8)
+    known = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
+    coarse[: len(known)] = known
+    if raw:
+        return coarse
+    table = np.full(256, 255, np.uint8)
+    train_ids = coco_stuff_train_ids()
+    for label in np.flatnonzero(train_ids < 255):
+        table[train_ids[label]] = coarse[label]
+    return table
+
+
+def coco_stuff_train_ids() -> np.ndarray:
+    """(256,) uint8 table: COCO-Stuff's raw label -> 0..170; ids without a class become 255."""
+    table = np.full(256, 255, np.uint8)
+    for raw, train_id in _data()["label_maps"]["coco_stuff164k_raw_to_train"].items():
+        table[int(raw)] = train_id
+    return table
+
+
+def pascal_context_raw_ids() -> tuple[int, ...]:
+    """The 60 raw Pascal Context ids, sorted: their position is the label, 0 the background."""
+    return tuple(_data()["label_maps"]["pascal_context_sorted_raw_ids"])
+
+
+def palette(classes: int) -> tuple[Colour, ...]:
+    """Colours (RGB) for classes without a published palette: 20 distinct ones, then VOC's scheme.
+
+    VOC's scheme spreads the bits of the class index over the three channels, high bits first.
+    """
+    colours = [tuple(colour) for colour in _data()["distinct_colours"][:classes]]
+    for index in range(len(colours), classes):
+        bits = [(index >> i) & 1 for i in range(24)]
+        red, green, blue = (
+            sum(bit << (7 - i) for i, bit in enumerate(bits[channel::3])) for channel in range(3)
+        )
+        colours.append((red, green, blue))
+    return tuple(colours)

@@ -1,0 +1,184 @@
+"""The command `python -m input_pipeline.prepare`: is a dataset complete; make its label files.
+
+It ends with 0 if all is well, 1 if something is wrong with the dataset, 2 after one line
+`error: ...` if it could not do its work, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from input_pipeline import commands
+from input_pipeline.prepare.checks import check
+from input_pipeline.prepare.conversions import Converted, convert
+from input_pipeline.prepare.expected import Checked, Expected, Problem
+from input_pipeline.prepare.preparations import PREPARATIONS, Preparation
+from input_pipeline.prepare.workers import Run, in_processes
+from input_pipeline.writing import CannotWrite, write_whole
+
+_SHOWN = 5  # names of each kind of problem; --report has all
+
+_EXAMPLES = """\
+examples:
+  python -m input_pipeline.prepare voc --root /data/VOCdevkit/VOC2012
+  python -m input_pipeline.prepare voc_aug --root /data/VOCdevkit/VOC2012 --write --source /data/SBD
+  python -m input_pipeline.prepare coco14 --root /data/COCO2014 --write
+  python -m input_pipeline.prepare coco_stuff_27 --root /data/coco_stuff164k --write
+  python -m input_pipeline.prepare cityscapes --root /data/cityscapes --deep --report city.json
+"""
+
+
+def prepare(
+    preparation: Preparation,
+    root: Path,
+    *,
+    write: bool = False,
+    deep: bool = False,
+    source: Path | None = None,
+    run: Callable[[str], Run] = lambda _: map,
+) -> tuple[Checked, Converted | None]:
+    """Converts if it shall `write`, then checks.
+
+    Args:
+      source: the folder of raw maps, if it isn't in its usual place.
+      run: gives, for the name of the step, what works on the chunks of files.
+
+    Raises:
+      ValueError: the folders are not what they should be. CannotWrite: disk full, no permission.
+    """
+    root = preparation.expected.record.layout.resolve(root)
+    if not root.is_dir():
+        raise ValueError(f"--root {root} is not a folder")
+    if source is not None and not preparation.takes_source:
+        raise ValueError("--source is for voc_aug and context; leave it away")
+    converted = Converted() if write else None
+    if write and preparation.jobs is not None and preparation.label_of is not None:
+        jobs = preparation.jobs(root, source)
+        converted = convert(jobs, preparation.label_of(), run=run("convert"))
+    checked = check(root, preparation.expected, deep=deep, run=run("check"))
+    if converted is not None and converted.failures:
+        remedy = "Unpack these again; then --write goes on where it stopped."
+        checked.problems.insert(0, Problem("not converted", converted.failures, remedy))
+    return checked, converted
+
+
+def report(name: str, expected: Expected, checked: Checked, converted: Converted | None) -> str:
+    """What was found, in words; of each kind of problem the first few names."""
+    lines = [f"{name} in {checked.root}"]
+    for split, published in expected.counts:
+        known = " or ".join(str(number) for number in published)
+        lines.append(f"  {split}: {checked.pictures[split]} pictures (published: {known})")
+    present = sum(bool(checked.histogram[label]) for label in expected.classes)
+    shares = "".join(f", {checked.share(i):.1%} of the pixels {i}" for i, _, _ in expected.shares)
+    lines.append(
+        f"  labels: {checked.labels} read, {present} of {len(expected.classes)} classes{shares}"
+    )
+    if converted is not None:
+        lines.append(
+            f"  converted: {converted.written}, there already: {converted.kept}, "
+            f"failed: {len(converted.failures)}"
+        )
+    for problem in checked.problems:
+        lines += ["", f"{problem.kind}: {len(problem.items)}"]
+        lines += [f"  {item}" for item in problem.items[:_SHOWN]]
+        if len(problem.items) > _SHOWN:
+            lines.append("  ...")
+        lines.append(f"  -> {problem.remedy}")
+    kinds = len(checked.problems)
+    lines += ["", f"not ok: {kinds} kind{'s' * (kinds > 1)} of problem" if kinds else "ok"]
+    return "\n".join(lines)
+
+
+def as_json(
+    name: str, expected: Expected, checked: Checked, converted: Converted | None
+) -> dict[str, Any]:
+    """The report with every name."""
+    return {
+        "dataset": name,
+        "root": str(checked.root),
+        "ok": not checked.problems,
+        "pictures": {
+            split: {"found": checked.pictures[split], "published": list(published)}
+            for split, published in expected.counts
+        },
+        "labels": checked.labels,
+        "pixels": {str(i): int(n) for i, n in enumerate(checked.histogram[:256]) if n},
+        "converted": None
+        if converted is None
+        else {"written": converted.written, "kept": converted.kept},
+        "problems": [
+            {"kind": p.kind, "count": len(p.items), "items": p.items, "remedy": p.remedy}
+            for p in checked.problems
+        ],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = commands.parser(
+        "input_pipeline.prepare.__main__",
+        "Check that a dataset is complete and its labels are what they should be; make label "
+        "files from the published maps and annotations.",
+        _EXAMPLES,
+    )
+    parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))
+    parser.add_argument(
+        "--root", type=Path, required=True, help="the dataset's folder, or the one it lies in"
+    )
+    parser.add_argument(
+        "--write", action="store_true", help="first make the label files that are missing"
+    )
+    parser.add_argument(
+        "--source", type=Path, help="with --write, for voc_aug and context: folder of raw maps"
+    )
+    parser.add_argument(
+        "--deep", action="store_true", help="decode every picture, not only its header"
+    )
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.source is not None and not args.write:
+        parser.error("--source goes with --write")
+    if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
+        parser.error(f"--report {args.report} must be a file in a folder that exists")
+    preparation = PREPARATIONS[args.name]
+    try:
+        checked, converted = prepare(
+            preparation,
+            args.root,
+            write=args.write,
+            deep=args.deep,
+            source=args.source,
+            run=in_processes,
+        )
+        told = (args.name, preparation.expected, checked, converted)
+        print(report(*told))
+        if args.report is not None:
+            text = json.dumps(as_json(*told), indent=2) + "\n"
+            write_whole(args.report, text.encode())
+    except BrokenProcessPool:
+        print(
+            "error: a process was killed, perhaps for lack of memory; run it again", file=sys.stderr
+        )
+        return 2
+    except (ValueError, OSError, ImportError, CannotWrite) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 1 if checked.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Label maps and lists to write from COCO's instances_*.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from input_pipeline.datasets.catalog import Dataset
+from input_pipeline.datasets.coco import read_instances
+from input_pipeline.datasets.layout import files_below
+from input_pipeline.prepare.conversions import Job, write_list
+
+
+def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
+    """Jobs to `draw` for the splits whose objects are there; makes their lists if need be.
+
+    Lists have CLIP-ES's form, `<stem> <class> <class> ...` with classes from 0, and name the
+    pictures that have an object.
+
+    Raises:
+      BadFile: the file of objects is damaged. CannotWrite: a list can't be written.
+    """
+    jobs = []
+    for split in splits:
+        (part,), source = record.layout.split(split).parts, record.layout.split(split).annotations
+        assert source is not None
+        assert source.instances is not None
+        if not (root / source.instances).is_file():
+            continue
+        shown = [each for each in read_instances(root / source.instances).values() if each.objects]
+        if record.layout.list_of(root, part) == part.lists[0]:  # no other list is there
+            lines = (" ".join(map(str, (each.name, *each.labels))) for each in shown)
+            write_list(root / part.lists[0], lines)
+        folder, lacks = record.layout.labels_of(root, part)
+        there = files_below(root / folder)
+        for each in shown:
+            file = each.name.removeprefix(lacks) + record.layout.label_suffix
+            jobs.append(Job(each, root / folder / file, file in there))
+    return jobs

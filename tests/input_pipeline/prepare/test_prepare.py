@@ -1,0 +1,270 @@
+"""The command that checks a dataset and makes its label maps: what it writes, reports, refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from input_pipeline import writing
+from input_pipeline.datasets.catalog import VOC12_20
+from input_pipeline.prepare import __main__ as prepare
+from input_pipeline.prepare import conversions
+from input_pipeline.prepare.__main__ import main
+from input_pipeline.prepare.preparations import PREPARATIONS
+from input_pipeline.prepare.workers import CHUNK
+from tests.input_pipeline.prepare.prepared import (
+    LAYOUTS,
+    SIZE,
+    STEMS,
+    image,
+    label,
+    picture,
+    plausible,
+    save,
+    small,
+    whole,
+)
+
+RAW = {
+    "coco_stuff_27": (conversions.coco_stuff_27_table, ".png"),
+    "coco_stuff_171": (conversions.coco_stuff_171_table, ".png"),
+    "cityscapes": (conversions.cityscapes_table, "_gtFine_labelIds.png"),
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The command as it is, but for datasets of two and one pictures."""
+    for name in (*LAYOUTS, "coco_stuff_171"):
+        known = dataclasses.replace(PREPARATIONS[name], expected=small(name))
+        monkeypatch.setitem(PREPARATIONS, name, known)
+
+
+@pytest.mark.parametrize("name", ["coco_stuff_27", "coco_stuff_171", "cityscapes"])
+def test_write_then_check(tmp_path, capsys, tiny, name):
+    """From the published files to a dataset that is whole, and again without work."""
+    known = PREPARATIONS[name]
+    table, suffix = RAW[name]
+    raw_of = {int(to): raw for raw, to in reversed([*enumerate(table())])}
+    raw = np.vectorize(raw_of.get)(plausible(name)).astype(np.uint8)
+    layout = known.expected.record.layout
+    for split, stems in STEMS.items():
+        for stem in stems:
+            picture(tmp_path / image(name, split, stem))
+            done = label(name, split, stem).removesuffix(layout.label_suffix)
+            save(tmp_path / (done + suffix), raw)
+    assert main([name, "--root", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert f"missing label: 3\n  {label(name, 'train', 'a')}\n" in told
+    assert "--write makes the" in told
+    assert main([name, "--root", str(tmp_path), "--write"]) == 0
+    told = capsys.readouterr().out
+    assert "converted: 3, there already: 0, failed: 0" in told
+    assert told.endswith("\nok\n")
+    (tmp_path / label(name, "val", "c")).write_bytes(b"half")
+    assert main([name, "--root", str(tmp_path), "--write"]) == 0
+    assert "converted: 1, there already: 2, failed: 0" in capsys.readouterr().out
+
+
+def test_write_context(tmp_path, capsys, tiny):
+    root = whole(tmp_path / "VOCdevkit" / "VOC2010", "context")
+    for path in (root / "SegmentationClassContext").iterdir():
+        path.unlink()
+    raw = np.asarray(conversions.pascal_context_raw_ids())[plausible("context")].astype(np.uint16)
+    for stem in "abc":
+        save(tmp_path / "raw" / f"{stem}.png", raw)
+    write = ["context", "--root", str(tmp_path), "--write"]
+    assert main(write) == 1  # no trainval/ there
+    assert "converted: 0, there already: 0, failed: 0" in capsys.readouterr().out
+    assert main([*write, "--source", str(tmp_path / "raw")]) == 0
+    (tmp_path / "raw").rename(root / "trainval")
+    assert main(write) == 0
+    assert "converted: 0, there already: 3" in capsys.readouterr().out
+
+
+def test_write_voc_aug(tmp_path, capsys, monkeypatch):
+    root = whole(tmp_path / "VOCdevkit" / "VOC2012", "voc")
+    source = tmp_path / "VOCdevkit" / "VOCaug" / "dataset"
+    (source / "cls").mkdir(parents=True)
+    (source / "train.txt").write_text("a\nd\n")
+    (source / "val.txt").write_text("e\nc\n")
+    for stem in "de":
+        picture(root / f"JPEGImages/{stem}.jpg")
+        savemat(source / "cls" / f"{stem}.mat", {"GTcls": {"Segmentation": plausible("voc")}})
+    known = PREPARATIONS["voc_aug"]
+    counts = (("train_aug", (4,)), ("val", (1,)))
+    expected = dataclasses.replace(known.expected, counts=counts, lists=(), pictures_of=())
+    known = dataclasses.replace(known, expected=expected)
+    (root / "Annotations").mkdir()
+    for stem in "abcde":
+        (root / f"Annotations/{stem}.xml").write_text(
+            "<annotation><object><name>cat</name></object></annotation>"
+        )
+    monkeypatch.setitem(PREPARATIONS, "voc_aug", known)
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    told = capsys.readouterr().out
+    assert "missing list: 1\n  ImageSets/Segmentation/train_aug.txt\n  -> Unpack VOC" in told
+    assert main(["voc_aug", "--root", str(root), "--write"]) == 0
+    told = capsys.readouterr().out
+    assert "train_aug: 4 pictures (published: 4)" in told
+    assert "converted: 5, there already: 0, failed: 0" in told
+    assert [e.name for e in VOC12_20.index(root, "trainaug")] == [*"abde"]
+
+
+def test_voc_aug_image_labels(tmp_path, capsys, monkeypatch):
+    """Pictures whose labels can't be read from the detection annotations are named."""
+    root = whole(tmp_path, "voc")
+    (root / "SegmentationClass").rename(root / "SegmentationClassAug")
+    lists = root / "ImageSets" / "SegmentationAug"
+    lists.mkdir()
+    two = "/JPEGImages/{0}.jpg /{1}/{0}.png\n"
+    lists.joinpath("train_aug.txt").write_text(
+        "".join(two.format(stem, "SegmentationClassAug") for stem in "ab")
+    )
+    known = PREPARATIONS["voc_aug"]
+    expected = dataclasses.replace(
+        known.expected, counts=(("train_aug", (2,)), ("val", (1,))), lists=(), pictures_of=()
+    )
+    monkeypatch.setitem(PREPARATIONS, "voc_aug", dataclasses.replace(known, expected=expected))
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    told = capsys.readouterr().out
+    assert f"no image labels: 2\n  train_aug: no image labels: there is no folder {root}" in told
+    (root / "Annotations").mkdir()
+    inside = "<object><name>{}</name></object>"
+    for stem, names in (("a", ("cat",)), ("b", ("unicorn", "dog"))):
+        objects = "".join(map(inside.format, names))
+        (root / f"Annotations/{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    assert (
+        "no image labels: 2\n  b: unknown class 'unicorn', left out\n"
+        "  c: there is no Annotations/c.xml\n  -> "
+    ) in capsys.readouterr().out
+    lists.joinpath("train_aug.txt").write_text(two.format("a", "masks"))
+    assert main(["voc_aug", "--root", str(root)]) == 1
+    told = capsys.readouterr().out
+    assert "list of another folder: 1\n" in told
+    assert "train_aug.txt: names labels like /masks/a.png, and this dataset's are in " in told
+
+
+def test_report(tmp_path, capsys, tiny):
+    root = whole(tmp_path / "coco", "coco_stuff_27")
+    raw = root / "annotations" / "val2017"
+    save(raw / "c.png", np.full(SIZE, 200, np.uint8))
+    (raw / "c_27labelTrainIds.png").unlink()
+    told = tmp_path / "report.json"
+    argv = ["coco_stuff_27", "--root", str(root), "--write", "--report", str(told)]
+    assert main(argv) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"coco_stuff_27 in {root}",
+        "  train: 2 pictures (published: 2)",
+        "  val: 1 pictures (published: 1)",
+        "  labels: 2 read, 27 of 27 classes, 12.8% of the pixels 255",
+        "  converted: 0, there already: 0, failed: 1",
+        "",
+        "not converted: 1",
+        f"  {raw / 'c.png'}: id 200 at 400 pixels is none of this dataset's raw ids",
+        "  -> Unpack these again; then --write goes on where it stopped.",
+        "",
+        "missing label: 1",
+        "  annotations/val2017/c_27labelTrainIds.png",
+        f"  -> {PREPARATIONS['coco_stuff_27'].expected.source}",
+        "",
+        "not ok: 2 kinds of problem",
+    ]
+    content = json.loads(told.read_text())
+    assert content["ok"] is False
+    assert content["pictures"]["train"] == {"found": 2, "published": [2]}
+    assert content["converted"] == {"written": 0, "kept": 0}
+    assert [(p["kind"], p["count"]) for p in content["problems"]] == [
+        ("not converted", 1),
+        ("missing label", 1),
+    ]
+    assert sum(content["pixels"].values()) == 800
+
+
+def test_long_lists_are_cut_in_words_alone(tmp_path, capsys, tiny):
+    root = whole(tmp_path, "voc")
+    (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join("qrstuvw"))
+    assert main(["voc", "--root", str(root), "--report", str(root / "r.json")]) == 1
+    told = capsys.readouterr().out
+    assert "missing picture: 7\n  JPEGImages/q.jpg\n" in told
+    assert "  JPEGImages/u.jpg\n  ...\n" in told
+    content = json.loads((root / "r.json").read_text())
+    assert [len(p["items"]) for p in content["problems"]] == [7, 7, 1]
+
+
+def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
+    root = whole(tmp_path, "coco_stuff_27")
+    save(root / "annotations" / "val2017" / "d.png", np.zeros(SIZE, np.uint8))
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, "_write", full)
+    assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cannot write ")
+    assert "No space left on device; free space there" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["voc", "--root", "{}/nowhere"], "nowhere is not a folder"),
+        (["voc", "--root", "{}", "--source", "{}"], "--source goes with --write"),
+        (["voc", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
+        (["coco14", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
+        (["voc_aug", "--root", "{}", "--write", "--source", "{}"], "is no folder with cls/"),
+        (["context", "--root", "{}", "--write", "--source", "{}/x"], "x is no folder"),
+        (["voc", "--root", "{}", "--report", "{}/no/r.json"], "must be a file in a folder that"),
+        (["pets", "--root", "{}"], "invalid choice: 'pets'"),
+        (["voc"], "required: --root"),
+    ],
+)
+def test_wrong_usage(tmp_path, capsys, argv, said):
+    try:
+        code = main([word.format(tmp_path) for word in argv])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_processes(tmp_path, capfd):
+    """In processes as in this one: results in order, an error as it was raised."""
+    run = prepare.in_processes("test")
+    assert list(run(len, [["a", "bb"], ["ccc"]])) == [2, 1]
+    (tmp_path / "file").touch()
+    save(tmp_path / "raw.png", np.zeros(SIZE, np.uint8))
+    job = conversions.Job(tmp_path / "raw.png", tmp_path / "file" / "label.png", False)
+    with pytest.raises(writing.CannotWrite, match=r"^cannot write .*label\.png: "):
+        conversions.convert(
+            [job] * 2 * CHUNK, conversions.by_table(conversions.voc_table()), run=run
+        )
+    assert capfd.readouterr().err == ""  # no bar where there is no terminal
+
+
+def test_command(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "input_pipeline.prepare.__main__",
+            "ade20k",
+            "--root",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 1, done.stderr
+    assert "missing folder: 4\n  images/training\n" in done.stdout
+    assert done.stderr == ""

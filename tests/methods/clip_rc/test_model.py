@@ -1,0 +1,138 @@
+"""CLIP-RC's model beyond its goldens: start, attention, padding, regions, dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipseg_jax.methods.clip_rc.model import initial
+from clipseg_jax.ops import attention as attention_module
+from clipseg_jax.ops.attention import Memory, attention
+from tests import tiny
+from tests.methods.clip_rc.tiny import SMALL, small
+from weights_convert.clip.build import flat_arrays
+
+
+@pytest.mark.slow
+def test_layers_start_as_published():
+    model = small(rounds=3, dropout=0.0)
+    state = {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}
+    for decoder in ("decoder_q", "decoder_v"):
+        first = {p: x for p, x in state.items() if p.startswith(f"head.{decoder}.0.")}
+        for path, value in first.items():
+            for i in "12":
+                np.testing.assert_array_equal(state[path.replace(".0.", f".{i}.", 1)], value)
+    kernel = state["head.decoder_q.0.linear1.kernel"]
+    limit = kernel.shape[0] ** -0.5
+    assert 0.9 * limit < np.abs(kernel).max() <= limit
+    assert np.any(state["head.decoder_q.0.linear1.bias"])
+    assert not np.any(state["head.recovery_decoder.linear_q_in.bias"])
+    intended = {p: np.asarray(x) for p, x in flat_arrays(small(head_init="intended")).items()}
+    assert not np.any(intended["head.decoder_v.0.linear2.kernel"])
+    assert np.any(intended["head.decoder_q.0.linear2.kernel"])
+    assert not np.any(intended["head.q_proj.bias"])
+    visual = tiny.clip().visual
+    start = visual.class_embedding[...] + visual.positional_embedding[...][0]
+    np.testing.assert_array_equal(state["encoder.region_level_bridge"], np.tile(start, (4, 1)))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_attention_is_a_masked_softmax_with_dropout(monkeypatch, turns):
+    """Values and gradients, made together or head by head; the same entries are dropped."""
+    b, n, q, d, rate = 2, 3, 5, 4, 0.4
+    keys = jax.random.split(jax.random.key(0), 8)
+    queries = jax.random.normal(keys[0], (b, n, q, d))
+    ks = [jax.random.normal(key, (b, n, m, d)) for key, m in zip(keys[1:3], (7, 2), strict=True)]
+    vs = [jax.random.normal(key, (b, n, m, d)) for key, m in zip(keys[3:5], (7, 2), strict=True)]
+    bias = jnp.where(jax.random.bernoulli(keys[5], 0.5, (b, q, 2)), 0.0, -jnp.inf)
+
+    def run(queries, ks, vs, key=None):
+        groups = [Memory(ks[0], vs[0]), Memory(ks[1], vs[1], bias)]
+        return attention(queries, groups, rate=rate, key=key)
+
+    def plain(queries, ks, vs):
+        scores = jnp.einsum("bnqd,bnkd->bnqk", queries, jnp.concatenate(ks, 2)) / d**0.5
+        scores = scores.at[..., 7:].add(bias[:, None])
+        weights = jax.nn.softmax(scores, axis=-1)
+        return jnp.einsum("bnqk,bnkd->bnqd", weights, jnp.concatenate(vs, 2))
+
+    monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", 0 if turns else 2**20)
+    arguments = queries, ks, vs
+    np.testing.assert_allclose(jax.jit(run)(*arguments), plain(*arguments), rtol=1e-5, atol=1e-6)
+
+    def total(function):
+        return jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1, 2)))
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        total(run)(*arguments),
+        total(plain)(*arguments),
+    )
+    # With one-hot values dropout shows: entries are 0 or grown, and their mean stays.
+    eyes = jnp.split(jnp.broadcast_to(jnp.eye(9), (b, n, 9, 9)), [7], axis=2)
+    whole = run(queries, ks, eyes)
+    maps = jnp.stack([jax.jit(run)(queries, ks, eyes, jax.random.key(i)) for i in range(20)])
+    kept = maps != 0
+    np.testing.assert_allclose(
+        maps[kept], (jnp.broadcast_to(whole, maps.shape) / (1 - rate))[kept], rtol=1e-5
+    )
+    assert abs(float(jnp.mean(kept[:, whole > 0])) - (1 - rate)) < 0.03
+    assert np.all(np.any(kept[0] != kept[1], axis=(2, 3)))
+    assert np.any(kept[0, 0, 0] != kept[0, 1, 0])
+    monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", 2**20 if turns else 0)
+    other = run(queries, ks, eyes, jax.random.key(0))
+    np.testing.assert_allclose(other, maps[0], rtol=1e-5, atol=1e-7)
+
+
+def test_padding_has_no_influence():
+    """A picture in a padded batch, of another grid than the crop's, as if it were alone."""
+    model = small(dropout=0.0)
+    alone = jax.random.normal(jax.random.key(1), (1, 80, 48, 3))
+    padded = jnp.full((2, 96, 96, 3), 7.0).at[0, :80, :48].set(alone[0])
+    sizes = jnp.asarray([(80, 48), (96, 96)])
+    run = jax.jit(lambda model, *args: model(*args))
+    made, wanted = run(model, padded, sizes), run(model, alone)
+    np.testing.assert_allclose(made[0, :5, :3], wanted[0], rtol=1e-4, atol=1e-5)
+    assert not np.any(made[0, 5:])
+    assert not np.any(made[0, :, 3:])
+    np.testing.assert_allclose(made[1], run(model, padded)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_regions_know_their_patches_alone():
+    """A changed corner changes that corner's region, and no other, in the first block's reading."""
+    model = small(dropout=0.0)
+    images = jax.random.normal(jax.random.key(1), (1, 64, 64, 3))
+    first = jax.jit(lambda encoder, x: encoder.blocks(x, read=(0,))[1][0])
+    moved = np.any(
+        np.asarray(
+            first(model.encoder, images) != first(model.encoder, images.at[:, :32, 32:].add(1))
+        ),
+        axis=(0, 2),
+    )
+    np.testing.assert_array_equal(moved[-4:], [False, True, False, False])
+
+
+def test_dropout_differs_between_images_and_vanishes_without_a_key():
+    encoder = small(dropout=0.5).encoder
+    images = jnp.zeros((2, 64, 64, 3))
+    tokens = encoder.first_tokens(images, None, jax.random.key(0))[:, 1:4]
+    assert np.any(tokens[0] != tokens[1])
+    assert 0.3 < float(jnp.mean(tokens == 0)) < 0.7
+    plain = encoder.first_tokens(images, None, None)[:, 1:4]
+    np.testing.assert_allclose(tokens, jnp.where(tokens == 0, 0, 2 * plain), rtol=1e-5, atol=1e-6)
+
+
+def test_models_that_cannot_be():
+    visual, rows = tiny.clip().visual, np.zeros((3, tiny.VIT.embed_dim))
+    with pytest.raises(ValueError, match="not whole patches of 16; choose 64"):
+        initial(visual, rows, dataclasses.replace(SMALL, crop_px=70))
+    with pytest.raises(ValueError, match="set heads to a divisor"):
+        initial(visual, rows, dataclasses.replace(SMALL, heads=5))
+    with pytest.raises(ValueError, match="the same CLIP"):
+        initial(visual, rows[:, :5], SMALL)
+    with pytest.raises(ValueError, match="give a CLIP with one"):
+        initial(tiny.clip(tiny.RESNET).visual, rows, SMALL)

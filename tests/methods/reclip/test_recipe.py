@@ -1,0 +1,205 @@
+"""ReCLIP's recipe whole: every stage, skipping, killing, going on, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from clipseg_jax import main
+from clipseg_jax.demo import world
+from configs import demo_reclip, demo_reclippp
+from tests import folders
+from tests.kills import run_whole_and_killed, start
+from weights_convert.trained.reclip import files as results
+
+ALL = (
+    "data",
+    "text",
+    "tags",
+    "evaluate_maskclip",
+    "rectify",
+    "evaluate",
+    "distill",
+    "evaluate_distilled",
+)
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    world.write_dataset(root, 6, 64)
+    world.write_dataset(root / "train", 10, 64, "train")
+    return root
+
+
+def small(module, root):
+    """A demo config of seconds: all stages, a few steps of each training."""
+    config = module.get_config()
+    config.dataset.name, config.dataset.root = "folder", str(root)
+    for section in (config.rectify, config.distill):
+        section.scale_px, section.crop_px = (64, 64), (48, 48)
+        section.batch_size, section.epochs = 4, 2
+    config.inference.scale_px = (64, 64)
+    config.distill.width = 8
+    config.rectify.evaluate_every_epochs = config.distill.evaluate_every_epochs = 1
+    config.tags.crop_px = 192  # windows of 32 pixels
+    config.evaluate.pictures = 2
+    config.train.devices = config.evaluate.devices = 1
+    config.train.log_every_steps = 1
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "module", [pytest.param(demo_reclip, marks=pytest.mark.long), demo_reclippp]
+)
+def test_the_whole_recipe(module, painted, tmp_path, capsys):
+    config = small(module, painted)
+    records = main.run(config, tmp_path)
+    assert tuple(records) == ALL
+    assert records["tags"]["images"] == 10
+    assert records["rectify"]["steps"] == records["distill"]["steps"] == 6
+    for stage in ("rectified", "distilled"):
+        figures = json.loads((tmp_path / f"metrics_{stage}.json").read_text())
+        assert figures["images"] == 6
+        assert set(figures["classes"]) == set(world.CLASSES)
+        assert len(list((tmp_path / f"pictures_{stage}").iterdir())) == 2
+        last = results.load_result(tmp_path / f"{stage}_last.safetensors")
+        assert last.record["classes"][:2] == ["boat", "fish"]
+        assert last.record["figures"]["steps"] == 6
+    assert not list(tmp_path.rglob("*.partial*"))
+    lines = [json.loads(line) for line in (tmp_path / "rectify.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 7))
+    assert lines[0]["rate"] == pytest.approx(config.rectify.optim.rate)
+    # The rate changes once an epoch, of three steps.
+    assert lines[3]["rate"] == pytest.approx(config.rectify.optim.rate * 0.5**0.9)
+    evaluations = (tmp_path / "rectify_evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in evaluations] == [3, 6]
+
+    # Again: every stage says so and does nothing.
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+    capsys.readouterr()
+    assert main.run(config, tmp_path) == records
+    assert capsys.readouterr().out.count("done before") == len(ALL)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_own_weights_and_tags_replace_stages(painted, tmp_path):
+    config = small(demo_reclippp, painted)
+    config.stages = ("data", "text", "tags", "rectify")
+    main.run(config, tmp_path / "a")
+    tags = next((tmp_path / "a" / "tags").glob("*_ReCLIPPP.json"))
+    config.tags.file = str(tags)
+    config.rectify.weights = str(tmp_path / "a" / "rectified_last.safetensors")
+    config.stages = ("text", "tags", "rectify", "evaluate")
+    records = main.run(config, tmp_path / "b")
+    assert records["tags"]["file"] == str(tags)
+    assert "skipped" in records["rectify"]
+    assert not (tmp_path / "b" / "checkpoints").exists()
+
+    # The same weights under other classes, another state of the code, another method.
+    config.stages = ("text", "evaluate")
+    other = config.copy_and_resolve_references()
+    other.dataset.class_names = (*world.CLASSES[:11], "kite")
+    with pytest.raises(ValueError, match="trained with other classes: number 11 is 'balloon'"):
+        main.run(other, tmp_path / "c")
+    other = config.copy_and_resolve_references()
+    other.revision = "2025"
+    with pytest.raises(ValueError, match=r"belongs to revision 2024, not 2025"):
+        main.run(other, tmp_path / "d")
+    other = config.copy_and_resolve_references()
+    other.model = "reclip"
+    with pytest.raises(ValueError, match=r"is of ReCLIP\+\+"):
+        main.run(other, tmp_path / "e")
+    tags.write_text(tags.read_text() + "[0]\n")
+    other = config.copy_and_resolve_references()
+    other.stages = ("text", "tags")
+    with pytest.raises(ValueError, match="11 lines for 10 training images"):
+        main.run(other, tmp_path / "f")
+
+
+def test_what_users_get_wrong(painted, tmp_path):
+    config = small(demo_reclippp, painted)
+    config.stages = ("text", "rectify")
+    with pytest.raises(ValueError, match="run the stage `tags` first"):
+        main.run(config, tmp_path / "a")
+    config.stages = ("text", "distill")
+    config.distill.backbone = None
+    with pytest.raises(ValueError, match="no backbone; pass"):
+        main.run(config, tmp_path / "b")
+    config.distill.backbone = "random"
+    with pytest.raises((ValueError, OSError), match=r"rectified_best\.safetensors"):
+        main.run(config, tmp_path / "c")
+    config.revision = "2025"
+    with pytest.raises(ValueError, match="the 2025 state of ReCLIP\\+\\+ has no distillation"):
+        main.run(config, tmp_path / "d")
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory):
+    return folders.write_full_size(tmp_path_factory.mktemp("full"))
+
+
+def full_size_run(root, workdir):
+    """The headline command on `full_size`, shortened: small crops, a few steps of each training."""
+    settings = {
+        "clip.weights": root / "vit_b16.safetensors",
+        "dataset.root": root / "VOC2012",
+        "text.templates": "single",
+        "tags.crop_px": 384, "tags.batch_size": 2,
+        "rectify.scale_px": "(96,64)", "rectify.crop_px": "(64,64)",
+        "rectify.batch_size": 2, "rectify.epochs": 2,
+        "inference.scale_px": "(96,64)",
+        "distill.backbone": "random",
+        "distill.scale_px": "(96,64)", "distill.crop_px": "(64,64)",
+        "distill.batch_size": 2, "distill.epochs": 1,
+        "train.checkpoint_every_steps": 2, "train.log_every_steps": 1,
+        "evaluate.batch_size": 2,
+    }  # fmt: skip
+    return start("voc_reclippp", workdir, settings, root / "cache")
+
+
+def tiny_run(root, workdir):
+    settings = {
+        "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
+        "rectify.scale_px": "(64,64)", "rectify.crop_px": "(48,48)",
+        "rectify.batch_size": 2, "rectify.epochs": 4, "rectify.evaluate_every_epochs": 1,
+        "inference.scale_px": "(64,64)",
+        "distill.scale_px": "(64,64)", "distill.crop_px": "(48,48)", "distill.width": 8,
+        "distill.batch_size": 2, "distill.epochs": 4, "distill.evaluate_every_epochs": 1,
+        "train.checkpoint_every_steps": 3, "train.log_every_steps": 1,
+        "evaluate.batch_size": 2, "evaluate.pictures": 2,
+    }  # fmt: skip
+    return start("demo_reclippp", workdir, settings, root / "cache")
+
+
+def check_kills(make, root, folder, kills):
+    """Kills change nothing of the result."""
+    whole, broken = run_whole_and_killed(lambda workdir: make(root, workdir), folder, kills)
+    for name in ("rectified_best", "rectified_last", "distilled_best", "distilled_last"):
+        one = results.load_result(whole / f"{name}.safetensors").arrays
+        two = results.load_result(broken / f"{name}.safetensors").arrays
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")
+    for name in ("metrics_rectified", "metrics_distilled"):
+        assert (whole / f"{name}.json").read_text() == (broken / f"{name}.json").read_text()
+
+
+KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(painted, tmp_path):
+    """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next test."""
+    check_kills(tiny_run, painted, tmp_path, KILLS or 2)
+
+
+@pytest.mark.long
+def test_full_size_killed_and_resumed(full_size, tmp_path):
+    """ViT-B/16 and ResNet-50."""
+    check_kills(full_size_run, full_size, tmp_path, KILLS or 1)

@@ -1,0 +1,246 @@
+"""WeCLIP at toy sizes: its labels, its training step, batches and devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head
+from clipseg_jax.methods.weclip.model import VOC, WeCLIP
+from clipseg_jax.models.clip import unit
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.par import PARConfig
+from clipseg_jax.train import TrainConfig, train
+from tests import tiny
+from weights_convert.clip.build import flat_arrays
+
+CLASSES, SIDE = 6, 72  # 72: 4 patches of 16, and 8 pixels that fill none
+VIT = dataclasses.replace(tiny.VIT, layers=3, position_resize="bilinear", pad_to_patch=False)
+CFG = dataclasses.replace(VOC, par=PARConfig(iterations=3, dilations=(1, 4)))
+HEADS = {
+    name: dataclasses.replace(cfg, width=32, layers=1, heads=2)
+    for name, cfg in (("weclip", WECLIP), ("wtclip", WTCLIP))
+}
+OPTIM = OptimConfig(name="adamw", rate=2e-4, weight_decay=0.01, groups=weclip.GROUPS)
+
+
+@functools.cache
+def tower():
+    return tiny.clip(VIT).visual
+
+
+def model(head="weclip", cfg=CFG):
+    rows = unit(jax.random.normal(jax.random.key(1), (CLASSES + 4, VIT.embed_dim)))
+    return weclip.initial(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
+
+
+def tags(*ids):
+    made = np.zeros((len(ids), CLASSES), bool)
+    for row, own in zip(made, ids, strict=True):
+        row[list(own)] = True
+    return made
+
+
+# No label, some, one, and all.
+MIXED = tags((), (1, 4), (2,), range(CLASSES))
+
+
+def pictures(count=4, seed=0):
+    """Crops, the last of an image that is smaller: black around it."""
+    made = np.stack(tiny.images([(SIDE, SIDE)] * count, seed))
+    made[-1, 40:] = made[-1, :, 56:] = 0
+    return made
+
+
+def batch(count=4, present=MIXED):
+    boxes = np.asarray([[0, 0, SIDE, SIDE]] * (count - 1) + [[0, 0, 40, 56]])
+    return {
+        "image": pictures(count),
+        "tags": present[:count],
+        "image_box": boxes.astype(np.int32),
+        "index": np.arange(count, dtype=np.int32),
+    }
+
+
+def normalised(images):
+    return normalise(jnp.asarray(images), IMAGENET_MEAN, IMAGENET_STD)
+
+
+@functools.partial(jax.jit, static_argnames=("late", "size"))
+def labels_of(model, images, present, late=True, size=None):
+    return weclip.pseudo_labels(model, images, present, late=late, size=size)
+
+
+def made_of(model, images, present, *, late=True):
+    """All that labels are made of."""
+    sizes = jnp.asarray([images.shape[1:3]] * len(images))
+    features = model.encode(images, sizes)
+    return model.label(images, features, model.decode(features).fused, present, late)
+
+
+def test_labels_are_classes_that_the_image_has():
+    found = labels_of(model(), normalised(pictures()), MIXED)
+    assert found.dtype == jnp.int32
+    assert found.shape == (4, SIDE, SIDE)
+    for own, present in zip(np.asarray(found), MIXED, strict=True):
+        assert set(np.unique(own)) <= {0, *(np.flatnonzero(present) + 1)}
+    assert not found[0].any()  # without a label, all is background
+    assert found[1:].any()
+
+
+def test_the_other_images_of_a_batch_do_not_matter():
+    task_model, images = model(), normalised(pictures())
+    together = labels_of(task_model, images, MIXED)
+    for i in range(4):
+        alone = labels_of(task_model, images[i : i + 1], MIXED[i : i + 1])
+        assert np.mean(alone[0] == together[i]) > 0.999
+
+
+def test_labels_by_the_plain_way():
+    """Each image and class for itself: CAM enlarged, background, PAR of all, the best."""
+    from clipseg_jax.ops.cam import enlarge, scale_to_unit
+    from clipseg_jax.ops.par import par
+
+    images = normalised(pictures())
+    found = jax.jit(made_of)(model(), images, MIXED)
+    grid = jnp.asarray([found.cams.cam.shape[2:]])
+    for i, present in enumerate(MIXED):
+        ids = np.flatnonzero(present)
+        np.testing.assert_array_equal(found.classes[i, : len(ids)], ids)
+        maps = found.cams.refined[i : i + 1, : len(ids)]
+        maps = scale_to_unit(maps, jnp.ones((1, *found.cams.cam.shape[2:]), bool))
+        maps = enlarge(maps, grid, jnp.asarray([[SIDE, SIDE]]), (SIDE, SIDE))
+        background = 1 - jnp.max(maps, axis=1, keepdims=True, initial=0)
+        refined = par(images[i : i + 1], jnp.concatenate([background, maps], axis=1), CFG.par)
+        expected = np.concatenate([[0], ids + 1])[np.argmax(refined[0], axis=0)]
+        assert np.mean(expected == found.labels[i]) > 0.999
+
+
+def test_labels_of_another_size_than_the_image():
+    found = labels_of(model(), normalised(pictures()), MIXED, size=(50, 90))
+    assert found.shape == (4, 50, 90)
+    assert found[1:].any()
+
+
+def test_the_learned_affinity_takes_part_late_only():
+    task_model, images = model(), normalised(pictures())
+    other = nnx.clone(task_model)
+    other.head.fusion.fuse.kernel[...] *= -3.0
+    other.head.fusion.fuse.bias[...] += 0.1
+    run = jax.jit(made_of, static_argnames="late")
+    for late in (False, True):
+        a, b = (run(m, images, MIXED, late=late).affinity for m in (task_model, other))
+        assert bool(jnp.array_equal(a, b)) is not late
+
+
+def test_edges_are_a_choice():
+    scaled = model(cfg=dataclasses.replace(CFG, edge="scaled"))
+    images = normalised(pictures())
+    a, b = (jax.jit(made_of)(m, images, MIXED).cams.cam for m in (model(), scaled))
+    assert a.shape == b.shape
+    assert not jnp.array_equal(a, b)
+    assert b.max() <= 1
+    with pytest.raises(ValueError, match="edge 'on': choose off or scaled"):
+        model(cfg=dataclasses.replace(CFG, edge="on"))
+
+
+def test_a_head_of_another_class_list_is_refused():
+    head = Head(VIT.width, VIT.layers - 1, CLASSES, HEADS["weclip"], rngs=nnx.Rngs(0))
+    rows = unit(jnp.ones((CLASSES, VIT.embed_dim)))
+    with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks, where 7 classes"):
+        WeCLIP(tower(), rows, rows, head)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_padding_has_no_influence_on_predictions(head):
+    task_model = model(head)
+    images = normalised(pictures())
+    sizes = jnp.asarray([[72, 72], [64, 41], [33, 72], [48, 50]])
+    run = jax.jit(lambda m, x, s: m(x, s))
+    together = run(task_model, images, sizes)
+    grids = task_model.clip.visual.grid_sizes(sizes)
+    for i, ((h, w), (hp, wp)) in enumerate(zip(np.asarray(sizes), np.asarray(grids), strict=True)):
+        alone = run(task_model, images[i : i + 1, :h, :w], sizes[i : i + 1])
+        np.testing.assert_allclose(together[i, :hp, :wp], alone[0, :hp, :wp], atol=2e-5)
+        assert not together[i, hp:].any()
+        assert not together[i, :, wp:].any()
+
+
+def trained(folder, *, devices=1, steps=3, batches=None, optim=OPTIM, late=2):
+    task = weclip.build(model("wtclip"), weclip.TaskConfig(late_step=late))
+    batches = batches or (lambda start: iter([batch()] * steps))
+    cfg = TrainConfig(total_steps=steps, log_every_steps=1, checkpoint_every_steps=100)
+    return train(task, batches, OPTIM, cfg, mesh=make_mesh(devices), workdir=folder, name="weclip")
+
+
+@pytest.mark.slow
+def test_one_program_trains_on_anything(tmp_path, monkeypatch):
+    """No label, all labels, padding, and the step at which the learned affinity comes in."""
+    traced, inner = [], weclip.loss
+    monkeypatch.setattr(weclip, "loss", lambda *args: traced.append(1) or inner(*args))
+    present = [MIXED, tags((), (), (), ()), tags(*[range(CLASSES)] * 4), MIXED[::-1]]
+    run = trained(
+        tmp_path, steps=4, batches=lambda start: iter([batch(present=p) for p in present])
+    )
+    assert len(traced) == 1
+    assert np.isfinite(run.figures["loss"])
+    before, after = flat_arrays(model("wtclip")), flat_arrays(run.model)
+    still = {path for path in before if np.array_equal(before[path], after[path])}
+    assert still == {path for path in before if not path.startswith("head.")}
+
+
+def test_padding_may_be_left_out():
+    """A black border, ignored: its labels change nothing; learned: they do."""
+    task_model = model()
+    kept = {}
+    for padding in ("learned", "ignored"):
+        cfg = weclip.TaskConfig(padding=padding)
+        rows = {name: jnp.asarray(x) for name, x in batch().items()}
+        _, metrics = jax.jit(
+            lambda m, rows, cfg=cfg: weclip.loss(m, rows, jax.random.key(0), jnp.asarray(0), cfg)
+        )(task_model, rows)
+        kept[padding] = metrics
+    assert kept["ignored"]["affinity_loss"] != kept["learned"]["affinity_loss"]
+    assert kept["ignored"]["foreground"] <= kept["learned"]["foreground"]
+    with pytest.raises(ValueError, match="padding 'black': choose learned or ignored"):
+        weclip.build(task_model, weclip.TaskConfig(padding="black"))
+
+
+@pytest.mark.slow
+def test_devices_share_a_batch(tmp_path):
+    """Means are over the whole batch, wherever its images are: the same within rounding.
+
+    Two steps, early and late, of a plain descent, which shows the gradients themselves.
+    """
+    sgd = OptimConfig(rate=0.01, schedule="constant", momentum=0.0, weight_decay=0.0)
+    start = flat_arrays(model("wtclip"))
+    one, *others = (
+        flat_arrays(trained(tmp_path / str(n), devices=n, steps=2, optim=sgd, late=1).model)
+        for n in (1, 4)
+    )
+    for path in (p for p in start if p.startswith("head.")):
+        moved = np.abs(np.asarray(one[path]) - np.asarray(start[path])).max()
+        bound = max(1e-3 * moved, 1e-7)
+        for many in others:
+            a, b = np.array(one[path]), np.array(many[path])
+            if path.endswith("in_proj.bias"):  # the keys' true gradient is 0: rounding alone
+                third = len(a) // 3
+                a[third : 2 * third] = b[third : 2 * third] = 0
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound, err_msg=path)
+
+
+def test_late_steps():
+    """The released counter also counts its evaluations' forward passes."""
+    assert weclip.late_step(15000, images=1464, every=2000) == 9144 == weclip.PUBLISHED.late_step
+    assert weclip.late_step(15000, images=1464, every=1) == 11
+    assert weclip.late_step(15000) == 15000
+    assert weclip.late_step(40000) == 40000

@@ -1,0 +1,1 @@
+"""CLIP's checkpoints: OpenAI, OpenCLIP, Hugging Face, MaskCLIP."""

@@ -1,0 +1,152 @@
+"""From a converted checkpoint back to files that PyTorch loads."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+
+from clipseg_jax.core.files import write_atomic, write_json
+from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer, ViTConfig
+from weights_convert.clip import layouts as names
+from weights_convert.clip.build import clip_to_state_dict
+from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
+from weights_convert.clip.keys import OPENAI
+from weights_convert.errors import CheckpointError
+from weights_convert.formats import safetensors as safetensors_file
+from weights_convert.formats.converted import Converted
+from weights_convert.formats.torch_writer import write_torch
+
+Layout = Literal["openai", "huggingface", "maskclip", "maskclip_backbone"]
+LAYOUTS: tuple[str, ...] = get_args(Layout)
+
+
+def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
+    """The source's state dict in OpenAI's names, bit for bit, with what it carried."""
+    return _weights(converted) | {
+        key: value
+        for key, value in _carried(converted).items()
+        if key != "logit_bias" and not key.endswith("position_ids")
+    }
+
+
+def export(converted: Converted, path: str | Path, layout: str = "openai") -> Path:
+    """Writes what PyTorch loads, of the source's types and bit for bit.
+
+    Layouts: "openai", a state dict in a torch zip file; "maskclip" and "maskclip_backbone", the two
+    files (float32) that the MaskCLIP code reads; "huggingface", a directory with model.safetensors,
+    config.json and the tokenizer's files.
+
+    Raises:
+      ValueError: unknown layout. CheckpointError: the model has no such layout. OSError: cannot
+        be written.
+    """
+    if layout == "openai":
+        return write_torch(path, to_state_dict(converted))
+    if layout in ("maskclip", "maskclip_backbone"):
+        content = names.to_maskclip(
+            to_state_dict(converted), backbone=layout == "maskclip_backbone"
+        )
+        return write_torch(path, content)
+    if layout == "huggingface":
+        config = config_from_dict(converted.record["config"])
+        ids = {k: v for k, v in _carried(converted).items() if k.endswith("position_ids")}
+        directory = _write_huggingface(Path(path), _weights(converted), config, ids)
+        write_tokenizer(tokenizer_from_dict(converted.record["tokenizer"]), directory)
+        return directory
+    raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+
+
+def export_huggingface(model: CLIP, directory: str | Path, *, dtype: Any = np.float32) -> Path:
+    """Writes model.safetensors and config.json as `transformers.CLIPModel` reads them.
+
+    Raises:
+      CheckpointError: a ResNet, or an image tower alone.
+    """
+    weights = {key: value.astype(dtype) for key, value in clip_to_state_dict(model).items()}
+    return _write_huggingface(Path(directory), weights, model.cfg, {})
+
+
+def _weights(converted: Converted) -> dict[str, np.ndarray]:
+    weights = OPENAI.to_left(converted.arrays)
+    return {key: v for key, v in weights.items() if key not in converted.record["absent"]}
+
+
+def _carried(converted: Converted) -> dict[str, np.ndarray]:
+    out = {}
+    for key, (dtype, value) in converted.record["carried"].items():
+        # MaskCLIP's files count batches in floats.
+        counter = key.endswith(".num_batches_tracked")
+        out[key] = np.asarray(value, np.int64 if counter else np.dtype(dtype))
+    return out
+
+
+def _write_huggingface(
+    directory: Path,
+    weights: Mapping[str, np.ndarray],
+    config: CLIPConfig,
+    extra: Mapping[str, np.ndarray],
+) -> Path:
+    vision, text = config.vision, config.text
+    if not isinstance(vision, ViTConfig) or text is None:
+        raise CheckpointError("Hugging Face's CLIP has ViT towers with a text tower only")
+    renamed = names.to_huggingface(weights) | dict(extra)
+    write_atomic(
+        directory / "model.safetensors",
+        lambda file: safetensors_file.write(file, renamed, {"format": "pt"}),
+    )
+    end = text.vocabulary - 1
+    told = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": vision.embed_dim,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {
+            "model_type": "clip_text_model",
+            "hidden_act": text.activation,
+            "layer_norm_eps": text.norm_eps,
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.context_length,
+            "hidden_size": text.width,
+            "intermediate_size": 4 * text.width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text.heads,
+            "projection_dim": text.embed_dim,
+            "bos_token_id": end - 1,
+            "eos_token_id": end,
+            "pad_token_id": end,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_act": vision.activation,
+            "layer_norm_eps": vision.norm_eps,
+            "image_size": vision.image_px,
+            "patch_size": vision.patch_px,
+            "hidden_size": vision.width,
+            "intermediate_size": 4 * vision.width,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "projection_dim": vision.embed_dim,
+        },
+    }
+    write_json(directory / "config.json", told)
+    return directory
+
+
+def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Writes vocab.json and merges.txt as Hugging Face reads them."""
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer.merges)]
+    texts = {
+        "vocab.json": json.dumps(tokenizer.ids, ensure_ascii=False),
+        "merges.txt": "\n".join(merges) + "\n",
+    }
+    for name, text in texts.items():
+        write_atomic(directory / name, functools.partial(_write_text, text=text))
+
+
+def _write_text(file: BinaryIO, text: str) -> None:
+    file.write(text.encode("utf-8"))

@@ -1,0 +1,226 @@
+"""Finds out which names a checkpoint uses, and gives its tensors OpenAI's; and the way back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from weights_convert.clip.build import is_carried
+from weights_convert.clip.keys import HUGGINGFACE
+from weights_convert.clip.maskclip_keys import (
+    BACKBONE_PREFIX,
+    RESNET_STATE_DICT,
+    RESNET_WEIGHTS,
+    VIT_STATE_DICT,
+    VIT_WEIGHTS,
+)
+from weights_convert.errors import CheckpointError
+from weights_convert.formats.reader import read, tensors
+from weights_convert.mapping import KeyMap, Shape
+
+_TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+_KNOWN = ("visual.", "vision_model.", "text_model.", "clip.layer", "backbone.layer")
+_POOL_POSITIONS = "visual.attnpool.positional_embedding"
+_PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
+# Side of the attention pool's grid by tower width; MaskCLIP's files leave its positions out.
+_POOL_GRIDS = {64: 7, 80: 9, 96: 12, 128: 14}
+_IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
+# What a MaskCLIP state dict holds beside the CLIP.
+_NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
+
+
+class Named(NamedTuple):
+    """A checkpoint whose layout is known."""
+
+    layout: str  # "openai", "open_clip", "huggingface", "maskclip" (weights), "maskclip state dict"
+    stored: dict[str, np.ndarray]  # weights by the layout's names
+    carried: dict[str, np.ndarray]  # no weights, but part of an exported file; OpenAI's names
+    table: KeyMap | None = None  # from the layout's names to OpenAI's; None: they are OpenAI's
+    absent: tuple[str, ...] = ()  # weights that this layout never has
+
+
+def unwrap(content: Any) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by the names they are stored under, wrapper keys taken off."""
+    for key in ("state_dict", "model"):  # training scripts put epoch, optimizer, ... beside it
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return tensors(content)
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """A file's tensors under the names they are stored by, without a wrapping dictionary.
+
+    Raises:
+      CheckpointError: not a checkpoint, damaged, or one that would run code.
+    """
+    return unwrap(read(path).content)
+
+
+def identify(content: Any) -> Named:
+    """Which layout a checkpoint's content has, by its keys.
+
+    Raises:
+      CheckpointError: no CLIP in it, or a MaskCLIP backbone without its projections.
+    """
+    stored = _without_prefix(unwrap(content))
+    if any(key.startswith(("vision_model.", "text_model.")) for key in stored):
+        return _split("huggingface", stored, HUGGINGFACE)
+    if any(key.startswith(("clip.layer", "backbone.layer")) for key in stored):
+        return _maskclip(stored)
+    if not any(key.startswith("visual.") for key in stored):
+        some = ", ".join(sorted(stored)[:5]) or "none"
+        raise CheckpointError(f"no CLIP among its {len(stored)} tensors ({some})")
+    layout = "openai"
+    if "text.text_projection" in stored or "logit_bias" in stored:
+        layout = "open_clip"
+        stored = {
+            key[5:] if key.startswith("text.") and key[5:].startswith(_TEXT) else key: value
+            for key, value in stored.items()
+        }
+    return _split(layout, stored)
+
+
+def vision_only(named: Named) -> Named:
+    """The same without what belongs to the text tower."""
+    table = named.table
+    stored = {}
+    for key, value in named.stored.items():
+        mapped = table.right(key) if table else (key, None)
+        if mapped is None or mapped[0].startswith("visual."):
+            stored[key] = value
+    carried = {k: v for k, v in named.carried.items() if k.startswith(("visual.", "vision_model."))}
+    return named._replace(stored=stored, carried=carried)
+
+
+def sketch(named: Named) -> dict[str, np.ndarray]:
+    """OpenAI's names for what can be named, complete or not: enough to tell the model's sizes."""
+    if named.table is None:
+        return named.stored
+    renamed, _ = named.table.rename(named.stored)
+    return _join(renamed) | _nan(renamed, named.absent)
+
+
+def weights(named: Named, wanted: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
+    """OpenAI-named weights of the shapes in `wanted`; a layout without some has NaN there.
+
+    Raises:
+      CheckpointError: lists every missing, unexpected and wrongly shaped key by its stored name.
+    """
+    if named.table is None:
+        return named.stored  # OpenAI's names already: `mapping` checks them
+    parts = {
+        part: shape
+        for key, whole in wanted.items()
+        if key not in named.absent
+        for part, shape in _parts(key, whole, named.layout)
+    }
+    renamed = named.table.to_right(named.stored, parts, source)
+    return _join(renamed) | _nan(renamed, named.absent)
+
+
+def _without_prefix(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Takes off what wrappers put before every key: "module." (DataParallel), "backbone."."""
+    while stored and not any(key.startswith(_KNOWN) for key in stored):
+        firsts = {key.split(".")[0] for key in stored}
+        if len(firsts) > 1 or any("." not in key for key in stored):
+            break
+        stored = {key.split(".", 1)[1]: value for key, value in stored.items()}
+    return stored
+
+
+def _split(
+    layout: str,
+    stored: Mapping[str, np.ndarray],
+    table: KeyMap | None = None,
+    absent: tuple[str, ...] = (),
+) -> Named:
+    carried = {key: value for key, value in stored.items() if is_carried(key)}
+    weights = {key: value for key, value in stored.items() if key not in carried}
+    return Named(layout, weights, carried, table, absent)
+
+
+def _maskclip(stored: Mapping[str, np.ndarray]) -> Named:
+    stored = {key: value for key, value in stored.items() if key not in _NO_WEIGHTS}
+    layout = "maskclip" if any(key.startswith("clip.") for key in stored) else "maskclip state dict"
+    if not any(key.endswith(("proj.weight", "c_proj.weight")) and key.count(".") < 3
+               for key in stored):  # fmt: skip
+        raise CheckpointError(
+            "a MaskCLIP backbone without its projections; use the *_clip_weights.pth that was "
+            "made with it"
+        )
+    if any(key.startswith(("clip.layer1.", "backbone.layer1.")) for key in stored):
+        table = RESNET_WEIGHTS if layout == "maskclip" else RESNET_STATE_DICT
+        named = _split(layout, stored, table, (_POOL_POSITIONS,))
+    else:
+        table = VIT_WEIGHTS if layout == "maskclip" else VIT_STATE_DICT
+        named = _split(layout, stored, table)
+    return named._replace(carried=table.rename(named.carried)[0])
+
+
+def _nan(renamed: Mapping[str, np.ndarray], absent: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """NaN, not zeros: MaskCLIP never looks at these, and whoever does shall see that they lack."""
+    if not absent or "visual.layer1.0.conv1.weight" not in renamed:
+        return {}
+    width = renamed["visual.layer1.0.conv1.weight"].shape[0]
+    rows = _POOL_GRIDS.get(width, 7) ** 2 + 1
+    return {key: np.broadcast_to(np.float32(np.nan), (rows, 32 * width)) for key in absent}
+
+
+def _parts(key: str, shape: Shape, layout: str) -> list[tuple[str, Shape]]:
+    """How a layout divides a weight: Hugging Face has query, key and value apart."""
+    if layout == "huggingface" and _IN_PROJ.search(key):
+        return [(f"{key}#{n}", (shape[0] // 3, *shape[1:])) for n in range(3)]
+    return [(key, shape)]
+
+
+def _join(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts "name#0", "name#1", "name#2" together as "name", one below the other."""
+    out = {key: value for key, value in renamed.items() if "#" not in key}
+    for whole in dict.fromkeys(key.split("#")[0] for key in renamed if "#" in key):
+        parts = [renamed[key] for n in range(3) if (key := f"{whole}#{n}") in renamed]
+        same = len(parts) == 3 and len({part.shape for part in parts}) == 1
+        out[whole] = np.concatenate(parts) if same else parts[0]
+    return out
+
+
+def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """OpenAI-named ViT weights in Hugging Face's names.
+
+    Raises:
+      CheckpointError: a ResNet; Hugging Face has none.
+    """
+    parts: dict[str, np.ndarray] = {}
+    for key, value in weights.items():
+        if _IN_PROJ.search(key):
+            parts |= {f"{key}#{n}": part for n, part in enumerate(np.split(value, 3))}
+        else:
+            parts[key] = value
+    try:
+        return HUGGINGFACE.to_left(parts)
+    except KeyError as error:
+        raise CheckpointError("Hugging Face's CLIP has ViT towers only, not ResNets") from error
+
+
+def to_maskclip(weights: Mapping[str, np.ndarray], *, backbone: bool = False) -> dict[str, Any]:
+    """OpenAI-named weights and counters as MaskCLIP's `{M}_clip_weights.pth`, all float32.
+
+    With `backbone` as its `{M}_clip_backbone.pth`, which leaves the projections out.
+    """
+    visual = {
+        key: np.asarray(value, np.float32)
+        for key, value in weights.items()
+        if key.startswith("visual.") and key != _POOL_POSITIONS
+    }
+    table = VIT_WEIGHTS if "visual.proj" in visual else RESNET_WEIGHTS
+    groups: dict[str, Any] = {"clip": {}}
+    for key, value in table.to_left(visual).items():
+        group, leaf = key.split(".", 1)
+        groups.setdefault(group, {})[leaf] = value
+    if not backbone:
+        return groups
+    tower = {f"{BACKBONE_PREFIX}{key}": value for key, value in groups["clip"].items()}
+    return {"meta": {}, "state_dict": tower}

@@ -1,0 +1,172 @@
+"""Reads a `.caffemodel` of DeepLab without Caffe: deeplab-pytorch's names for what it holds.
+
+A caffemodel is a protocol buffer (caffe.proto: NetParameter). Only layers' names and blobs are
+looked at. Names: spec deeplab, section 9.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weights_convert.errors import CheckpointError
+from weights_convert.formats.reader import DAMAGE, map_file
+
+SUFFIX = ".caffemodel"
+
+# Numbers of fields in caffe.proto.
+_LAYER, _OLD_LAYER = 100, 2  # of NetParameter; the old kind was left in 2015
+_NAME, _BLOBS = 1, 7  # of LayerParameter
+_SHAPE, _DATA = 7, 5  # of BlobProto
+_OLD_SHAPE = (1, 2, 3, 4)
+_DIM = 1  # of BlobShape
+_VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
+
+_BRANCHES = {"1": "shortcut", "2a": "reduce", "2b": "conv3x3", "2c": "increase"}
+_BLOCK = re.compile(r"(res|bn|scale)([2-5])([a-z])([0-9]*)_branch(1|2[abc])")
+_STEM = {
+    "conv1": ("res", "layer1.conv1"),
+    "bn_conv1": ("bn", "layer1.conv1"),
+    "scale_conv1": ("scale", "layer1.conv1"),
+}
+_ASPP = re.compile(r"fc1_.+_c([0-3])")
+_COPIES = ("res075", "res05")  # the same layers at the other scales
+
+
+def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays by deeplab-pytorch's names without "base."; other layers by their own.
+
+    Means and variances are divided by the count that Caffe stores beside them.
+
+    Raises:
+      CheckpointError: not such a file, damaged or cut short. FileNotFoundError: no file.
+    """
+    mapped = map_file(Path(path))
+    out: dict[str, np.ndarray] = {}
+    try:
+        for number, value in _fields(memoryview(mapped)):
+            if number == _OLD_LAYER:
+                raise CheckpointError(
+                    f"{path} is of the form that Caffe left in 2015; upgrade it with Caffe's "
+                    "upgrade_net_proto_binary"
+                )
+            if number == _LAYER:
+                out |= _named(*_layer(value))
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{path} is no readable caffemodel ({type(error).__name__}: {error}); it is damaged, "
+            "cut short, or of another format"
+        ) from error
+    return out
+
+
+def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """A layer's blobs by their names."""
+    if not blobs or any(copy in name for copy in _COPIES):
+        return {}
+    if aspp := _ASPP.fullmatch(name):
+        return _leaves(f"aspp.c{aspp.group(1)}", ("weight", "bias"), blobs)
+    kind, unit = _STEM.get(name, ("", ""))
+    if block := _BLOCK.fullmatch(name):
+        kind, stage, letter, number, branch = block.groups()
+        place = int(number) + 1 if number else "abcdefgh".index(letter) + 1
+        unit = f"layer{stage}.block{place}.{_BRANCHES[branch]}"
+    if kind == "res":
+        return _leaves(f"{unit}.conv", ("weight", "bias"), blobs)
+    if kind == "scale":
+        return _leaves(f"{unit}.bn", ("weight", "bias"), blobs)
+    if kind == "bn":
+        mean, var, count = blobs
+        divisor = count.reshape(-1)[0] or np.float32(1)  # 0 of a net that was never trained
+        return _leaves(
+            f"{unit}.bn", ("running_mean", "running_var"), [mean / divisor, var / divisor]
+        )
+    return _leaves(name, ("weight", "bias"), blobs)
+
+
+def _leaves(unit: str, names: tuple[str, ...], blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
+    numbered = [*names, *map(str, range(len(names), len(blobs)))]
+    return {f"{unit}.{leaf}": blob for leaf, blob in zip(numbered, blobs, strict=False)}
+
+
+def _layer(message: memoryview) -> tuple[str, list[np.ndarray]]:
+    name, blobs = "", []
+    for number, value in _fields(message):
+        if number == _NAME:
+            name = bytes(value).decode()
+        elif number == _BLOBS:
+            blobs.append(_blob(value))
+    return name, blobs
+
+
+def _blob(message: memoryview) -> np.ndarray:
+    """A read-only view of a blob's numbers."""
+    shape: list[int] | None = None
+    old: dict[int, int] = {}
+    parts = []
+    for number, value in _fields(message):
+        if number == _SHAPE:
+            dims = [_varints(v) if isinstance(v, memoryview) else [v]
+                    for n, v in _fields(value) if n == _DIM]  # fmt: skip
+            shape = [dim for part in dims for dim in part]
+        elif number in _OLD_SHAPE and isinstance(value, int):
+            old[number] = value
+        elif number == _DATA:
+            parts.append(np.frombuffer(value, "<f4"))
+    if shape is None:
+        shape = [old.get(number, 1) for number in _OLD_SHAPE]
+        while len(shape) > 1 and shape[0] == 1:  # vectors were stored as (1, 1, 1, n)
+            shape.pop(0)
+    data = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
+    if data.size != math.prod(shape):
+        raise ValueError(f"a blob of {data.size} numbers for the shape {shape}")
+    return data.reshape(shape)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each field of a message: an int, or the memory of anything else."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if kind == _BYTES:
+            length, at = _varint(message, at)
+        elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
+            length = 8 if kind == _EIGHT_BYTES else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {at}")
+        if at + length > len(message):
+            raise EOFError(f"field {number} reaches beyond the end")
+        yield number, message[at : at + length]
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A number of base 128, least digits first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"a number of more than 64 bits before byte {at}")
+
+
+def _varints(message: memoryview) -> list[int]:
+    out, at = [], 0
+    while at < len(message):
+        value, at = _varint(message, at)
+        out.append(value)
+    return out

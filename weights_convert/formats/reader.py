@@ -1,0 +1,217 @@
+"""Reads PyTorch checkpoints and safetensors without PyTorch; tensor bytes are mapped, not copied.
+
+Formats: spec clip, section 10. What a pickle may name, and why nothing in it runs: `pickles`.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from weights_convert.errors import CheckpointError
+from weights_convert.formats.pickles import SafeUnpickler, Storage, is_scripted, resolve
+from weights_convert.formats.safetensors import parse
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_WORTH_RELEASING = 2**20
+
+# What damaged bytes make the standard library raise while it reads a structure.
+DAMAGE = (
+    pickle.UnpicklingError, EOFError, struct.error, ValueError, TypeError, KeyError, IndexError,
+    AttributeError, OverflowError, MemoryError, RecursionError, NotImplementedError,
+)  # fmt: skip
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    kind: str  # "torchscript", "torch zip", "torch legacy", "safetensors"
+    content: Any  # nested dicts, lists and numbers; tensors are read-only arrays
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file as read-only memory.
+
+    Raises:
+      CheckpointError: fewer bytes than any checkpoint has. OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        if size < 16:
+            raise CheckpointError(f"{path} holds {size} bytes: no checkpoint")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives the memory of a mapped array's file back; pages that are needed again are read again.
+
+    Without it a converted file would stay in memory beside the parameters made of it.
+    """
+    base: Any = array
+    while hasattr(base, "base"):  # arrays, and what as_strided puts between two of them
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else None
+    if (
+        isinstance(mapped, mmap.mmap)
+        and array.nbytes >= _WORTH_RELEASING
+        and hasattr(mmap, "MADV_DONTNEED")
+    ):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Everything in a .pt, .pth, .bin or .safetensors file, tensors as read-only mapped arrays.
+
+    Raises:
+      CheckpointError: not such a file, damaged or cut short, or one that would run code.
+      FileNotFoundError: no file.
+    """
+    path = Path(path)
+    mapped = map_file(path)
+    try:
+        if mapped[:4] == b"PK\x03\x04":
+            return _read_zip(path, mapped)
+        # A safetensors file begins with its header's length, which may look like a pickle's start.
+        if mapped[:1] == b"\x80" and mapped[8:9] != b"{":
+            return Checkpoint("torch legacy", _read_legacy(mapped))
+        return Checkpoint("safetensors", parse(mapped)[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{path} is no readable checkpoint ({type(error).__name__}: {error}); it is damaged, "
+            "cut short, or of another format than .pt, .pth, .bin, .safetensors"
+        ) from error
+
+
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(
+            f"a damaged zip archive ({error}), probably cut short; download it again"
+        ) from error
+
+
+def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
+    names = _members(path)
+    roots = [n[: -len("/data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1]
+    if len(roots) != 1:
+        raise CheckpointError("a zip archive without PyTorch's data.pkl")
+    root = roots[0]
+
+    def raw(name: str) -> memoryview:
+        info = names.get(name)
+        if info is None:
+            raise CheckpointError(f"the archive lacks {name}; it is damaged, download it again")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{name} is compressed, which PyTorch never does; unpack the archive and zip it "
+                "again without compression, or download it again"
+            )
+        start = info.header_offset
+        if mapped[start : start + 4] != b"PK\x03\x04":
+            raise CheckpointError(f"the header of {name} is damaged; download the file again")
+        start += 30 + sum(struct.unpack("<HH", mapped[start + 26 : start + 30]))
+        if start + info.file_size > len(mapped):
+            raise CheckpointError(f"{name} reaches beyond the file's end; download it again")
+        return memoryview(mapped)[start : start + info.file_size]
+
+    storages: dict[str, Storage] = {}
+
+    def load_storage(kind: Any, key: str, count: Any, *_: Any) -> Storage:
+        storage = _same_or_new(storages, key, Storage(kind, count))
+        if storage.data is None:
+            data = raw(f"{root}/data/{key}")
+            if len(data) < storage.nbytes:
+                raise CheckpointError(
+                    f"storage {key} has {len(data)} bytes, {storage.nbytes} expected; the file is "
+                    "damaged, download it again"
+                )
+            storage.fill(data)
+        return storage
+
+    if f"{root}/byteorder" in names and bytes(raw(f"{root}/byteorder")) not in (b"little", b""):
+        raise CheckpointError("written on a big-endian machine; convert it there")
+    content = SafeUnpickler(io.BytesIO(raw(f"{root}/data.pkl")), load_storage).load()
+    return Checkpoint("torchscript" if is_scripted(content) else "torch zip", resolve(content))
+
+
+def _same_or_new(storages: dict[str, Storage], key: str, made: Storage) -> Storage:
+    known = storages.setdefault(key, made)
+    if (known.dtype, known.count) != (made.dtype, made.count):
+        raise CheckpointError(
+            f"storage {key} is used as {known.count} x {known.dtype} and as {made.count} x "
+            f"{made.dtype}; the file is damaged"
+        )
+    return known
+
+
+def _read_legacy(mapped: mmap.mmap) -> Any:
+    storages: dict[str, Storage] = {}
+    views: list[tuple[Storage, Storage, int]] = []  # part, whole, first element
+
+    def load_storage(kind: Any, key: str, count: Any, view: Any = None, *_: Any) -> Storage:
+        whole = _same_or_new(storages, key, Storage(kind, count))
+        if view is None:
+            return whole
+        _, offset, size = view
+        part = Storage(kind, size)
+        if not 0 <= int(offset) <= whole.count - part.count:
+            raise CheckpointError(
+                f"elements {offset} to {int(offset) + part.count} of storage {key}, which has "
+                f"{whole.count}; the file is damaged"
+            )
+        views.append((part, whole, int(offset)))
+        return part
+
+    def load() -> Any:  # reads from the map itself: a copy in memory would be as large as the file
+        return SafeUnpickler(mapped, load_storage).load()
+
+    if load() != _LEGACY_MAGIC or load() != _LEGACY_PROTOCOL:
+        raise CheckpointError("a pickle, but none that torch.save wrote")
+    if not load().get("little_endian", True):
+        raise CheckpointError("written on a big-endian machine; convert it there")
+    content = load()
+    for key in load():
+        (count,) = struct.unpack("<q", mapped.read(8))
+        storage = storages.get(key)
+        if storage is None:
+            raise CheckpointError(f"storage {key} belongs to no tensor")
+        start = mapped.tell()
+        if count != storage.count or start + storage.nbytes > len(mapped):
+            raise CheckpointError(
+                f"storage {key} of {storage.count} elements has {count} or reaches beyond the "
+                "file's end; download it again"
+            )
+        storage.fill(memoryview(mapped)[start : start + storage.nbytes])
+        mapped.seek(start + storage.nbytes)
+    if lost := [key for key, storage in storages.items() if storage.data is None]:
+        raise CheckpointError(f"no data for the storages {lost[:5]}; download it again")
+    for part, whole, offset in views:
+        part.data = whole.data[offset : offset + part.count]  # type: ignore[index]
+    return resolve(content)
+
+
+def tensors(content: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    """All arrays in nested dictionaries, by their keys joined with dots."""
+    if not isinstance(content, Mapping):
+        return {}
+    out: dict[str, np.ndarray] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, np.ndarray):
+            out[name] = value
+        else:
+            out |= tensors(value, f"{name}.")
+    return out

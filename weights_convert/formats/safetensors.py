@@ -1,0 +1,100 @@
+"""The safetensors layout, mapped: 8 bytes of header length, JSON, raw little-endian arrays.
+
+Done here because the NumPy reader of the safetensors package copies every array and refuses
+bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from weights_convert.formats.pickles import elements
+
+DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+    "C64": np.complex64,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_LONGEST_HEADER = 100_000_000
+
+
+def parse(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, read-only views of `mapped`, and the metadata.
+
+    Raises:
+      ValueError: not this layout, or arrays that reach beyond the end.
+      KeyError, TypeError, AttributeError, RecursionError: a damaged header.
+    """
+    (length,) = struct.unpack("<Q", mapped[:8])
+    if not 2 <= length <= min(_LONGEST_HEADER, len(mapped) - 8) or mapped[8:9] != b"{":
+        raise ValueError("no safetensors header")
+    header = json.loads(mapped[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    start = 8 + length
+    out = {}
+    for name, entry in header.items():
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
+            raise ValueError(f"{name} of shape {shape} has {end - begin} bytes of {dtype}")
+        if start + end > len(mapped):
+            raise ValueError(f"{name} lies beyond the end of the file, which was cut short")
+        raw = memoryview(mapped)[start + begin : start + end]
+        out[name] = elements(raw, dtype).reshape(shape)
+    return out, metadata
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """An array's bytes in C order; only an array in another order is copied."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def write(
+    file: BinaryIO,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    after: Callable[[np.ndarray], None] = lambda array: None,
+) -> None:
+    """Writes arrays one after the other, so that only one is copied at a time.
+
+    `after` is called with each array once it is written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, array in arrays.items():
+        end = position + array.nbytes
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)))
+    file.write(text)
+    for array in arrays.values():
+        file.write(raw_bytes(array))
+        after(array)

@@ -1,0 +1,1 @@
+"""Trained weights of each method, ours and published."""

@@ -1,0 +1,1 @@
+"""CLIP-RC's trained weights."""

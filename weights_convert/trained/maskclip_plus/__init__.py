@@ -1,0 +1,1 @@
+"""MaskCLIP+'s trained weights."""

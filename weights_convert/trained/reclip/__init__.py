@@ -1,0 +1,1 @@
+"""ReCLIP's trained weights."""

@@ -1,0 +1,108 @@
+"""Key maps of ReCLIP's files. Left: as stored; right: our paths, for what is CLIP OpenAI's names.
+
+Spec reclip, section 17. Stage 3 (rectification) files hold `reclip.ReCLIP`, each key behind
+"module."; stage 4 (distillation) files hold `reclip_distill.Distillation`. Both repeat the whole
+CLIP, and some layers twice under two names.
+"""
+
+from __future__ import annotations
+
+from weights_convert.clip.keys import batch_norm
+from weights_convert.mapping import (
+    CONV,
+    CONV_1X1_LINEAR,
+    HEAD_AXES,
+    HEAD_AXIS,
+    KeyMap,
+    Rule,
+)
+from weights_convert.trained.imagenet import resnet_rules
+
+PREFIX = "module."  # of stage 3, put there by DistributedDataParallel
+DECODE_HEAD = "decode_head."  # of stage 4
+_LEAF, _ANY = "{leaf:weight|bias}", "{leaf:[a-z_]+}"
+_LAYERS = {1: 0, 2: 3, 3: 6}  # of ReCLIP's head: our number, place in the source's sequence
+
+
+def _head(left: str, right: str) -> list[Rule]:
+    rows = []
+    for ours, place in _LAYERS.items():
+        rows += [
+            Rule(f"{left}proj_net.{place}.weight", f"{right}head.conv{ours}.kernel", CONV),
+            Rule(f"{left}proj_net.{place}.bias", f"{right}head.conv{ours}.bias"),
+            *batch_norm(f"{left}proj_net.{place + 1}", f"{right}head.norm{ours}"),
+        ]
+    return [
+        *rows,
+        Rule(f"{left}pe_proj.weight", f"{right}head.pe_proj.kernel", CONV_1X1_LINEAR),
+        Rule(f"{left}pe_proj.bias", f"{right}head.pe_proj.bias"),
+        Rule(f"{left}decoder_conv2.weight", f"{right}head.decoder_conv.kernel", CONV),
+        Rule(f"{left}decoder_conv2.bias", f"{right}head.decoder_conv.bias"),
+        *batch_norm(f"{left}decoder_norm2", f"{right}head.decoder_norm"),
+    ]
+
+
+def _twins(prefix: str) -> list[Rule]:
+    """The second name of a layer, and the first."""
+    rows = []
+    for ours, place in _LAYERS.items():
+        rows += [
+            Rule(f"{prefix}conv{ours}.{_LEAF}", f"{prefix}proj_net.{place}.{_LEAF}"),
+            Rule(f"{prefix}norm{ours}.{_ANY}", f"{prefix}proj_net.{place + 1}.{_ANY}"),
+        ]
+    return rows
+
+
+RECTIFICATION = KeyMap(
+    [
+        Rule("text_encoder.prompt_token", "reference.prompt", HEAD_AXIS),
+        Rule("vit.cls_token", "visual.class_embedding", HEAD_AXES),
+        *_head("", ""),
+    ]
+)
+RECTIFICATION_TWINS = KeyMap(_twins(""))
+
+_TEXT = "(?:positional_embedding|text_projection|(?:token_embedding|ln_final|transformer)[.].+)"
+_VISUAL = "(?!cls_token)[^.].*"
+# Each table is one more copy of (a part of) the CLIP.
+RECTIFICATION_CLIP = (
+    KeyMap([Rule("clip.{key:.+}", "{key:.+}")]),
+    KeyMap([Rule(f"vit.{{key:{_VISUAL}}}", f"visual.{{key:{_VISUAL}}}")]),
+    KeyMap([Rule(f"text_encoder.{{key:{_TEXT}}}", f"{{key:{_TEXT}}}")]),
+    KeyMap([Rule("proj.weight", "visual.proj", CONV_1X1_LINEAR)]),
+    KeyMap([Rule("logit_scale", "logit_scale")]),
+)
+
+DISTILLATION = KeyMap(
+    [
+        *resnet_rules(
+            "backbone.",
+            "student.backbone.",
+            [f"res_layers.{stage}" for stage in range(4)],
+            "norm",
+        ),
+        Rule(
+            f"{DECODE_HEAD}decode_module.aspp_modules.{{i}}.conv.weight",
+            "student.aspp.{i}.conv.kernel",
+            CONV,
+        ),
+        *batch_norm(f"{DECODE_HEAD}decode_module.aspp_modules.{{i}}.norm", "student.aspp.{i}.norm"),
+        Rule(f"{DECODE_HEAD}logit_scale", "logit_scale"),
+        Rule(f"{DECODE_HEAD}clip.cls_token", "teacher.visual.class_embedding", HEAD_AXES),
+        *_head(DECODE_HEAD, "teacher."),
+    ]
+)
+DISTILLATION_TWINS = KeyMap(
+    [
+        *_twins(DECODE_HEAD),
+        Rule(f"{DECODE_HEAD}pe_proj_res.{_LEAF}", f"{DECODE_HEAD}pe_proj.{_LEAF}"),
+    ]
+)
+DISTILLATION_CLIP = (
+    KeyMap([Rule(f"{DECODE_HEAD}clip.{{key:{_VISUAL}}}", f"visual.{{key:{_VISUAL}}}")]),
+    KeyMap([Rule(f"{DECODE_HEAD}proj.weight", "visual.proj", CONV_1X1_LINEAR)]),
+)
+# A class layer that exists and that nothing uses.
+UNUSED = tuple(f"{DECODE_HEAD}decode_module.conv_seg.{leaf}" for leaf in ("weight", "bias"))
+# Copies of CLIP's projections that are there only if the original ran with a float32 CLIP.
+FLOAT32_ONLY = ("vit.proj", "text_encoder.text_projection", f"{DECODE_HEAD}clip.proj")

@@ -1,0 +1,1 @@
+"""WeCLIP's and WTCLIP's trained weights."""

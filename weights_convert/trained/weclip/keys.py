@@ -1,0 +1,58 @@
+"""Key map of WeCLIP's and WTCLIP's heads. Left: as stored; right: our paths.
+
+Specs weclip, section 12, and wtclip, sections 2 and 7. A file also holds the frozen CLIP behind
+`ENCODER`, and arrays that the original makes itself, `MADE`.
+"""
+
+from __future__ import annotations
+
+from weights_convert.clip.keys import block
+from weights_convert.mapping import CONV_1X1_LINEAR, LINEAR, KeyMap, Rule, Transform
+
+ENCODER = "encoder."
+MADE = (
+    "encoder.visual.positional_embedding_new",  # positions resized by the last forward pass
+    "par.kernel",
+    "decoder.wtconv.depthwise.wt_filter",
+    "decoder.wtconv.depthwise.iwt_filter",
+)
+# (c, 1, s, s) <-> (s, s, c), and (1, c, 1, 1) <-> (c,)
+DEPTHWISE = Transform(lambda x: x[:, 0].transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)[:, None])
+SCALE = Transform(lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None])
+_FUSION, _DECODER, _WAVELET = "decoder_fts_fuse.", "decoder.", "decoder.wtconv."
+
+
+def _linear(left: str, right: str, transform: Transform) -> list[Rule]:
+    return [
+        Rule(f"{left}.weight", f"{right}.kernel", transform),
+        Rule(f"{left}.bias", f"{right}.bias"),
+    ]
+
+
+HEAD = KeyMap(
+    [
+        *_linear(_FUSION + "linears_modulelist.{i}.proj", "head.fusion.adapters.{i}.proj", LINEAR),
+        *_linear(
+            _FUSION + "linears_modulelist.{i}.proj_2", "head.fusion.adapters.{i}.proj_2", LINEAR
+        ),
+        *_linear(_FUSION + "linear_fuse", "head.fusion.fuse", CONV_1X1_LINEAR),
+        *_linear(_FUSION + "spatial_attention.0", "head.fusion.gate", CONV_1X1_LINEAR),
+        *block(_DECODER + "transformer", "head.decoder.transformer"),
+        *_linear(_DECODER + "linear_pred", "head.decoder.classifier", CONV_1X1_LINEAR),
+        *_linear(_WAVELET + "depthwise.base_conv", "head.decoder.wavelet.base", DEPTHWISE),
+        Rule(_WAVELET + "depthwise.base_scale.weight", "head.decoder.wavelet.base.scale", SCALE),
+        Rule(
+            _WAVELET + "depthwise.wavelet_convs.{i}.weight",
+            "head.decoder.wavelet.bands.{i}.kernel",
+            DEPTHWISE,
+        ),
+        Rule(
+            _WAVELET + "depthwise.wavelet_scale.{i}.weight",
+            "head.decoder.wavelet.bands.{i}.scale",
+            SCALE,
+        ),
+        Rule(
+            _WAVELET + "pointwise.weight", "head.decoder.wavelet.pointwise.kernel", CONV_1X1_LINEAR
+        ),
+    ]
+)
