@@ -21,7 +21,7 @@ from flax import nnx
 
 from benchmarks import inputs, report, sides
 from clipseg_jax.methods.clip_es.model import CLIPES, VOC, saved_maps
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from weights_convert.clip.build import flat_arrays
 
 COUNTS = (1, 1, 2, 1, 3, 1, 2, 5)  # classes of the images, in turn: about VOC's share
@@ -92,7 +92,7 @@ def peer(given: Work, dtype: str) -> Step:
     net = torch_clip_es.PublishedCLIPES(model.visual.cfg, model.cfg, *text).eval()
     torch_vit.load(net.visual, flat_arrays(model.visual))
     net = net.to(sides.torch_device())
-    images = sides.channels_first(normalise(jnp.asarray(given.images), CLIP_MEAN, CLIP_STD))
+    images = sides.channels_first(normalize(jnp.asarray(given.images), CLIP_MEAN, CLIP_STD))
 
     def step() -> list[np.ndarray]:
         with sides.autocast(dtype):

@@ -16,7 +16,7 @@ from clipseg_jax.inference import InferenceConfig, segmenter
 from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.task import Task
 from weights_convert.clip.build import flat_arrays
 from weights_convert.trained.clip_rc.published import to_published
@@ -134,7 +134,7 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch, dropout: float
     model.load_state_dict(stored)
     model = model.to(device).train(kind == "training")
     # Their loader normalises; ours leaves that to the step.
-    pixels = normalise(jnp.asarray(batch["image"]), IMAGENET_MEAN, IMAGENET_STD)
+    pixels = normalize(jnp.asarray(batch["image"]), IMAGENET_MEAN, IMAGENET_STD)
     images = channels_first(pixels)
     if kind == "training":
         label = np.where(np.isin(batch["label"], seen), batch["label"], 255)

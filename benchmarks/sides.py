@@ -27,7 +27,7 @@ from benchmarks.inputs import SEED
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.task import Task
-from clipseg_jax.train_step import make_update, place, take_apart
+from clipseg_jax.train_step import init_state, make_update, split_model
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CONSTANT_SGD = OptimConfig(schedule="constant")
@@ -48,9 +48,9 @@ class Ours:
         steps: int = 1,
     ):
         mesh = make_mesh(devices)
-        parts = take_apart(task)
+        parts = split_model(task)
         tx = optimizer(optim, steps)
-        self.state, self.frozen, shardings = place(parts, tx, mesh)
+        self.state, self.frozen, shardings = init_state(parts, tx, mesh)
         self.batch = shard_batch(mesh, batch)
         update = jax.jit(
             make_update(task, parts, tx, seed=SEED),

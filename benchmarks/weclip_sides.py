@@ -21,7 +21,7 @@ from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import WECLIP, affinity
 from clipseg_jax.methods.weclip.model import VOC, Features, WeCLIP
 from clipseg_jax.ops.cam import activation_maps
-from clipseg_jax.ops.image import inside, normalise
+from clipseg_jax.ops.image import normalize, valid_mask
 from weights_convert.clip.build import flat_arrays
 
 COUNTS = (1, 2, 3, 2)  # classes of the images, in turn: eight pairs in a published batch
@@ -88,7 +88,7 @@ def make_peer(given: Work) -> tuple[TorchStep, Any]:
     net.dropout.p = 0.0
     net = net.to(torch_device()).train()
     # Their loader normalises; ours leaves that to the step.
-    images = channels_first(normalise(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std))
+    images = channels_first(normalize(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std))
     loss = partial(net.loss, images, given.ids, given.late)
     return TorchStep(loss, torch_weclip.optimizer(net), clip.visual.cfg.dtype), net
 
@@ -107,7 +107,7 @@ def parts(given: Work) -> dict[str, Side]:
     """Pieces of our step, each as a program of its own, on what the piece before has made."""
     graph, state = nnx.split(given.model)
     cfg, late = given.task_config, given.late
-    images = normalise(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std)
+    images = normalize(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std)
     b, h, w, _ = images.shape
     sizes = jnp.broadcast_to(jnp.asarray([h, w]), (b, 2))
     tags = given.batch["tags"]
@@ -130,7 +130,7 @@ def parts(given: Work) -> dict[str, Side]:
         features = Features(**rest, shape=shape)
         encoding = Encoding(features.tokens, jnp.zeros(()), features.bias, features.grids)
         found = model.clip.activate(encoding, classes, real, shape)
-        return activation_maps(found.raw, inside(features.grids, shape)), found.affinity
+        return activation_maps(found.raw, valid_mask(features.grids, shape)), found.affinity
 
     def refinement(model: WeCLIP, rest: Any, fused: Any, cams: Any, last: Any) -> Any:
         features = Features(**rest, shape=shape)

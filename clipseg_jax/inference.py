@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, unary_from_softmax, wrapped_image
-from clipseg_jax.ops.image import normalise, opencv_resize
+from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
     count_windows,
     crop_windows,
@@ -139,7 +139,7 @@ def image_scores(
         pixels = images
     if flip:
         pixels = mirror(pixels, network_size[:, 1], axis=2)
-    pixels = normalise(pixels, cfg.mean, cfg.std)
+    pixels = normalize(pixels, cfg.mean, cfg.std)
 
     if cfg.mode == "whole":
         logits = task.predict(model, pixels, network_size)
@@ -269,7 +269,7 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
         model = nnx.merge(graph, state)
         if cfg.average == "logits":
             predict = functools.partial(task.predict, model)
-            pixels = normalise(images, cfg.mean, cfg.std)
+            pixels = normalize(images, cfg.mean, cfg.std)
             where = image_sizes, sizes, network_shapes
             made = averaged_scores(
                 predict, task.grid_size, pixels, *where, cfg.ratios, flip=cfg.flip

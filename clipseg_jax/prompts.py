@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.models.clip import TextTransformer, Tokenizer, unit
+from clipseg_jax.models.clip import TextTransformer, Tokenizer, l2_normalize
 
 TextEncoder = Callable[[Array], Array]  # ids (n, t) int32 -> features (n, e), not normalised
 
@@ -72,7 +72,7 @@ def class_embeddings(
     for start in range(0, len(filled), batch_size):
         batch = ids[start : start + batch_size]
         padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0)), mode="edge")
-        rows.append(np.asarray(unit(encoder(jnp.asarray(padded))))[: len(batch)])
+        rows.append(np.asarray(l2_normalize(encoder(jnp.asarray(padded))))[: len(batch)])
         if progress:
             progress(min(start + batch_size, len(filled)), len(filled))
     features = np.concatenate(rows).reshape(len(class_names), len(prompt_templates), -1)

@@ -30,7 +30,7 @@ from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.writer import Writer
 from clipseg_jax.task import Task
-from clipseg_jax.train_step import Parts, TrainState, make_update, place, take_apart
+from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
 
 Batch = Mapping[str, np.ndarray]
 
@@ -88,9 +88,9 @@ def train(
       Interrupted: a signal came; everything is saved.
       ValueError: checkpoints of another model in `workdir`, or a batch that devices don't divide.
     """
-    parts = take_apart(task)
+    parts = split_model(task)
     tx = optimizer(optim, cfg.total_steps)
-    state, frozen, shardings = place(parts, tx, mesh)
+    state, frozen, shardings = init_state(parts, tx, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     step_once = jax.jit(
         make_update(task, parts, tx, seed=cfg.seed, accumulate_steps=cfg.accumulate_steps),
@@ -100,13 +100,13 @@ def train(
     )
     saved = Checkpoints(workdir / "checkpoints" / name, cfg.keep_checkpoints)
     best = _Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor)
-    if restored := saved.restore(state):
+    if restored := saved.restore(_stored(state)):
         if restored.record["seed"] != cfg.seed:
             raise ValueError(
                 f"{workdir} holds a run with seed {restored.record['seed']}, not {cfg.seed}; "
                 "choose another --workdir, or delete it"
             )
-        state = restored.state
+        state = _from_stored(restored.state)
         logging.info("going on from step %d", restored.step)
     start = int(state.step)
     main_process = jax.process_index() == 0
@@ -135,7 +135,7 @@ def train(
 
     def save(step: int) -> None:
         check()  # nothing is saved before it is known to be good
-        saved.save(step, state, {"seed": cfg.seed})
+        saved.save(step, _stored(state), {"seed": cfg.seed})
 
     step, all_there = start, True
     rows: Iterator[Batch] | None = None
@@ -206,6 +206,17 @@ def _due(step: int, cfg: TrainConfig) -> bool:
     """Whether the model is evaluated after `step` updates."""
     every = cfg.evaluate_every_steps
     return step > 0 and every > 0 and (step % every == 0 or step == cfg.total_steps)
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """The state under the names that checkpoints have."""
+    fields = state._asdict()
+    return {("moments" if name == "opt_state" else name): fields[name] for name in fields}
+
+
+def _from_stored(fields: dict[str, Any]) -> TrainState:
+    renamed = {("opt_state" if name == "moments" else name): fields[name] for name in fields}
+    return TrainState(**renamed)
 
 
 class _Best:

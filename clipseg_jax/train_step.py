@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
     step: Array  # () int32: updates done
     params: Any  # what `task.trainable` chose, as nested dicts
     stats: Any  # running statistics
-    moments: Any  # the optimiser's
+    opt_state: Any  # the optimiser's
     bad: Array  # () int32: 1 once a loss or gradient was not finite; then nothing changes any more
 
 
@@ -40,7 +40,7 @@ class Parts(NamedTuple):
         return nnx.merge(self.graph, *states, copy=True)
 
 
-def take_apart(task: Task) -> Parts:
+def split_model(task: Task) -> Parts:
     """Splits a task's model into what is trained, what is counted, and what stays.
 
     Raises:
@@ -105,11 +105,11 @@ def make_update(
         run = gradient if accumulate_steps == 1 else accumulated
         grads, stats, metrics = run(state.params, state.stats, frozen, batch, key, state.step)
         norm = optax.global_norm(grads)
-        updates, moments = tx.update(grads, state.moments, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # After a loss that is no number the state stays what it was, until the host has seen it.
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.bad == 0)
-        new = TrainState(state.step + 1, params, stats, moments, state.bad)
+        new = TrainState(state.step + 1, params, stats, opt_state, state.bad)
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         state = state._replace(bad=1 - good.astype(jnp.int32))
         return state, metrics | {"gradient_norm": norm, "bad": state.bad}
@@ -117,7 +117,7 @@ def make_update(
     return update
 
 
-def place(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
+def init_state(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
     """The first state and the frozen part on the mesh, and the state's shardings."""
 
     def first(params: Any, stats: Any) -> TrainState:

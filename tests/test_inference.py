@@ -21,7 +21,7 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, opencv_resize
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, opencv_resize, valid_mask
 from clipseg_jax.ops.window import count_windows, window_starts
 from clipseg_jax.task import Task
 from tests import tiny
@@ -165,7 +165,7 @@ def pooled_task(**fields):
 
     def predict(model, images, sizes):
         b, h, w, _ = images.shape
-        images = jnp.where(inside(sizes, (h, w))[..., None], images, 0)
+        images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
         images = jnp.pad(images, ((0, 0), (0, -h % 16), (0, -w % 16), (0, 0)))
         patches = images.reshape(b, -(-h // 16), 16, -(-w // 16), 16, 3)
         return 4 * jnp.sin(5 * jnp.mean(patches, axis=(2, 4)))

@@ -7,7 +7,7 @@ import pytest
 
 from clipseg_jax.core import files, pictures
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, confusion_on_host
-from clipseg_jax.models.clip import Tokenizer, unit
+from clipseg_jax.models.clip import Tokenizer, l2_normalize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from tests import tiny
 
@@ -21,7 +21,7 @@ def test_an_ensemble_is_the_unit_mean_of_unit_rows(encoder):
     tokenizer = Tokenizer.openai()
     chosen = templates("imagenet_subset_7")
     rows = class_embeddings(["cat", "tv monitor"], encoder, tokenizer, prompt_templates=chosen)
-    each = unit(encoder(tokenizer([t.format("tv monitor") for t in chosen])))
+    each = l2_normalize(encoder(tokenizer([t.format("tv monitor") for t in chosen])))
     mean = np.asarray(each).mean(0)
     np.testing.assert_allclose(rows[1], mean / np.linalg.norm(mean), atol=1e-5)
 

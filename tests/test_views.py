@@ -17,7 +17,7 @@ from clipseg_jax.inference import (
     network_sizes,
     segmenter,
 )
-from clipseg_jax.ops.image import normalise
+from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
 from tests import tiny
 
@@ -54,7 +54,7 @@ def by_hand(task, cfg, picture):
         return found[:, : h // 16, : w // 16]
 
     factor = 96 / max(height, width)
-    pixels = normalise(jnp.asarray(picture)[None], cfg.mean, cfg.std)
+    pixels = normalize(jnp.asarray(picture)[None], cfg.mean, cfg.std)
     first = resize(pixels, (int(height * factor), int(width * factor)))
     total = 0.0
     for ratio in cfg.ratios:

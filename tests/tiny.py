@@ -11,7 +11,14 @@ import numpy as np
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.models.clip import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, unit
+from clipseg_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+    l2_normalize,
+)
 
 TEXT = TextConfig(context_length=77, vocabulary=49408, width=32, layers=1, heads=1, embed_dim=24)
 VIT = ViTConfig(image_px=64, patch_px=16, width=64, layers=2, heads=2, embed_dim=24)
@@ -23,7 +30,7 @@ def clip(vision=VIT, text=None, seed=0) -> CLIP:
 
 
 def task(vision=VIT, classes=5, seed=0, **refine):
-    rows = unit(jax.random.normal(jax.random.key(seed), (classes, vision.embed_dim)))
+    rows = l2_normalize(jax.random.normal(jax.random.key(seed), (classes, vision.embed_dim)))
     return maskclip.build(clip(vision, seed=seed).visual, rows, MaskCLIPConfig(**refine))
 
 

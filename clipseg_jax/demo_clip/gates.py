@@ -1,6 +1,6 @@
 """Is the tiny CLIP worth showing? Its figures on held-out pictures, beside an untrained control.
 
-python -m clipseg_jax.demo.gates [--weights DIRECTORY]
+python -m clipseg_jax.demo_clip.gates [--weights DIRECTORY]
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from clipseg_jax.demo_clip import training, vocabulary
 from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, segmenter
 from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.models.clip import CLIP, Tokenizer, unit
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.models.clip import CLIP, Tokenizer, l2_normalize
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 
 _BATCH = 60
@@ -31,12 +31,12 @@ Figures = dict[str, float]
 
 def tags(clip: CLIP, rows: np.ndarray, count: int) -> Figures:
     """Share of single objects whose class the class token names, by the commonness of colours."""
-    predict = jax.jit(lambda visual, images: unit(visual(images)[0]))
+    predict = jax.jit(lambda visual, images: l2_normalize(visual(images)[0]))
     hits: dict[bool, list[bool]] = {True: [], False: []}
     pictures = list(world.pictures("test", count, clip.cfg.vision.image_px))
     for start in range(0, count, _BATCH):
         batch = pictures[start : start + _BATCH]
-        images = normalise(jnp.asarray([p.image for p in batch]), CLIP_MEAN, CLIP_STD)
+        images = normalize(jnp.asarray([p.image for p in batch]), CLIP_MEAN, CLIP_STD)
         best = np.asarray(predict(clip.visual, images) @ rows.T).argmax(1)
         for picture, i in zip(batch, best, strict=True):
             hits[picture.typical].append(picture.things[0].name == world.CLASSES[i])

@@ -1,6 +1,6 @@
 """Trains the tiny CLIP on pictures and captions of the demo world; no label is ever seen.
 
-    python -m clipseg_jax.demo.training --out workdir/tiny_clip
+    python -m clipseg_jax.demo_clip.training --out workdir/tiny_clip
 
 Two losses. CLIP's: each picture's class token against the captions of the batch. A dense one: the
 names in a caption must be found somewhere in MaskCLIP's read-out of its picture, and names of other
@@ -27,8 +27,15 @@ from clipseg_jax.demo import world
 from clipseg_jax.demo_clip import pictures, vocabulary
 from clipseg_jax.demo_clip.captions import TEMPLATES
 from clipseg_jax.demo_clip.pictures import NOUNS, Pictures
-from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, VisionTransformer, ViTConfig, unit
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    TextConfig,
+    VisionTransformer,
+    ViTConfig,
+    l2_normalize,
+)
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
 TEXT_TOKENS = 20  # captions are shorter; the tower never looks ahead, so the rest can be cut
 
@@ -152,12 +159,12 @@ def dense_loss(dense: Array, nouns: Array, named: Array) -> Array:
 def loss(clip: CLIP, batch: Batch, cfg: TrainConfig) -> tuple[Array, dict[str, Array]]:
     """Total loss and its parts."""
     images = jnp.where(batch.flip[:, None, None, None], batch.images[:, :, ::-1], batch.images)
-    image, dense = features(clip, normalise(images, CLIP_MEAN, CLIP_STD), batch.kept)
-    text = unit(clip.text(jnp.concatenate([batch.ids, batch.nouns])))
+    image, dense = features(clip, normalize(images, CLIP_MEAN, CLIP_STD), batch.kept)
+    text = l2_normalize(clip.text(jnp.concatenate([batch.ids, batch.nouns])))
     captions, nouns = text[: len(batch.ids)], text[len(batch.ids) :]
     scale = jnp.exp(jnp.minimum(clip.logit_scale[...], np.log(100.0)))
-    clip_loss = contrastive_loss(unit(image), captions, batch.ids, scale)
-    noun_loss = dense_loss(unit(dense), nouns, batch.named)
+    clip_loss = contrastive_loss(l2_normalize(image), captions, batch.ids, scale)
+    noun_loss = dense_loss(l2_normalize(dense), nouns, batch.named)
     total = clip_loss + cfg.dense_weight * noun_loss
     return total, {"clip": clip_loss, "dense": noun_loss, "scale": scale}
 
@@ -251,15 +258,15 @@ def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: in
 
     @jax.jit
     def update(state: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
-        params, moments = state
+        params, opt_state = state
 
         def of(params: Any) -> tuple[Array, dict[str, Array]]:
             model = nnx.merge(graph, nnx.State(params))
             return loss(model, batch, cfg)
 
         (value, parts), gradient = jax.value_and_grad(of, has_aux=True)(params)
-        updates, moments = tx.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), parts | {"loss": value}
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), parts | {"loss": value}
 
     began, end = time.time(), cfg.steps if stop is None else stop
     for step in range(start, end):

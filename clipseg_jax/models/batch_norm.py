@@ -32,29 +32,29 @@ class BatchNorm(nnx.Module):
         x: Array,
         *,
         train: bool,
-        over: Literal["batch", "image"] = "batch",
-        copies: int = 1,
+        stats_over: Literal["batch", "image"] = "batch",
+        num_copies: int = 1,
     ) -> Array:
         """(b, ..., c) -> (b, ..., c), in float32; `train` uses and records `x`'s own statistics.
 
         Args:
-          over: "batch" takes statistics over all images (under a sharded jit: of all devices);
-            "image" over each image alone, as if the images came one by one: the running ones move
-            once for each, in order.
-          copies: `x` stands for so many equal copies of itself. Only the running statistics notice:
-            over "batch" by the unbiased variance, over "image" by moving once for each copy.
+          stats_over: "batch" takes statistics over all images (under a sharded jit: of all
+            devices); "image" over each image alone, as if the images came one by one: the running
+            ones move once for each, in order.
+          num_copies: `x` stands for so many equal copies of itself. Only the running statistics
+            change: with "batch" by the unbiased variance, with "image" by one update for each copy.
         """
         x = x.astype(jnp.float32)
         if not train:
             return self._scale(x - self.mean[...], self.var[...])
-        together = over == "batch"
+        together = stats_over == "batch"
         axes = tuple(range(0 if together else 1, x.ndim - 1))
         mean = jnp.mean(x, axis=axes, keepdims=True)
         centred = x - mean
         # A product of itself, whose gradient keeps no array that is not kept anyway.
         var = jnp.mean(centred * centred, axis=axes, keepdims=True)
-        count = x.size // x.shape[-1] * copies if together else x[0, ..., 0].size
-        self._record(mean, var * (count / max(count - 1, 1)), 1 if together else copies)
+        count = x.size // x.shape[-1] * num_copies if together else x[0, ..., 0].size
+        self._record(mean, var * (count / max(count - 1, 1)), 1 if together else num_copies)
         return self._scale(centred, var)
 
     def _scale(self, centred: Array, var: Array) -> Array:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.batch_norm import BatchNorm
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 
 _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -133,4 +133,4 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
         """Maps (b, h, w, c_in) -> (b, h', w', c_out) float32; `sizes` are real in `x`."""
-        return nnx.relu(self.norm(self.conv(hide(x, sizes)), train=train))
+        return nnx.relu(self.norm(self.conv(mask_padding(x, sizes)), train=train))

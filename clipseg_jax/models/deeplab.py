@@ -17,7 +17,7 @@ from jax import Array
 
 from clipseg_jax.models.convolutions import ConvNorm
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.resize import resize, resize_within
 
 DILATIONS = (6, 12, 18, 24)
@@ -125,4 +125,4 @@ def _mean(x: Array, sizes: Array | None) -> Array:
     if sizes is None:
         return jnp.mean(x, axis=(1, 2), keepdims=True)
     count = jnp.prod(sizes, axis=-1)[:, None, None, None]
-    return jnp.sum(hide(x, sizes), axis=(1, 2), keepdims=True) / count
+    return jnp.sum(mask_padding(x, sizes), axis=(1, 2), keepdims=True) / count

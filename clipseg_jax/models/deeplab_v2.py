@@ -16,7 +16,7 @@ from jax import Array
 from clipseg_jax.models.convolutions import TapConv
 from clipseg_jax.models.deeplab import DILATIONS
 from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.resize import resize, resize_within
 
 BACKBONE = DilatedResNetConfig(blocks=RESNET101, variant="caffe")
@@ -54,7 +54,7 @@ class DeepLabV2(nnx.Module):
     def classify(self, images: Array, sizes: Array | None = None) -> Array:
         """Images (b, h, w, 3) -> logits (b, g, k, c) float32 at one scale; `sizes`: as below."""
         x = self.backbone(images, sizes, train=False)[-1]
-        x = hide(x, None if sizes is None else self.grid_sizes(sizes))
+        x = mask_padding(x, None if sizes is None else self.grid_sizes(sizes))
         return functools.reduce(jnp.add, [branch(x).astype(jnp.float32) for branch in self.aspp])
 
     def __call__(self, images: Array, sizes: Array | None = None) -> tuple[Array, ...]:

@@ -19,7 +19,7 @@ from jax import Array
 
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.convolutions import ConvNorm, conv, halve
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 
 RESNET50 = (3, 4, 6, 3)
 RESNET101 = (3, 4, 23, 3)
@@ -84,7 +84,7 @@ class Bottleneck(nnx.Module):
         out = nnx.relu(self.norm1(self.conv1(x), train=train))
         if self.stride_first:
             sizes = halve(sizes, self.stride)
-        out = nnx.relu(self.norm2(self.conv2(hide(out, sizes)), train=train))
+        out = nnx.relu(self.norm2(self.conv2(mask_padding(out, sizes)), train=train))
         out = self.norm3(self.conv3(out), train=train)
         if self.projects:
             x = self.shortcut_norm(self.shortcut_conv(x), train=train)
@@ -152,7 +152,9 @@ class DilatedResNet(nnx.Module):
         # Nothing is below 0 here, so zeros hide the padding from a maximum as well. A last window
         # that begins within the map counts for "caffe", even if it ends beyond the padding.
         after = 2 if self.cfg.variant == "caffe" else 1
-        x = nnx.max_pool(hide(x, sizes), (3, 3), strides=(2, 2), padding=((1, after), (1, after)))
+        x = nnx.max_pool(
+            mask_padding(x, sizes), (3, 3), strides=(2, 2), padding=((1, after), (1, after))
+        )
         return x, None if sizes is None else self._pooled(sizes)
 
     def __call__(

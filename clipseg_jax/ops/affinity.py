@@ -31,7 +31,7 @@ def chosen_weights(maps: Array) -> Array:
     return kept / (jnp.sum(kept, axis=1, keepdims=True) + 1e-5)
 
 
-def balance(affinity: Array, rounds: int = 3) -> Array:
+def sinkhorn_normalize(affinity: Array, rounds: int = 3) -> Array:
     """Symmetric, nearly doubly stochastic affinity (b, n, n) from non-negative ones.
 
     `rounds` times columns, then rows are divided by their sum (Sinkhorn and Knopp), then the result
@@ -44,7 +44,7 @@ def balance(affinity: Array, rounds: int = 3) -> Array:
     return (affinity + affinity.swapaxes(1, 2)) / 2
 
 
-def spread(affinity: Array, maps: Array, steps: int = 1) -> Array:
+def propagate(affinity: Array, maps: Array, steps: int = 1) -> Array:
     """Maps (b, k, n) averaged over similar patches: affinity (b, n, n), `steps` times.
 
     Two steps apply the squared affinity without ever squaring it.

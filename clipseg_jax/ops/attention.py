@@ -20,7 +20,7 @@ from clipseg_jax.ops.dropout import dropout
 _SCORES_AT_ONCE = 2**20  # made together on CPUs; with more it goes head by head
 
 
-class Memory(NamedTuple):
+class KeyValues(NamedTuple):
     """A group of keys, and the values behind them."""
 
     keys: Array  # (b, n, k, d)
@@ -31,7 +31,7 @@ class Memory(NamedTuple):
 
 def attention(
     queries: Array,
-    groups: Sequence[Memory],
+    groups: Sequence[KeyValues],
     *,
     rate: float = 0.0,
     key: Array | None = None,

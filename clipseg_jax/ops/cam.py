@@ -21,7 +21,7 @@ _LEAST_PROBABILITY = 1.0013580322265625e-05  # 1e-5 as a float16
 _ABSENT = 1e4  # unary energy of a class that an image doesn't have; exp(-energy) is exactly 0
 
 
-def scale_to_unit(maps: Array, real: Array, epsilon: float = _EPSILON) -> Array:
+def min_max_normalize(maps: Array, real: Array, epsilon: float = _EPSILON) -> Array:
     """(x - min) / (epsilon + max - min) over the real cells of each map (b, k, h, w).
 
     `real` (b, h, w). 0 beyond, and for constant maps.
@@ -41,8 +41,8 @@ def activation_maps(raw: Array, real: Array) -> Array:
     The published code scales per layer and again over its one layer. Raw values of 1e-5 leave a
     maximum visibly below 1 after the first pass, 1 - 1e-7 after the second.
     """
-    once = scale_to_unit(jnp.maximum(raw, 0.0), real)
-    return scale_to_unit(once, real)
+    once = min_max_normalize(jnp.maximum(raw, 0.0), real)
+    return min_max_normalize(once, real)
 
 
 def box_masks(
@@ -62,7 +62,7 @@ def box_masks(
     return component_boxes_mask(steps > jnp.floor(threshold * top), ends[:, None])
 
 
-def enlarge(maps: Array, grids: Array, sizes: Array, shape: tuple[int, int]) -> Array:
+def upsample(maps: Array, grids: Array, sizes: Array, shape: tuple[int, int]) -> Array:
     """Maps (b, k, h, w) of patches -> (b, k, *shape) of pixels, bilinear as OpenCV, float32.
 
     The real `grids` (b, 2) fill the real `sizes` (b, 2) of images within `shape`; 0 beyond.

@@ -19,7 +19,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def normalise(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
+def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 RGB (..., 3) -> float32; mean and std in grey levels, 0 to 255."""
     return (images.astype(jnp.float32) - jnp.asarray(mean)) * (1 / jnp.asarray(std))
 
@@ -31,25 +31,25 @@ def network_input(
 
     The published pipelines pad crops after normalising; the network sees padding as pixels.
     """
-    real = inside(sizes, (images.shape[1], images.shape[2]))
-    return jnp.where(real[..., None], normalise(images, mean, std), 0)
+    real = valid_mask(sizes, (images.shape[1], images.shape[2]))
+    return jnp.where(real[..., None], normalize(images, mean, std), 0)
 
 
-def inside(sizes: Array, shape: tuple[int, int]) -> Array:
+def valid_mask(sizes: Array, shape: tuple[int, int]) -> Array:
     """Mask (b, h, w), true in the top-left `sizes[i]` = (rows, columns) of each image."""
     rows = jnp.arange(shape[0])[None, :, None] < sizes[:, 0, None, None]
     columns = jnp.arange(shape[1])[None, None, :] < sizes[:, 1, None, None]
     return rows & columns
 
 
-def hide(x: Array, sizes: Array | None) -> Array:
+def mask_padding(x: Array, sizes: Array | None) -> Array:
     """Zeroes what lies outside the real `sizes` (b, 2) of maps (b, h, w, c); None: all is real.
 
     Before a convolution: then it sees at a real border what it would see in the unpadded map.
     """
     if sizes is None:
         return x
-    return jnp.where(inside(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
+    return jnp.where(valid_mask(sizes, (x.shape[1], x.shape[2]))[..., None], x, 0)
 
 
 def opencv_resize(

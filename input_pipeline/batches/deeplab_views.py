@@ -16,7 +16,7 @@ from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Example
 
 
-def scaled_view(
+def multi_scale_crop(
     image: np.ndarray,
     label: np.ndarray,
     rng: np.random.RandomState,
@@ -59,7 +59,7 @@ def training_at_scales(
     """Endless batches of scaled views: float32 images that fill the crop.
 
     Args:
-      scales, crop_hw, colour: see `scaled_view`.
+      scales, crop_hw, colour: see `multi_scale_crop`.
       options: `batch_size` and those after `unlabeled` in `training.training`.
 
     Raises:
@@ -68,7 +68,7 @@ def training_at_scales(
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales are {tuple(scales)}; give at least one, all above 0.")
     view = functools.partial(
-        scaled_view,
+        multi_scale_crop,
         scales=tuple(scales),
         crop_hw=(crop_hw[0], crop_hw[1]),
         colour=tuple(colour),

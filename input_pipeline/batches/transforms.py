@@ -20,7 +20,7 @@ __all__ = [
     "augment",
     "distort_colours",
     "flip",
-    "normalise",
+    "normalize",
     "pad",
     "random_crop",
     "random_scale",
@@ -190,7 +190,7 @@ def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarr
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def normalise(
+def normalize(
     image: np.ndarray,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
@@ -203,7 +203,7 @@ def normalise(
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], *, ignore_label: int = 255
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads at the bottom and right: the image with 0 (do it after `normalise`), labels ignored."""
+    """Pads at the bottom and right: the image with 0 (do it after `normalize`), labels ignored."""
     below, right = size[0] - image.shape[0], size[1] - image.shape[1]
     return (
         np.pad(image, ((0, below), (0, right), (0, 0))),
@@ -253,4 +253,4 @@ def augment(
     """
     view = {"crop_hw": crop_hw, "ignore_label": ignore_label, **view}
     image, label = random_view(image, label, rng, **view)
-    return pad(normalise(image), label, crop_hw, ignore_label=ignore_label)
+    return pad(normalize(image), label, crop_hw, ignore_label=ignore_label)

@@ -14,7 +14,7 @@ from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Example
 
 
-def placed_view(
+def random_placement_view(
     image: np.ndarray,
     label: np.ndarray,
     rng: np.random.RandomState,
@@ -63,7 +63,7 @@ def training_placed(
     """Endless batches of placed views. Their labels only tell what is padding, and is ignored.
 
     Args:
-      crop_hw, ratio_range: see `placed_view`.
+      crop_hw, ratio_range: see `random_placement_view`.
       options: `batch_size`, and those after `unlabeled` in `training.training`.
 
     Raises:
@@ -72,7 +72,7 @@ def training_placed(
     if not 0 < ratio_range[0] <= ratio_range[1]:
         raise ValueError(f"ratio_range is {tuple(ratio_range)}; give (least, most), both above 0")
     view = functools.partial(
-        placed_view,
+        random_placement_view,
         ratio_range=(ratio_range[0], ratio_range[1]),
         crop_hw=(crop_hw[0], crop_hw[1]),
         ignore_label=dataset.ignore_label,

@@ -13,7 +13,7 @@ import weights_convert
 from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.demo_clip import gates, pictures, training, vocabulary
 from clipseg_jax.methods.maskclip.model import dense_features
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
 CFG = training.TrainConfig(pictures=1000, steps=4, batch_size=16, save_every_steps=2)
 
@@ -51,7 +51,7 @@ def test_training_learns(data):
 def test_the_trained_read_out_is_maskclips(data):
     """With every patch kept, training's dense features are those of models/maskclip.py."""
     clip = training.initial(3)
-    images = normalise(data.images[:2], CLIP_MEAN, CLIP_STD)
+    images = normalize(data.images[:2], CLIP_MEAN, CLIP_STD)
     every = np.tile(np.arange(64), (2, 1))
     pooled, dense = training.features(clip, images, every)
     expected = dense_features(clip.visual, images).features.reshape(2, 64, -1)

@@ -11,7 +11,7 @@ import pytest
 
 from clipseg_jax.methods.reclip.loss import rectification_loss
 from clipseg_jax.methods.weclip.affinity_loss import affinity_loss, affinity_targets
-from clipseg_jax.models.clip import unit
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops import upsample
 from clipseg_jax.ops.cross_entropy import (
     balanced_cross_entropy,
@@ -28,8 +28,8 @@ CONSTANTS = {"gumbel_scale": 5.0, "temperature": 100.0}
 def rectification_inputs(b=3, h=4, w=5, c=6, e=8):
     keys = jax.random.split(jax.random.key(0), 4)
     logits = jax.random.normal(keys[0], (b, h, w, c))
-    features = unit(jax.random.normal(keys[1], (b, h, w, e)))
-    text = unit(jax.random.normal(keys[2], (c, e)))
+    features = l2_normalize(jax.random.normal(keys[1], (b, h, w, e)))
+    text = l2_normalize(jax.random.normal(keys[2], (c, e)))
     return logits, features, text, gumbel_noise(keys[3], logits.shape)
 
 

@@ -15,7 +15,7 @@ from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.models.deeplab_v2 import BACKBONE, MEAN, SCALES, DeepLabV2, scaled_images
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
-from clipseg_jax.train_step import TrainState, make_update, take_apart
+from clipseg_jax.train_step import TrainState, make_update, split_model
 from weights_convert.clip.build import flat_arrays, install
 
 CLASSES = 5
@@ -119,7 +119,7 @@ def batch(label, size=(40, 48), rows=2):
 @pytest.mark.parametrize("kind", ["mean", "balanced"])
 def test_without_labels_nothing_is_learnt(model, kind):
     task = deeplab.build(model, deeplab.DeepLabConfig(loss=kind))
-    parts = take_apart(task)
+    parts = split_model(task)
 
     @jax.jit
     def gradient(params, batch):
@@ -147,7 +147,7 @@ def test_rates_of_the_classifiers():
 def test_one_step_moves_what_is_trained(model):
     """Three rates; the norms stay as they are, affine parameters and statistics."""
     task = deeplab.build(model)
-    parts = take_apart(task)
+    parts = split_model(task)
     rate = 1e-3
     tx = optimizer(OptimConfig(rate=rate, weight_decay=0.0, groups=deeplab.groups()), 10)
     flat = {p: np.asarray(x) for p, x in flat_arrays(model).items()}

@@ -25,7 +25,7 @@ from clipseg_jax.methods.clip_es.model import (
     saved_maps,
 )
 from clipseg_jax.models.clip import CLIP, CLIPConfig
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import TextEncoder, text_encoder
 from tests import seeded
 from tests.parity import cases
@@ -105,7 +105,7 @@ def relative(actual: Any, expected: np.ndarray, *, name: str, share: float = 1e-
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(graph: nnx.GraphDef, state: nnx.State, images: jax.Array, sizes: jax.Array) -> Encoding:
     model = nnx.merge(graph, state)
-    return model.encode(normalise(images, CLIP_MEAN, CLIP_STD), sizes)
+    return model.encode(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -15,7 +15,7 @@ from flax import nnx
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip import CLIPConfig, VisionTransformer
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from tests import seeded
 from tests.parity import cases
 from weights_convert.clip.build import flat_arrays, install
@@ -105,7 +105,7 @@ def pictures(case: dict[str, Any]) -> np.ndarray:
 
 def network_images(case: dict[str, Any]) -> jnp.ndarray:
     """The same as the network sees them."""
-    return normalise(jnp.asarray(pictures(case)), IMAGENET_MEAN, IMAGENET_STD)
+    return normalize(jnp.asarray(pictures(case)), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def meaning(case: dict[str, Any], name: str) -> str:

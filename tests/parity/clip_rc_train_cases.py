@@ -12,7 +12,7 @@ import optax
 from clipseg_jax.core.optim import learning_rate, optimizer
 from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.loss import mask_losses
-from clipseg_jax.train_step import TrainState, make_update, take_apart
+from clipseg_jax.train_step import TrainState, make_update, split_model
 from tests import seeded
 from tests.parity import cases
 from tests.parity import clip_rc_models as models
@@ -42,7 +42,7 @@ def check_train(case, arrays, goldens, monkeypatch):
         return value, metrics | {"labels": seen_by_loss.pop()}
 
     tx = optax.chain(_keep(), optimizer(clip_rc.OPTIM, case["max_iters"]))
-    parts = take_apart(task)
+    parts = split_model(task)
     update = jax.jit(make_update(task._replace(loss=loss), parts, tx), donate_argnums=0)
     first, zero = case["iterations"][0], jnp.zeros((), jnp.int32)
     state = TrainState(zero, parts.params, parts.stats, _at(tx.init(parts.params), first), zero)
@@ -65,7 +65,7 @@ def check_train(case, arrays, goldens, monkeypatch):
         assert abs(metrics["pixel_accuracy"] - expected[accuracy]) <= 0.1
         if step == 0:
             cases.same_labels(metrics["labels"], arrays["labels"], share=0.999, name="labels")
-            gradient = published(state.moments[0])
+            gradient = published(state.opt_state[0])
             norms = np.asarray([np.linalg.norm(gradient[name]) for name in names])
             np.testing.assert_allclose(norms, arrays["grad_norm"][picked], rtol=1e-3)
             for name in [n.removeprefix("grad:") for n in arrays if n.startswith("grad:")]:
@@ -102,12 +102,12 @@ def _keep():
     )
 
 
-def _at(moments, iteration):
+def _at(opt_state, iteration):
     """An optimiser's fresh state whose schedule stands at an iteration."""
     kind = optax.ScaleByScheduleState
     return jax.tree.map(
         lambda x: kind(jnp.asarray(iteration, jnp.int32)) if isinstance(x, kind) else x,
-        moments,
+        opt_state,
         is_leaf=lambda x: isinstance(x, kind),
     )
 

@@ -48,7 +48,7 @@ def check_pipeline(case: dict[str, Any], arrays: Mapping[str, np.ndarray], seede
             size = transforms.rescaled_size(*test_image.shape[:2], scale)
         else:
             size = scale[::-1]
-        made = transforms.normalise(transforms.resize(test_image, size)).transpose(2, 0, 1)
+        made = transforms.normalize(transforms.resize(test_image, size)).transpose(2, 0, 1)
         assert list(made.shape) == [int(n) for n in _find(_SHAPE, meaning)], name
         step = int(_find(r"::(\d+), ::\d+\]", meaning)[0])
         np.testing.assert_allclose(
@@ -85,7 +85,7 @@ def _check_sample(
     assert np.array_equal(flipped_ids, ids[:, ::-1]) or not sample["flip"]
     distorted = transforms.distort_colours(flipped, rng)
     np.testing.assert_array_equal(distorted, expected["distorted"])
-    final, final_ids = transforms.pad(transforms.normalise(distorted), flipped_ids, crop_hw)
+    final, final_ids = transforms.pad(transforms.normalize(distorted), flipped_ids, crop_hw)
     step = int(_find(r"::(\d+), ::\d+\]", case["arrays"]["final_0"]["meaning"])[0])
     np.testing.assert_allclose(
         final.transpose(2, 0, 1)[:, ::step, ::step],

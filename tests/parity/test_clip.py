@@ -17,10 +17,10 @@ import pytest
 from flax import nnx
 
 import weights_convert
-from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig, unit
+from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig, l2_normalize
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.models.clip.tokenizer import clean
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from tests import seeded
 from tests.parity import cases
 
@@ -57,7 +57,7 @@ def images(case):
     """The normalised image batch in a case's "input" text."""
     height, width = map(int, re.search(r"seeded\.image\((\d+),(\d+)", case["input"]).groups())
     pixels = [seeded.image(height, width, seed) for seed in cases.seed_list(case["input"])]
-    return normalise(jnp.asarray(np.stack(pixels)), CLIP_MEAN, CLIP_STD)
+    return normalize(jnp.asarray(np.stack(pixels)), CLIP_MEAN, CLIP_STD)
 
 
 def check_image_vit(case, arrays, goldens):
@@ -71,7 +71,9 @@ def check_image_vit(case, arrays, goldens):
     last = visual.ln_post(out[f"block{visual.cfg.layers - 1}"][:, 0])
     for name, value in (("ln_post_cls", last), ("features", features)):
         cases.close(value, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
-    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+    cases.close(
+        l2_normalize(features), arrays["features_unit"], absolute=1e-5, name="features_unit"
+    )
 
 
 def check_image_resnet(case, arrays, goldens):
@@ -82,7 +84,9 @@ def check_image_resnet(case, arrays, goldens):
         picked = cases.nchw(out[name])[cases.steps(case["arrays"][name]["meaning"])]
         cases.close(picked, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
     cases.close(features, arrays["features"], absolute=1e-4 * arrays["features"].std(), name="f")
-    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+    cases.close(
+        l2_normalize(features), arrays["features_unit"], absolute=1e-5, name="features_unit"
+    )
 
 
 def check_text(case, arrays, goldens):
@@ -98,7 +102,9 @@ def check_text(case, arrays, goldens):
         cases.close(picked, arrays[name], absolute=1e-4 * arrays[name].std(), name=name)
     features = text(jnp.asarray(ids))
     cases.close(features, arrays["features"], absolute=1e-4 * arrays["features"].std(), name="f")
-    cases.close(unit(features), arrays["features_unit"], absolute=1e-5, name="features_unit")
+    cases.close(
+        l2_normalize(features), arrays["features_unit"], absolute=1e-5, name="features_unit"
+    )
 
 
 def check_contrastive(case, arrays, goldens):
@@ -118,9 +124,11 @@ def check_all_models(case, arrays, goldens):
         meaning = case["arrays"][f"{slug}_image"]["meaning"]
         numbers = re.search(r"seeded\.image\((\d+),(\d+),(\d+)\)", meaning).groups()
         clip = build(case, goldens, by_slug[slug])
-        x = normalise(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
+        x = normalize(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
         for name, value in (("image", clip.visual(x)[0]), ("text", clip.text(ids))):
-            cases.close(unit(value), arrays[f"{slug}_{name}"], absolute=1e-4, name=f"{slug} {name}")
+            cases.close(
+                l2_normalize(value), arrays[f"{slug}_{name}"], absolute=1e-4, name=f"{slug} {name}"
+            )
         del clip, value
         gc.collect()  # modules hold themselves in cycles, and up to 2.5 GB with them
 
@@ -160,7 +168,7 @@ def check_preprocess(case, arrays, goldens):
         pixels = resize_and_crop(image, spec["n_px"])
         about = case["arrays"][f"u8_{i}"]["meaning"]
         np.testing.assert_array_equal(pixels[cases.steps(about)], arrays[f"u8_{i}"])
-        channels_first = np.moveaxis(np.asarray(normalise(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
+        channels_first = np.moveaxis(np.asarray(normalize(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
         picked = channels_first[cases.steps(case["arrays"][f"norm_{i}"]["meaning"])]
         cases.close(picked, arrays[f"norm_{i}"], absolute=1e-5, name=f"norm_{i}")
 

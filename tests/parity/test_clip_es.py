@@ -12,18 +12,18 @@ from flax import nnx
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.methods.clip_es import model as clip_es
 from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig
-from clipseg_jax.ops.affinity import balance
+from clipseg_jax.ops.affinity import sinkhorn_normalize
 from clipseg_jax.ops.cam import (
     box_masks,
     cam_labels,
     cam_probabilities,
     cam_unary,
-    enlarge,
     pseudo_labels,
+    upsample,
 )
 from clipseg_jax.ops.components import component_bounds
 from clipseg_jax.ops.crf import CLIP_ES, dense_crf, wrapped_image
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import class_embeddings, templates
 from input_pipeline.datasets.class_sets import prompt_set
 from tests import seeded
@@ -77,7 +77,7 @@ def check_cam(case, arrays, goldens):
     assert cfg.box_threshold == config["box_threshold"]
     image, labels = clip_es_models.picture(inputs["image"]), config["labels"]
     pixels = np.moveaxis(
-        np.asarray(normalise(clip_es_models.resized(image), CLIP_MEAN, CLIP_STD)), -1, 0
+        np.asarray(normalize(clip_es_models.resized(image), CLIP_MEAN, CLIP_STD)), -1, 0
     )
     cases.close(pixels[:, ::8, ::8], arrays["image_norm"], absolute=1e-5, name="image_norm")
 
@@ -96,7 +96,7 @@ def check_cam(case, arrays, goldens):
     cases.close(found.cams["cam"], arrays["cam"], absolute=share, name="cam")
     np.testing.assert_array_equal(found.cams["boxes"], arrays["aff_mask"])
     affinity = found.activation["affinity"]
-    balanced = np.asarray(balance(jnp.asarray(affinity)[None])[0])
+    balanced = np.asarray(sinkhorn_normalize(jnp.asarray(affinity)[None])[0])
     # Attention is sharp in these weights: the original is up to 2.1e-4 off its float64.
     relative(affinity[::4], arrays["attn_mean"], name="affinity", share=4e-4)
     relative(balanced[::8], arrays["sym"], name="sym", share=4e-4)
@@ -104,7 +104,7 @@ def check_cam(case, arrays, goldens):
     relative(found.cams["refined"], arrays["refined"], name="refined")
     assert found.cams["cam"].shape[1:] == tuple(config["grid"])
     sides = jnp.asarray([config["grid"]]), jnp.asarray([image.shape[:2]])
-    highres = enlarge(jnp.asarray(found.cams["cam"])[None], *sides, image.shape[:2])[0]
+    highres = upsample(jnp.asarray(found.cams["cam"])[None], *sides, image.shape[:2])[0]
     cases.close(highres[:, ::4, ::4], arrays["cam_highres"], absolute=share, name="cam_highres")
     assert labels == arrays["saved_keys"].tolist()
     same_half(found.saved, arrays["saved_attn_highres"])

@@ -21,7 +21,7 @@ from clipseg_jax.methods.clip_rc.encoder import (
     region_attention,
     regions_of_patches,
 )
-from clipseg_jax.methods.clip_rc.head import lateral_inputs, region_queries
+from clipseg_jax.methods.clip_rc.head import image_token_inputs, region_queries
 from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.models.clip import (
     TextConfig,
@@ -29,7 +29,7 @@ from clipseg_jax.models.clip import (
     Tokenizer,
     VisionTransformer,
     ViTConfig,
-    unit,
+    l2_normalize,
 )
 from clipseg_jax.ops.resize import resize
 from input_pipeline.datasets.catalog import COCO_STUFF_164K
@@ -138,9 +138,9 @@ def check_text_encoder(case, arrays, goldens):
     np.testing.assert_array_equal(coco[:, :columns], arrays["coco_tokens"])
     assert not np.any(coco[:, columns:])
     rows = jax.jit(lambda text, ids: text(ids))(text, jnp.asarray(ids))
-    for name, made in (("embedding", rows), ("normalised", unit(rows))):
+    for name, made in (("embedding", rows), ("normalised", l2_normalize(rows))):
         np.testing.assert_allclose(made, arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    cosines = jnp.sum(unit(rows) * arrays["normalised"], axis=1)
+    cosines = jnp.sum(l2_normalize(rows) * arrays["normalised"], axis=1)
     assert float(jnp.min(cosines)) > 0.99999
 
 
@@ -187,7 +187,7 @@ def check_head(case, arrays, goldens):
     @jax.jit
     def run(head, encoding, text):
         decoded = head(encoding, text)
-        q, lateral = region_queries(encoding, text), lateral_inputs(encoding)
+        q, lateral = region_queries(encoding, text), image_token_inputs(encoding)
         made = {"query_in": q, "lateral_in": lateral}
         q, lateral = head.q_proj(q), head.lateral_proj(lateral)
         made |= {"q0": q, "lateral0": lateral}
@@ -195,7 +195,7 @@ def check_head(case, arrays, goldens):
         for i, (of_q, of_lateral) in enumerate(layers, 1):
             q, lateral = of_q(q, lateral), of_lateral(lateral, q)
             made |= {f"q{i}": q, f"lateral{i}": lateral}
-        recovered = head.recovery_decoder(decoded.queries, decoded.laterals)
+        recovered = head.recovery_decoder(decoded.queries, decoded.image_tokens)
         made |= dict(zip(("recovered_q", "recovered_lateral"), recovered, strict=True))
         masks = resize(decoded.logits, tuple(size))
         maps = {"mask_logits": decoded.logits, "pred_masks": masks} | scores(model, case, masks)

@@ -58,7 +58,7 @@ def check_augment(case, arrays):
         assert np.array_equal(flipped, cropped[:, ::-1]) == sample["flip"]
         distorted = transforms.distort_colours(flipped, rng)
         near(distorted[thin], expected["PhotoMetricDistortion"])
-        final, ids = transforms.pad(transforms.normalise(distorted), ids, crop_hw)
+        final, ids = transforms.pad(transforms.normalize(distorted), ids, crop_hw)
         assert list(final.shape) == told["Pad"]["img_shape"]
         difference = np.abs(final[thin] - expected["img"])
         equal = np.zeros(difference.shape[:2], bool)

@@ -19,9 +19,9 @@ from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.models.deeplab_v2 import MEAN, SCALES, STD, scaled_images
 from clipseg_jax.ops.crf import DEEPLAB, dense_crf, unary_from_softmax, wrapped_image
 from clipseg_jax.ops.cross_entropy import shrink_labels
-from clipseg_jax.ops.image import network_input, normalise
-from clipseg_jax.train_step import TrainState, make_update, take_apart
-from input_pipeline.batches.deeplab_views import scaled_view
+from clipseg_jax.ops.image import network_input, normalize
+from clipseg_jax.train_step import TrainState, make_update, split_model
+from input_pipeline.batches.deeplab_views import multi_scale_crop
 from tests import seeded
 from tests.parity import cases
 from tests.parity import deeplab_models as models
@@ -67,7 +67,7 @@ def check_forward(case, arrays, goldens):
     def run(model, padded):
         view = image_scores(task, model, padded, sizes, sizes, shape, cfg)
         upsampled = jnp.einsum("brg,bgkc,bwk->brwc", view.rows, view.logits, view.columns)
-        pixels = normalise(padded, MEAN, STD)
+        pixels = normalize(padded, MEAN, STD)
         stages = (model.backbone.begin(pixels, sizes, train=False)[0],)
         stages += model.backbone(pixels, sizes, train=False)
         small = [scaled_images(pixels, scale) for scale in SCALES]
@@ -121,7 +121,7 @@ def check_train(case, arrays, goldens):
     told, about = case["config"], {k: v["meaning"] for k, v in case["arrays"].items()}
     iterations, parts, _ = arrays["losses"].shape
     task = deeplab.build(models.model(case["weights"], goldens))
-    owned = [p for p in published(take_apart(task).params) if p in case["parameter_names"]]
+    owned = [p for p in published(split_model(task).params) if p in case["parameter_names"]]
     assert sorted(owned) == sorted(n for n in case["parameter_names"] if ".bn." not in n)
     rates = [told["lr"] * factor for factor in (1.0, *(g.rate for g in deeplab.groups()))]
     np.testing.assert_allclose(rates, told["groups"], rtol=1e-12)
@@ -139,7 +139,7 @@ def check_train(case, arrays, goldens):
         groups=(unmoved, *deeplab.groups()),
     )
     tx = optax.chain(_keep(), optimizer(optim, iterations))
-    split = take_apart(task)
+    split = split_model(task)
     update = make_update(task, split, tx, accumulate_steps=parts)
     update = jax.jit(update, donate_argnums=0)
     zero = jnp.zeros((), jnp.int32)
@@ -155,7 +155,7 @@ def check_train(case, arrays, goldens):
         expected = arrays["losses"][step].mean(axis=0)
         np.testing.assert_allclose(losses, expected, rtol=bound, err_msg=f"losses of step {step}")
         np.testing.assert_allclose(metrics["loss"], expected.sum(), rtol=bound)
-        gradient = published(state.moments[0])
+        gradient = published(state.opt_state[0])
         unowned = {name: total + gradient[name] for name, total in unowned.items()}
         gradient |= unowned
         norms = [np.linalg.norm(gradient[name]) for name in case["parameter_names"]]
@@ -262,7 +262,7 @@ def check_augment(case, arrays, goldens):
         image = seeded.image(*models.numbers(sample, "image"))
         label = seeded.label_map(*models.numbers(sample, "label_map")).astype(np.int16)
         crop = (told["crop"], told["crop"])
-        view, ids = scaled_view(
+        view, ids = multi_scale_crop(
             image,
             label,
             Drawn(run, told["scales"]),

@@ -25,7 +25,7 @@ from clipseg_jax.inference import (
 from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, dense_features
 from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.window import then_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from input_pipeline.datasets.images import reduce_zero_label
@@ -98,7 +98,7 @@ def thresholds(case, name):
 
 def check_features(visual, image, case, arrays, size):
     """Every dense read-out whose name is in the case: v, k, x, feat, layer{i}, kproj."""
-    pixels = normalise(jnp.asarray(image)[None], IMAGENET_MEAN, IMAGENET_STD)
+    pixels = normalize(jnp.asarray(image)[None], IMAGENET_MEAN, IMAGENET_STD)
     dense = jax.jit(dense_features)(visual, pixels)
     made = {"feat": cases.nchw(dense.features), "v": cases.nchw(dense.values)}
     if isinstance(visual, ModifiedResNet):

@@ -17,7 +17,7 @@ import optax
 from clipseg_jax.core.optim import learning_rate, optimizer
 from clipseg_jax.inference import image_scores
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.train_step import TrainState, make_update, take_apart
+from clipseg_jax.train_step import TrainState, make_update, split_model
 from tests.parity import cases
 from tests.parity import maskclip_plus_models as models
 from tests.parity.test_maskclip import inference, labels_at
@@ -38,13 +38,13 @@ def test_case(path, goldens):
 
     def loss(model, batch, key, step):
         """The task's, and what it saw."""
-        seen = maskclip_plus.look(model, batch, step, cfg)
+        seen = maskclip_plus.teacher_targets(model, batch, step, cfg)
         value, metrics = maskclip_plus.loss(seen, cfg)
         return value, metrics | {"logits": seen.logits, "labels": seen.labels}
 
     told = models.optim(case)
     tx = optax.chain(keep(), optimizer(told, case["max_iters"]))
-    parts = take_apart(task)
+    parts = split_model(task)
     update = jax.jit(make_update(task._replace(loss=loss), parts, tx), donate_argnums=0)
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(zero, parts.params, parts.stats, tx.init(parts.params), zero)
@@ -64,7 +64,7 @@ def test_case(path, goldens):
         for name in ("loss_ce", "acc_seg", "loss_distill"):
             if name in arrays:
                 check(name, metrics[name], s)
-        gradient, params = of(state.moments[0]), of(state.params)
+        gradient, params = of(state.opt_state[0]), of(state.params)
         check(f"grad_norms_{s}", [np.linalg.norm(gradient[name]) for name in names])
         for name in names:
             for kind, value in ((f"grad{s}", gradient[name]), (f"param{s}", params[name])):
@@ -134,10 +134,10 @@ def at_step(state, step):
         is_count = isinstance(leaf, optax.ScaleByScheduleState)
         return leaf._replace(count=count.copy()) if is_count else leaf
 
-    moments = jax.tree.map(
-        moved, state.moments, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+    opt_state = jax.tree.map(
+        moved, state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
     )
-    return state._replace(step=count, moments=moments)
+    return state._replace(step=count, opt_state=opt_state)
 
 
 def evaluated(task, batch, arrays):

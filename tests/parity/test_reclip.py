@@ -27,7 +27,7 @@ from clipseg_jax.methods.reclip.tags import (
 )
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.models.clip.preprocess import resize_and_crop
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise, opencv_resize
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, opencv_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
@@ -118,7 +118,7 @@ def check_pseudo_labels(case, arrays, goldens, folder):
     assert sorted(expected["ReCLIPPP"]) == expected["ReCLIPPP_as_read_back"]
 
     pixels = resize_and_crop(image, classifier.image_px)
-    inputs = np.moveaxis(np.asarray(normalise(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
+    inputs = np.moveaxis(np.asarray(normalize(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
     cases.close(inputs[None, :, ::8, ::8], arrays["image_input"], absolute=1e-5, name="image_input")
     whole, window = np.split(np.concatenate(logits), [1])
     cases.close(whole, arrays["image_logits"], absolute=1e-3, name="image_logits")
@@ -137,7 +137,7 @@ PAIR = r"\[:, ::(\d+)[a-z ]*, ::(\d+)[a-z ]*\]"  # "[:, ::7 tokens, ::16 channel
 def check_forward(case, arrays, goldens):
     model = build(case, goldens)
     image = jnp.asarray(picture(case["inputs"]["image"]))[None]
-    pixels = normalise(image, *statistics(case["inputs"]["normalisation"]))
+    pixels = normalize(image, *statistics(case["inputs"]["normalisation"]))
     blocks = [name for name in arrays if name.startswith("block")]
     made = jax.jit(functools.partial(stages, blocks=blocks))(model, pixels)
     for name, expected in arrays.items():
@@ -212,7 +212,7 @@ def check_infer(case, arrays, goldens):
     @jax.jit
     def run(model, padded):
         sizes = jnp.asarray([[h, w]]), jnp.asarray([size])
-        pixels = normalise(opencv_resize(padded, *sizes, shape), mean, std)
+        pixels = normalize(opencv_resize(padded, *sizes, shape), mean, std)
         views = [image_scores(task, model, padded, *sizes, shape, cfg) for task in tasks]
         rows, columns = views[0].rows[:, :h:16], views[0].columns[:, :w:16]
         full = jnp.einsum("brg,bgkc,bwk->bcrw", rows, views[0].logits, columns, precision="highest")

@@ -82,7 +82,7 @@ def check_validation(cfg, case, image, expected):
     resized = transforms.resize(image, size)
     worst = {}
     for name, statistics in STATISTICS.items():
-        made = transforms.normalise(resized, *statistics).transpose(2, 0, 1)
+        made = transforms.normalize(resized, *statistics).transpose(2, 0, 1)
         worst[name] = np.abs(made[steps(case, "val_image")] - expected).max()
     # The json doesn't say whose statistics these are.
     assert min(worst.values()) <= ATOL, worst

@@ -30,7 +30,7 @@ from clipseg_jax.ops.image import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     network_input,
-    normalise,
+    normalize,
     opencv_resize,
 )
 from clipseg_jax.ops.resize import resize
@@ -349,7 +349,7 @@ def check_infer(case, arrays, train, goldens):
         alone = opencv_resize(
             padded[:1], jnp.asarray(sizes[:1]), jnp.asarray(at_network[:1]), at_network[0]
         )
-        pixels = normalise(alone, IMAGENET_MEAN, IMAGENET_STD)
+        pixels = normalize(alone, IMAGENET_MEAN, IMAGENET_STD)
         features = model.student(pixels, train=False)
         unfiltered = model.classify(features, at_network[0], train=False)
         return label_maps([view], view_cfg)[0], upsampled, features, unfiltered

@@ -20,7 +20,7 @@ from clipseg_jax.methods.tagclip.metrics import (
 )
 from clipseg_jax.methods.tagclip.model import TagCLIP
 from clipseg_jax.models.clip import Tokenizer
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import class_embeddings, templates
 from clipseg_jax.stages.label_list import label_line
 from input_pipeline.datasets.class_sets import prompt_set
@@ -54,7 +54,7 @@ def test_case(path, goldens):
 @functools.partial(jax.jit, static_argnums=0)
 def local(graph, state, images, sizes):
     model = nnx.merge(graph, state)
-    found = model.local(normalise(images, CLIP_MEAN, CLIP_STD), sizes)
+    found = model.local(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
     shape = model.visual.grid_shape(*images.shape[1:3])
     return found, model.candidates(found.refined, found.grids, shape)
 
@@ -63,7 +63,7 @@ def local(graph, state, images, sizes):
 def reidentify(graph, state, images, refined, grids, scores, candidates):
     model = nnx.merge(graph, state)
     shape = model.visual.grid_shape(*images.shape[1:3])
-    images = normalise(images, CLIP_MEAN, CLIP_STD)
+    images = normalize(images, CLIP_MEAN, CLIP_STD)
     scores = model.reidentify(images, refined, grids, shape, scores, candidates)
     return scores, tagclip.choose(scores, model.cfg.relative_threshold)
 

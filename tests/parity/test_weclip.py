@@ -20,7 +20,7 @@ from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, Encoding
 from clipseg_jax.methods.weclip.affinity_loss import affinity_loss, affinity_targets
 from clipseg_jax.methods.weclip.task import GROUPS, PUBLISHED
 from clipseg_jax.models.clip import TextConfig, TextTransformer, Tokenizer
-from clipseg_jax.ops.affinity import balance
+from clipseg_jax.ops.affinity import sinkhorn_normalize
 from clipseg_jax.ops.cam import box_masks
 from clipseg_jax.ops.cross_entropy import upsampled_balanced_cross_entropy
 from clipseg_jax.ops.par import PARConfig, diffuse, neighbour_weights, par, position_weights
@@ -225,6 +225,6 @@ def check_transition(case, arrays):
     )
     n = inputs["n"]
     logits = seeded.unit_rows("attn_logits", n, n, inputs["seed"]) * sharpness * math.sqrt(n)
-    balanced = balance(share * jax.nn.softmax(jnp.asarray(logits)[None], axis=-1))[0]
+    balanced = sinkhorn_normalize(share * jax.nn.softmax(jnp.asarray(logits)[None], axis=-1))[0]
     squared = jnp.matmul(balanced, balanced, precision="highest")
     relative(squared, arrays["trans_mat"], name="trans_mat", share=1e-5)

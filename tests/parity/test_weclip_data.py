@@ -11,7 +11,7 @@ import numpy as np
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
-from input_pipeline.batches.weclip_views import placed_view
+from input_pipeline.batches.weclip_views import random_placement_view
 from tests import seeded
 from tests.parity import cases
 
@@ -56,7 +56,7 @@ def check_augment(case, arrays):
     crop_hw = (told["crop_size"], told["crop_size"])
     for i, draws in enumerate(case["config"]["draws"]):
         rng = Recorded(draws)
-        made, label = placed_view(
+        made, label = random_placement_view(
             image,
             np.zeros(image.shape[:2], np.int16),
             rng,

@@ -17,7 +17,7 @@ from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import Head, HeadConfig
 from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIP
 from clipseg_jax.models.clip import CLIP, CLIPConfig
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from tests import seeded
 from tests.parity import cases
 from weights_convert.clip.build import install
@@ -109,7 +109,7 @@ def pictures(case: Case) -> np.ndarray:
 
 def normalised(pictures: np.ndarray) -> jax.Array:
     """float32 (b, h, w, 3), as the network sees them."""
-    return normalise(jnp.asarray(pictures), IMAGENET_MEAN, IMAGENET_STD)
+    return normalize(jnp.asarray(pictures), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def published(state: nnx.State | dict[str, Any], prefix: str = "head.") -> dict[str, np.ndarray]:

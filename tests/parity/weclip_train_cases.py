@@ -20,9 +20,9 @@ from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.affinity_loss import affinity_targets
 from clipseg_jax.methods.weclip.head import affinity
 from clipseg_jax.methods.weclip.model import Features, WeCLIP
-from clipseg_jax.ops.affinity import balance, chosen_weights
-from clipseg_jax.ops.cam import enlarge, scale_to_unit
-from clipseg_jax.train_step import take_apart
+from clipseg_jax.ops.affinity import chosen_weights, sinkhorn_normalize
+from clipseg_jax.ops.cam import min_max_normalize, upsample
+from clipseg_jax.train_step import split_model
 from tests.parity import cases
 from tests.parity.weclip_head_cases import check_gradients
 from tests.parity.weclip_models import (
@@ -51,11 +51,11 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
     features = _features(model, normalised(batch["image"]))
     shape = model.clip.visual.grid_shape(*batch["image"].shape[1:3])
     made = _spy(monkeypatch)
-    taken = take_apart(task)
+    taken = split_model(task)
     params = taken.params
 
     @jax.jit
-    def step(params, frozen, moments, batch, features, kept, count):
+    def step(params, frozen, opt_state, batch, features, kept, count):
         features = features._replace(shape=shape)
         # The frozen blocks run once for all steps and cases.
         monkeypatch.setattr(WeCLIP, "encode", lambda self, images, sizes: features)
@@ -66,8 +66,8 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
             return value, (metrics, {name: made[name] for name in list(made)})
 
         (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, moments = tx.update(gradient, moments, params)
-        return optax.apply_updates(params, updates), moments, value, gradient, aux
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value, gradient, aux
 
     sizes = model.head.cfg
     everything = np.full(
@@ -75,14 +75,14 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
     )
     masks = arrays.get("dropout_keep", everything)  # one program, with dropout or without
     assert "dropout_keep" not in arrays or f"Dropout2d({sizes.dropout})" in config["dropout"]
-    moments, first = tx.init(params), published(params)
+    opt_state, first = tx.init(params), published(params)
     counter = config["iteration_counter_before_first_forward"]
     rate = learning_rate(_optim(case), config["max_iters"])
     (group,) = weclip.GROUPS
     for s, expected in enumerate(arrays["losses"]):
         kept = jnp.asarray(masks[s], jnp.float32)
-        params, moments, value, gradient, (metrics, parts) = step(
-            params, taken.frozen, moments, batch, features, kept, jnp.asarray(counter + s)
+        params, opt_state, value, gradient, (metrics, parts) = step(
+            params, taken.frozen, opt_state, batch, features, kept, jnp.asarray(counter + s)
         )
         if s == 0:
             apart = float(np.mean(parts["labels"].labels != arrays["pseudo_label"]))
@@ -251,13 +251,13 @@ def _check_image(
         "attn_weight_rows": labels.affinity[i],
         "cam_refined": labels.cams.refined[i, :k],
     }
-    balanced = balance(labels.affinity[i : i + 1])[0]
+    balanced = sinkhorn_normalize(labels.affinity[i : i + 1])[0]
     made["trans_mat_rows"] = jnp.matmul(balanced, balanced, precision="highest")
     grids = jnp.asarray([shape])
     cells = jnp.ones((1, *shape), bool)
     size = labels.labels.shape[1:]
-    scaled = scale_to_unit(labels.cams.refined[i : i + 1, :k], cells)
-    made["refined_up_sub"] = enlarge(scaled, grids, jnp.asarray([size]), size)[0]
+    scaled = min_max_normalize(labels.cams.refined[i : i + 1, :k], cells)
+    made["refined_up_sub"] = upsample(scaled, grids, jnp.asarray([size]), size)[0]
     for name, value in made.items():
         key, value = f"img{i}_{name}", np.asarray(value)
         meaning = about[key]["meaning"]

@@ -33,8 +33,8 @@ from clipseg_jax.methods.clip_es.stored_cams import (
     cam_path,
     write_cams,
 )
-from clipseg_jax.ops.cam import cam_labels, class_labels, enlarge, scale_to_unit
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, upsample
+from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.stages.clip import image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import (
@@ -88,7 +88,9 @@ def _make(
         made = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
         found = made.refined if config.cams.refine else made.cam
         grids = model.visual.grid_sizes(batch["image_size"])
-        return {"maps": scale_to_unit(found, inside(grids, (found.shape[2], found.shape[3])))}
+        return {
+            "maps": min_max_normalize(found, valid_mask(grids, (found.shape[2], found.shape[3])))
+        }
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
@@ -170,7 +172,7 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
 
     @functools.partial(jax.jit, static_argnums=1)
     def count(batch: dict[str, jax.Array], shape: tuple[int, int]) -> dict[str, jax.Array]:
-        maps = enlarge(batch["maps"], batch["grids"], batch["image_size"], shape)
+        maps = upsample(batch["maps"], batch["grids"], batch["image_size"], shape)
         maps = maps.astype(jnp.float16)
         ids = names[batch["classes"]]
         if config.cams.background:  # which calls class c label c + 1

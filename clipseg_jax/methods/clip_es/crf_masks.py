@@ -29,7 +29,7 @@ from clipseg_jax.core.processes import add_up, wait
 from clipseg_jax.evaluate import Progress, report
 from clipseg_jax.methods.clip_es.cams import examples_with_cams
 from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
-from clipseg_jax.ops.cam import cam_unary, enlarge, pseudo_labels
+from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import label_of_class
@@ -114,7 +114,7 @@ def _step(config: ConfigDict) -> Any:
     def step(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         image, real = batch["image"], batch["real"]
         shape = (image.shape[1], image.shape[2])
-        maps = enlarge(batch["maps"], batch["grids"], batch["image_size"], shape)
+        maps = upsample(batch["maps"], batch["grids"], batch["image_size"], shape)
         unary = cam_unary(maps.astype(jnp.float16), real, background=background)
         if config.masks.image == "wrapped":
             image = wrapped_image(image)

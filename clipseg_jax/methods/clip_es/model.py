@@ -17,10 +17,10 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.models.clip import VisionTransformer, unit
-from clipseg_jax.ops.affinity import balance, patch_affinity, spread
-from clipseg_jax.ops.cam import activation_maps, box_masks, enlarge, scale_to_unit
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, normalise
+from clipseg_jax.models.clip import VisionTransformer, l2_normalize
+from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
+from clipseg_jax.ops.cam import activation_maps, box_masks, min_max_normalize, upsample
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
 
 _ABSENT = -1e30  # logit of a class that an image doesn't have: its probability is exactly 0
 
@@ -104,12 +104,12 @@ class CLIPES(nnx.Module):
             )
         self.cfg = cfg
         self.visual = visual
-        self.class_rows = nnx.Param(unit(jnp.asarray(class_rows, jnp.float32)))
-        self.background_rows = nnx.Param(unit(jnp.asarray(background_rows, jnp.float32)))
+        self.class_rows = nnx.Param(l2_normalize(jnp.asarray(class_rows, jnp.float32)))
+        self.background_rows = nnx.Param(l2_normalize(jnp.asarray(background_rows, jnp.float32)))
 
     def __call__(self, images: Array, sizes: Array, classes: Array, real: Array) -> CAMs:
         """CAMs of uint8 RGB images (b, h, w, 3) that were resized to whole patches."""
-        encoding = self.encode(normalise(images, CLIP_MEAN, CLIP_STD), sizes)
+        encoding = self.encode(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
         shape = self.visual.grid_shape(images.shape[1], images.shape[2])
         found = self.activate(encoding, classes, real, shape)
         return self.refine(found, encoding.grids, real)
@@ -122,7 +122,9 @@ class CLIPES(nnx.Module):
         assert bias is not None
         x, out = self.visual.transformer(x, bias, stop=-1, read=maps)
         grids = self.visual.grid_sizes(sizes)
-        real = inside(grids, self.visual.grid_shape(*images.shape[1:3])).reshape(len(images), -1)
+        real = valid_mask(grids, self.visual.grid_shape(*images.shape[1:3])).reshape(
+            len(images), -1
+        )
         n = x.shape[1] - 1
         affinity = jnp.zeros((len(images), n, n), jnp.float32)
         for name in maps:
@@ -139,7 +141,7 @@ class CLIPES(nnx.Module):
         """
         block = self.visual.transformer.resblocks[-1]
         x = encoding.tokens
-        patches = inside(encoding.grids, shape).reshape(x.shape[0], -1)
+        patches = valid_mask(encoding.grids, shape).reshape(x.shape[0], -1)
         pooled = jnp.pad(patches, ((0, 0), (1, 0))).astype(jnp.float32)[..., None]  # no class token
         count = jnp.sum(pooled, axis=1)
         u = block.ln_1(x)
@@ -179,7 +181,7 @@ class CLIPES(nnx.Module):
     def _logits(self, feature: Array, classes: Array, real: Array) -> Array:
         """Logits (b, k + backgrounds) of image features (b, e); absent classes have no share."""
         own = self.class_rows[...][classes]  # (b, k, e)
-        feature = unit(feature.astype(jnp.float32))
+        feature = l2_normalize(feature.astype(jnp.float32))
         present = jnp.einsum("be,bke->bk", feature, own)
         present = jnp.where(real, self.cfg.temperature * present, _ABSENT)
         background = self.cfg.temperature * feature @ self.background_rows[...].T
@@ -187,18 +189,18 @@ class CLIPES(nnx.Module):
 
     def refine(self, found: Activation, grids: Array, real: Array) -> CAMs:
         """Class-aware attention-based affinity (section 6)."""
-        cells = inside(grids, (found.raw.shape[2], found.raw.shape[3]))
+        cells = valid_mask(grids, (found.raw.shape[2], found.raw.shape[3]))
         cam = activation_maps(found.raw, cells)
         return self.propagate(cam, found.affinity, grids)
 
     def propagate(self, cam: Array, affinity: Array, grids: Array) -> CAMs:
         """CAMs (b, k, hp, wp) in [0, 1], cut to boxes and spread by an affinity (b, n, n)."""
         b, k, hp, wp = cam.shape
-        cells = inside(grids, (hp, wp))
+        cells = valid_mask(grids, (hp, wp))
         boxes = box_masks(cam, grids, self.cfg.box_threshold, cover_border=self.cfg.cover_border)
-        affinity = balance(affinity, self.cfg.balance_rounds)
+        affinity = sinkhorn_normalize(affinity, self.cfg.balance_rounds)
         inside_boxes = jnp.where(boxes, cam, 0.0).reshape(b, k, -1)
-        refined = spread(affinity, inside_boxes, self.cfg.spread_steps).reshape(cam.shape)
+        refined = propagate(affinity, inside_boxes, self.cfg.spread_steps).reshape(cam.shape)
         return CAMs(cam, boxes, jnp.where(cells[:, None], refined, 0.0))
 
 
@@ -208,5 +210,5 @@ def saved_maps(refined: Array, grids: Array, sizes: Array, shape: tuple[int, int
     Scaled to [0, 1] on the real `grids` (b, 2), then enlarged to the images' own real `sizes`
     (b, 2) within the static `shape`.
     """
-    cells = inside(grids, (refined.shape[2], refined.shape[3]))
-    return enlarge(scale_to_unit(refined, cells), grids, sizes, shape).astype(jnp.float16)
+    cells = valid_mask(grids, (refined.shape[2], refined.shape[3]))
+    return upsample(min_max_normalize(refined, cells), grids, sizes, shape).astype(jnp.float16)

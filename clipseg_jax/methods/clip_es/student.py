@@ -59,7 +59,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     )
     model = build(config)
     if student.weights == "random":
-        settle(model, next(crops().batches()))
+        calibrate_batch_norm(model, next(crops().batches()))
     else:
         found = weights_convert.load_initial(student.weights, model)
         if found.skipped:
@@ -115,7 +115,7 @@ def build(config: ConfigDict) -> DeepLabV2:
     return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
 
 
-def settle(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> None:
+def calibrate_batch_norm(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> None:
     """Gives random weights' batch norms the statistics of a batch of crops, layer by layer.
 
     Training doesn't move them; with 0 and 1 activations would grow in every block, and no rate

@@ -14,7 +14,7 @@ from jax import Array
 from clipseg_jax.core.optim import Group
 from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
 from clipseg_jax.ops.cross_entropy import balanced_cross_entropy, cross_entropy, shrink_labels
-from clipseg_jax.ops.image import inside, network_input
+from clipseg_jax.ops.image import network_input, valid_mask
 from clipseg_jax.task import Metrics, Task
 
 OUTPUTS = ("full", "half", "three_quarters", "max")  # of the model, in its order
@@ -74,7 +74,7 @@ def build(model: DeepLabV2, cfg: DeepLabConfig = PUBLISHED) -> Task:
 def predict(model: DeepLabV2, images: Array, sizes: Array) -> Array:
     """The maximum of the scales' logits (b, g, k, c), 0 in the padding."""
     logits = model(images, sizes)[-1]
-    real = inside(model.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
+    real = valid_mask(model.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
     return jnp.where(real[..., None], logits, 0)
 
 

@@ -18,12 +18,12 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
 from clipseg_jax.models.clip.transformer import Block
 from clipseg_jax.models.initializers import torch_uniform
-from clipseg_jax.ops.attention import Memory, attention, join_heads, split_heads
+from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
 from clipseg_jax.ops.dropout import dropout
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize
 
 
@@ -120,7 +120,7 @@ class RegionEncoder(nnx.Module):
         kept = jnp.concatenate([x[:, :1], x[:, 1 + p : t]], axis=1)  # the prompts are dropped
         # Published: regions skip the prompts' norm.
         x = jnp.concatenate([self.prompt_norm(kept), x[:, t:]], axis=1)
-        x = unit(visual.ln_post(x) @ visual.proj[...])
+        x = l2_normalize(visual.ln_post(x) @ visual.proj[...])
         return Encoding(
             patches=x[:, 1 : -(side**2)].reshape(b, *grid, -1),
             image=x[:, 0],
@@ -141,7 +141,7 @@ class RegionEncoder(nnx.Module):
         grid = visual.grid_shape(images.shape[1], images.shape[2])
         grids = None if sizes is None else visual.grid_sizes(sizes)
         covers = regions_of_patches(grid, self.region_side, grids)
-        real = None if grids is None else inside(grids, grid).reshape(len(images), -1)
+        real = None if grids is None else valid_mask(grids, grid).reshape(len(images), -1)
 
         def through(block: Block, x: Array) -> Array:
             attn = block.attn
@@ -222,12 +222,12 @@ def region_attention(
         hidden = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)
         hidden = jnp.where(hidden, 0.0, -jnp.inf)[:, None, :]
     others = [
-        Memory(k[:, :, :t], v[:, :, :t], hidden),
-        Memory(k[:, :, t:], v[:, :, t:], from_others),
+        KeyValues(k[:, :, :t], v[:, :, :t], hidden),
+        KeyValues(k[:, :, t:], v[:, :, t:], from_others),
     ]
     own = [
-        Memory(k[:, :, start:t], v[:, :, start:t], seen.swapaxes(1, 2)),
-        Memory(k[:, :, t:], v[:, :, t:], alone),
+        KeyValues(k[:, :, start:t], v[:, :, start:t], seen.swapaxes(1, 2)),
+        KeyValues(k[:, :, t:], v[:, :, t:], alone),
     ]
     mixed = [
         attention(q[:, :, :t], others),

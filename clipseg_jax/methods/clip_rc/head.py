@@ -17,9 +17,9 @@ from jax import Array
 from clipseg_jax.core.modules import Keys
 from clipseg_jax.methods.clip_rc.encoder import Encoding
 from clipseg_jax.models.initializers import torch_uniform
-from clipseg_jax.ops.attention import Memory, attention, join_heads, split_heads
+from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
 from clipseg_jax.ops.dropout import dropout
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 # Published: PyTorch's defaults, for the head's own initialisation is never called. Intended, and in
@@ -59,7 +59,7 @@ class CrossAttention(nnx.Module):
         q, k, v = (
             split_heads(made, self.heads) for made in (self.q(x), self.k(memory), self.v(memory))
         )
-        mixed = attention(q, [Memory(k, v, bias)], rate=rate, key=key)
+        mixed = attention(q, [KeyValues(k, v, bias)], rate=rate, key=key)
         return self.proj(join_heads(mixed))
 
 
@@ -123,38 +123,39 @@ class RecoveryDecoder(nnx.Module):
         self.linear_k_out = _linear(width, width, "intended", rngs)
 
     def __call__(
-        self, queries: Array, laterals: Array, key: Array | None = None
+        self, queries: Array, image_tokens: Array, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Queries (b, m, e) and laterals (b, n, e) -> (b, m, 2e) and (b, n, e)."""
-        queries, laterals = rounds(
+        """Queries (b, m, e) and image tokens (b, n, e) -> (b, m, 2e) and (b, n, e)."""
+        queries, image_tokens = run_decoder(
             self.decouple_q,
             self.decouple_v,
             self.linear_q_in(queries),
-            self.linear_k_in(laterals),
+            self.linear_k_in(image_tokens),
             key=key,
         )
-        return self.linear_q_out(queries), self.linear_k_out(laterals)
+        return self.linear_q_out(queries), self.linear_k_out(image_tokens)
 
 
-def rounds(
+def run_decoder(
     of_queries: Sequence[DecoderLayer],
-    of_laterals: Sequence[DecoderLayer],
+    of_image: Sequence[DecoderLayer],
     queries: Array,
-    laterals: Array,
+    image_tokens: Array,
     bias: Array | None = None,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Queries (b, m, e) and laterals (b, n, e) after looking at each other, round by round.
+    """Queries (b, m, e) and image tokens (b, n, e) after blocks of attention to each other.
 
-    In each round both see the other as it was before; `bias` (b, 1, n) hides laterals of padding.
+    In each block both attend to the other's state before it; `bias` (b, 1, n) masks image tokens
+    of the padding.
     """
-    for i, (q, v) in enumerate(zip(of_queries, of_laterals, strict=True)):
+    for i, (q, v) in enumerate(zip(of_queries, of_image, strict=True)):
         ours = [None if key is None else jax.random.fold_in(key, 2 * i + j) for j in (0, 1)]
-        queries, laterals = (
-            q(queries, laterals, bias, ours[0]),
-            v(laterals, queries, None, ours[1]),
+        queries, image_tokens = (
+            q(queries, image_tokens, bias, ours[0]),
+            v(image_tokens, queries, None, ours[1]),
         )
-    return queries, laterals
+    return queries, image_tokens
 
 
 class Decoded(NamedTuple):
@@ -162,7 +163,7 @@ class Decoded(NamedTuple):
 
     logits: Array  # (b, hp, wp, c), 0 in the padding
     queries: Array  # (b, r * r * c, e)
-    laterals: Array  # (b, hp * wp, e)
+    image_tokens: Array  # (b, hp * wp, e)
     query_inputs: Array  # (b, r * r * c, 2e), what recovery is to make again of the queries
 
 
@@ -173,7 +174,7 @@ class QueryHead(nnx.Module):
         self,
         width: int,
         *,
-        rounds: int,
+        blocks: int,
         heads: int,
         hidden: int,
         dropout: float,
@@ -190,13 +191,13 @@ class QueryHead(nnx.Module):
                 rngs = Keys(key)
                 return DecoderLayer(width, heads, hidden, dropout, init, rngs=rngs)  # type: ignore[arg-type]
 
-            keys = [key] * rounds if init == "reference" else jax.random.split(key, rounds)
+            keys = [key] * blocks if init == "reference" else jax.random.split(key, blocks)
             return nnx.List(make(one) for one in keys)
 
         self.q_proj = _linear(2 * width, width, init, rngs)
         self.lateral_proj = _linear(3 * width, width, init, rngs)
         self.decoder_q, self.decoder_v = copies(init), copies(init)
-        if init == "intended":  # the perceptrons of laterals begin by adding nothing
+        if init == "intended":  # the perceptrons of image tokens begin by adding nothing
             for layer in self.decoder_v:
                 layer.linear2.kernel[...] = jnp.zeros_like(layer.linear2.kernel[...])
         self.recovery_decoder = RecoveryDecoder(width, heads, hidden, dropout, rngs=rngs)
@@ -208,22 +209,22 @@ class QueryHead(nnx.Module):
         query_inputs = region_queries(encoding, text)
         real, bias = None, None
         if encoding.grids is not None:
-            real = inside(encoding.grids, (hp, wp))
+            real = valid_mask(encoding.grids, (hp, wp))
             bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, _HIDDEN)
-        queries, laterals = rounds(
+        queries, image_tokens = run_decoder(
             self.decoder_q,
             self.decoder_v,
             self.q_proj(query_inputs),
-            self.lateral_proj(lateral_inputs(encoding)),
+            self.lateral_proj(image_token_inputs(encoding)),
             bias,
             key,
         )
         # The mean over regions of products is the product of the mean.
         mean = jnp.mean(queries.reshape(b, -1, c, queries.shape[-1]), axis=1)
-        logits = jnp.einsum("bne,bce->bnc", laterals, mean).reshape(b, hp, wp, c)
+        logits = jnp.einsum("bne,bce->bnc", image_tokens, mean).reshape(b, hp, wp, c)
         if real is not None:
             logits = jnp.where(real[..., None], logits, 0)
-        return Decoded(logits, queries, laterals, query_inputs)
+        return Decoded(logits, queries, image_tokens, query_inputs)
 
 
 def region_queries(encoding: Encoding, text: Array) -> Array:
@@ -234,7 +235,7 @@ def region_queries(encoding: Encoding, text: Array) -> Array:
     return jnp.concatenate([seen, jnp.broadcast_to(text, seen.shape)], -1).reshape(b, -1, 2 * e)
 
 
-def lateral_inputs(encoding: Encoding) -> Array:
+def image_token_inputs(encoding: Encoding) -> Array:
     """What answers: (b, hp * wp, 3e) of region, image and patch."""
     patches, regions = encoding.patches, encoding.regions
     b, hp, wp, e = patches.shape

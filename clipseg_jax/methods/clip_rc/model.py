@@ -70,7 +70,7 @@ class CLIPRC(nnx.Module):
         )
         self.head = QueryHead(
             e,
-            rounds=cfg.rounds,
+            blocks=cfg.rounds,
             heads=cfg.heads,
             hidden=cfg.hidden,
             dropout=cfg.dropout,

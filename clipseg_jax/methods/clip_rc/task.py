@@ -17,7 +17,7 @@ from clipseg_jax.core.optim import Group, OptimConfig
 from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.ops.cross_entropy import IGNORED
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, inside, network_input
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, valid_mask
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
@@ -122,7 +122,7 @@ def loss(
     counted = None
     if cfg.setting == "transductive":
         if cfg.unlabelled == "hidden":
-            real = inside(batch["image_size"], (labels.shape[1], labels.shape[2]))
+            real = valid_mask(batch["image_size"], (labels.shape[1], labels.shape[2]))
             labels = jnp.where(real & (labels == IGNORED), UNSEEN, labels)
         began = step >= cfg.self_training_step
         labels = jnp.where(began, self_labelled(decoded.logits, labels, cfg.seen), labels)
@@ -134,13 +134,13 @@ def loss(
         "loss_dice": cfg.dice_weight * masks.dice,
     }
     if cfg.recovery_weight:
-        queries, laterals = model.head.recovery_decoder(
-            decoded.queries, decoded.laterals, key=keys[2]
+        queries, image_tokens = model.head.recovery_decoder(
+            decoded.queries, decoded.image_tokens, key=keys[2]
         )
-        patches = encoding.patches.reshape(laterals.shape)
+        patches = encoding.patches.reshape(image_tokens.shape)
         parts |= {
             "recovery_loss_q": cfg.recovery_weight * recovery_loss(queries, decoded.query_inputs),
-            "recovery_loss_k": cfg.recovery_weight * recovery_loss(laterals, patches),
+            "recovery_loss_k": cfg.recovery_weight * recovery_loss(image_tokens, patches),
         }
     return jnp.sum(jnp.stack([*parts.values()])), parts | {"pixel_accuracy": masks.accuracy}
 

@@ -17,8 +17,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
-from clipseg_jax.ops.image import inside
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
+from clipseg_jax.ops.image import valid_mask
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removed
 _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
@@ -99,7 +99,7 @@ def _dense_resnet(
 
 
 def _real(grids: Array | None, b: int, grid: tuple[int, int]) -> Array:
-    return jnp.ones((b, *grid), bool) if grids is None else inside(grids, grid)
+    return jnp.ones((b, *grid), bool) if grids is None else valid_mask(grids, grid)
 
 
 def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array:
@@ -108,7 +108,7 @@ def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array
     Cosines without temperature; after key smoothing (smoothed) probabilities. Zero in the padding.
     """
     real = dense.real[..., None]
-    logits = jnp.where(real, unit(dense.features) @ text_embeddings.T, 0)
+    logits = jnp.where(real, l2_normalize(dense.features) @ text_embeddings.T, 0)
     if cfg.pd_thresh > 0:
         logits = denoise_prompts(logits, dense.real, cfg.pd_thresh)
     if cfg.ks_thresh > 0:

@@ -15,10 +15,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.methods.maskclip.model import Dense, dense_features, text_rows
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, unit
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
 from clipseg_jax.models.deeplab import DeepLab, DeepLabV3Plus
 from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 
 Decoder = Literal["deeplabv2", "deeplabv3plus"]
 Student = DeepLab | DeepLabV3Plus
@@ -97,7 +97,7 @@ class MaskCLIPPlus(nnx.Module):
         text = self.text_embeddings[...]
         if self.background_embedding is None:
             return text
-        return jnp.concatenate([unit(self.background_embedding[...]), text])
+        return jnp.concatenate([l2_normalize(self.background_embedding[...]), text])
 
     def classify(self, features: Array) -> Array:
         """Student features (b, g, k, e), not normalised -> logits (b, g, k, classes)."""
@@ -114,4 +114,4 @@ class MaskCLIPPlus(nnx.Module):
         `sizes` (b, 2): the real pixels of padded images; the logits are 0 beyond.
         """
         logits = self.classify(self.student(images, sizes, train=False))
-        return hide(logits, None if sizes is None else self.student.grid_sizes(sizes))
+        return mask_padding(logits, None if sizes is None else self.student.grid_sizes(sizes))

@@ -16,13 +16,13 @@ from jax import Array
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
-from clipseg_jax.models.clip import unit
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.cross_entropy import (
     IGNORED,
     upsampled_cross_entropy_and_accuracy,
     upsampled_l1,
 )
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, inside, network_input
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, valid_mask
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
@@ -59,7 +59,7 @@ class MaskCLIPPlusConfig:
 PUBLISHED = MaskCLIPPlusConfig()
 
 
-class Seen(NamedTuple):
+class Targets(NamedTuple):
     """What the loss sees of a batch."""
 
     features: Array  # (b, g, k, e) of the student
@@ -90,7 +90,7 @@ def build(model: MaskCLIPPlus, cfg: MaskCLIPPlusConfig = PUBLISHED) -> Task:
         predict=lambda model, images, sizes: model(images, sizes),
         grid_size=model.student.grid_sizes,
         trainable=trainable,
-        loss=lambda model, batch, key, step: loss(look(model, batch, step, cfg), cfg),
+        loss=lambda model, batch, key, step: loss(teacher_targets(model, batch, step, cfg), cfg),
     )
 
 
@@ -112,9 +112,9 @@ def _check(model: MaskCLIPPlus, cfg: MaskCLIPPlusConfig) -> None:
         raise ValueError(f"unlabelled_classes {wrong}: the model has {model.classes} classes")
 
 
-def look(
+def teacher_targets(
     model: MaskCLIPPlus, batch: dict[str, Array], step: Array, cfg: MaskCLIPPlusConfig
-) -> Seen:
+) -> Targets:
     """The student's view of a batch, and the labels of it; moves the batch statistics."""
     images = network_input(batch["image"], batch["image_size"], cfg.mean, cfg.std)
     features = model.student(images, train=True)
@@ -122,17 +122,17 @@ def look(
     labels = given_labels(model, batch, cfg)
     if cfg.distill:
         at = labels != IGNORED if cfg.distill_labelled else labels == UNLABELLED
-        distilled = unit(model.teach(images).features)
-        return Seen(features, logits, _without(labels), distilled, at)
+        distilled = l2_normalize(model.teach(images).features)
+        return Targets(features, logits, _without(labels), distilled, at)
     labels = found_labels(model, images, features, labels, step, cfg)
-    return Seen(features, logits, labels, None, None)
+    return Targets(features, logits, labels, None, None)
 
 
 def given_labels(model: MaskCLIPPlus, batch: dict[str, Array], cfg: MaskCLIPPlusConfig) -> Array:
     """The batch's labels (b, h, w); what is no class of the model's is ignored."""
     labels = batch["label"]
     if not cfg.use_gt_ignore:
-        real = inside(batch["image_size"], (labels.shape[1], labels.shape[2]))
+        real = valid_mask(batch["image_size"], (labels.shape[1], labels.shape[2]))
         labels = jnp.where(real & (labels == IGNORED), UNLABELLED, labels)
     return jnp.where(labels >= model.classes, IGNORED, labels)
 
@@ -196,7 +196,7 @@ def _without(labels: Array) -> Array:
     return jnp.where(labels == UNLABELLED, IGNORED, labels)
 
 
-def loss(seen: Seen, cfg: MaskCLIPPlusConfig) -> tuple[Array, Metrics]:
+def loss(seen: Targets, cfg: MaskCLIPPlusConfig) -> tuple[Array, Metrics]:
     """Cross entropy over ALL pixels, ignored ones as 0, and the distillation's term.
 
     Metrics by the published names; `acc_seg` is in percent, of all pixels.

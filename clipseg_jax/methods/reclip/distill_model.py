@@ -12,13 +12,13 @@ from jax import Array
 
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet, cosines
 from clipseg_jax.methods.reclip.model import ReCLIP, ReferenceRows
-from clipseg_jax.models.clip import unit
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.ops.image import hide, inside
+from clipseg_jax.ops.image import mask_padding, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 
-class Taught(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """What the teacher says of images, on its grid."""
 
     features: Array  # (b, hp, wp, e), not normalised
@@ -45,7 +45,7 @@ class Distillation(nnx.Module):
         self.teacher = teacher
         self.logit_scale = nnx.Param(jnp.asarray(math.log(100.0), jnp.float32))
 
-    def teach(self, images: Array, *, train: bool) -> Taught:
+    def teach(self, images: Array, *, train: bool) -> TeacherOutputs:
         """Normalised images (b, h, w, 3) through the teacher, without gradients.
 
         `train`: its batch norms use and record the statistics of this batch, as published; else
@@ -59,13 +59,13 @@ class Distillation(nnx.Module):
             # Published with the positions repeated for each image, which only the unbiased
             # variance notices.
             positional = head.positional(
-                frozen.positions, train=train, over="batch", copies=images.shape[0]
+                frozen.positions, train=train, stats_over="batch", num_copies=images.shape[0]
             )
             logits = frozen.query - (cosines(frozen.features, reference) + positional)
         else:
             rectified = frozen.query - head.bias(frozen.positions, reference)
-            logits = head.decode(frozen.features, rectified, train=train, over="batch")
-        return Taught(*jax.lax.stop_gradient((raw, frozen.query, logits)))
+            logits = head.decode(frozen.features, rectified, train=train, stats_over="batch")
+        return TeacherOutputs(*jax.lax.stop_gradient((raw, frozen.query, logits)))
 
     def classify(
         self,
@@ -86,11 +86,11 @@ class Distillation(nnx.Module):
         grid = (features.shape[1], features.shape[2])
         grids = None if sizes is None else self.student.grid_sizes(sizes)
         if not isinstance(head, BiasDecoder):
-            return hide(cosines(features, text - reference), grids)
+            return mask_padding(cosines(features, text - reference), grids)
         rectified = cosines(features, text) - self._bias(head, shape, grid, sizes)
-        real = None if grids is None else inside(grids, grid)
-        logits = head.decode(features, rectified, train=train, over="batch", real=real)
-        return hide(logits, grids)
+        real = None if grids is None else valid_mask(grids, grid)
+        logits = head.decode(features, rectified, train=train, stats_over="batch", real=real)
+        return mask_padding(logits, grids)
 
     def _bias(
         self, head: BiasDecoder, shape: tuple[int, int], grid: tuple[int, int], sizes: Array | None
@@ -117,6 +117,6 @@ class Distillation(nnx.Module):
 
 
 def _unit(x: Array) -> Array:
-    """`unit`, but 0 where all is 0: after a ReLU that happens, and 0 / 0 would end a training."""
+    """`l2_normalize`, but 0 where all is 0, as after a ReLU: 0 / 0 would end a training."""
     silent = jnp.all(x == 0, axis=-1, keepdims=True)
-    return jnp.where(silent, 0, unit(jnp.where(silent, 1, x)))
+    return jnp.where(silent, 0, l2_normalize(jnp.where(silent, 1, x)))

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.methods.reclip.distill_model import Distillation, Taught
+from clipseg_jax.methods.reclip.distill_model import Distillation, TeacherOutputs
 from clipseg_jax.methods.reclip.loss import tagged_cross_entropy
 from clipseg_jax.methods.reclip.model import ReCLIP, ReferenceRows, filter_classes, frozen_reference
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.ops.cross_entropy import IGNORED, upsampled_cross_entropy, upsampled_l1
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, inside, network_input
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, valid_mask
 from clipseg_jax.ops.upsample import class_pools, upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
@@ -84,7 +84,7 @@ def _start_anew(head: nnx.Module) -> None:
 def predict(model: Distillation, images: Array, sizes: Array, cfg: DistillConfig) -> Array:
     """The student's logits (b, gh, gw, c), classes filtered, 0 in the padding."""
     logits = model(images, sizes)
-    real = inside(model.student.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
+    real = valid_mask(model.student.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
     logits = filter_classes(logits, real, cfg.test_scale, cfg.test_thresh)
     return jnp.where(real[..., None], logits, 0)
 
@@ -116,7 +116,9 @@ def teacher_labels(logits: Array, labels: Array, cfg: DistillConfig) -> Array:
     return jnp.where(labels == UNLABELLED, upsampled_argmax(logits, size), labels)
 
 
-def feature_loss(model: Distillation, features: Array, taught: Taught, labels: Array) -> Array:
+def feature_loss(
+    model: Distillation, features: Array, taught: TeacherOutputs, labels: Array
+) -> Array:
     """L1 between the student's features (b, gh, gw, e) and CLIP's, both at full size.
 
     ReCLIP averages over labelled pixels, ReCLIP++ over all, as published.

@@ -35,7 +35,7 @@ def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
     )
 
 
-def only(x: Array, real: Array | None) -> Array:
+def apply_mask(x: Array, real: Array | None) -> Array:
     """`x` (b, hp, wp, d), zero in the padding: as a convolution sees the border of an image."""
     return x if real is None else jnp.where(real[..., None], x, 0)
 
@@ -55,8 +55,8 @@ class PositionNet(nnx.Module):
         positions: Array,
         *,
         train: bool,
-        over: Over = "batch",
-        copies: int = 1,
+        stats_over: Over = "batch",
+        num_copies: int = 1,
         real: Array | None = None,
     ) -> Array:
         """Positions (1 or b, hp, wp, d) -> their own logits (1 or b, hp, wp, c), at least 0.
@@ -69,8 +69,8 @@ class PositionNet(nnx.Module):
             (self.conv2, self.norm2),
             (self.conv3, self.norm3),
         ):
-            x = conv(only(x, real))
-            x = nnx.relu(norm(x, train=train, over=over, copies=copies))
+            x = conv(apply_mask(x, real))
+            x = nnx.relu(norm(x, train=train, stats_over=stats_over, num_copies=num_copies))
         return x
 
     def __call__(
@@ -81,7 +81,7 @@ class PositionNet(nnx.Module):
         reference: Array,
         *,
         train: bool,
-        over: Over = "image",
+        stats_over: Over = "image",
         real: Array | None = None,
     ) -> Array:
         """Rectified logits (b, hp, wp, c).
@@ -89,12 +89,14 @@ class PositionNet(nnx.Module):
         Args:
           features: (b, hp, wp, e) unit; query: (b, hp, wp, c) their cosines with the class texts.
           positions: (1 or b, hp, wp, d); reference: (c, e).
-          over: what the batch norms take statistics over, see BatchNorm. With one position map
-            for the batch, "batch" counts it once, "image" once for each image.
+          stats_over: what the batch norms take statistics over, see BatchNorm. With one position
+            map for the batch, "batch" counts it once, "image" once for each image.
           real: (b, hp, wp) bool, False in the padding of a bucket; None: there is none.
         """
-        copies = features.shape[0] // positions.shape[0] if over == "image" else 1
-        positional = self.positional(positions, train=train, over=over, copies=copies, real=real)
+        num_copies = features.shape[0] // positions.shape[0] if stats_over == "image" else 1
+        positional = self.positional(
+            positions, train=train, stats_over=stats_over, num_copies=num_copies, real=real
+        )
         return query - (cosines(features, reference) + positional)
 
 
@@ -117,12 +119,14 @@ class BiasDecoder(nnx.Module):
         rectified: Array,
         *,
         train: bool,
-        over: Over = "image",
+        stats_over: Over = "image",
         real: Array | None = None,
     ) -> Array:
         """Features (b, hp, wp, e) and rectified logits (b, hp, wp, c) -> logits (b, hp, wp, c)."""
         x = jnp.concatenate([features, rectified], axis=-1)
-        return self.decoder_norm(self.decoder_conv(only(x, real)), train=train, over=over)
+        return self.decoder_norm(
+            self.decoder_conv(apply_mask(x, real)), train=train, stats_over=stats_over
+        )
 
     def __call__(
         self,
@@ -132,9 +136,9 @@ class BiasDecoder(nnx.Module):
         reference: Array,
         *,
         train: bool,
-        over: Over = "image",
+        stats_over: Over = "image",
         real: Array | None = None,
     ) -> Array:
         """Rectified logits (b, hp, wp, c); arguments as `PositionNet`'s."""
         rectified = query - self.bias(positions, reference)
-        return self.decode(features, rectified, train=train, over=over, real=real)
+        return self.decode(features, rectified, train=train, stats_over=stats_over, real=real)

@@ -21,13 +21,13 @@ from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.maskclip.model import denoise_prompts, dense_features, text_rows
-from clipseg_jax.methods.reclip.heads import BiasDecoder, Over, PositionNet, cosines, only
+from clipseg_jax.methods.reclip.heads import BiasDecoder, Over, PositionNet, apply_mask, cosines
 from clipseg_jax.models.clip import (
     ModifiedResNet,
     TextTransformer,
     Tokenizer,
     VisionTransformer,
-    unit,
+    l2_normalize,
 )
 from clipseg_jax.models.clip.transformer import Activation, Attention
 
@@ -213,7 +213,7 @@ class ReCLIP(nnx.Module):
 
     def compare(self, raw: Array, real: Array, sizes: Array | None = None) -> Frozen:
         """`dense`, from what `raw_features` made."""
-        features = unit(raw)
+        features = l2_normalize(raw)
         query = cosines(features, self.text_embeddings[...])
         grid = real.shape[1], real.shape[2]
         grids = None if sizes is None else self.visual.grid_sizes(sizes)
@@ -236,10 +236,10 @@ class ReCLIP(nnx.Module):
             positions,
             self.reference(),
             train=train,
-            over=self.cfg.norm_over,
+            stats_over=self.cfg.norm_over,
             real=real if padded else None,
         )
-        return only(logits, real)
+        return apply_mask(logits, real)
 
     def __call__(self, images: Array, sizes: Array | None = None, *, train: bool = False) -> Array:
         """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `rectify`."""

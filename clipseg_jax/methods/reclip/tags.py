@@ -22,9 +22,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.models.clip import CLIP, unit
+from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.preprocess import resize_and_crop
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.ops.pillow import pillow_bicubic
 
 
@@ -98,8 +98,8 @@ class Classifier:
 
         @jax.jit
         def logits(state: nnx.State, rows: Array, crops: Array) -> Array:
-            pixels = normalise(pillow_bicubic(crops, self.image_px), CLIP_MEAN, CLIP_STD)
-            features = unit(nnx.merge(graph, state)(pixels)[0].astype(jnp.float32))
+            pixels = normalize(pillow_bicubic(crops, self.image_px), CLIP_MEAN, CLIP_STD)
+            features = l2_normalize(nnx.merge(graph, state)(pixels)[0].astype(jnp.float32))
             return jnp.matmul(features, rows.T, precision="highest")
 
         self._logits = logits

@@ -18,11 +18,11 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.models.clip import VisionTransformer, unit
+from clipseg_jax.models.clip import VisionTransformer, l2_normalize
 from clipseg_jax.ops.affinity import patch_affinity
-from clipseg_jax.ops.cam import box_masks, scale_to_unit
+from clipseg_jax.ops.cam import box_masks, min_max_normalize
 from clipseg_jax.ops.components import bounding_box
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
 from clipseg_jax.ops.resize import resize_matrix
 
 _HIDDEN = -1000.0  # added to the class token's scores of patches outside the object
@@ -104,14 +104,14 @@ class TagCLIP(nnx.Module):
         self.cfg = cfg
         self.classes = len(rows[0])
         self.visual = visual
-        self.rows = nnx.Param(unit(jnp.concatenate(rows)))
+        self.rows = nnx.Param(l2_normalize(jnp.concatenate(rows)))
 
     def __call__(self, images: Array, sizes: Array, real: Array | None = None) -> Tags:
         """Tags of uint8 RGB images (b, h, w, 3) that were resized to whole patches.
 
         `real` (b,) bool leaves out images that only fill the batch: no second look at them.
         """
-        pixels = normalise(images, CLIP_MEAN, CLIP_STD)
+        pixels = normalize(images, CLIP_MEAN, CLIP_STD)
         shape = self.visual.grid_shape(images.shape[1], images.shape[2])
         local = self.local(pixels, sizes)
         scores, candidates = self.candidates(local.refined, local.grids, shape)
@@ -134,15 +134,15 @@ class TagCLIP(nnx.Module):
         out[f"map{layers - 1}"] = last.attn.mix_and_map(q, k, v, bias)[1]
         x = x + last.attn.out_proj(v)
         x = visual.ln_post(x + last.mlp(last.ln_2(x)))
-        features = unit((x @ visual.proj[...]).astype(jnp.float32))
+        features = l2_normalize((x @ visual.proj[...]).astype(jnp.float32))
 
         grids = visual.grid_sizes(sizes)
-        cells = inside(grids, shape)
+        cells = valid_mask(grids, shape)
         real = cells.reshape(cells.shape[0], -1)
         affinity = self._affinity([out[f"map{i}"] for i in range(layers)], real)
         coarse = jnp.where(real[..., None], jax.nn.softmax(self._logits(features[:, 1:])), 0.0)
         spread = jnp.matmul(affinity, coarse, precision="highest")
-        maps = scale_to_unit(_maps(spread, shape), cells, epsilon=0.0)
+        maps = min_max_normalize(_maps(spread, shape), cells, epsilon=0.0)
         count = jnp.sum(real, axis=1)[:, None]
         boxes = box_masks(maps, grids, jnp.sum(maps, axis=(2, 3)) / count)
         boxed = jnp.where(boxes.reshape(*boxes.shape[:2], -1).swapaxes(1, 2), coarse, 0.0)
@@ -170,7 +170,7 @@ class TagCLIP(nnx.Module):
         self, refined: Array, grids: Array, shape: tuple[int, int]
     ) -> tuple[Array, Array]:
         """Best score (b, c) of each class, and which classes stand out (b, c) among all names."""
-        real = inside(grids, shape).reshape(refined.shape[0], -1, 1)
+        real = valid_mask(grids, shape).reshape(refined.shape[0], -1, 1)
         low = jnp.min(jnp.where(real, refined, jnp.inf), axis=(1, 2))[:, None]
         best = jnp.max(jnp.where(real, refined, -jnp.inf), axis=1)
         scores, top = best[:, : self.classes], jnp.max(best, axis=1, keepdims=True)
@@ -193,7 +193,7 @@ class TagCLIP(nnx.Module):
         b, classes = scores.shape
         size = min(self.cfg.crops_at_once, b * classes)
         maps = _maps(refined[..., :classes], shape)
-        objects = scale_to_unit(maps, inside(grids, shape), epsilon=0.0) > 0.5
+        objects = min_max_normalize(maps, valid_mask(grids, shape), epsilon=0.0) > 0.5
         boxes = bounding_box(objects)  # (b, c, 4)
         ends = jnp.minimum(boxes[..., 2:], grids[:, None] - 1)
         boxes = jnp.concatenate([boxes[..., :2], ends], axis=-1)
@@ -257,7 +257,7 @@ class TagCLIP(nnx.Module):
         bias = jnp.where(tokens[:, None] == 0, hidden[:, None], 0.0)[:, None]  # (m, 1, t, t)
         x, _ = self.visual.embed(crops)
         x, _ = self.visual.transformer(x, bias)
-        return jax.nn.softmax(self._logits(unit(self.visual.pool(x).astype(jnp.float32))))
+        return jax.nn.softmax(self._logits(l2_normalize(self.visual.pool(x).astype(jnp.float32))))
 
 
 def _maps(scores: Array, shape: tuple[int, int]) -> Array:

@@ -17,7 +17,7 @@ from jax import Array
 
 from clipseg_jax.models.clip.transformer import Transformer
 from clipseg_jax.models.initializers import torch_linear, torch_uniform
-from clipseg_jax.ops.image import hide
+from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.wavelet import depthwise, haar, inverse_haar
 
 _SIDE = 3  # of the wavelet block's depthwise kernels
@@ -150,7 +150,7 @@ class Decoder(nnx.Module):
         x, _ = self.transformer(fused, bias)
         x = x.reshape(x.shape[0], *shape, -1)
         if self.wavelet is not None:
-            x = self.wavelet(hide(x, grids))
+            x = self.wavelet(mask_padding(x, grids))
         return self.classifier(x)
 
 

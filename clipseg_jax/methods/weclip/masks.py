@@ -30,7 +30,7 @@ from clipseg_jax.methods.weclip.build import inference, load_trained
 from clipseg_jax.methods.weclip.image_labels import tagged_examples
 from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.methods.weclip.task import pseudo_labels
-from clipseg_jax.ops.image import normalise
+from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.stages.data import find_dataset
 from input_pipeline.batches import evaluation as pipeline
@@ -68,7 +68,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     def label(state: Any, batch: dict[str, jax.Array], shape: tuple[int, int]) -> jax.Array:
         model: WeCLIP = nnx.merge(graph, state)
         sizes = batch["image_size"], batch["network_size"]
-        images = resize_within(normalise(batch["image"], mean, std), *sizes, shape)
+        images = resize_within(normalize(batch["image"], mean, std), *sizes, shape)
         size = batch["image"].shape[1], batch["image"].shape[2]
         found = pseudo_labels(
             model, images, batch["tags"], size=size, sizes=sizes[1], label_sizes=sizes[0]

@@ -23,9 +23,9 @@ from clipseg_jax.methods.clip_es.model import CLIPES, CAMs, CLIPESConfig, Encodi
 from clipseg_jax.methods.weclip.head import Decoded, Head, affinity
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.ops.affinity import chosen_weights, patch_affinity
-from clipseg_jax.ops.cam import activation_maps, enlarge, scale_to_unit
+from clipseg_jax.ops.cam import activation_maps, min_max_normalize, upsample
 from clipseg_jax.ops.canny import add_edges
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.par import PUBLISHED as PUBLISHED_PAR
 from clipseg_jax.ops.par import PARConfig, diffuse, neighbour_weights
 from clipseg_jax.ops.resize import resize
@@ -111,7 +111,7 @@ class WeCLIP(nnx.Module):
         if made != (classes, last):
             raise ValueError(
                 f"a head of {made[0]} classes on {made[1]} blocks, where {classes} classes, with "
-                f"the background, on {last} blocks are due; make it with `tasks.weclip.initial`"
+                f"the background, on {last} blocks are due; make it with weclip.task.initial"
             )
         self.head = head
         self.cfg = cfg
@@ -128,7 +128,7 @@ class WeCLIP(nnx.Module):
         x, out = visual.transformer(x, bias, stop=-1, read=[*blocks, *read])
         grids = visual.grid_sizes(sizes)
         shape = visual.grid_shape(images.shape[1], images.shape[2])
-        real = inside(grids, shape).reshape(len(images), -1)
+        real = valid_mask(grids, shape).reshape(len(images), -1)
         return Features(
             layers=tuple(out[name][:, 1:] for name in blocks),
             tokens=x,
@@ -147,7 +147,7 @@ class WeCLIP(nnx.Module):
         """Logits (b, hp, wp, classes), background first; 0 outside each image's own grid."""
         features = self.encode(images, sizes, maps=False)
         logits = self.decode(features).logits
-        return jnp.where(inside(features.grids, features.shape)[..., None], logits, 0)
+        return jnp.where(valid_mask(features.grids, features.shape)[..., None], logits, 0)
 
     def label(
         self,
@@ -177,7 +177,7 @@ class WeCLIP(nnx.Module):
             features.shape,
         )
         spreading = self.combine((*features.maps, found.affinity), affinity(fused), late)
-        cam = activation_maps(found.raw, inside(features.grids, features.shape))
+        cam = activation_maps(found.raw, valid_mask(features.grids, features.shape))
         if self.cfg.edge == "scaled":
             cam = add_edges(cam)
         cams = self.clip.propagate(cam, spreading, features.grids)
@@ -220,7 +220,7 @@ class WeCLIP(nnx.Module):
         weights = neighbour_weights(images, cfg, sizes)
         # Slot 0 is the background; absent classes stay 0, and padding fills up the last group.
         rest = -(k + 1) % _AT_ONCE
-        maps = scale_to_unit(refined, inside(grids, (hp, wp)))
+        maps = min_max_normalize(refined, valid_mask(grids, (hp, wp)))
         maps = jnp.pad(maps, ((0, 0), (1, rest), (0, 0), (0, 0)))
         ids = jnp.pad(classes + 1, ((0, 0), (1, rest)))
         there = jnp.pad(real, ((0, 0), (1, 0)), constant_values=True)
@@ -231,7 +231,7 @@ class WeCLIP(nnx.Module):
             return jax.lax.dynamic_slice_in_dim(x, i * _AT_ONCE, _AT_ONCE, axis=1)
 
         def full(i: Array) -> Array:
-            return enlarge(part(maps, i), grids, filled, size)
+            return upsample(part(maps, i), grids, filled, size)
 
         top = jax.lax.fori_loop(
             0,

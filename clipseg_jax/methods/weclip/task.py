@@ -20,7 +20,7 @@ from clipseg_jax.methods.weclip.model import VOC, WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.ops.cross_entropy import IGNORED, upsampled_balanced_cross_entropy
 from clipseg_jax.ops.dropout import dropout
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.task import Metrics, Task
 
@@ -116,7 +116,7 @@ def loss(
 
     All means are over the whole batch handed in, on all devices.
     """
-    images = normalise(batch["image"], cfg.mean, cfg.std)
+    images = normalize(batch["image"], cfg.mean, cfg.std)
     b, h, w, _ = images.shape
     features = model.encode(images, jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)))
     sizes = model.head.cfg

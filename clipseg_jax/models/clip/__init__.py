@@ -1,6 +1,6 @@
 """The one CLIP that every system here builds on."""
 
-from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, unit
+from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, l2_normalize
 from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
 from clipseg_jax.models.clip.text import TextConfig, TextTransformer
 from clipseg_jax.models.clip.tokenizer import Tokenizer
@@ -16,5 +16,5 @@ __all__ = [
     "Tokenizer",
     "ViTConfig",
     "VisionTransformer",
-    "unit",
+    "l2_normalize",
 ]

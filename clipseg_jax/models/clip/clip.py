@@ -134,11 +134,11 @@ class CLIP(nnx.Module):
 
     def __call__(self, images: Array, ids: Array) -> Array:
         """Normalised images (b, h, w, 3) and token ids (n, t) -> scaled cosines (b, n)."""
-        image_features = unit(self.visual(images)[0])
-        text_features = unit(self.text(ids))
+        image_features = l2_normalize(self.visual(images)[0])
+        text_features = l2_normalize(self.text(ids))
         return jnp.exp(self.logit_scale[...]) * image_features @ text_features.T
 
 
-def unit(x: Array) -> Array:
+def l2_normalize(x: Array) -> Array:
     """`x` divided by its L2 norm along the last axis (no epsilon, as the original)."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from clipseg_jax.ops.image import hide, inside
+from clipseg_jax.ops.image import mask_padding, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 
@@ -84,7 +84,7 @@ class Bottleneck(nnx.Module):
     def __call__(self, x: Array, sizes: Array | None = None) -> Array:
         """Feature maps (b, h, w, c_in) -> (b, h // stride, w // stride, 4 * planes)."""
         out = nnx.relu(self.bn1(self.conv1(x)))
-        out = nnx.relu(self.bn2(self.conv2(hide(out, sizes))))
+        out = nnx.relu(self.bn2(self.conv2(mask_padding(out, sizes))))
         out = self.bn3(self.conv3(_average_pool(out, self.stride)))
         if len(self.downsample):
             conv, norm = self.downsample
@@ -130,7 +130,7 @@ class AttentionPool(nnx.Module):
         No position embedding is added yet. The mask (b, 1 + h*w) is true where a token is real.
         """
         b, h, w, d = x.shape
-        real = jnp.ones((b, h, w), bool) if sizes is None else inside(sizes, (h, w))
+        real = jnp.ones((b, h, w), bool) if sizes is None else valid_mask(sizes, (h, w))
         flat, real = x.reshape(b, h * w, d), real.reshape(b, h * w)
         count = jnp.sum(real, axis=1, keepdims=True)[..., None]
         mean = jnp.sum(jnp.where(real[..., None], flat, 0), axis=1, keepdims=True) / count
@@ -189,11 +189,11 @@ class ModifiedResNet(nnx.Module):
 
         Also the real (rows, columns) (b, 2) of the last map; None when `sizes` is None.
         """
-        x = hide(images, sizes)
+        x = mask_padding(images, sizes)
         sizes = None if sizes is None else (sizes + 1) // 2
         x = nnx.relu(self.bn1(self.conv1(x)))
-        x = nnx.relu(self.bn2(self.conv2(hide(x, sizes))))
-        x = nnx.relu(self.bn3(self.conv3(hide(x, sizes))))
+        x = nnx.relu(self.bn2(self.conv2(mask_padding(x, sizes))))
+        x = nnx.relu(self.bn3(self.conv3(mask_padding(x, sizes))))
         x = _average_pool(x, 2)
         sizes = None if sizes is None else sizes // 2
         out = {"stem": x}

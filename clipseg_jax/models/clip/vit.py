@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.clip.transformer import Activation, Transformer
-from clipseg_jax.ops.image import inside
+from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 _MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
@@ -130,7 +130,7 @@ class VisionTransformer(nnx.Module):
         patch = self.cfg.patch_px
         pad = [(0, max(n * patch - side, 0)) for n, side in zip(grid, (h, w), strict=True)]
         if sizes is not None:
-            images = jnp.where(inside(sizes, (h, w))[..., None], images, 0)
+            images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
         images = jnp.pad(images, ((0, 0), *pad, (0, 0)))
         patches = self.conv1(images).astype(jnp.float32)
         tokens = patches.reshape(b, -1, self.cfg.width)
@@ -140,7 +140,7 @@ class VisionTransformer(nnx.Module):
             return self.ln_pre(tokens + self.positions(grid)), None
         grids = self.grid_sizes(sizes)
         tokens = self.ln_pre(tokens + self.positions(grid, grids))
-        real = inside(grids, grid).reshape(b, -1)
+        real = valid_mask(grids, grid).reshape(b, -1)
         real = jnp.concatenate([jnp.ones((b, 1), bool), real], axis=1)
         return tokens, jnp.where(real, 0.0, _MASKED)[:, None, None, :]
 

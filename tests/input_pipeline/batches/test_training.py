@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.batches.deeplab_views import scaled_view, training_at_scales
+from input_pipeline.batches.deeplab_views import multi_scale_crop, training_at_scales
 from input_pipeline.batches.training import training
 from input_pipeline.batches.transforms import random_view, sample_rng
 from input_pipeline.datasets import catalog as datasets
@@ -111,7 +111,9 @@ def test_rows_at_scales(world):
         for row, index in enumerate(batch["index"]):
             image = read_image(examples[index].image_path)
             label = read_label(examples[index].label_path)
-            view, ids = scaled_view(image, label, sample_rng(3, step // 2, int(index)), **AT_SCALES)
+            view, ids = multi_scale_crop(
+                image, label, sample_rng(3, step // 2, int(index)), **AT_SCALES
+            )
             np.testing.assert_array_equal(batch["image"][row], view)
             np.testing.assert_array_equal(batch["label"][row], ids)
             padding = (view == np.float32(AT_SCALES["colour"])).all(-1)
@@ -128,7 +130,7 @@ def test_views_at_scales_draw_as_published():
     sizes = []
     for seed in range(300):
         rng, own = sample_rng(seed, 0, 0), sample_rng(seed, 0, 0)
-        view, ids = scaled_view(image, label, rng, **AT_SCALES)
+        view, ids = multi_scale_crop(image, label, rng, **AT_SCALES)
         scale = AT_SCALES["scales"][own.randint(3)]
         height, width = max(int(50 * scale), 32), max(int(70 * scale), 40)
         top, left = own.randint(height - 32 + 1), own.randint(width - 40 + 1)
@@ -149,7 +151,7 @@ def test_views_at_scales_without_rounding():
     image, label = seeded.image(50, 70, 1), seeded.label_map(50, 70, 5, 1)
     recipe = {**AT_SCALES, "scales": (1.5,), "crop_hw": (75, 105)}
     rng = next(rng for seed in range(9) if (rng := sample_rng(seed, 0, 0)) and _unflipped(seed))
-    view, ids = scaled_view(image, label, rng, **recipe)
+    view, ids = multi_scale_crop(image, label, rng, **recipe)
     positions = [
         np.clip((np.arange(n) + 0.5) / 1.5 - 0.5, 0, m - 1) for n, m in ((75, 50), (105, 70))
     ]

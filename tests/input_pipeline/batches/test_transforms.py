@@ -45,7 +45,7 @@ def test_crop_larger_than_the_image_is_padded_later():
     label = seeded.label_map(90, 120, 5, 4)
     cropped, ids = transforms.random_crop(IMAGE, label, np.random.RandomState(0), (100, 64))
     assert cropped.shape == (90, 64, 3)
-    image, ids = transforms.pad(transforms.normalise(cropped), ids, (100, 64))
+    image, ids = transforms.pad(transforms.normalize(cropped), ids, (100, 64))
     assert (image[90:] == 0).all()
     assert (ids[90:] == 255).all()
 

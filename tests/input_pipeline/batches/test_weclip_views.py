@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.batches.transforms import sample_rng
-from input_pipeline.batches.weclip_views import boxes, placed_view, training_placed
+from input_pipeline.batches.weclip_views import boxes, random_placement_view, training_placed
 from input_pipeline.datasets import catalog as datasets
 from input_pipeline.datasets.images import read_image
 from tests import seeded
@@ -20,7 +20,7 @@ def test_a_view_step_by_step():
     image, label = seeded.image(30, 50, 1), seeded.label_map(30, 50, 5, 1)
     turned = padded = cropped = 0
     for seed in range(40):
-        view, ids = placed_view(image, label, sample_rng(seed, 0, 0), **RECIPE)
+        view, ids = random_placement_view(image, label, sample_rng(seed, 0, 0), **RECIPE)
         assert (view.shape, view.dtype) == ((32, 40, 3), np.uint8)
         assert (ids.shape, ids.dtype) == ((32, 40), np.uint8)
         rng = sample_rng(seed, 0, 0)
@@ -49,7 +49,7 @@ def test_a_view_step_by_step():
 
 
 def test_a_picture_smaller_than_a_pixel():
-    view, ids = placed_view(
+    view, ids = random_placement_view(
         np.full((1, 90, 3), 7, np.uint8), np.zeros((1, 90), np.int16), sample_rng(1, 0, 0),
         crop_hw=(16, 16), ratio_range=(0.1, 0.1),
     )  # fmt: skip
@@ -76,7 +76,7 @@ def test_batches(world):
             image = read_image(world.index("")[index].image_path)
             unknown = np.full(image.shape[:2], -1, np.int16)
             rng = sample_rng(3, step // data.steps_per_epoch, int(index))
-            view, ids = placed_view(image, unknown, rng, **RECIPE)
+            view, ids = random_placement_view(image, unknown, rng, **RECIPE)
             np.testing.assert_array_equal(batch["image"][row], view)
             np.testing.assert_array_equal(batch["label"][row], ids)
     later = list(itertools.islice(data.batches(4), 3))

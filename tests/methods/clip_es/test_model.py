@@ -16,11 +16,11 @@ from flax import nnx
 
 from clipseg_jax.methods.clip_es import published_cams as cam_files
 from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, saved_maps
-from clipseg_jax.models.clip import unit
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops import cam
-from clipseg_jax.ops.affinity import balance, patch_affinity, spread
+from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
 from clipseg_jax.ops.components import bounding_box, component_bounds, component_boxes_mask
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, inside, normalise
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
 from input_pipeline.datasets.class_sets import (
     coco_stuff_coarse_ids,
     coco_stuff_train_ids,
@@ -92,7 +92,7 @@ def test_activation_maps_stop_short_of_one():
     raw[0, 2] = -np.abs(raw[0, 2])  # negative only
     raw[1, 0] = 3e-5  # constant
     grids = jnp.asarray([[5, 7], [4, 6]])
-    real = inside(grids, (5, 7))
+    real = valid_mask(grids, (5, 7))
     maps = np.asarray(jax.jit(cam.activation_maps)(jnp.asarray(raw), real))
     assert not maps[0, 1].any()
     assert not maps[0, 2].any()
@@ -126,22 +126,22 @@ def test_affinity_ignores_padding():
     maps = jnp.asarray(rng.random((1, 7, 7)), jnp.float32)
     real = jnp.asarray([[True, True, False, True, False, True]])
     own = np.flatnonzero(real[0])
-    padded = balance(patch_affinity(maps, real))[0]
-    alone = balance(maps[:, 1:, 1:][:, own][:, :, own])[0]
+    padded = sinkhorn_normalize(patch_affinity(maps, real))[0]
+    alone = sinkhorn_normalize(maps[:, 1:, 1:][:, own][:, :, own])[0]
     np.testing.assert_allclose(padded[np.ix_(own, own)], alone, atol=1e-6)
     assert float(jnp.sum(jnp.abs(padded))) == pytest.approx(float(jnp.sum(alone)))
     np.testing.assert_allclose(alone, alone.T)
     np.testing.assert_allclose(jnp.sum(alone, axis=0), 1, atol=0.01)
     x = jnp.asarray(rng.random((1, 3, 4)), jnp.float32)
     squared = jnp.einsum("bki,bij->bkj", x, (alone @ alone)[None])
-    np.testing.assert_allclose(spread(alone[None], x, 2), squared, atol=1e-6)
+    np.testing.assert_allclose(propagate(alone[None], x, 2), squared, atol=1e-6)
 
 
 def test_enlarged_maps_are_opencvs():
     cv2 = pytest.importorskip("cv2")
     maps = np.random.default_rng(0).random((2, 2, 4, 5)).astype(np.float32)
     grids, sizes = np.asarray([[4, 5], [3, 4]]), np.asarray([[63, 70], [40, 64]])
-    large = cam.enlarge(jnp.asarray(maps), jnp.asarray(grids), jnp.asarray(sizes), (63, 70))
+    large = cam.upsample(jnp.asarray(maps), jnp.asarray(grids), jnp.asarray(sizes), (63, 70))
     for i, ((hp, wp), (h, w)) in enumerate(zip(grids, sizes, strict=True)):
         wanted = np.stack([cv2.resize(m[:hp, :wp], (w, h)) for m in maps[i]])
         np.testing.assert_allclose(large[i, :, :h, :w], wanted, atol=2e-6)
@@ -263,14 +263,16 @@ def test_prompt_sets():
 def model(cfg=CFG, classes=12, seed=0):
     vision = dataclasses.replace(tiny.VIT, position_resize="bilinear")
     visual = tiny.clip(vision, seed=seed).visual
-    rows = unit(jax.random.normal(jax.random.key(seed + 1), (classes + 3, vision.embed_dim)))
+    rows = l2_normalize(
+        jax.random.normal(jax.random.key(seed + 1), (classes + 3, vision.embed_dim))
+    )
     return CLIPES(visual, rows[:classes], rows[classes:], cfg)
 
 
 @jax.jit
 def stages(state, images, sizes, classes, real):
     net = nnx.merge(GRAPH, state)
-    encoding = net.encode(normalise(images, CLIP_MEAN, CLIP_STD), sizes)
+    encoding = net.encode(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
     shape = net.visual.grid_shape(*images.shape[1:3])
     found = net.activate(encoding, classes, real, shape)
     return encoding, found, net.refine(found, encoding.grids, real)
@@ -329,7 +331,7 @@ def test_gradients_are_those_of_the_whole_block(batch):
         q, k, v = block.attn.qkv(u)
         y = x + block.attn.attend(block.attn.weights(q, k), v)
         z = net.visual.ln_post(y + block.mlp(block.ln_2(y)))
-        feature = unit(jnp.mean(z[0, 1:], axis=0) @ net.visual.proj[...])
+        feature = l2_normalize(jnp.mean(z[0, 1:], axis=0) @ net.visual.proj[...])
         return jax.nn.softmax(100 * rows @ feature)[c]
 
     u = block.ln_1(x)
@@ -344,7 +346,7 @@ def test_gradients_are_those_of_the_whole_block(batch):
 def test_affinity_is_the_heads_mean(batch):
     encoding, found, _ = batch
     net = nnx.merge(GRAPH, STATE)
-    images = normalise(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
+    images = normalize(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
     _, out = net.visual(images, read=["attn0", "attn1", "map0", "map1"])
     for name in "01":
         mean = np.mean(out[f"attn{name}"], axis=1)

@@ -11,7 +11,7 @@ import pytest
 
 from clipseg_jax.methods.clip_rc.model import initial
 from clipseg_jax.ops import attention as attention_module
-from clipseg_jax.ops.attention import Memory, attention
+from clipseg_jax.ops.attention import KeyValues, attention
 from tests import tiny
 from tests.methods.clip_rc.tiny import SMALL, small
 from weights_convert.clip.build import flat_arrays
@@ -51,7 +51,7 @@ def test_attention_is_a_masked_softmax_with_dropout(monkeypatch, turns):
     bias = jnp.where(jax.random.bernoulli(keys[5], 0.5, (b, q, 2)), 0.0, -jnp.inf)
 
     def run(queries, ks, vs, key=None):
-        groups = [Memory(ks[0], vs[0]), Memory(ks[1], vs[1], bias)]
+        groups = [KeyValues(ks[0], vs[0]), KeyValues(ks[1], vs[1], bias)]
         return attention(queries, groups, rate=rate, key=key)
 
     def plain(queries, ks, vs):

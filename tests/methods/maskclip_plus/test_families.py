@@ -17,7 +17,7 @@ from clipseg_jax.methods.maskclip_plus.build import choices, student_of, tower_n
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.stages.data import find_dataset
-from clipseg_jax.train_step import make_update, place, take_apart
+from clipseg_jax.train_step import init_state, make_update, split_model
 from configs import coco_stuff_maskclip_plus, context_maskclip_plus, voc_maskclip_plus
 from tests import seeded
 
@@ -65,10 +65,10 @@ def batch_of(config, size=64):
 def test_a_step_of_each_family(module, variant):
     config = module.get_config(variant)
     task = maskclip_plus.build(model_of(config), choices(config))
-    parts = take_apart(task)
+    parts = split_model(task)
     tx = optimizer(OptimConfig(**config.student.optim.to_dict()), config.student.total_steps)
     mesh = make_mesh(1)
-    state, frozen, _ = place(parts, tx, mesh)
+    state, frozen, _ = init_state(parts, tx, mesh)
     before = jax.device_get(state.params)
     assert not any("teacher" in str(path) for path, _ in jax.tree.leaves_with_path(before))
     update = jax.jit(make_update(task, parts, tx, seed=0), donate_argnums=0)

@@ -23,12 +23,12 @@ from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify, dense_f
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
 from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, OPTIM, MaskCLIPPlusConfig
-from clipseg_jax.models.clip import CLIP, unit
+from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
 from clipseg_jax.ops.upsample import upsampled_argmax
-from clipseg_jax.train_step import make_update, place, take_apart
+from clipseg_jax.train_step import init_state, make_update, split_model
 from tests import tiny
 from tests.parity import cases
 from tests.parity import maskclip_plus_models as models
@@ -93,7 +93,7 @@ def test_every_published_variant_has_its_shapes(variant):
         task = maskclip_plus.build(model, ZERO_SHOT)
         assert model.classes == rows + background
     seen = jax.eval_shape(
-        lambda model, batch: maskclip_plus.look(model, batch, jnp.asarray(0), ZERO_SHOT),
+        lambda model, batch: maskclip_plus.teacher_targets(model, batch, jnp.asarray(0), ZERO_SHOT),
         model,
         batch_shapes(2, *size),
     )
@@ -133,9 +133,9 @@ def teaching():
         batch_of()["image"], batch_of()["image_size"], IMAGENET_MEAN, IMAGENET_STD
     )
     dense = jax.jit(lambda state: dense_features(nnx.merge(teacher[0], state), images))(teacher[1])
-    mean = unit(jnp.mean(unit(dense.features), axis=(0, 1, 2)))
+    mean = l2_normalize(jnp.mean(l2_normalize(dense.features), axis=(0, 1, 2)))
     rows = jax.random.normal(jax.random.key(3), (CLASSES, mean.size))
-    return teacher, np.asarray(unit(rows - (rows @ mean)[:, None] * mean))
+    return teacher, np.asarray(l2_normalize(rows - (rows @ mean)[:, None] * mean))
 
 
 def toy(decoder="deeplabv2", background=False):
@@ -160,7 +160,7 @@ def batch_of(b=4, seed=0):
 
 @functools.partial(jax.jit, static_argnames=("graph", "cfg"))
 def look(graph, state, batch, step, cfg):
-    return maskclip_plus.look(nnx.merge(graph, state, copy=True), batch, step, cfg)
+    return maskclip_plus.teacher_targets(nnx.merge(graph, state, copy=True), batch, step, cfg)
 
 
 def seen_at(model, step, cfg, batch=None):
@@ -217,7 +217,7 @@ def test_ignored_pixels_may_be_labelled():
 
 def gradient_of(model, cfg, batch=None):
     task = maskclip_plus.build(model, cfg)
-    parts = take_apart(task)
+    parts = split_model(task)
     rows = {k: jnp.asarray(v) for k, v in (batch or batch_of()).items()}
 
     @jax.jit
@@ -272,9 +272,9 @@ def trained(devices, decoder="deeplabv3plus", steps=4):
     traced.
     """
     task = maskclip_plus.build(toy(decoder, background=True), ZERO_SHOT)
-    parts, mesh = take_apart(task), make_mesh(devices)
+    parts, mesh = split_model(task), make_mesh(devices)
     tx = optimizer(dataclasses.replace(OPTIM, rate=0.001), steps)
-    state, frozen, shardings = place(parts, tx, mesh)
+    state, frozen, shardings = init_state(parts, tx, mesh)
     traced = []
 
     def loss(*args):

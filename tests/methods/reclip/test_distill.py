@@ -16,7 +16,7 @@ from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
 from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, ReferenceRows, image_tower
-from clipseg_jax.models.clip import VisionTransformer, ViTConfig, unit
+from clipseg_jax.models.clip import VisionTransformer, ViTConfig, l2_normalize
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops import upsample
@@ -97,7 +97,7 @@ def parts_of(plus_plus):
     def teacher(rngs):
         return ReCLIP(
             image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
-            unit(rows),
+            l2_normalize(rows),
             ReferenceRows(reference / jnp.linalg.norm(reference)),
             kind(VIT.width, VIT.embed_dim, CLASSES, rngs=rngs),
             RECLIP_PP if plus_plus else RECLIP,

@@ -25,7 +25,7 @@ from clipseg_jax.methods.reclip.model import (
     image_tower,
     reference_ids,
 )
-from clipseg_jax.models.clip import Tokenizer, unit
+from clipseg_jax.models.clip import Tokenizer, l2_normalize
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from tests import tiny
 
@@ -41,7 +41,7 @@ def frozen_clip(vision):
 
 
 def build(cfg=RECLIP_PP, vision=tiny.VIT, **choices):
-    rows = unit(jax.random.normal(jax.random.key(1), (len(NAMES), vision.embed_dim)))
+    rows = l2_normalize(jax.random.normal(jax.random.key(1), (len(NAMES), vision.embed_dim)))
     cfg = dataclasses.replace(cfg, **choices)
     clip = frozen_clip(vision)
     return reclip.initial(clip, rows, IDS, cfg, activation="gelu", rngs=nnx.Rngs(2))

@@ -18,7 +18,7 @@ from clipseg_jax.methods.reclip.tags import (
     windows,
     write_tags,
 )
-from clipseg_jax.models.clip import unit
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.pillow import pillow_bicubic
 from tests import tiny
 
@@ -27,7 +27,7 @@ SIZES = [(50, 70), (20, 20), (64, 33), (90, 90), (10, 12)]
 
 @pytest.fixture(scope="module")
 def classifier():
-    rows = unit(jax.random.normal(jax.random.key(0), (6, 24)))
+    rows = l2_normalize(jax.random.normal(jax.random.key(0), (6, 24)))
     return Classifier(tiny.clip(text=tiny.TEXT), rows, batch_size=10)
 
 

@@ -14,8 +14,8 @@ from flax import nnx
 from clipseg_jax.methods.tagclip import model as tagclip
 from clipseg_jax.methods.tagclip.metrics import average_precision, tag_figures, top_tags
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
-from clipseg_jax.models.clip import unit
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalise
+from clipseg_jax.models.clip import l2_normalize
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.stages.label_list import read_label_list, write_label_list
 from tests import tiny
@@ -23,7 +23,7 @@ from tests import tiny
 CFG = TagCLIPConfig(affinity_blocks=(0,), votes=1, crops_at_once=3)
 CLASSES = 5
 VISION = dataclasses.replace(tiny.VIT, position_resize="bilinear")
-ROWS = unit(jax.random.normal(jax.random.key(7), (CLASSES + 2, VISION.embed_dim)))
+ROWS = l2_normalize(jax.random.normal(jax.random.key(7), (CLASSES + 2, VISION.embed_dim)))
 VISUAL = tiny.clip(VISION).visual
 SHAPE = (6, 6)
 
@@ -35,7 +35,7 @@ def model(**choices):
 @functools.partial(jax.jit, static_argnums=0)
 def run(graph, state, images, sizes, real):
     net = nnx.merge(graph, state)
-    pixels = normalise(images, CLIP_MEAN, CLIP_STD)
+    pixels = normalize(images, CLIP_MEAN, CLIP_STD)
     shape = net.visual.grid_shape(*images.shape[1:3])
     local = net.local(pixels, sizes)
     return local, net.candidates(local.refined, local.grids, shape), net(images, sizes, real)
@@ -76,7 +76,7 @@ def test_padding_has_no_influence(whole):
 def test_votes_and_affinity(whole):
     """Against the definition, on the picture that fills the batch's shape."""
     local = whole[0]
-    x = normalise(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
+    x = normalize(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
     _, out = VISUAL(x, read=["map0", "map1", "block0"])
     maps = [np.asarray(out[f"map{i}"])[0, 1:, 1:] for i in (0, 1)]
     votes = sum((m > m.mean()).astype(int) for m in maps)
@@ -84,7 +84,7 @@ def test_votes_and_affinity(whole):
     last = VISUAL.transformer.resblocks[-1]
     x = out["block0"]
     x = x + last.attn.out_proj(last.attn.qkv(last.ln_1(x))[2])
-    f = unit(VISUAL.ln_post(x + last.mlp(last.ln_2(x)))[0, 1:] @ VISUAL.proj[...])
+    f = l2_normalize(VISUAL.ln_post(x + last.mlp(last.ln_2(x)))[0, 1:] @ VISUAL.proj[...])
     np.testing.assert_allclose(local.coarse[2], jax.nn.softmax(100 * f @ ROWS.T), atol=2e-4)
 
 
@@ -97,7 +97,7 @@ def made_up(columns):
     return jnp.asarray(maps.reshape(1, -1, CLASSES + 2))
 
 
-IMAGE = normalise(tiny.padded(tiny.images([(80, 96)], seed=3), (96, 96)), CLIP_MEAN, CLIP_STD)
+IMAGE = normalize(tiny.padded(tiny.images([(80, 96)], seed=3), (96, 96)), CLIP_MEAN, CLIP_STD)
 GRIDS = jnp.asarray([[5, 6]])
 
 
@@ -125,7 +125,7 @@ def test_second_look_is_a_resized_crop():
     bias = np.zeros((1, 1, 17, 17), np.float32)
     bias[..., 0, 1:] = np.where(seen, 0, -1000)
     x, _ = VISUAL.transformer(VISUAL.embed(crop)[0], jnp.asarray(bias))
-    p = jax.nn.softmax(100 * unit(VISUAL.pool(x)) @ ROWS.T)[0, 1]
+    p = jax.nn.softmax(100 * l2_normalize(VISUAL.pool(x)) @ ROWS.T)[0, 1]
     np.testing.assert_allclose(found, [0, 0.5 + 0.5 * p, 0, 0, 0], atol=1e-4)
 
 

@@ -16,8 +16,8 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head
 from clipseg_jax.methods.weclip.model import VOC, WeCLIP
-from clipseg_jax.models.clip import unit
-from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalise
+from clipseg_jax.models.clip import l2_normalize
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.train import TrainConfig, train
 from tests import tiny
@@ -39,7 +39,7 @@ def tower():
 
 
 def model(head="weclip", cfg=CFG):
-    rows = unit(jax.random.normal(jax.random.key(1), (CLASSES + 4, VIT.embed_dim)))
+    rows = l2_normalize(jax.random.normal(jax.random.key(1), (CLASSES + 4, VIT.embed_dim)))
     return weclip.initial(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
 
 
@@ -72,7 +72,7 @@ def batch(count=4, present=MIXED):
 
 
 def normalised(images):
-    return normalise(jnp.asarray(images), IMAGENET_MEAN, IMAGENET_STD)
+    return normalize(jnp.asarray(images), IMAGENET_MEAN, IMAGENET_STD)
 
 
 @functools.partial(jax.jit, static_argnames=("late", "size"))
@@ -107,7 +107,7 @@ def test_the_other_images_of_a_batch_do_not_matter():
 
 def test_labels_by_the_plain_way():
     """Each image and class for itself: CAM enlarged, background, PAR of all, the best."""
-    from clipseg_jax.ops.cam import enlarge, scale_to_unit
+    from clipseg_jax.ops.cam import min_max_normalize, upsample
     from clipseg_jax.ops.par import par
 
     images = normalised(pictures())
@@ -117,8 +117,8 @@ def test_labels_by_the_plain_way():
         ids = np.flatnonzero(present)
         np.testing.assert_array_equal(found.classes[i, : len(ids)], ids)
         maps = found.cams.refined[i : i + 1, : len(ids)]
-        maps = scale_to_unit(maps, jnp.ones((1, *found.cams.cam.shape[2:]), bool))
-        maps = enlarge(maps, grid, jnp.asarray([[SIDE, SIDE]]), (SIDE, SIDE))
+        maps = min_max_normalize(maps, jnp.ones((1, *found.cams.cam.shape[2:]), bool))
+        maps = upsample(maps, grid, jnp.asarray([[SIDE, SIDE]]), (SIDE, SIDE))
         background = 1 - jnp.max(maps, axis=1, keepdims=True, initial=0)
         refined = par(images[i : i + 1], jnp.concatenate([background, maps], axis=1), CFG.par)
         expected = np.concatenate([[0], ids + 1])[np.argmax(refined[0], axis=0)]
@@ -155,7 +155,7 @@ def test_edges_are_a_choice():
 
 def test_a_head_of_another_class_list_is_refused():
     head = Head(VIT.width, VIT.layers - 1, CLASSES, HEADS["weclip"], rngs=nnx.Rngs(0))
-    rows = unit(jnp.ones((CLASSES, VIT.embed_dim)))
+    rows = l2_normalize(jnp.ones((CLASSES, VIT.embed_dim)))
     with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks, where 7 classes"):
         WeCLIP(tower(), rows, rows, head)
 

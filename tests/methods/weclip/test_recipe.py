@@ -20,7 +20,7 @@ from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip import build as weclip_models
 from clipseg_jax.methods.weclip import image_labels as weclip_tags
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.ops.image import normalise
+from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
 from configs import demo_weclip, demo_wtclip
 from tests.kills import run_whole_and_killed, start
@@ -145,7 +145,7 @@ def test_masks_are_the_labels_of_whole_images(painted, tmp_path):
 
     @functools.partial(jax.jit, static_argnums=3)
     def alone(state, pixels, tags, size):
-        images = resize(normalise(pixels, cfg.mean, cfg.std), network_size(*size, cfg))
+        images = resize(normalize(pixels, cfg.mean, cfg.std), network_size(*size, cfg))
         return weclip.pseudo_labels(nnx.merge(graph, state), images, tags, size=size)
 
     found = set()

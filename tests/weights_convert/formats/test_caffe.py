@@ -69,8 +69,8 @@ def caffemodel(weights, *, aspp=True):
             names = ["conv1", "bn_conv1", "scale_conv1"]
             if name:
                 names = [name.format(kind) for kind in ("res", "bn", "scale")]
-            moments = [norm[n] * COUNT for n in ("running_mean", "running_var")]
-            out += layer(names[0], value) + layer(names[1], *moments, COUNT.reshape(1))
+            opt_state = [norm[n] * COUNT for n in ("running_mean", "running_var")]
+            out += layer(names[0], value) + layer(names[1], *opt_state, COUNT.reshape(1))
             out += layer(names[2], norm["weight"], norm["bias"])
             out += layer(f"res075_{names[0]}", value) + layer(f"res05_{names[1]}", value)
         elif aspp and ".aspp." in key and key.endswith("weight"):

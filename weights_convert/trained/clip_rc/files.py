@@ -37,7 +37,7 @@ from weights_convert.formats.torch_writer import write_torch
 from weights_convert.mapping import CONV
 from weights_convert.trained.clip_rc.keys import CLIP_RC
 from weights_convert.trained.clip_rc.published import build, from_published, sizes, to_published
-from weights_convert.trained.reclip.published import mark, mark_of
+from weights_convert.trained.reclip.published import fingerprint, mark_of
 
 FORMAT = "clipseg_jax CLIP-RC 1"
 _TRAINED = ("encoder.prompt", "encoder.deep_prompt", "encoder.region_level_bridge", "head.")
@@ -188,6 +188,6 @@ def _record(arrays: Mapping[str, np.ndarray], heads: int) -> dict[str, Any]:
         grid = math.isqrt(arrays["encoder.visual.positional_embedding"].shape[0])
         told |= {
             "crop_px": grid * kernel.shape[0],
-            "clip_mark": mark(CONV.inverse(kernel)),
+            "clip_mark": fingerprint(CONV.inverse(kernel)),
         }
     return told

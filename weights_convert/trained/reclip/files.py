@@ -32,7 +32,7 @@ from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.reclip.published import (
     Stage,
     by_our_paths,
-    mark,
+    fingerprint,
     mark_of,
     recognise,
     to_published,
@@ -205,7 +205,7 @@ def export_result(
       OSError: the folder cannot be written or the disk is full.
     """
     known, kernel = result.record["clip_mark"], clip.get("visual.conv1.weight")
-    if kernel is not None and known not in (None, mark(kernel)):
+    if kernel is not None and known not in (None, fingerprint(kernel)):
         raise CheckpointError("the result was trained with another CLIP; give the one it was with")
     arrays, stage = result.arrays, result.record["stage"]
     return write_torch(path, to_published(arrays, stage, clip, half=half))

@@ -59,10 +59,10 @@ class Published(NamedTuple):
 
     @property
     def clip_mark(self) -> int | None:
-        """`mark` of the CLIP that it repeats."""
+        """`fingerprint` of the CLIP that it repeats."""
         key = "decode_head.clip" if self.stage == "distillation" else "vit"
         kernel = self.stored.get(f"{key}.conv1.weight")
-        return None if kernel is None else mark(kernel)
+        return None if kernel is None else fingerprint(kernel)
 
     @property
     def prefix(self) -> str:
@@ -74,14 +74,14 @@ class Published(NamedTuple):
         return "decoder_conv2" if self.plus_plus else "proj_net.6"
 
 
-def mark(conv1: np.ndarray) -> int:
+def fingerprint(conv1: np.ndarray) -> int:
     """A number that tells CLIPs apart whatever file they come from, of a ViT's `conv1.weight`."""
     return zlib.crc32(raw_bytes(np.asarray(conv1, np.float32)))
 
 
 def mark_of(visual: VisionTransformer, dtype: type = np.float32) -> int:
-    """`mark` of a model's image tower, in the precision `dtype`."""
-    return mark(CONV.inverse(np.asarray(visual.conv1.kernel[...], dtype)))
+    """`fingerprint` of a model's image tower, in the precision `dtype`."""
+    return fingerprint(CONV.inverse(np.asarray(visual.conv1.kernel[...], dtype)))
 
 
 def recognise(stored: Mapping[str, np.ndarray]) -> Published | None:

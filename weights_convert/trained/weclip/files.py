@@ -33,7 +33,7 @@ from weights_convert.formats.converted import (
 )
 from weights_convert.formats.reader import read
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.trained.reclip.published import mark, mark_of
+from weights_convert.trained.reclip.published import fingerprint, mark_of
 from weights_convert.trained.weclip.keys import ENCODER, HEAD, MADE
 
 FORMAT = "clipseg_jax WeCLIP 1"
@@ -224,8 +224,8 @@ def _check(
 
 
 def _mark(conv1: np.ndarray) -> int:
-    """`published.mark` in the precision that the published files have."""
-    return mark(np.asarray(conv1, np.float16))
+    """`published.fingerprint` in the precision that the published files have."""
+    return fingerprint(np.asarray(conv1, np.float16))
 
 
 def _is_of_clip(key: str) -> bool:
