@@ -57,8 +57,8 @@ def class_embeddings(
     """Unit rows (classes, e) float32: each class's mean over templates of unit text features.
 
     All prompts run in batches of one shape, cut to the longest: a text tower never looks ahead, so
-    the padding it leaves out has no influence. Spec clip, section 9. `progress` is called with the
-    prompts done and their number.
+    the padding it leaves out has no influence. Spec clip, sections 4 and 9. `progress` is called
+    with the prompts done and their number.
 
     Raises:
       ValueError: an empty class list, an empty or repeated name, or a prompt too long to encode.

@@ -224,7 +224,7 @@ def check_weclip(config):
 
 
 def test_weclip_published_values():
-    """Spec weclip, sections 9 to 11; wtclip, section 4; densecrf, section 8."""
+    """Spec weclip, sections 9 to 11; spec wtclip, sections 4 and 6; spec densecrf, section 8."""
     files = {name: load(ROOT / f"configs/{name}.py") for name in
              ("voc_weclip", "coco_weclip", "voc_wtclip", "cod_wtclip")}  # fmt: skip
     voc, coco = (files[f"{name}_weclip"].get_config() for name in ("voc", "coco"))
@@ -272,7 +272,7 @@ def check_clip_rc(config):
 
 
 def test_clip_rc_published_values():
-    """Spec clip_rc, sections 8 and 10: the table, and what all configurations share."""
+    """Spec clip_rc, sections 3, 8, 9.4 and 11: the table, and what all configurations share."""
     rows = {
         ("voc", "inductive"): (40000, 10, 100, 1, 2, 4000),
         ("voc", "transductive"): (20000, 10, 100, 1, 2, 2000),
@@ -305,7 +305,7 @@ def test_clip_rc_published_values():
 
 
 def test_clip_es_published_values():
-    """Spec clip_es, section 11; spec tagclip, section 9; spec densecrf, section 8."""
+    """Spec clip_es, sections 3, 10 and 11; spec tagclip, section 9; spec densecrf, section 8."""
     voc, coco = (load(ROOT / f"configs/{name}_clip_es.py").get_config() for name in ("voc", "coco"))
     assert (voc.cams.box_threshold, coco.cams.box_threshold) == (0.4, 0.7)
     crf = CRFConfig(**voc.crf.to_dict())

@@ -1,7 +1,7 @@
 """Boxes of connected components and what lies in them, for many small maps at once.
 
 CLIP-ES and TagCLIP turn a thresholded class map into the union of its components' bounding boxes.
-Specs clip_es, section 6, and tagclip, sections 5 and 6. The published code takes OpenCV's contours;
+Spec clip_es, section 6; spec tagclip, sections 5 and 6. The published code takes OpenCV's contours;
 contours of holes lie inside their component's box, so components are all it needs.
 """
 

@@ -1,7 +1,7 @@
 """Lists of images with their classes: a line `<id> <class> <class> ...` for each image.
 
-CLIP-ES reads COCO's image-level labels from such lists, TagCLIP writes them. Specs clip_es, section
-2, and tagclip, sections 2 and 7. WeCLIP's are dictionaries of vectors of 0 and 1 in a .npy file
+CLIP-ES reads COCO's image-level labels from such lists, TagCLIP writes them. Spec clip_es, section
+2; spec tagclip, sections 2 and 7. WeCLIP's are dictionaries of vectors of 0 and 1 in a .npy file
 (cls_labels_onehot.npy; spec weclip, section 8.2), and are read as well.
 """
 

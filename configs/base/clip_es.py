@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
     config.tags.relative_threshold = 0.5
     config.tags.votes = 4
     config.tags.mix = 0.5
-    config.tags.skip_empty_boxes = False  # quirk 1
+    config.tags.skip_empty_boxes = False  # spec tagclip, quirk 1
     config.tags.position_half_stored = False  # quirk: not at 224 x 224, the size of every crop
     config.tags.crops_at_once = 8
 
@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     config.cams.affinity_blocks = (4, 5, 6, 7, 8, 9, 10, 11)
     config.cams.balance_rounds = 3
     config.cams.spread_steps = 2
-    config.cams.cover_border = False  # quirk 1
+    config.cams.cover_border = False  # spec clip_es, quirk 1
     config.cams.background = True  # a label of its own, where no class is likely
     config.cams.thresholds = (1.0, 2.0)  # from 1 on: powers of 1 - best score; below: scores
     config.cams.write_npy = False  # also cams_npy/<id>.npy, the published layout at full size
@@ -78,13 +78,13 @@ def get_config() -> ConfigDict:
     config.crf.filter = "lattice"
 
     config.masks = ConfigDict()  # spec clip_es, section 9
-    config.masks.image = "wrapped"  # quirk 4; or "raw"
+    config.masks.image = "wrapped"  # spec clip_es, quirk 4; or "raw"
     config.masks.confidence = 0.95  # pixels below it become 255; 0: none
     config.masks.batch_size = 8
     config.masks.devices = config_dict.placeholder(int)
     config.masks.max_buckets = 8
 
-    config.student = ConfigDict()  # DeepLabV2; spec deeplab; clip_es, section 10
+    config.student = ConfigDict()  # DeepLabV2; spec deeplab; spec clip_es, section 10
     config.student.trained = config_dict.placeholder(str)  # skip training: released or own weights
     # ResNet-101 of COCO or ImageNet (deeplab-pytorch's .pth, .caffemodel), or "random".
     config.student.weights = config_dict.placeholder(str)

@@ -1,4 +1,4 @@
-"""Every default of MaskCLIP. Source: spec maskclip, sections 3 to 8, unless said otherwise."""
+"""Every default of MaskCLIP: spec maskclip, sections 3 to 8 and 10, unless said otherwise."""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -28,7 +28,8 @@ def get_config(model: str = "weclip") -> ConfigDict:
     # float16 on GPUs (spec weclip, section 3). Here all is float32, on purpose; True rounds the
     # positions alone, as CLIP-ES does.
     config.clip.position_half = False
-    # Grey levels. ImageNet's, also for CLIP: what the published numbers used (quirk 2).
+    # Grey levels. ImageNet's, also for CLIP: what the published numbers used (spec weclip, quirk
+    # 2).
     config.clip.mean = IMAGENET_MEAN
     config.clip.std = IMAGENET_STD
 
@@ -44,8 +45,8 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.dataset.corruption_level = 1
 
     config.labels = ConfigDict()  # which classes an image shows
-    # What the training split's label maps show, as published (quirk 1), or the dataset's own
-    # "annotations".
+    # What the training split's label maps show, as published (spec weclip, quirk 1), or the
+    # dataset's own "annotations".
     config.labels.source = "masks"
     # Instead of both: cls_labels_onehot.npy, or a list with lines `<id> <class> <class> ...`.
     config.labels.file = config_dict.placeholder(str)
@@ -55,7 +56,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.text.words = "voc"  # published prompts with synonyms, and background; "": the dataset's
     config.text.background_words = ()  # with words ""
 
-    config.head = ConfigDict()  # what is trained; spec weclip, section 4; wtclip, section 2
+    config.head = ConfigDict()  # what is trained; spec weclip, section 4; spec wtclip, section 2
     config.head.width = 256
     config.head.layers = 3
     config.head.heads = 8
@@ -71,13 +72,13 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.cams.edge = "off"
     config.cams.temperature = 100.0  # exp(logit_scale) of all released CLIPs
 
-    config.par = ConfigDict()  # section 5.8
+    config.par = ConfigDict()  # spec weclip, section 5.8
     config.par.iterations = 20
     config.par.dilations = (1, 2, 4, 8, 12, 24)  # pixels
     config.par.width = 0.3
     config.par.position_weight = 0.01
 
-    config.fit = ConfigDict()  # sections 6 to 9
+    config.fit = ConfigDict()  # spec weclip, sections 6 to 9
     config.fit.trained = config_dict.placeholder(str)  # skip training: published or own weights
     config.fit.crop_px = (320, 320)
     config.fit.ratio_range = (0.5, 2.0)
@@ -88,7 +89,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.fit.late_step = 9144
     config.fit.affinity_weight = 0.1
     config.fit.affinity_radius = 8  # patches
-    config.fit.padding = "learned"  # quirk 9: like pixels; or "ignored"
+    config.fit.padding = "learned"  # spec weclip, quirk 9: like pixels; or "ignored"
     config.fit.optim = ConfigDict()
     config.fit.optim.name = "adamw"
     config.fit.optim.rate = 2e-4  # logged; the head's is ten times that
@@ -100,13 +101,13 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.fit.optim.weight_decay = 0.01  # of all there is, biases and norms as well
     config.fit.optim.clip_norm = 0.0  # no limit
     # mIoU of the validation split so often, at one scale; 0: never. Published with dropout, here
-    # without (quirk 4).
+    # without (spec weclip, quirk 4).
     config.fit.validate_every_steps = 2000
     config.fit.use = "last"  # as published; "best": by the validation split
 
     config.train = loops.train(seed=1, log_every_steps=200)
 
-    config.inference = ConfigDict()  # section 10
+    config.inference = ConfigDict()  # spec weclip, section 10
     config.inference.scale_px = (512, 512)  # the long side's
     config.inference.ratios = (1.0, 0.75)
     config.inference.flip = True
@@ -120,7 +121,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.crf.iterations = 10
     config.crf.filter = "lattice"
 
-    config.masks = ConfigDict()  # section 10.4
+    config.masks = ConfigDict()  # spec weclip, section 10.4
     config.masks.split = "train"  # whose image labels are known
     config.masks.score = True  # against its label maps: metrics_masks.json
     config.masks.batch_size = 8

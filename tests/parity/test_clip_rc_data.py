@@ -18,7 +18,7 @@ from tests.parity.maskclip_data_cases import Recorder
 
 FOLDER = "clip_rc"
 ONLY = ("augment", "metrics")
-IMG_SCALE = (2048, 512)  # spec, section 9.3: the same in every case
+IMG_SCALE = (2048, 512)  # spec clip_rc, section 9.3: the same in every case
 NORMALISED = 1e-5  # where the grey levels are the same
 
 

@@ -38,7 +38,7 @@ PUBLISHED = DeepLabConfig()
 def groups(head_rate: float = 10.0) -> tuple[Group, ...]:
     """Parameter groups: classifiers learn `head_rate` times as fast as the backbone.
 
-    Their biases do twice that and don't decay (section 6).
+    Their biases do twice that and don't decay (spec deeplab, section 6).
     """
     return (
         Group(r"^aspp\.\d+\.kernel$", rate=head_rate),

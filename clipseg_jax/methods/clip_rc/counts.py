@@ -1,4 +1,7 @@
-"""CLIP-RC's parameters and multiply-adds, as the published code reports them. Spec, section 12."""
+"""CLIP-RC's parameters and multiply-adds, as the published code reports them.
+
+Spec clip_rc, section 12.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
 
 @dataclasses.dataclass(frozen=True)
 class CLIPRCConfig:
-    """Sizes beside CLIP's own, and the choices. Defaults: VOC (spec, sections 2 to 8)."""
+    """Sizes beside CLIP's own, and the choices. Defaults: VOC (sections 2 to 8)."""
 
     crop_px: int = 512  # side of the training crops; positions are stored for it
     prompts: int = 10  # COCO-Stuff: 100

@@ -41,7 +41,7 @@ NORMS_DO_NOT_DECAY = (Group(r"(^|\.)(prompt_)?norm\d?\.", weight_decay=0.0),)
 
 @dataclasses.dataclass(frozen=True)
 class CLIPRCTaskConfig:
-    """What is learned from which labels. Weights: VOC (spec, section 8)."""
+    """What is learned from which labels. Weights: VOC (section 8)."""
 
     setting: Literal["inductive", "transductive", "fully"] = "inductive"
     # Classes whose labels training sees, ascending; all for "fully".

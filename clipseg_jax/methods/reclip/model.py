@@ -56,7 +56,7 @@ def image_tower(
     activation: Activation,
     class_token: ArrayLike | None = None,
 ) -> VisionTransformer:
-    """`visual`'s parameters, not copied, in a tower with ReCLIP's choices (spec, section 8).
+    """`visual`'s parameters, not copied, in a tower with ReCLIP's choices (section 8).
 
     Args:
       activation: "gelu" in the 2024 state of ReCLIP, "quick_gelu" in that of 2025.

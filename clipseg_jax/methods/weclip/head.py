@@ -1,7 +1,7 @@
 """What WeCLIP and WTCLIP train: all layers of a frozen CLIP fused, and a decoder to class logits.
 
 Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation", 2024;
-specs weclip, section 4, and wtclip, section 2. WTCLIP is the same with a gate and a wavelet block.
+spec weclip, section 4; spec wtclip, section 2. WTCLIP is the same with a gate and a wavelet block.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """WeCLIP and WTCLIP: a decoder on a frozen CLIP, which labels its own training crops.
 
 Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation", 2024;
-specs weclip, sections 3 to 5, and wtclip.
+spec weclip, sections 3 to 5; spec wtclip.
 
 The labels are CLIP-ES's class activation maps, spread by attention maps of the same forward pass;
 late in training the affinity that the decoder learned chooses and weighs them. Then a background
@@ -159,7 +159,7 @@ class WeCLIP(nnx.Module):
         size: tuple[int, int] | None = None,
         sizes: Array | None = None,
     ) -> Labels:
-        """Pseudo labels of images (b, h, w, 3) (section 5); nothing learns by them.
+        """Pseudo labels of images (b, h, w, 3) (spec weclip, section 5); nothing learns by them.
 
         Args:
           features, fused: of the same images, from `encode` and `decode`.

@@ -89,8 +89,8 @@ class VisionTransformer(nnx.Module):
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
         """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp).
 
-        With `grids` (b, 2), for each image's own part of the grid. Source: specs of MaskCLIP,
-        ReCLIP, CLIP-ES (the mode is `cfg.position_resize`).
+        With `grids` (b, 2), for each image's own part of the grid. Source: spec clip,
+        section 8 (the mode is `cfg.position_resize`).
         """
         cfg, side = self.cfg, self.cfg.grid
         table = self.positional_embedding[...].astype(jnp.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-# Of BGR, as Caffe's models take them; spec clip_es section 9, spec deeplab section 7.
+# Of BGR, as Caffe's models take them; spec clip_es, section 9; spec deeplab, sections 4 and 7.
 BGR_MEAN = (104.008, 116.669, 122.675)
 
 

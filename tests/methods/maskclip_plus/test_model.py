@@ -47,7 +47,7 @@ VARIANTS = {
     ("ViT-B/16", "deeplabv2_r101", False): (7, 12),
     ("RN50", "deeplabv2_r101", True): (20,),
     ("RN50", "deeplabv3plus_r101", True): (59,),
-    # Teachers that no published config has, but that convert (section 1).
+    # Teachers that no published config has, but that convert (spec maskclip, section 1).
     **{(name, "deeplabv2_r50", False): (20,) for name in ("RN101", "RN50x4", "RN50x64")},
     **{(name, "deeplabv3plus_r50", False): (20,) for name in ("ViT-B/32", "ViT-L/14")},
 }

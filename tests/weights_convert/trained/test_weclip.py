@@ -41,7 +41,7 @@ def shapes_of(model):
 
 @pytest.mark.parametrize(("system", "cfg"), [("weclip", WECLIP), ("wtclip", WTCLIP)])
 def test_every_key_at_full_size(system, cfg):
-    """Spec weclip, section 12, and wtclip, sections 2 and 7, as the goldens list the keys."""
+    """Spec weclip, section 12; spec wtclip, sections 2 and 7, as the goldens list the keys."""
     listed = json.loads((toys.GOLDEN / system / "infer_voc.json").read_text())["head_shapes"]
     own = {key: tuple(shape) for key, shape in listed.items()}
     filters = [f"decoder.wtconv.depthwise.{name}_filter" for name in ("wt", "iwt")]

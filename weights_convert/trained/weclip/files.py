@@ -1,8 +1,8 @@
 """Files of WeCLIP and WTCLIP: what the published code saves, and our own.
 
 Published: a state dict of head and frozen CLIP together, and arrays that the code makes itself.
-Ours: a safetensors file of the head by the paths of `WeCLIP`, with a record. Specs weclip, section
-12, and wtclip, section 7. The key map is in `weclip`.
+Ours: a safetensors file of the head by the paths of `WeCLIP`, with a record. Spec weclip, section
+12; spec wtclip, section 7. The key map is in `weclip`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Key map of WeCLIP's and WTCLIP's heads. Left: as stored; right: our paths.
 
-Specs weclip, section 12, and wtclip, sections 2 and 7. A file also holds the frozen CLIP behind
+Spec weclip, section 12; spec wtclip, sections 2 and 7. A file also holds the frozen CLIP behind
 `ENCODER`, and arrays that the original makes itself, `MADE`.
 """
 
