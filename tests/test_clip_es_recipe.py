@@ -14,6 +14,7 @@ from clipseg_jax import main
 from clipseg_jax.core.cam_files import read_cam
 from clipseg_jax.core.label_list import read_label_list
 from clipseg_jax.demo import world
+from clipseg_jax.evaluate import headline
 from clipseg_jax.recipes.stored_cams import cam_path, read_cams
 from configs import demo_clip_es
 from configs.base.clip_es import tagclip
@@ -66,8 +67,15 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
         figures = json.loads((tmp_path / f"metrics_{name}.json").read_text())
         assert figures["images"] == images
         assert list(figures["classes"])[:2] == ["background", "boat"]
-    sweep = json.loads((tmp_path / "metrics_cams.json").read_text())["thresholds"]
+        assert figures["published_metric"] == "mIoU_of_labelled"
+        record = records[f"evaluate_{name}"]
+        assert headline(record) == headline(figures)
+        assert {"mIoU", "mIoU_of_labelled", "mIoU_absent_as_0"} <= record.keys()
+    figures = json.loads((tmp_path / "metrics_cams.json").read_text())
+    sweep = figures["mIoU_of_labelled_by_threshold"]
     assert sorted(sweep) == ["1.0", "2.0"]
+    assert sweep[str(figures["threshold"])] == max(sweep.values()) == figures["mIoU_of_labelled"]
+    assert headline(records["evaluate_cams"]) == headline(figures)
     assert len(list((tmp_path / "pictures_masks").iterdir())) == 2
     name = sorted(path.stem for path in (tmp_path / "masks").iterdir())[0]
     mask, labels = (np.asarray(Image.open(tmp_path / f / f"{name}.png")) for f in ("masks", "crf"))

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
+from clipseg_jax.core.metrics import SegmentationMetrics
 from clipseg_jax.demo import world
+from clipseg_jax.recipes import evaluation
 from configs import demo_maskclip, voc_maskclip
 from input_pipeline import pipeline
 
@@ -39,6 +41,7 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     assert metrics["skipped"] == []
     assert set(metrics["classes"]) == {"background", *world.CLASSES}
     assert 0 < metrics["mIoU"] <= 100
+    assert metrics["published_metric"] == records["evaluate"]["published_metric"] == "mIoU"
     assert sorted(p.name for p in (work / "pictures").iterdir()) == [
         "0000.png", "0001.png", "0002.png",
     ]  # fmt: skip
@@ -60,6 +63,12 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     config.maskclip.ks_thresh = 1.0
     with pytest.raises(ValueError, match=r"maskclip\.ks_thresh: 0\.0 -> 1\.0"):
         main.run(config, work)
+
+
+def test_every_method_says_what_its_paper_prints():
+    assert evaluation.PUBLISHED_METRIC.keys() == main.METHODS.keys()
+    metrics = SegmentationMetrics.from_confusion(np.eye(2))
+    assert set(evaluation.PUBLISHED_METRIC.values()) <= metrics.summary(unseen=[1]).keys()
 
 
 def test_robustness(config, tmp_path, monkeypatch, capsys):

@@ -26,11 +26,12 @@ from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.core.processes import add_up, wait
-from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.ops.cam import cam_unary, enlarge, pseudo_labels
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.recipes.cams import examples_with_cams
 from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.evaluation import PUBLISHED_METRIC
 from clipseg_jax.recipes.present import label_of_class
 from clipseg_jax.recipes.stored_cams import batches_with_cams, cam_path
 from input_pipeline import pipeline
@@ -132,7 +133,7 @@ def _step(config: ConfigDict) -> Any:
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
-    """mIoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
+    """Mean IoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
     examples, missing = examples_with_cams(config, workdir)
     dataset = find_dataset(config.dataset)
     classes = dataset.num_classes
@@ -159,8 +160,13 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
                 total, images = total + counts, images + 1
     confusion, scored = add_up(total), int(add_up(np.asarray([images]))[0])
     console = Console(quiet=jax.process_index() != 0)
-    figures = report(Progress(confusion, scored), dataset.class_names, console=console)
+    figures = report(
+        Progress(confusion, scored),
+        dataset.class_names,
+        published=PUBLISHED_METRIC[config.method],
+        console=console,
+    )
     if jax.process_index() == 0:
         write_json(workdir / "metrics_masks.json", figures)
     left_out = len(examples) + missing - scored
-    return {"images": scored, "left_out": left_out, "mIoU": figures["mIoU_of_labelled"]}
+    return {"images": scored, "left_out": left_out, **headline(figures)}

@@ -24,7 +24,7 @@ from clipseg_jax.recipes import training
 from clipseg_jax.recipes.clip import embed_words
 from clipseg_jax.recipes.clip_es_models import word_lists
 from clipseg_jax.recipes.data import check_splits, find_dataset
-from clipseg_jax.recipes.evaluation import Evaluation, validation
+from clipseg_jax.recipes.evaluation import PUBLISHED_METRIC, Evaluation, validation
 from clipseg_jax.recipes.weclip_masks import masks
 from clipseg_jax.recipes.weclip_models import (
     build_model,
@@ -143,10 +143,11 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
         inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
     record = _evaluate(config, workdir, "_crf", cfg)
-    without = json.loads(plain.read_text("utf-8"))["mIoU_of_labelled"]
+    published = PUBLISHED_METRIC[config.method]
+    without = json.loads(plain.read_text("utf-8"))[published]
     if jax.process_index() == 0:
-        print(f"mIoU without CRF {without:.2f}, with CRF {record['mIoU_of_labelled']:.2f}")
-    return record | {"without_crf": without}
+        print(f"{published} without CRF {without:.2f}, with CRF {record[published]:.2f}")
+    return record | {f"{published}_without_crf": without}
 
 
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:

@@ -24,12 +24,13 @@ from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import save_labels
 from clipseg_jax.core.processes import add_up, wait
-from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.inference import network_size
 from clipseg_jax.models.weclip import WeCLIP
 from clipseg_jax.ops.image import normalise
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.recipes.data import find_dataset
+from clipseg_jax.recipes.evaluation import PUBLISHED_METRIC
 from clipseg_jax.recipes.weclip_models import inference, load_trained
 from clipseg_jax.recipes.weclip_tags import tagged_examples
 from clipseg_jax.tasks.weclip import pseudo_labels
@@ -99,9 +100,14 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
     if own.score:
         console = Console(quiet=jax.process_index() != 0)
-        figures = report(Progress(add_up(total), images), dataset.class_names, console=console)
+        figures = report(
+            Progress(add_up(total), images),
+            dataset.class_names,
+            published=PUBLISHED_METRIC[config.method],
+            console=console,
+        )
         if jax.process_index() == 0:
             write_json(workdir / "metrics_masks.json", figures)
-        record["mIoU_of_labelled"] = figures["mIoU_of_labelled"]
+        record |= headline(figures)
     wait("masks made")
     return record

@@ -128,7 +128,8 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
 
     config.rectify = ConfigDict()  # sections 5 and 10 to 13
     config.rectify.weights = config_dict.placeholder(str)  # skip training: released or own weights
-    config.rectify.use = "best"  # of our training: "best" on the val split as published, or "last"
+    # Of our training: "best" mIoU on the val split, as published, or "last".
+    config.rectify.use = "best"
     config.rectify.scale_px = (2048, 512)
     config.rectify.crop_px = (512, 512)
     config.rectify.epochs = config_dict.placeholder(int)

@@ -102,7 +102,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     # mIoU of the validation split so often, at one scale; 0: never. Published with dropout, here
     # without (quirk 4).
     config.fit.validate_every_steps = 2000
-    config.fit.use = "last"  # as published; "best": by the validation split
+    config.fit.use = "last"  # as published; "best": by mIoU of the validation split
 
     config.train = loops.train(seed=1, log_every_steps=200)
 
