@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,7 +55,7 @@ def small(root):
 @pytest.mark.slow
 def test_the_whole_recipe(painted, tmp_path, capsys):
     config = small(painted)
-    config.cams.write_npy = True
+    config.cams.write_npy = config.evaluate.predictions = True
     config.stages = config.stages[:-1]  # the CRF after the student is in the long tests
     records = main.run(config, tmp_path)
     assert tuple(records) == config.stages
@@ -80,6 +81,13 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     name = sorted(path.stem for path in (tmp_path / "masks").iterdir())[0]
     mask, labels = (np.asarray(Image.open(tmp_path / f / f"{name}.png")) for f in ("masks", "crf"))
     assert set(mask[mask != labels]) <= {255}
+    # Grey, as the published masks are.
+    for path, expected in (("masks", mask), ("crf", labels)):
+        read = cv2.imread(str(tmp_path / path / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(read, expected)
+    predictions = [*(tmp_path / "predictions_student").iterdir()]
+    assert len(predictions) == 3
+    assert all(cv2.imread(str(p), cv2.IMREAD_GRAYSCALE).max() <= 12 for p in predictions)
     # The published file is the small one enlarged.
     stored, saved = read_cams(cam_path(tmp_path, name)), read_cam(tmp_path / f"cams_npy/{name}.npy")
     np.testing.assert_array_equal(saved.classes, stored.classes)

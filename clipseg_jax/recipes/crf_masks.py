@@ -64,16 +64,18 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     wait("masks begin")
     shown = {each.name for each in examples[: config.evaluate.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
+    coloured = config.evaluate.palette
     clear = (0, 255) if dataset.background else (255,)
 
     def keep(example: Example, made: dict, image: np.ndarray) -> None:
         h, w = image.shape[:2]
         labels, mask = (made[which][:h, :w] for which in ("labels", "masks"))
-        save_labels(_labels_path(workdir, example.name), labels)
+        save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
         if config.evaluate.pictures and example.name in shown:
             painted = overlay(image, mask, colours, config.evaluate.opacity, clear=clear)
             save_picture(workdir / "pictures_masks" / f"{example.name}.png", painted)
-        save_labels(mask_path(workdir, example.name), mask)  # last: its presence means all is done
+        # Last: its presence means all is done.
+        save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
     step = _step(config)
     skipped: list[pipeline.Skipped] = []

@@ -68,6 +68,8 @@ class Evaluation:
         self._published = PUBLISHED_METRIC[config.method]
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
+        self._predictions = config.evaluate.predictions
+        self._palette = config.evaluate.palette
         damage = config.dataset.corruption
         self._batches = pipeline.evaluation(
             self.dataset,
@@ -100,6 +102,8 @@ class Evaluation:
             return rest
 
         classes = self.dataset.num_classes
+        # Counts of a run that wrote less are of no use: its label maps would be missing.
+        plan = repr((self._batches.plan, self._pictures, self._predictions))
         self._step = self._step or evaluation_step(task, self._cfg, classes=classes)
         progress = evaluate(
             task,
@@ -108,7 +112,7 @@ class Evaluation:
             classes=classes,
             mesh=self._mesh,
             total=len(self._examples),
-            plan=hashlib.sha256(repr(self._batches.plan).encode()).hexdigest(),
+            plan=hashlib.sha256(plan.encode()).hexdigest(),
             progress_path=progress_path,
             on_labels=on_labels,
             step=self._step,
@@ -120,21 +124,21 @@ class Evaluation:
         progress, _ = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
-    def write(
-        self, task: Task, workdir: Path, suffix: str = "", *, predictions: bool = False
-    ) -> dict:
-        """Stage: the table into metrics.json, overlays into pictures/; goes on where it was.
+    def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
+        """Stage: the table into metrics.json; goes on where it was.
 
-        `suffix` is added to all names. With `predictions` every label map goes to predictions/.
+        As `config.evaluate` asks, overlays into pictures/ and every label map into predictions/.
+        `suffix` is added to all names.
         """
-        folder = workdir / f"pictures{suffix}"
+        folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
         clear = (0, 255) if self.dataset.background else (255,)
 
         def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
             name = self._examples[index].name
-            if predictions:
-                save_labels(workdir / f"predictions{suffix}" / f"{name}.png", predicted)
+            if self._predictions:
+                path = predictions / f"{name}.png"
+                save_labels(path, predicted, coloured=self._palette)
             if 0 <= self._pictures <= index:
                 return
             painted = overlay(image, predicted, colours, self._opacity, clear=clear)
@@ -144,7 +148,7 @@ class Evaluation:
         progress, skipped = self.count(
             task,
             progress_path=partial,
-            on_labels=picture if self._pictures or predictions else None,
+            on_labels=picture if self._pictures or self._predictions else None,
         )
         for one in skipped:
             logging.warning("skipped %s: %s", one.name, one.reason)
@@ -162,6 +166,8 @@ class Evaluation:
             print(f"metrics: {path}")
             if self._pictures:
                 print(f"pictures: {folder}")
+            if self._predictions:
+                print(f"predictions: {predictions}")
         left_out = len(self._examples) - progress.images
         return {"images": progress.images, "skipped": left_out, **headline(figures)}
 

@@ -154,8 +154,7 @@ def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConf
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
     task = weclip.build(model, task_config(config))
-    predictions = config.evaluate.predictions
-    return Evaluation(config, cfg).write(task, workdir, suffix, predictions=predictions)
+    return Evaluation(config, cfg).write(task, workdir, suffix)
 
 
 STAGES = {

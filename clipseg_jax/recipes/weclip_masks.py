@@ -87,7 +87,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         nonlocal count
         h, w = batch["image_size"][row]
         found = made["labels"][:h, :w]
-        save_labels(workdir / "masks" / f"{examples[index].name}.png", found)
+        path = workdir / "masks" / f"{examples[index].name}.png"
+        save_labels(path, found, coloured=config.evaluate.palette)
         count += 1
         if own.score:
             truth = batch["label"][row, :h, :w]

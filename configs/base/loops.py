@@ -25,4 +25,9 @@ def evaluate() -> ConfigDict:
     section.max_buckets = 8  # static shapes that are compiled
     section.pictures = 0  # overlays to write: the first n images, -1 for all
     section.opacity = 0.5
+    # Also label maps, predictions*/<id>.png: numbers of the classes, from 0, as they are scored.
+    section.predictions = False
+    # Predictions and pseudo masks with a palette, to look at. Without one they are grey, as the
+    # published masks are: OpenCV and other tools read a palette's colours instead of the labels.
+    section.palette = False
     return section

@@ -128,7 +128,6 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.masks.max_buckets = 8
 
     config.evaluate = loops.evaluate()
-    config.evaluate.predictions = False  # also label maps, predictions*/<id>.png
     return config
 
 
