@@ -121,7 +121,7 @@ def as_json(
 
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
-        "input_pipeline.prepare.__main__",
+        "input_pipeline.prepare",
         "Check that a dataset is complete and its labels are what they should be; make label "
         "files from the published maps and annotations.",
         _EXAMPLES,

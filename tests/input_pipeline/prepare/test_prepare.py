@@ -256,7 +256,7 @@ def test_command(tmp_path):
         [
             sys.executable,
             "-m",
-            "input_pipeline.prepare.__main__",
+            "input_pipeline.prepare",
             "ade20k",
             "--root",
             str(tmp_path),
