@@ -123,7 +123,7 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch, dropout: float
     device, vision, cfg = torch_device(), work.vision, work.cfg
     sizes = torch_clip_rc.Sizes(
         cfg.crop_px, vision.patch_px, vision.width, vision.layers, vision.heads,
-        vision.embed_dim, cfg.prompts, cfg.region_side, cfg.rounds, cfg.heads, cfg.hidden,
+        vision.embed_dim, cfg.prompts, cfg.region_side, cfg.decoder_blocks, cfg.heads, cfg.hidden,
         dropout,
     )  # fmt: skip
     arrays = {path: np.array(x) for path, x in flat_arrays(task.model).items()}

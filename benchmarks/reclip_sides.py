@@ -91,7 +91,7 @@ def make_task(work: Work, kind: Kind) -> Task:
         lambda rngs: DeepLab(work.student, work.vision.embed_dim, rngs=rngs), inputs.SEED
     )
     inputs.calm_blocks(student)
-    cfg = reclip_distill.DistillConfig(teacher_thresh=TEACHER_THRESHOLD)
+    cfg = reclip_distill.DistillConfig(teacher_threshold=TEACHER_THRESHOLD)
     return reclip_distill.build(frozen_reference(model), student, cfg)
 
 

@@ -27,7 +27,7 @@ from weights_convert.clip.build import flat_arrays
 COUNTS = (1, 2, 3, 2)  # classes of the images, in turn: eight pairs in a published batch
 CLASSES, BACKGROUND = 20, 25
 OPTIM = OptimConfig(
-    name="adamw", rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
+    name="adamw", learning_rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
 )
 
 

@@ -57,9 +57,9 @@ class InferenceConfig:
     # (background words).
     row_labels: tuple[int, ...] | None = None
     # Pixels whose best probability is below it get `background_label`; 0 switches this off.
-    background_thresh: float = 0.0
+    background_threshold: float = 0.0
     background_label: int = 0
-    temperature: float = 100.0  # of the probabilities that background_thresh looks at
+    temperature: float = 100.0  # of the probabilities that background_threshold looks at
     # A dense CRF on the probabilities (the softmax of one view, the mean of several), and the image
     # that it sees: "wrapped" as deeplab-pytorch's (see `ops.crf.wrapped_image`), or "raw" RGB.
     crf: CRFConfig | None = None
@@ -226,8 +226,8 @@ def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Arr
     """Rows of the classifier to labels, and unsure pixels to the background."""
     if cfg.row_labels is not None:
         labels = jnp.asarray(cfg.row_labels, jnp.int32)[labels]
-    if cfg.background_thresh > 0:
-        labels = jnp.where(best < cfg.background_thresh, cfg.background_label, labels)
+    if cfg.background_threshold > 0:
+        labels = jnp.where(best < cfg.background_threshold, cfg.background_label, labels)
     return labels, best
 
 

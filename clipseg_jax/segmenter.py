@@ -93,7 +93,7 @@ class Segmenter:
             std=CLIP_STD,
             scale_px=(4 * short_side_px, short_side_px),
             row_labels=(*range(1, len(class_names) + 1), *(0 for _ in words)),
-            background_thresh=thresh,
+            background_threshold=thresh,
             **inference,  # type: ignore[arg-type]
         )
         self._mesh = make_mesh(devices)

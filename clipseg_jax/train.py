@@ -257,7 +257,7 @@ def _explain(
     return (
         f"the loss is {figures['loss']} and its gradient's norm {figures['gradient_norm']} at step "
         f"{step + 1}, whose batch holds {shown}{more}; {last}. Lower the learning rate "
-        "(--config.*.optim.rate), limit the gradient (clip_norm), or look at these images"
+        "(--config.*.optim.learning_rate), limit the gradient (clip_norm), or look at these images"
     )
 
 

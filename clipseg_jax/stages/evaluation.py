@@ -51,21 +51,21 @@ class Evaluation:
     ):
         """`split`: instead of the config's."""
         self._cfg, self._unseen = cfg, tuple(unseen)
-        self._mesh = make_mesh(config.evaluate.devices)
+        self._mesh = make_mesh(config.run.devices)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._published = config.evaluate.published_metric
-        self._pictures = config.evaluate.pictures
-        self._opacity = config.evaluate.opacity
-        self._predictions = config.evaluate.predictions
-        self._palette = config.evaluate.palette
+        self._pictures = config.run.pictures
+        self._opacity = config.run.opacity
+        self._predictions = config.run.predictions
+        self._palette = config.run.palette
         damage = config.dataset.corruption
         self._batches = pipeline.evaluation(
             self.dataset,
             self._examples,
-            batch_size=config.evaluate.batch_size,
+            batch_size=config.run.batch_size,
             network_size=functools.partial(network_size, cfg=cfg),
-            max_buckets=config.evaluate.max_buckets,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",

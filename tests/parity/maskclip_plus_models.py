@@ -93,8 +93,8 @@ def choices(case: dict[str, Any]) -> MaskCLIPPlusConfig:
         self_training_steps=(switch, -1) if zero_shot else NEVER,
         unlabelled_classes=() if unseen == "all" else tuple(unseen),
         refine=MaskCLIPConfig(
-            ks_thresh=told.get("ks_thresh", 1.0 if "ks" in variant else 0.0),
-            pd_thresh=told.get("pd_thresh", 0.5 if "pd" in variant else 0.0),
+            ks_threshold=told.get("ks_thresh", 1.0 if "ks" in variant else 0.0),
+            pd_threshold=told.get("pd_thresh", 0.5 if "pd" in variant else 0.0),
         ),
         distill=variant == "distill",
     )
@@ -106,8 +106,8 @@ def optim(case: dict[str, Any]) -> OptimConfig:
     assert told["type"] == "SGD"
     power, least = re.search(r"poly power ([\d.]+) min_lr ([\d.e-]+)", case["lr_policy"]).groups()
     return OptimConfig(
-        rate=told["lr"],
-        end_rate=float(least),
+        learning_rate=told["lr"],
+        end_learning_rate=float(least),
         power=float(power),
         momentum=told["momentum"],
         weight_decay=told["weight_decay"],

@@ -45,6 +45,7 @@ from clipseg_jax.stages.image_classes import (
     padded_classes,
     present_classes,
 )
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches import evaluation as pipeline
 from input_pipeline.datasets.layout import Example
 
@@ -79,7 +80,7 @@ def _make(
     """Makes the CAMs of `todo`; (name, reason) of what this process could not read."""
     model = _model(config, workdir)
     patch_px = model.visual.cfg.patch_px
-    mesh = make_mesh(config.cams.devices)
+    mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
 
@@ -98,9 +99,9 @@ def _make(
         batches = pipeline.evaluation(
             find_dataset(config.dataset),
             members,
-            batch_size=config.cams.batch_size,
+            batch_size=config.run.batch_size,
             resize=functools.partial(whole_patches, patch_px=patch_px),
-            max_buckets=config.cams.max_buckets,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
@@ -123,7 +124,7 @@ def _make(
             h, w = batch["image_size"][row] // patch_px
             ids = np.asarray(present[name], np.int32)
             maps = made["maps"][: len(ids), :h, :w]
-            if config.cams.write_npy:
+            if config.run.write_npy:
                 height, width = (int(n) for n in batch["original_size"][row])
                 full = [cv2.resize(m, (width, height)) for m in maps]
                 write_cam(workdir / "cams_npy" / f"{name}.npy", ids, np.stack(full))
@@ -144,11 +145,7 @@ def _make(
 def _model(config: ConfigDict, workdir: Path) -> CLIPES:
     classes, background = word_lists(config)
     rows = read_embeddings(config, workdir, (*classes, *background))
-    names = (
-        *("box_threshold", "affinity_blocks", "balance_rounds", "spread_steps"),
-        *("cover_border", "temperature"),
-    )
-    cfg = CLIPESConfig(**{name: config.cams[name] for name in names})
+    cfg = options(CLIPESConfig, config.cams)
     first, last = rows[: len(classes)], rows[len(classes) :]
     return CLIPES(image_tower(config), first, last, cfg)
 
@@ -192,7 +189,7 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     def add(index: int, made: dict, row: int, batch: Any) -> None:
         confusion[...] += made["counts"]
 
-    mesh, skipped = make_mesh(config.masks.devices), []  # type: ignore[var-annotated]
+    mesh, skipped = make_mesh(config.run.devices), []  # type: ignore[var-annotated]
     for members, batches in batches_with_cams(
         config, workdir, examples, config.cams.patch_px, skipped
     ):

@@ -61,24 +61,24 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
     todo = [each for each in known if not mask_path(workdir, each.name).exists()]
     wait("masks begin")
-    shown = {each.name for each in examples[: config.evaluate.pictures or None]}
+    shown = {each.name for each in examples[: config.run.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
-    coloured = config.evaluate.palette
+    coloured = config.run.palette
     clear = (0, 255) if dataset.background else (255,)
 
     def keep(example: Example, made: dict, image: np.ndarray) -> None:
         h, w = image.shape[:2]
         labels, mask = (made[which][:h, :w] for which in ("labels", "masks"))
         save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
-        if config.evaluate.pictures and example.name in shown:
-            painted = overlay(image, mask, colours, config.evaluate.opacity, clear=clear)
+        if config.run.pictures and example.name in shown:
+            painted = overlay(image, mask, colours, config.run.opacity, clear=clear)
             save_picture(workdir / "pictures_masks" / f"{example.name}.png", painted)
         # Last: its presence means all is done.
         save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
     step = _step(config)
     skipped: list[pipeline.Skipped] = []
-    mesh = make_mesh(config.masks.devices)
+    mesh = make_mesh(config.run.devices)
     crf = jax.jit(
         jax.shard_map(
             step,
@@ -125,7 +125,7 @@ def _step(config: ConfigDict) -> Any:
         if background:
             labels = jnp.pad(labels, ((0, 0), (1, 0)))
         found = functools.partial(pseudo_labels, marginals, labels)
-        made = {"labels": found(0.0), "masks": found(config.masks.confidence)}
+        made = {"labels": found(0.0), "masks": found(config.masks.confidence_threshold)}
         return {name: value.astype(jnp.uint8) for name, value in made.items()}
 
     if config.masks.image not in ("wrapped", "raw"):

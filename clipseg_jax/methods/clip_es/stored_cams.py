@@ -75,8 +75,8 @@ def batches_with_cams(
         batches = pipeline.evaluation(
             find_dataset(config.dataset),
             members,
-            batch_size=config.masks.batch_size,
-            max_buckets=config.masks.max_buckets,
+            batch_size=config.run.batch_size,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",

@@ -27,7 +27,7 @@ class CLIPRCConfig:
     crop_px: int = 512  # side of the training crops; positions are stored for it
     prompts: int = 10  # COCO-Stuff: 100
     region_side: int = 4  # 4 x 4 region tokens
-    rounds: int = 3  # of the decoders
+    decoder_blocks: int = 3
     heads: int = 8  # of the decoders; they divide CLIP's joint width
     hidden: int = 2048  # of the decoders' perceptrons
     dropout: float = 0.1  # of prompts, and in the decoders
@@ -70,7 +70,7 @@ class CLIPRC(nnx.Module):
         )
         self.head = QueryHead(
             e,
-            blocks=cfg.rounds,
+            blocks=cfg.decoder_blocks,
             heads=cfg.heads,
             hidden=cfg.hidden,
             dropout=cfg.dropout,

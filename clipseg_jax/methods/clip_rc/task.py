@@ -27,10 +27,10 @@ UNSEEN = -1  # pixels of classes whose labels training must not know
 # parameters of the backbone and the head, an earlier rule has already taken.
 OPTIM = OptimConfig(
     name="adamw",
-    rate=2e-4,  # 2e-5, times 10 for backbone and head
+    learning_rate=2e-4,  # 2e-5, times 10 for backbone and head
     schedule="poly",
     power=0.9,
-    end_rate=1e-6,
+    end_learning_rate=1e-6,
     warmup_steps=1500,
     warmup_ratio=1e-6,
     weight_decay=0.01,

@@ -21,10 +21,10 @@ from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip import recipe as maskclip
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
 from clipseg_jax.methods.maskclip_plus.build import (
-    alone,
     build,
-    choices,
     inference,
+    student_task,
+    task_config,
     training_batches,
     unseen,
 )
@@ -58,18 +58,18 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     An evaluation at the step at which self-training begins leaves student_guided.safetensors.
     """
     student = config.student
-    if student.trained:
-        return {"skipped": f"config.student.trained is {student.trained}"}
-    if not student.backbone:
+    if student.trained_weights:
+        return {"skipped": f"config.student.trained_weights is {student.trained_weights}"}
+    if not student.init_weights:
         raise ValueError(
-            "no backbone; pass --config.student.backbone=FILE (resnet50_v1c or resnet101_v1c of "
-            "open-mmlab), or =random to start from nothing"
+            "no initial weights; pass --config.student.init_weights=FILE (resnet50_v1c or "
+            "resnet101_v1c of open-mmlab), or =random for random weights"
         )
-    how = choices(config)
+    cfg = task_config(config)
     model, clip_sha256 = build(config, workdir)
-    if student.backbone != "random":
+    if student.init_weights != "random":
         backbone = model.student.backbone
-        weights_convert.load_imagenet(student.backbone, backbone, statistics=True)
+        weights_convert.load_imagenet(student.init_weights, backbone, statistics=True)
 
     def keep(model: MaskCLIPPlus, name: str, steps: int, **more: Any) -> None:
         if jax.process_index() == 0:
@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     trained = training.run(
         config,
-        maskclip_plus.build(model, how),
+        maskclip_plus.build(model, cfg),
         training_batches(config),
         OptimConfig(**student.optim.to_dict()),
         workdir,
@@ -94,14 +94,14 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         evaluate_every_steps=student.evaluate_every_steps,
         evaluate=_validation(config, keep),
     )
-    made: Any = trained.model
-    keep(made, STUDENT, trained.figures["steps"], figures=trained.figures)
+    last: Any = trained.model
+    keep(last, STUDENT, trained.figures["steps"], figures=trained.figures)
     wait("student written")
     return trained.figures
 
 
 def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
-    """The student before it was on its own: metrics_guided.json."""
+    """The student at the end of the guided phase: metrics_guided.json."""
     path = workdir / GUIDED
     if not path.exists():
         raise ValueError(
@@ -114,13 +114,13 @@ def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics.json."""
-    task = _load(config, config.student.trained or workdir / STUDENT)
+    task = _load(config, config.student.trained_weights or workdir / STUDENT)
     return _evaluation(config, inference(config)).write(task, workdir)
 
 
 def robustness(config: ConfigDict, workdir: Path) -> dict:
     """The student's mIoU under each corruption: robustness.json."""
-    task = _load(config, config.student.trained or workdir / STUDENT)
+    task = _load(config, config.student.trained_weights or workdir / STUDENT)
     return measure(config, inference(config), task, workdir, unseen(config))
 
 
@@ -143,7 +143,7 @@ def _load(config: ConfigDict, path: str | Path) -> Task:
     """A trained student, ours or released; needs no CLIP."""
     names = find_dataset(config.dataset).class_names
     trained = weights_convert.load_maskclip_plus(path, classes=names)
-    return alone(weights_convert.maskclip_plus_from(trained, dtype=config.student.dtype))
+    return student_task(weights_convert.maskclip_plus_from(trained, dtype=config.student.dtype))
 
 
 def _validation(
@@ -153,14 +153,14 @@ def _validation(
 
     Keeps the student as it is when self-training begins.
     """
-    validate = validation(lambda: _evaluation(config, inference(config)), alone)
+    validate = validation(lambda: _evaluation(config, inference(config)), student_task)
     switch = config.student.self_training_steps[0]
 
     def figures(model: Any, step: int) -> dict[str, float]:
         model.teacher = None  # a copy's; its part is over
         if step == switch:
             graph, state = nnx.split(model)
-            whole = replicate(make_mesh(config.train.devices), state)
+            whole = replicate(make_mesh(config.run.devices), state)
             keep(nnx.merge(graph, whole), GUIDED, step)
         return validate(model, step)
 

@@ -29,7 +29,7 @@ from clipseg_jax.task import Metrics, Task
 UNLABELLED = -1  # pixels to be labelled by the teacher or by the student itself
 NEVER = (-1, -1)
 # Section 12.3; Context's zero-shot run has rate 0.004 and decay 1e-4.
-OPTIM = OptimConfig(rate=0.01, end_rate=1e-4, weight_decay=5e-4)
+OPTIM = OptimConfig(learning_rate=0.01, end_learning_rate=1e-4, weight_decay=5e-4)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ class DistillConfig:
 
     # Classes whose probability stays below it at all positions are nobody's label. ReCLIP: 0.5;
     # ReCLIP++: a value for each dataset, and 0 is no filter.
-    teacher_thresh: float = 0.5
+    teacher_threshold: float = 0.5
     teacher_scale: float = 10.0  # of the logits in that filter's softmax
     # The same of the student's logits at test time; ReCLIP has no such filter.
-    test_thresh: float = 0.0
+    test_threshold: float = 0.0
     test_scale: float = 2.0
     # The teacher's batch norms: "fresh_train" starts their statistics anew and uses those of each
     # batch, as published; "loaded_eval" uses the loaded ones and leaves them alone.
@@ -85,7 +85,7 @@ def predict(model: Distillation, images: Array, sizes: Array, cfg: DistillConfig
     """The student's logits (b, gh, gw, c), classes filtered, 0 in the padding."""
     logits = model(images, sizes)
     real = valid_mask(model.student.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
-    logits = filter_classes(logits, real, cfg.test_scale, cfg.test_thresh)
+    logits = filter_classes(logits, real, cfg.test_scale, cfg.test_threshold)
     return jnp.where(real[..., None], logits, 0)
 
 
@@ -111,7 +111,7 @@ def loss(model: Distillation, batch: dict[str, Array], cfg: DistillConfig) -> tu
 def teacher_labels(logits: Array, labels: Array, cfg: DistillConfig) -> Array:
     """Labels (b, h, w) whose -1 became the teacher's class (logits (b, hp, wp, c)); 255 stays."""
     real = jnp.ones(logits.shape[:3], bool)  # the padding of a crop is pixels like others
-    logits = filter_classes(logits, real, cfg.teacher_scale, cfg.teacher_thresh)
+    logits = filter_classes(logits, real, cfg.teacher_scale, cfg.teacher_threshold)
     size = (labels.shape[1], labels.shape[2])
     return jnp.where(labels == UNLABELLED, upsampled_argmax(logits, size), labels)
 

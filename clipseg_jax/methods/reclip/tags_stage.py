@@ -66,7 +66,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
 
 def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> None:
     """Appends a line for each image to this process's partial file."""
-    classifier = Classifier(load_clip(config).model, rows, config.tags.batch_size)
+    classifier = Classifier(load_clip(config).model, rows, config.run.crops_at_once)
     options = {name: config.tags[name] for name in ("method", "k", "crop_px", "min_votes")}
     cfg = TagsConfig(**options, threshold=config.tags.threshold)
 

@@ -33,6 +33,7 @@ from clipseg_jax.stages.clip import (
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import class_count, tags_path
 from clipseg_jax.stages.label_list import write_label_list
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches import evaluation as pipeline
 from input_pipeline.datasets.image_labels import has_annotations, image_labels
 from input_pipeline.datasets.layout import Example
@@ -104,7 +105,7 @@ def _score(
     """Appends a line for each image to this process's partial file."""
     model = _model(config, workdir)
     patch_px = model.visual.cfg.patch_px
-    mesh = make_mesh(config.cams.devices)
+    mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
 
@@ -116,9 +117,9 @@ def _score(
     batches = pipeline.evaluation(
         find_dataset(config.dataset),
         [examples[i] for i in todo],
-        batch_size=config.cams.batch_size,
+        batch_size=config.run.batch_size,
         resize=functools.partial(whole_patches, patch_px=patch_px),
-        max_buckets=config.cams.max_buckets,
+        max_buckets=config.run.max_buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_bad="skip",
@@ -152,12 +153,11 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
         embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
         wait("tag words")
     rows = read_embeddings(config, workdir, words, _EMBEDDINGS)
-    names = (
-        *("affinity_blocks", "relative_threshold", "votes", "mix", "skip_empty_boxes"),
-        "crops_at_once",
-    )
-    cfg = TagCLIPConfig(
-        **{name: config.tags[name] for name in names}, temperature=config.cams.temperature
+    cfg = options(
+        TagCLIPConfig,
+        config.tags,
+        crops_at_once=config.run.crops_at_once,
+        temperature=config.cams.temperature,
     )
     rest = rows[len(classes) :] if background else None
     # Unlike CLIP-ES, TagCLIP takes the stored positions as they are (spec tagclip, section 4).

@@ -87,7 +87,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         h, w = batch["image_size"][row]
         found = made["labels"][:h, :w]
         path = workdir / "masks" / f"{examples[index].name}.png"
-        save_labels(path, found, coloured=config.evaluate.palette)
+        save_labels(path, found, coloured=config.run.palette)
         count += 1
         if own.score:
             truth = batch["label"][row, :h, :w]

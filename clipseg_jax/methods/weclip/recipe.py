@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import agree, wait
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
 from clipseg_jax.methods.weclip.image_labels import tagged_examples
 from clipseg_jax.methods.weclip.masks import masks
@@ -54,14 +54,14 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     Images that can't be read, or whose classes nobody knows, are left out, and named in
     labels_problems.json.
     """
-    fit = config.fit
-    if fit.trained:
-        return {"skipped": f"config.fit.trained is {fit.trained}"}
-    every = fit.validate_every_steps
-    if fit.use == "best" and not every:
+    head = config.head
+    if head.trained_weights:
+        return {"skipped": f"config.head.trained_weights is {head.trained_weights}"}
+    every = head.evaluate_every_steps
+    if head.checkpoint == "best" and not every:
         raise ValueError(
-            "fit.use=best needs a validation split that is scored; pass "
-            "--config.fit.validate_every_steps=N, or --config.fit.use=last"
+            "head.checkpoint=best needs evaluations during training; pass "
+            "--config.head.evaluate_every_steps=N, or --config.head.checkpoint=last"
         )
     dataset = find_dataset(config.dataset)
     split = config.dataset.train_split
@@ -69,9 +69,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     batches = training_placed(
         dataset,
         [dataclasses.replace(each, label_path=None) for each in examples],  # nobody reads them
-        crop_hw=tuple(fit.crop_px),
-        ratio_range=tuple(fit.ratio_range),
-        batch_size=fit.batch_size,
+        crop_hw=tuple(head.crop_px),
+        ratio_range=tuple(head.ratio_range),
+        batch_size=head.batch_size,
         seed=config.train.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -96,14 +96,14 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     trained = training.run(
         config,
-        weclip.build(model, cfg),
+        task.build(model, cfg),
         batches,
-        OptimConfig(**fit.optim.to_dict(), groups=weclip.GROUPS),
+        OptimConfig(**head.optim.to_dict(), groups=task.GROUPS),
         workdir,
         "train",
-        total_steps=fit.total_steps,
+        total_steps=head.total_steps,
         evaluate_every_steps=every,
-        evaluate=validation(validate, lambda model: weclip.build(model, cfg)),
+        evaluate=validation(validate, lambda model: task.build(model, cfg)),
         add=add,
     )
     _keep(config, workdir, trained)
@@ -147,8 +147,8 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
-    task = weclip.build(model, task_config(config))
-    return Evaluation(config, cfg).write(task, workdir, suffix)
+    trained = task.build(model, task_config(config))
+    return Evaluation(config, cfg).write(trained, workdir, suffix)
 
 
 STAGES = {

@@ -112,7 +112,7 @@ def test_the_optimiser_is_the_published_one():
     told = golden("optimizer.json")
     optim = clip_rc.OPTIM
     (group,) = told["groups"]
-    assert (optim.rate, optim.weight_decay) == (group["lr"], group["weight_decay"])
+    assert (optim.learning_rate, optim.weight_decay) == (group["lr"], group["weight_decay"])
     assert (list(optim.betas), optim.eps) == (told["optimizer"]["betas"], told["optimizer"]["eps"])
     assert not optim.groups
     model = full_size(10, 20)
@@ -129,7 +129,7 @@ def test_the_optimiser_is_the_published_one():
 
 
 def test_norms_may_be_spared_decay():
-    optim = OptimConfig(name="adamw", rate=1.0, schedule="constant", weight_decay=0.5)
+    optim = OptimConfig(name="adamw", learning_rate=1.0, schedule="constant", weight_decay=0.5)
     optim = dataclasses.replace(optim, groups=clip_rc.NORMS_DO_NOT_DECAY)
     params = {path: jnp.ones(2) for path in flat_arrays(small()) if clip_rc.trainable(path)}
     tx = optimizer(optim, 1)
@@ -304,7 +304,7 @@ def test_one_program_and_the_same_on_any_devices(tmp_path, setting, counts):
         # steps of rounding: few values may differ, by no more than the steps themselves.
         off = np.concatenate([np.abs(made[devices][p] - made[1][p]).ravel() for p in sorted(moved)])
         assert np.mean(off <= 2e-6) >= 0.99
-        assert off.max() <= 2 * 3 * clip_rc.OPTIM.rate
+        assert off.max() <= 2 * 3 * clip_rc.OPTIM.learning_rate
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from weights_convert.clip.build import flat_arrays
 
 @pytest.mark.slow
 def test_layers_start_as_published():
-    model = small(rounds=3, dropout=0.0)
+    model = small(decoder_blocks=3, dropout=0.0)
     state = {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}
     for decoder in ("decoder_q", "decoder_v"):
         first = {p: x for p, x in state.items() if p.startswith(f"head.{decoder}.0.")}

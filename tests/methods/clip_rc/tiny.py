@@ -9,7 +9,7 @@ import numpy as np
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
 from tests import tiny
 
-SMALL = CLIPRCConfig(crop_px=64, prompts=3, region_side=2, rounds=1, heads=2, hidden=16)
+SMALL = CLIPRCConfig(crop_px=64, prompts=3, region_side=2, decoder_blocks=1, heads=2, hidden=16)
 CLASSES, SEEN = 6, (0, 2, 3, 5)
 
 

@@ -172,7 +172,7 @@ def seen_at(model, step, cfg, batch=None):
 @pytest.mark.parametrize(("decoder", "background"), [("deeplabv2", False), ("deeplabv3plus", True)])
 @pytest.mark.slow
 def test_each_phase_finds_its_labels(decoder, background):
-    refine = MaskCLIPConfig(pd_thresh=0.4)
+    refine = MaskCLIPConfig(pd_threshold=0.4)
     cfg = dataclasses.replace(ZERO_SHOT, refine=refine)
     model, batch = toy(decoder, background), batch_of()
     given, unseen = batch["label"], np.asarray(cfg.unlabelled_classes)

@@ -26,7 +26,7 @@ from weights_convert.trained.kinds import kind_of
 
 GOLDEN = toys.GOLDEN / "clip_rc"
 NAMES = ["cat", "dog", "tree"]
-CFG = CLIPRCConfig(crop_px=32, prompts=3, region_side=2, rounds=2, heads=8, hidden=48)
+CFG = CLIPRCConfig(crop_px=32, prompts=3, region_side=2, decoder_blocks=2, heads=8, hidden=48)
 TOLD = {"classes": NAMES, "seen": [0, 2], "setting": "inductive"}
 
 
