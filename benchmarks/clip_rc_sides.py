@@ -14,7 +14,7 @@ from benchmarks.sides import Ours, TorchStep, autocast, channels_first, torch_de
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig, segmenter
 from clipseg_jax.methods.clip_rc import task as clip_rc
-from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.task import Task
@@ -73,7 +73,7 @@ def make_task(work: Work, dropout: float) -> Task:
     rows = inputs.unit_rows(np.random.default_rng(inputs.SEED), work.classes, work.vision.embed_dim)
     cfg = dataclasses.replace(work.cfg, dropout=dropout)
     visual = initialised(lambda rngs: VisionTransformer(work.vision, rngs=rngs), inputs.SEED)
-    model = initial(visual, rows, cfg, seed=inputs.SEED)
+    model = init_clip_rc(visual, rows, cfg, seed=inputs.SEED)
     mask, dice, recovery = work.weights
     return clip_rc.build(
         model,

@@ -77,7 +77,7 @@ def make_task(work: Work, kind: Kind) -> Task:
     rows = inputs.unit_rows(rng, work.classes, work.vision.embed_dim)
     end = work.text.vocabulary - 1
     ids = [(int(i), end, 0) for i in rng.integers(1, end - 1, work.classes)]
-    model = reclip.initial(
+    model = reclip.init_reclip(
         clip,
         rows,
         ids,

@@ -60,7 +60,7 @@ def work(args: argparse.Namespace) -> Work:
     rng = np.random.default_rng(inputs.SEED)
     rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
     head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=inputs.SEED)
+    model = weclip.init_weclip(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=inputs.SEED)
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
     images = inputs.photos(rng, args.batch, args.size, args.size)

@@ -28,7 +28,7 @@ from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.maskclip_plus import build as maskclip_plus_models
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.methods.reclip import build as reclip_models
 from clipseg_jax.methods.reclip.model import ReCLIPConfig
 from clipseg_jax.methods.reclip.tags import TagsConfig
@@ -48,7 +48,6 @@ from clipseg_jax.stages import clip as clip_es_models
 from clipseg_jax.stages import image_classes as present
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.sections import options
-from configs.base import maskclip_plus as plus_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 # The towers by what configs call them, and the demo's.
@@ -352,9 +351,6 @@ def test_maskclip_plus_published_values():
     ):
         with pytest.raises(ValueError, match=message):
             context.get_config(wrong)
-    assert {
-        name: (decoder, cfg.blocks) for name, (decoder, cfg) in STUDENTS.items()
-    } == plus_defaults.STUDENTS
 
 
 def test_reclip_published_values():

@@ -20,13 +20,15 @@ _BATCH = PartitionSpec(("data", "fsdp"))
 _SPLIT_FROM = 2**16  # parameters; gathering smaller arrays costs more than keeping them whole
 
 
-def make_mesh(devices: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False) -> Mesh:
     """A mesh over all devices of all processes, or the first ones; `fsdp` of them share a copy.
+
+    `local`: over the devices of this process alone.
 
     Raises:
       ValueError: fewer devices than asked for, or not divisible by `fsdp`.
     """
-    found = jax.devices()
+    found = jax.local_devices() if local else jax.devices()
     count = len(found) if devices is None else devices
     if not 0 < count <= len(found):
         raise ValueError(

@@ -123,7 +123,7 @@ def word_lists(
     return find_dataset(config.dataset).prompts, tuple(config.text.background_words)
 
 
-def image_tower(
+def load_image_tower(
     config: ConfigDict, *, pad_to_patch: bool = True, position_half_stored: bool = True
 ) -> VisionTransformer:
     """CLIP's ViT as CLIP-ES and TagCLIP read it: with positions resized bilinearly.

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict, config_dict
 
 from configs.base import loops, maskclip
 
-# Decoder, and blocks of the ResNet's stages.
+# Decoder, and blocks of the ResNet's stages. Published configs named after a ViT and an R-101 train
+# a ResNet-50 in fact (section 16, quirk 5).
 STUDENTS = {
     "deeplabv2_r50": ("deeplabv2", (3, 4, 6, 3)),
     "deeplabv2_r101": ("deeplabv2", (3, 4, 23, 3)),

@@ -105,7 +105,7 @@ def build(case, scale, offset, goldens, cfg, *, statistics):
         if clip_path.is_file()
         else cases.shapes(goldens, "ViT-B/16")
     )
-    teacher = reclip.initial(
+    teacher = reclip.init_reclip(
         weights_convert.clip_from_state_dict(seeded.state_dict(clip_shapes, seed)),
         text,
         reference_ids(Tokenizer.openai(), names),

@@ -96,7 +96,7 @@ def model_of(case: Case) -> WeCLIP:
         seeded.unit_rows(f"{kind}_text_features", inputs[f"n_{kind}"], dim, seed)
         for kind in ("fg", "bg")
     ]
-    model = weclip.initial(visual, *rows, cfg, head_config(case))
+    model = weclip.init_weclip(visual, *rows, cfg, head_config(case))
     install(model, by_our_paths(case), complete=("head.",))
     return model
 

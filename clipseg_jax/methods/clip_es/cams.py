@@ -36,7 +36,7 @@ from clipseg_jax.methods.clip_es.stored_cams import (
 )
 from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, upsample
 from clipseg_jax.ops.image import valid_mask
-from clipseg_jax.stages.clip import image_tower, read_embeddings, whole_patches, word_lists
+from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import (
     Present,
@@ -147,7 +147,7 @@ def _model(config: ConfigDict, workdir: Path) -> CLIPES:
     rows = read_embeddings(config, workdir, (*classes, *background))
     cfg = options(CLIPESConfig, config.cams)
     first, last = rows[: len(classes)], rows[len(classes) :]
-    return CLIPES(image_tower(config), first, last, cfg)
+    return CLIPES(load_image_tower(config), first, last, cfg)
 
 
 def examples_with_cams(config: ConfigDict, workdir: Path) -> tuple[list[Example], int]:

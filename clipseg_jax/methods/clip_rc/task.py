@@ -64,7 +64,7 @@ class CLIPRCTaskConfig:
 
 
 def build(model: CLIPRC, cfg: CLIPRCTaskConfig) -> Task:
-    """A model from `models.clip_rc.initial` or a checkpoint as a task.
+    """A model from `init_clip_rc` or a checkpoint as a task.
 
     Training batches hold `image` uint8 (b, h, w, 3), `image_size` (b, 2) and `label` (b, h, w) int,
     the dataset's own ids with 255 ignored; h = w = the model's crop.

@@ -34,7 +34,7 @@ def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
         filter_scale=config.inference.filter_scale,
         norm_over=config.rectifier.norm_over,
     )
-    model = task.initial(
+    model = task.init_reclip(
         clip,
         read_embeddings(config, workdir),
         reference_ids(tokenizer, row_words(config)),

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.mesh import batch_sharding, make_mesh, replicate
 from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
@@ -86,15 +86,13 @@ class Classifier:
 
         `batch_size` grows to a multiple of their number.
         """
-        chosen = jax.local_devices()[:devices]
-        self.batch_size = -(-batch_size // len(chosen)) * len(chosen)
+        self._mesh = make_mesh(devices, local=True)
+        self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.image_px = clip.cfg.vision.image_px
-        mesh = jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
         graph, state = nnx.split(clip.visual)
         scale = jnp.exp(clip.logit_scale[...])
         rows = scale * jnp.asarray(text_embeddings, jnp.float32)
-        self._fixed = jax.device_put((state, rows), NamedSharding(mesh, PartitionSpec()))
+        self._fixed = replicate(self._mesh, (state, rows))
 
         @jax.jit
         def logits(state: nnx.State, rows: Array, crops: Array) -> Array:
@@ -108,7 +106,7 @@ class Classifier:
         """At most a batch of crops uint8 (side, side, 3) -> logits (batch_size, c), not awaited."""
         batch = np.zeros((self.batch_size, *crops[0].shape), np.uint8)
         batch[: len(crops)] = crops
-        return self._logits(*self._fixed, jax.device_put(batch, self._split))
+        return self._logits(*self._fixed, jax.device_put(batch, batch_sharding(self._mesh)))
 
     def stream(self, crops: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Logits (n, c) of all crops in order, a batch at a time; the next is always under way."""

@@ -25,7 +25,7 @@ from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
     embed_words,
-    image_tower,
+    load_image_tower,
     read_embeddings,
     whole_patches,
     word_lists,
@@ -161,7 +161,7 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     )
     rest = rows[len(classes) :] if background else None
     # Unlike CLIP-ES, TagCLIP takes the stored positions as they are (spec tagclip, section 4).
-    visual = image_tower(config, position_half_stored=config.tags.position_half_stored)
+    visual = load_image_tower(config, position_half_stored=config.tags.position_half_stored)
     return TagCLIP(visual, rows[: len(classes)], rest, cfg)
 
 

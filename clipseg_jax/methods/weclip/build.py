@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip.head import HeadConfig
 from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
-from clipseg_jax.methods.weclip.task import TaskConfig, initial
+from clipseg_jax.methods.weclip.task import TaskConfig, init_weclip
 from clipseg_jax.ops.par import PARConfig
-from clipseg_jax.stages.clip import image_tower, read_embeddings, word_lists
+from clipseg_jax.stages.clip import load_image_tower, read_embeddings, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.sections import options
 from weights_convert import load_weclip
@@ -38,8 +38,8 @@ def build_model(config: ConfigDict, workdir: Path) -> WeCLIP:
             "for each class, and a background class before them"
         )
     rows = read_embeddings(config, workdir, (*classes, *background))
-    return initial(
-        image_tower(config, pad_to_patch=False),
+    return init_weclip(
+        load_image_tower(config, pad_to_patch=False),
         rows[: len(classes)],
         rows[len(classes) :],
         WeCLIPConfig(**config.cams.to_dict(), par=PARConfig(**config.par.to_dict())),

@@ -61,7 +61,7 @@ class TaskConfig:
 PUBLISHED = TaskConfig()
 
 
-def initial(
+def init_weclip(
     visual: VisionTransformer,
     class_rows: ArrayLike,
     background_rows: ArrayLike,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipseg_jax.methods.clip_rc.model import initial
+from clipseg_jax.methods.clip_rc.model import init_clip_rc
 from clipseg_jax.ops import attention as attention_module
 from clipseg_jax.ops.attention import KeyValues, attention
 from tests import tiny
@@ -129,10 +129,10 @@ def test_dropout_differs_between_images_and_vanishes_without_a_key():
 def test_models_that_cannot_be():
     visual, rows = tiny.clip().visual, np.zeros((3, tiny.VIT.embed_dim))
     with pytest.raises(ValueError, match="not whole patches of 16; choose 64"):
-        initial(visual, rows, dataclasses.replace(SMALL, crop_px=70))
+        init_clip_rc(visual, rows, dataclasses.replace(SMALL, crop_px=70))
     with pytest.raises(ValueError, match="set heads to a divisor"):
-        initial(visual, rows, dataclasses.replace(SMALL, heads=5))
+        init_clip_rc(visual, rows, dataclasses.replace(SMALL, heads=5))
     with pytest.raises(ValueError, match="the same CLIP"):
-        initial(visual, rows[:, :5], SMALL)
+        init_clip_rc(visual, rows[:, :5], SMALL)
     with pytest.raises(ValueError, match="give a CLIP with one"):
-        initial(tiny.clip(tiny.RESNET).visual, rows, SMALL)
+        init_clip_rc(tiny.clip(tiny.RESNET).visual, rows, SMALL)

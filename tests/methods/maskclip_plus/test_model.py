@@ -21,7 +21,7 @@ from clipseg_jax.core.modules import Keys, abstract, initialised
 from clipseg_jax.core.optim import learning_rate, optimizer
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify, dense_features
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus, make_student
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, OPTIM, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -29,6 +29,7 @@ from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.train_step import init_state, make_update, split_model
+from configs.base.maskclip_plus import STUDENTS
 from tests import tiny
 from tests.parity import cases
 from tests.parity import maskclip_plus_models as models
@@ -65,7 +66,9 @@ def teacher_of(name):
 
 @functools.cache
 def student_of(name, features):
-    return abstract(lambda rngs: make_student(*STUDENTS[name], features, rngs=rngs))
+    decoder, blocks = STUDENTS[name]
+    backbone = DilatedResNetConfig(blocks)
+    return abstract(lambda rngs: make_student(decoder, backbone, features, rngs=rngs))
 
 
 def published_model(teacher, student, background, rows):

@@ -15,7 +15,13 @@ from clipseg_jax.methods.reclip import distill_task as reclip_distill
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
-from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, ReferenceRows, image_tower
+from clipseg_jax.methods.reclip.model import (
+    RECLIP,
+    RECLIP_PP,
+    ReCLIP,
+    ReferenceRows,
+    reclip_image_tower,
+)
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig, l2_normalize
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -96,7 +102,7 @@ def parts_of(plus_plus):
 
     def teacher(rngs):
         return ReCLIP(
-            image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
+            reclip_image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
             l2_normalize(rows),
             ReferenceRows(reference / jnp.linalg.norm(reference)),
             kind(VIT.width, VIT.embed_dim, CLASSES, rngs=rngs),

@@ -40,7 +40,7 @@ def tower():
 
 def model(head="weclip", cfg=CFG):
     rows = l2_normalize(jax.random.normal(jax.random.key(1), (CLASSES + 4, VIT.embed_dim)))
-    return weclip.initial(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
+    return weclip.init_weclip(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
 
 
 def tags(*ids):

@@ -12,7 +12,7 @@ import pytest
 
 import weights_convert
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
 from clipseg_jax.models.clip import ViTConfig
 from tests import seeded
 from tests.weights_convert import toys
@@ -62,7 +62,7 @@ def clip_weights():
 def published():
     """A toy's state dict as the published code saves it, of seeded values but CLIP's own."""
     clip = clip_from_state_dict(clip_weights())
-    model = initial(clip.visual, rows(), CFG)
+    model = init_clip_rc(clip.visual, rows(), CFG)
     shapes = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     shapes |= {f"text.{p}": tuple(x.shape) for p, x in flat_arrays(clip.text).items()}
     told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
@@ -146,7 +146,7 @@ def test_layouts():
 def trained():
     """What a run of ours would end with: `published`'s weights, but around a CLIP of its own."""
     clip = clip_from_state_dict(clip_weights())
-    model = initial(clip.visual, rows(), CFG)
+    model = init_clip_rc(clip.visual, rows(), CFG)
     own = from_published(published(), "file")
     kept = ("encoder.prompt", "encoder.deep", "encoder.region", "head.")
     weights_convert.install(model, {p: x for p, x in own.items() if p.startswith(kept)})
@@ -166,7 +166,7 @@ def test_own_training_becomes_a_published_file(tmp_path):
     assert ours.record["figures"] == {"steps": 4}
     assert not any(".visual." in p or p.startswith("text") for p in ours.arrays)
 
-    other = initial(clip.visual, rows(), CFG, seed=9)
+    other = init_clip_rc(clip.visual, rows(), CFG, seed=9)
     weights_convert.install_clip_rc(other, ours, path)
     toys.assert_same(
         {p: np.asarray(x) for p, x in flat_arrays(other).items()},
@@ -232,11 +232,11 @@ def test_what_users_confuse(raw, tmp_path):
     stranger = clip_from_state_dict(seeded.state_dict(toys.vit_shapes(), 4))
     with pytest.raises(CheckpointError, match="trained with another CLIP"):
         weights_convert.export_clip_rc(loaded, tmp_path / "no.pth", stranger)
-    other = initial(stranger.visual, rows(), CFG)
+    other = init_clip_rc(stranger.visual, rows(), CFG)
     with pytest.raises(CheckpointError, match=r"ours\.safetensors was trained with another CLIP"):
         weights_convert.install_clip_rc(other, loaded, ours)
     more = dataclasses.replace(CFG, prompts=5)
-    wider = initial(clip.visual, rows(), more)
+    wider = init_clip_rc(clip.visual, rows(), more)
     with pytest.raises(CheckpointError, match=r"prompt_embeddings: shape \(3, 128\), expected \(5"):
         weights_convert.install_clip_rc(wider, loaded, ours)
     plain = write_torch(tmp_path / "clip.pt", clip_weights())

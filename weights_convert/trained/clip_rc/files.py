@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.clip_rc.encoder import image_tower
+from clipseg_jax.methods.clip_rc.encoder import crop_image_tower
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from clipseg_jax.models.clip import CLIP
 from weights_convert.clip.build import flat_arrays, install
@@ -156,7 +156,7 @@ def export_clip_rc(result: Converted, path: str | Path, clip: CLIP | None = None
             )
         if clip.cfg.text is None:
             raise CheckpointError("the CLIP has no text tower, which published files repeat")
-        visual = image_tower(clip.visual, result.record["crop_px"])
+        visual = crop_image_tower(clip.visual, result.record["crop_px"])
         if mark_of(visual) != result.record["clip_mark"]:
             raise CheckpointError("it was trained with another CLIP; give the one it was with")
         arrays |= {f"encoder.visual.{p}": np.asarray(x) for p, x in flat_arrays(visual).items()}
