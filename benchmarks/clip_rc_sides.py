@@ -12,12 +12,14 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.sides import Ours, TorchStep, autocast, channels_first, torch_device
 from clipseg_jax.core.modules import initialised
+from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.inference import InferenceConfig, segmenter
 from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.task import Task
+from configs.base import clip_rc as defaults
 from weights_convert.clip.build import flat_arrays
 from weights_convert.trained.clip_rc.published import to_published
 
@@ -111,7 +113,8 @@ def ours(kind: Kind, work: Work, task: Task, batch: inputs.Batch) -> Any:
     """The training loop's update or the evaluation's segmentation."""
     if kind == "inference":
         return Segmentation(work, task, batch)
-    return Ours(task, batch, optim=clip_rc.OPTIM, steps=STEPS)
+    optim = OptimConfig(**defaults.get_config().clip_rc.optim.to_dict())
+    return Ours(task, batch, optim=optim, steps=STEPS)
 
 
 def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch, dropout: float) -> Any:

@@ -22,7 +22,6 @@ from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.methods.clip_es import student as deeplab
 from clipseg_jax.methods.clip_es.model import CLIPESConfig
 from clipseg_jax.methods.clip_rc import build as clip_rc_models
-from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
@@ -36,7 +35,7 @@ from clipseg_jax.methods.tagclip.model import TagCLIPConfig
 from clipseg_jax.methods.weclip import build as weclip_models
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head, HeadConfig
-from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIPConfig
+from clipseg_jax.methods.weclip.model import VOC, WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -235,7 +234,7 @@ def test_weclip_published_values():
     assert CRFConfig(**voc.crf.to_dict()) == WECLIP_TEST
     assert options(HeadConfig, voc.head) == WECLIP
     assert PARConfig(**voc.par.to_dict()) == PARConfig()
-    for config, published in ((voc, VOC), (coco, COCO)):
+    for config, published in ((voc, VOC), (coco, WeCLIPConfig(box_threshold=0.7, late_blocks=10))):
         assert WeCLIPConfig(**config.cams.to_dict()) == published
     assert weclip_models.task_config(voc) == weclip.PUBLISHED
     assert voc.head.late_step == weclip.late_step(15000, images=1464, every=2000)
@@ -292,7 +291,10 @@ def test_clip_rc_published_values():
         weights = (task.mask_weight, task.dice_weight, task.recovery_weight)
         values = (task.total_steps, task.prompts, *weights, task.evaluate_every_steps)
         assert values == expected
-        assert OptimConfig(**task.optim.to_dict()) == clip_rc.OPTIM
+        assert OptimConfig(**task.optim.to_dict()) == OptimConfig(
+            name="adamw", learning_rate=2e-4, end_learning_rate=1e-6, warmup_steps=1500,
+            weight_decay=0.01,
+        )  # fmt: skip
         assert CLIPRCTaskConfig(setting, seen=(0,)).seen_offset == task.seen_offset
         assert dataclasses.replace(
             CLIPRCConfig(), prompts=expected[1]

@@ -39,9 +39,6 @@ class CLIPESConfig:
 
 
 VOC = CLIPESConfig()
-COCO = CLIPESConfig(box_threshold=0.7)
-# TagCLIP's own mask stage leaves the last block out on VOC; elsewhere it is `COCO`.
-TAGCLIP_VOC = CLIPESConfig(affinity_blocks=(4, 5, 6, 7, 8, 9, 10))
 
 
 class Encoding(NamedTuple):

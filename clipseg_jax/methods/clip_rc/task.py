@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.core.optim import Group, OptimConfig
+from clipseg_jax.core.optim import Group
 from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.ops.cross_entropy import IGNORED
@@ -23,19 +23,8 @@ from clipseg_jax.task import Metrics, Task
 
 UNSEEN = -1  # pixels of classes whose labels training must not know
 
-# All trained parameters alike. The published rules exempt norms from decay by names that, for
-# parameters of the backbone and the head, an earlier rule has already taken.
-OPTIM = OptimConfig(
-    name="adamw",
-    learning_rate=2e-4,  # 2e-5, times 10 for backbone and head
-    schedule="poly",
-    power=0.9,
-    end_learning_rate=1e-6,
-    warmup_steps=1500,
-    warmup_ratio=1e-6,
-    weight_decay=0.01,
-)
-# What those rules were meant to say: add it to `OPTIM.groups`.
+# Published, all trained parameters decay alike: the rules that exempt norms match names that, for
+# parameters of the backbone and the head, an earlier rule has taken. This is what they intend.
 NORMS_DO_NOT_DECAY = (Group(r"(^|\.)(prompt_)?norm\d?\.", weight_decay=0.0),)
 
 

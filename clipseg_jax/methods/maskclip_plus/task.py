@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import l2_normalize
@@ -28,8 +27,6 @@ from clipseg_jax.task import Metrics, Task
 
 UNLABELLED = -1  # pixels to be labelled by the teacher or by the student itself
 NEVER = (-1, -1)
-# Section 12.3; Context's zero-shot run has rate 0.004 and decay 1e-4.
-OPTIM = OptimConfig(learning_rate=0.01, end_learning_rate=1e-4, weight_decay=5e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +72,7 @@ def trainable(path: str) -> bool:
 
 
 def build(model: MaskCLIPPlus, cfg: MaskCLIPPlusConfig = PUBLISHED) -> Task:
-    """A model as a task; `OPTIM` is its published optimiser.
+    """A model as a task.
 
     Training batches hold `image` (b, h, w, 3) uint8, `image_size` (b, 2) and `label` (b, h, w):
     classes as channels of the logits, -1 where one is to be found, 255 ignored.

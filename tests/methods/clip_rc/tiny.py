@@ -6,9 +6,12 @@ import dataclasses
 
 import numpy as np
 
+from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
+from configs.base import clip_rc
 from tests import tiny
 
+OPTIM = OptimConfig(**clip_rc.get_config().clip_rc.optim.to_dict())
 SMALL = CLIPRCConfig(crop_px=64, prompts=3, region_side=2, decoder_blocks=1, heads=2, hidden=16)
 CLASSES, SEEN = 6, (0, 2, 3, 5)
 
