@@ -54,9 +54,9 @@ def counts(
 ) -> dict[str, Any]:
     """Parameters, and multiply-adds of one crop without recovery decoder and text tower.
 
-    Parameters of layers that nothing uses, which published checkpoints hold and their count
-    includes, are added to ours: the totals are the published ones. Multiply-adds are the compiler's
-    for what is run here, where regions are averaged before the product with the patches.
+    Parameters of unused layers, which published checkpoints hold and the published count includes,
+    are added, so that the totals are the published ones. Multiply-adds are the compiler's for what
+    runs here, where regions are averaged before the product with the patches.
     """
 
     vision = dataclasses.replace(vision, image_px=cfg.crop_px, position_resize="bilinear")
@@ -70,8 +70,8 @@ def counts(
     learned = sum(n for path, n in sizes.items() if trainable(path))
     tower = 0
     if text is not None:
-        made = abstract(lambda rngs: TextTransformer(text, rngs=rngs))
-        tower = sum(math.prod(leaf.shape) for leaf in flat_arrays(made).values())
+        text_tower = abstract(lambda rngs: TextTransformer(text, rngs=rngs))
+        tower = sum(math.prod(leaf.shape) for leaf in flat_arrays(text_tower).values())
 
     images = jax.ShapeDtypeStruct((1, cfg.crop_px, cfg.crop_px, 3), jnp.float32)
     backbone = multiply_adds(lambda model, x: model.encoder(x), model, images)

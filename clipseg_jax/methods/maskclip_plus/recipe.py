@@ -19,7 +19,7 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import wait
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip import recipe as maskclip
-from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.build import (
     build,
     inference,
@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     trained = training.run(
         config,
-        maskclip_plus.build(model, cfg),
+        task.build(model, cfg),
         training_batches(config),
         OptimConfig(**student.optim.to_dict()),
         workdir,
@@ -108,20 +108,20 @@ def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
             f"{path} is missing; run the stage `train` with a self-training phase and an "
             "evaluation at its first step (config.student.evaluate_every_steps)"
         )
-    task = _load(config, path)
-    return _evaluation(config, inference(config)).write(task, workdir, "_guided")
+    student = _load(config, path)
+    return _evaluation(config, inference(config)).write(student, workdir, "_guided")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics.json."""
-    task = _load(config, config.student.trained_weights or workdir / STUDENT)
-    return _evaluation(config, inference(config)).write(task, workdir)
+    student = _load(config, config.student.trained_weights or workdir / STUDENT)
+    return _evaluation(config, inference(config)).write(student, workdir)
 
 
 def robustness(config: ConfigDict, workdir: Path) -> dict:
     """The student's mIoU under each corruption: robustness.json."""
-    task = _load(config, config.student.trained_weights or workdir / STUDENT)
-    return measure(config, inference(config), task, workdir, unseen(config))
+    student = _load(config, config.student.trained_weights or workdir / STUDENT)
+    return measure(config, inference(config), student, workdir, unseen(config))
 
 
 STAGES = {
@@ -149,19 +149,19 @@ def _load(config: ConfigDict, path: str | Path) -> Task:
 def _validation(
     config: ConfigDict, keep: Callable[..., None]
 ) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What the loop calls: (model, step) -> figures of the whole val split.
+    """(model, step) -> metrics of the whole val split.
 
-    Keeps the student as it is when self-training begins.
+    Writes the student with which self-training begins.
     """
     validate = validation(lambda: _evaluation(config, inference(config)), student_task)
     switch = config.student.self_training_steps[0]
 
     def figures(model: Any, step: int) -> dict[str, float]:
-        model.teacher = None  # a copy's; its part is over
+        model.teacher = None  # the model is a copy
         if step == switch:
             graph, state = nnx.split(model)
-            whole = replicate(make_mesh(config.run.devices), state)
-            keep(nnx.merge(graph, whole), GUIDED, step)
+            gathered = replicate(make_mesh(config.run.devices), state)
+            keep(nnx.merge(graph, gathered), GUIDED, step)
         return validate(model, step)
 
     return figures

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.maskclip import task as maskclip
-from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip import task as rectifier_task
 from clipseg_jax.methods.reclip.build import (
     build_distillation,
     build_rectifier,
@@ -55,12 +55,12 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
     mean, std = tuple(config.clip.mean), tuple(config.clip.std)
 
     def as_task(model: ReCLIP) -> Task:  # without the class filter, as published
-        return reclip.build(frozen_reference(model), mean=mean, std=std)
+        return rectifier_task.build(frozen_reference(model), mean=mean, std=std)
 
     run = _train(
         config,
         config.rectifier,
-        reclip.build(model, mean=mean, std=std),
+        rectifier_task.build(model, mean=mean, std=std),
         workdir,
         "rectify",
         evaluate=validation(lambda: Evaluation(config, rectified_inference(config)), as_task),
@@ -69,7 +69,7 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
 
 
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
-    """What is to be rectified, under the same protocol: metrics_maskclip.json."""
+    """MaskCLIP, the model before rectification, under the same protocol: metrics_maskclip.json."""
     model, _ = build_rectifier(config, workdir)
     task = maskclip.build(model.visual, model.text_embeddings[...])
     return Evaluation(config, rectified_inference(config)).write(task, workdir, "_maskclip")
@@ -80,7 +80,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     model, _ = load_rectified(config, workdir)
     mean, std = tuple(config.clip.mean), tuple(config.clip.std)
     threshold = config.inference.class_threshold
-    task = reclip.build(model, mean=mean, std=std, threshold=threshold)
+    task = rectifier_task.build(model, mean=mean, std=std, threshold=threshold)
     return Evaluation(config, rectified_inference(config)).write(task, workdir, "_rectified")
 
 
@@ -195,18 +195,18 @@ def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:
 def _keep(
     config: ConfigDict, workdir: Path, trained: Trained, name: str, clip_sha256: str
 ) -> dict[str, Any]:
-    """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's figures."""
+    """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's record."""
     for which, model in (("best", trained.best), ("last", trained.model)):
-        made: Any = model
-        distilled = isinstance(made, Distillation)
+        kept: Any = model
+        distilled = isinstance(kept, Distillation)
         record = results.record(
             "distillation" if distilled else "rectification",
             **expected(config),
             clip_sha256=clip_sha256,
-            visual=made.teacher.visual if distilled else made.visual,
+            visual=kept.teacher.visual if distilled else kept.visual,
             figures=trained.figures,
         )
         if jax.process_index() == 0:
-            arrays = results.kept_arrays(made)
+            arrays = results.kept_arrays(kept)
             results.save_result(workdir / f"{name}_{which}.safetensors", arrays, record)
     return trained.figures

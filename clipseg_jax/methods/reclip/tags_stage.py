@@ -18,6 +18,7 @@ from clipseg_jax.core.writer import read_lines
 from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.sections import options
 from input_pipeline.datasets.images import BadFile, read_image
 
 _NAMES = {"reclip": "ReCLIP", "reclip++": "ReCLIPPP"}  # in the published files' names
@@ -32,32 +33,32 @@ def tags_path(config: ConfigDict, workdir: Path) -> Path:
 
 
 def tags(config: ConfigDict, workdir: Path) -> dict:
-    """A line of class ids for each training image; goes on where it was, in all processes.
+    """A line of class ids for each training image; resumes after an interruption, in all processes.
 
-    An image that can't be read gets no class, and is named. With `config.tags.file` nothing is
-    guessed: the file is checked against the dataset.
+    An image that can't be read gets no class, and is logged. With `config.tags.file` that file is
+    checked against the dataset instead.
     """
     dataset = find_dataset(config.dataset)
     examples = dataset.index(config.dataset.root, config.dataset.train_split)
     path = tags_path(config, workdir)
     rows = read_embeddings(config, workdir)
     if not config.tags.file:
-        known = _partial(path.parent)
+        done = _partial(path.parent)
         process, count = jax.process_index(), jax.process_count()
-        todo = [i for i in range(process, len(examples), count) if i not in known]
+        todo = [i for i in range(process, len(examples), count) if i not in done]
         if todo:
             _guess(config, path.parent, rows, [(i, examples[i].image_path) for i in todo])
         wait("tags")
         if process == 0:
-            known = _partial(path.parent)
-            write_tags(path, (known[i] for i in range(len(examples))))
+            done = _partial(path.parent)
+            write_tags(path, (done[i] for i in range(len(examples))))
             for left in path.parent.glob("*.partial.jsonl"):
                 left.unlink()
         wait("tags written")
-    found = read_tags(path, len(rows), len(examples))
-    counts = [len(ids) for ids in found]
+    tagged = read_tags(path, len(rows), len(examples))
+    counts = [len(ids) for ids in tagged]
     return {
-        "images": len(found),
+        "images": len(tagged),
         "file": str(path),
         "classes_per_image": round(float(np.mean(counts)), 2),
         "without_class": counts.count(0),
@@ -67,8 +68,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
 def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> None:
     """Appends a line for each image to this process's partial file."""
     classifier = Classifier(load_clip(config).model, rows, config.run.crops_at_once)
-    options = {name: config.tags[name] for name in ("method", "k", "crop_px", "min_votes")}
-    cfg = TagsConfig(**options, threshold=config.tags.threshold)
+    cfg = options(TagsConfig, config.tags)
 
     def images() -> Iterator[tuple[int, np.ndarray | None]]:
         for index, path in todo:
@@ -79,12 +79,12 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
                 yield index, None
 
     folder.mkdir(parents=True, exist_ok=True)
-    own = folder / f"{jax.process_index()}.partial.jsonl"
-    if own.exists():  # a kill may have cut its last line short
-        whole = "".join(json.dumps(line) + "\n" for line in read_lines(own))
-        write_atomic(own, lambda file: file.write(whole.encode("utf-8")))
+    part = folder / f"{jax.process_index()}.partial.jsonl"
+    if part.exists():  # a kill may have cut its last line short
+        complete = "".join(json.dumps(line) + "\n" for line in read_lines(part))
+        write_atomic(part, lambda file: file.write(complete.encode("utf-8")))
     quiet = None if jax.process_index() == 0 else True
-    with own.open("a", encoding="utf-8") as file:
+    with part.open("a", encoding="utf-8") as file:
         stream = annotate(images(), classifier, cfg)
         for index, ids in tqdm(stream, total=len(todo), unit="image", desc="tags", disable=quiet):
             file.write(json.dumps({"index": index, "tags": ids}) + "\n")

@@ -81,10 +81,10 @@ def build(
 ) -> Task:
     """A model from `init_reclip` or a checkpoint as a task.
 
-    For evaluation pass `frozen_reference(model)`, or every batch computes the reference again.
+    For evaluation pass `frozen_reference(model)`; otherwise every batch computes the reference.
 
     Args:
-      mean, std: grey levels, of training crops; evaluation normalises by its own config.
+      mean, std: pixel values, for training crops; evaluation normalises by its own config.
       threshold: of the class filter in `predict` (PD in the published configs); 0: no filter.
     """
     cfg = model.cfg

@@ -38,8 +38,9 @@ Batch = Mapping[str, np.ndarray]
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's splits are there; paints the demo world."""
     del workdir
-    own = config.dataset
-    return check_splits(own, *dict.fromkeys((own.train_split, own.validation_split, own.split)))
+    dataset = config.dataset
+    splits = (dataset.train_split, dataset.validation_split, dataset.split)
+    return check_splits(dataset, *dict.fromkeys(splits))
 
 
 def text(config: ConfigDict, workdir: Path) -> dict:
@@ -51,7 +52,7 @@ def text(config: ConfigDict, workdir: Path) -> dict:
 def train(config: ConfigDict, workdir: Path) -> dict:
     """Trains the head; writes head_{last,best}.safetensors.
 
-    Images that can't be read, or whose classes nobody knows, are left out, and named in
+    Images that can't be read or whose classes are unknown are left out, and named in
     labels_problems.json.
     """
     head = config.head
@@ -68,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     examples, tags = tagged_examples(config, workdir, split, label_maps=False)
     batches = training_placed(
         dataset,
-        [dataclasses.replace(each, label_path=None) for each in examples],  # nobody reads them
+        [dataclasses.replace(each, label_path=None) for each in examples],  # which are not read
         crop_hw=tuple(head.crop_px),
         ratio_range=tuple(head.ratio_range),
         batch_size=head.batch_size,
@@ -80,19 +81,19 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     cfg = task_config(config)
 
     def add(batch: Batch) -> Batch:
-        made = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
+        inputs = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
         if cfg.padding == "ignored":
-            made["image_box"] = boxes(batch["label"], dataset.ignore_label)
-        return made
+            inputs["image_box"] = boxes(batch["label"], dataset.ignore_label)
+        return inputs
 
     model = build_model(config, workdir)
 
     def validate() -> Evaluation:  # at one scale
-        own = dataclasses.replace(
+        cfg = dataclasses.replace(
             inference(config), scale_px=None, ratios=(1.0,), flip=False,
             least_px=model.clip.visual.cfg.patch_px,
         )  # fmt: skip
-        return Evaluation(config, own, split=config.dataset.validation_split)
+        return Evaluation(config, cfg, split=config.dataset.validation_split)
 
     trained = training.run(
         config,
@@ -128,7 +129,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
-    """The same with a dense CRF after it: metrics_crf.json. Both figures are told, always."""
+    """The same with a dense CRF after it: metrics_crf.json. Prints both."""
     plain = workdir / "metrics.json"
     if not agree(plain.exists()):
         evaluate(config, workdir)

@@ -261,7 +261,9 @@ def test_what_users_get_wrong(home, tmp_path):
     with pytest.raises(ValueError, match="starts from the inductive run half-way; run that first"):
         main.run(config, tmp_path / "a")
     config.clip_rc.init_weights = None
-    with pytest.raises(ValueError, match=r"has to know something: pass --config\.learn\.start"):
+    with pytest.raises(
+        ValueError, match=r"must be trained already: pass --config\.clip_rc\.init_weights"
+    ):
         main.run(config, tmp_path / "b")
     config = config_of(home, "voc", "inductive", **{"dataset.unseen": ("zebra",)})
     config.stages = ("text", "train")

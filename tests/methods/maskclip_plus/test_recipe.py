@@ -254,7 +254,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         with pytest.raises(ValueError, match=message):
             main.run(other, tmp_path / "text")
 
-    fails("no backbone; pass", **{"student.init_weights": ""})
+    fails("no initial weights; pass", **{"student.init_weights": ""})
     fails("is no released CLIP, the config is for rn50", **{"clip.tower": "rn50"})
     fails("setting 'few_shot'", **{"student.setting": "few_shot"})
     fails("holds no class out; name some", **{"dataset.unseen": ()})
@@ -262,7 +262,7 @@ def test_what_users_get_wrong(painted, tmp_path):
     fails("overlap; end one", **{"student.guided_steps": (1, -1)})
     names = ("background", *world.CLASSES[:11])
     background = {"dataset.class_names": names, "student.setting": "annotation_free"}
-    fails("has a background, which nothing teaches", **background)
+    fails("has a background, for which there is no label", **background)
 
 
 def tiny_run(root, workdir):

@@ -132,7 +132,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         main.run(config, tmp_path / "a")
     config.stages = ("text", "distill")
     config.student.init_weights = None
-    with pytest.raises(ValueError, match="no backbone; pass"):
+    with pytest.raises(ValueError, match="no initial weights; pass"):
         main.run(config, tmp_path / "b")
     config.student.init_weights = "random"
     with pytest.raises((ValueError, OSError), match=r"rectified_best\.safetensors"):
