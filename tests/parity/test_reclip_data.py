@@ -17,7 +17,9 @@ from tests.parity import cases
 
 FOLDER = "reclip"
 ONLY = ("preprocess",)
-ATOL = 1e-5  # the json allows 0.02 at 99.5 % of the pixels; one grey level is 0.014 or more
+# Four units in the last place of what normalised pixels can be, 2.7 at most; the json allows 0.02
+# at 99.5 % of the pixels, and one grey level is 0.014 or more.
+ATOL = 1e-6
 STATISTICS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     # As the published configs round them.
