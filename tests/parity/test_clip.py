@@ -121,7 +121,9 @@ def check_all_models(case, arrays, goldens):
         clip = build(case, goldens, by_slug[slug])
         x = normalize(jnp.asarray(seeded.image(*map(int, numbers)))[None], CLIP_MEAN, CLIP_STD)
         for name, value in (("image", clip.visual(x)[0]), ("text", clip.text(ids))):
-            cases.near(l2_normalize(value), arrays[f"{slug}_{name}"], name=f"{slug} {name}")
+            # Up to 24 blocks and 448 pixels: more to round than in the cases of one model.
+            unit, expected = l2_normalize(value), arrays[f"{slug}_{name}"]
+            cases.near(unit, expected, share=2e-5, name=f"{slug} {name}")
         del clip, value
         gc.collect()  # modules hold themselves in cycles, and up to 2.5 GB with them
 
