@@ -23,7 +23,7 @@ from typing import Any
 
 from input_pipeline import commands
 from input_pipeline.batches.buckets import Size
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.image_labels import has_annotations, image_labels
 from input_pipeline.datasets.layout import Part, Split
@@ -116,11 +116,11 @@ def build(
     return counts
 
 
-def known(name: str, root: str | os.PathLike[str]) -> Dataset:
+def find_record(name: str, root: str | os.PathLike[str]) -> Dataset:
     """The dataset of a name; "folder" is a plain one, whose labels may be any 8-bit ids."""
     if name != "folder":
-        return datasets.BY_NAME[name]
-    made = datasets.folder(root, [str(i) for i in range(256)])
+        return catalog.BY_NAME[name]
+    made = catalog.folder(root, [str(i) for i in range(256)])
     splits = []
     for split, below in (("train", "train/"), ("val", "")):
         labels = f"{below}labels"
@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "name",
         metavar="NAME",
-        choices=(*datasets.BY_NAME, "folder"),
-        help=f"{', '.join(datasets.BY_NAME)}; or folder: images/ and labels/, in train/ those to "
+        choices=(*catalog.BY_NAME, "folder"),
+        help=f"{', '.join(catalog.BY_NAME)}; or folder: images/ and labels/, in train/ those to "
         "train on",
     )
     parser.add_argument("--root", metavar="DIR", required=True, help="the dataset's folder")
@@ -154,16 +154,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; see the module for what it returns."""
     args = _parser().parse_args(argv)
+    return commands.exit_code(lambda: _run(args), interrupted="stopped; nothing was built")
+
+
+def _run(args: argparse.Namespace) -> int:
     splits = list(dict.fromkeys(args.split.split(",")))
-    try:
-        dataset = known(args.name, args.root)
-        counts = build(dataset, args.root, args.out, splits, name=args.name, shards=args.shards)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; nothing was built", file=sys.stderr)
-        return 130
+    dataset = find_record(args.name, args.root)
+    counts = build(dataset, args.root, args.out, splits, name=args.name, shards=args.shards)
     print(f"{args.out}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
     return 0
 

@@ -14,7 +14,7 @@ from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.pictures import palette
 from clipseg_jax.core.processes import wait
 from clipseg_jax.demo import world
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Part, Split
 
@@ -35,7 +35,7 @@ def find_dataset(config: ConfigDict) -> Dataset:
         names = tuple(config.class_names)
         colours = [(int(r), int(g), int(b)) for r, g, b in palette(len(names))]
         background = names[:1] == ("background",)
-        made = datasets.folder(
+        made = catalog.folder(
             config.root,
             names,
             background=background,
@@ -47,10 +47,10 @@ def find_dataset(config: ConfigDict) -> Dataset:
         train = Split((Part("train/images", labels),))
         layout = dataclasses.replace(made.layout, splits=(("train", train), *made.layout.splits))
         return dataclasses.replace(made, layout=layout)
-    if config.name not in datasets.BY_NAME:
-        known = [*datasets.BY_NAME, "folder", "demo_world"]
+    if config.name not in catalog.BY_NAME:
+        known = [*catalog.BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {known}")
-    return datasets.BY_NAME[config.name]
+    return catalog.BY_NAME[config.name]
 
 
 def unseen_labels(config: ConfigDict) -> tuple[int, ...]:

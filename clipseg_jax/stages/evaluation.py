@@ -25,7 +25,7 @@ from clipseg_jax.evaluate import OnLabels, Progress, evaluate, evaluation_step, 
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.task import Task
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evaluation_batches
 
 
 class Evaluation:
@@ -50,7 +50,7 @@ class Evaluation:
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
         damage = config.dataset.corruption
-        self._batches = pipeline.evaluation(
+        self._batches = evaluation_batches(
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -71,11 +71,11 @@ class Evaluation:
 
     def count(
         self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
-    ) -> tuple[Progress, list[pipeline.Skipped]]:
+    ) -> tuple[Progress, list[Skipped]]:
         """Pixel counts of the whole split, and the files left out."""
         rest = self._batches
 
-        def batches(start: int) -> pipeline.EvaluationBatches:
+        def batches(start: int) -> EvaluationBatches:
             nonlocal rest
             rest = dataclasses.replace(self._batches, plan=self._batches.plan[start:])
             return rest

@@ -18,7 +18,7 @@ _MOST_CELLS = 256  # the merge compares all pairs
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlannedBatch:
     """One global batch.
 
     Attributes:
@@ -35,7 +35,7 @@ class Batch:
     valid: tuple[bool, ...]
 
 
-def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
     """The rows of every global batch that one process makes.
 
     Raises:
@@ -63,7 +63,7 @@ def plan_batches(
     bucket_px: int = 64,
     max_buckets: int = 8,
     network_multiple: int = 16,
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """Groups pictures of the given (height, width) into batches of one padded shape each.
 
     Sizes are rounded up to `bucket_px`; then the two shapes whose union adds the fewest padded
@@ -112,7 +112,7 @@ def plan_batches(
             indices = members[start : start + batch_size]
             missing = batch_size - len(indices)
             batches.append(
-                Batch(
+                PlannedBatch(
                     (height, width),
                     (network_height, network_width),
                     tuple(indices + indices[:1] * missing),

@@ -19,7 +19,7 @@ Rng = np.random.RandomState
 LEVELS = (1, 2, 3, 4, 5)
 
 
-def check(kind: str, level: int) -> None:
+def check_corruption(kind: str, level: int) -> None:
     """Raises ValueError for an unknown kind or level."""
     if kind not in _KINDS:
         raise ValueError(f"No corruption {kind!r}; choose one of: {', '.join(KINDS)}.")
@@ -42,7 +42,7 @@ def corrupt(
     Raises:
       ValueError: unknown kind or level.
     """
-    check(kind, level)
+    check_corruption(kind, level)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(
             f"Image is {image.dtype} of shape {image.shape}; corruptions need uint8 (h, w, 3)."

@@ -47,7 +47,7 @@ def multi_scale_crop(
     return flip(image, label, rng)
 
 
-def training_at_scales(
+def multi_scale_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,

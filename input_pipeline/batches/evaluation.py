@@ -14,16 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from input_pipeline.batches.buckets import Batch, Size, own_rows, plan_batches
+from input_pipeline.batches.buckets import PlannedBatch, Size, plan_batches, process_rows
 from input_pipeline.batches.corruptions import corrupt
 from input_pipeline.batches.loading import example_sizes, load_example
-from input_pipeline.batches.tf_threads import Kind, stacked
+from input_pipeline.batches.tf_threads import ArraySpec, stacked_rows
 from input_pipeline.batches.transforms import sample_rng
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
-
-__all__ = ["Batch", "EvaluationBatches", "Skipped", "evaluation", "plan_batches"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Skipped:
     reason: str
 
 
-def evaluation(
+def evaluation_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
@@ -73,7 +71,7 @@ def evaluation(
       ValueError: batch size, process numbers or start_batch that don't fit together.
       BadFile: `on_bad="raise"` and a bad file (unreadable headers here, the rest on iteration).
     """
-    rows = own_rows(batch_size, process_index, process_count)
+    rows = process_rows(batch_size, process_index, process_count)
     if on_bad not in ("raise", "skip"):
         raise ValueError(f'on_bad is {on_bad!r}; it must be "raise" or "skip".')
     labelled = sum(example.label_path is not None for example in examples)
@@ -157,7 +155,7 @@ class EvaluationBatches:
         processes each bad file occurs once.
     """
 
-    plan: list[Batch]
+    plan: list[PlannedBatch]
     names: list[str]
     sizes: dict[int, Size]
     original_sizes: dict[int, Size]
@@ -201,8 +199,8 @@ class EvaluationBatches:
             return (image, label, np.bool_(not failure and self.plan[batch].valid[row])), failure
 
         # All rows of a batch have its bucket's shape, so stacking them needs no padding here.
-        kinds: list[Kind] = [("uint8", (None, None, 3)), ("int32", (None, None)), ("bool", ())]
-        made = stacked(load_row, kinds, rows_each, stop=len(self.plan) * rows_each)
+        kinds: list[ArraySpec] = [("uint8", (None, None, 3)), ("int32", (None, None)), ("bool", ())]
+        made = stacked_rows(load_row, kinds, rows_each, stop=len(self.plan) * rows_each)
         for batch, ((image, label, valid), failures) in zip(self.plan, made, strict=True):
             indices = batch.indices[self.rows]
             for index, failure in zip(indices, failures, strict=True):
@@ -220,7 +218,7 @@ class EvaluationBatches:
             }
 
     def _padded_row(
-        self, batch: Batch, row: int
+        self, batch: PlannedBatch, row: int
     ) -> tuple[np.ndarray, np.ndarray, Exception | None]:
         """One row at its bucket's size, or why there is none."""
         height, width = batch.bucket_hw

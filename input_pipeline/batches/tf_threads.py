@@ -1,4 +1,4 @@
-"""Rows made by threads, ahead of their consumer, and stacked into batches in a fixed order."""
+"""Rows made by threads, ahead of their consumer, and stacked_rows into batches in a fixed order."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 Note = TypeVar("Note")
-Kind = tuple[str, tuple[int | None, ...]]  # dtype and shape of one of a row's arrays
+ArraySpec = tuple[str, tuple[int | None, ...]]  # dtype and shape of one of a row's arrays
 
 _AHEAD = 2  # batches ready before they are asked for
 _ENDLESS = 2**62
 
 
-def stacked(
+def stacked_rows(
     make: Callable[[int], tuple[tuple, Note]],
-    kinds: Sequence[Kind],
+    kinds: Sequence[ArraySpec],
     rows: int,
     *,
     start: int = 0,
@@ -62,7 +62,7 @@ def _stop() -> None:
 def _stacked(
     tf: Any,
     make: Callable[[int], tuple[tuple, Note]],
-    kinds: Sequence[Kind],
+    kinds: Sequence[ArraySpec],
     rows: int,
     start: int,
     stop: int | None,

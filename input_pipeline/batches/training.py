@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from input_pipeline.batches.buckets import own_rows
+from input_pipeline.batches.buckets import process_rows
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
-from input_pipeline.batches.tf_threads import Kind, stacked
+from input_pipeline.batches.tf_threads import ArraySpec, stacked_rows
 from input_pipeline.batches.transforms import pad, random_view, sample_rng, suppress
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile
@@ -29,7 +29,7 @@ UNLABELLED = -1
 _MOST_IN_A_ROW = 32  # bad files, before something must be wrong with all of them
 
 
-def training(
+def random_view_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
@@ -110,7 +110,7 @@ def batches_of(
     **views: Any,
 ) -> TrainingBatches:
     """What `training` and its kin have in common; `views`: further fields of TrainingBatches."""
-    rows = own_rows(batch_size, process_index, process_count)
+    rows = process_rows(batch_size, process_index, process_count)
     if not examples:
         raise ValueError(f"{dataset.name}: there are no examples to train on.")
     if on_bad not in ("raise", "skip"):
@@ -187,7 +187,7 @@ class TrainingBatches:
           BadFile: a bad file and `on_bad="raise"`, or too many of them one after another.
         """
         each = self.rows.stop - self.rows.start
-        kinds: list[Kind] = [
+        kinds: list[ArraySpec] = [
             (self.kind, (*self.crop_hw, 3)),
             ("int32", (2,)),
             ("int32", self.crop_hw),
@@ -201,7 +201,7 @@ class TrainingBatches:
             except Exception as failure:
                 return tuple(np.zeros(shape, kind) for kind, shape in kinds), failure
 
-        stream = stacked(make, kinds, each, start=start_step * each, threads=self.threads)
+        stream = stacked_rows(make, kinds, each, start=start_step * each, threads=self.threads)
         for (image, size, label, index), notes in stream:
             for note in notes:
                 if isinstance(note, Exception):

@@ -52,7 +52,7 @@ def random_placement_view(
     return view, seen
 
 
-def training_placed(
+def random_placement_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,

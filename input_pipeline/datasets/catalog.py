@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.datasets import layouts, records
-from input_pipeline.datasets.class_sets import Colour, class_set, palette
+from input_pipeline.datasets.class_sets import (
+    Colour,
+    class_set,
+    coco_stuff_171_to_27,
+    palette,
+)
 from input_pipeline.datasets.layout import Example, Layout, Part, Split
 
 
@@ -31,6 +36,8 @@ class Dataset:
       reduce_zero_label: in the files 0 means "no class" and class i is stored as i + 1.
       ignore_label: label of pixels that are not scored, in the files and in `read_label`'s result.
       unseen: label indices held out in zero-shot training.
+      image_class_labels: the label of each class that image labels name, where those are other
+        classes than `foreground`; (): they are the same.
     """
 
     name: str
@@ -42,6 +49,7 @@ class Dataset:
     reduce_zero_label: bool = False
     ignore_label: int = 255
     unseen: tuple[int, ...] = ()
+    image_class_labels: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -135,6 +143,7 @@ def _record(
     *,
     background: bool = False,
     reduce_zero_label: bool = False,
+    image_class_labels: tuple[int, ...] = (),
 ) -> Dataset:
     known = class_set(classes)
     return Dataset(
@@ -146,6 +155,7 @@ def _record(
         background=background,
         reduce_zero_label=reduce_zero_label,
         unseen=known.unseen,
+        image_class_labels=image_class_labels,
     )
 
 
@@ -169,7 +179,13 @@ COCO17_81 = _record(
 )
 COD_65 = _record("COD_65", "cod65", layouts.COD, background=True)
 COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", layouts.COCO_STUFF)
-COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", layouts.COCO_STUFF_27)
+COCO_STUFF_27 = _record(
+    "COCO_STUFF_27",
+    "stuff27",
+    layouts.COCO_STUFF_27,
+    # CLIP-ES and TagCLIP name the 171 classes in its images.
+    image_class_labels=tuple(coco_stuff_171_to_27().tolist()),
+)
 ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
 CITYSCAPES = _record("CITYSCAPES", "city", layouts.CITYSCAPES)
 

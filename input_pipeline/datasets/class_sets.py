@@ -95,28 +95,30 @@ def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
     return PromptSet(tuple(names), tuple(prompts), tuple(background))
 
 
-def coco_stuff_coarse_ids(*, raw: bool) -> np.ndarray:
-    """(256,) uint8 table to the 27 coarse classes: from COCO-Stuff's raw labels, or from 0..170.
-
-    Labels without a coarse class become 255.
-    """
-    coarse = np.full(256, 255, np.uint8)
-    known = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
-    coarse[: len(known)] = known
-    if raw:
-        return coarse
+def coco_stuff_171_labels() -> np.ndarray:
+    """(256,) uint8 table: COCO-Stuff's raw id -> class 0..170; ids without a class become 255."""
     table = np.full(256, 255, np.uint8)
-    train_ids = coco_stuff_train_ids()
-    for label in np.flatnonzero(train_ids < 255):
-        table[train_ids[label]] = coarse[label]
+    for raw, label in _data()["label_maps"]["coco_stuff164k_raw_to_train"].items():
+        table[int(raw)] = label
     return table
 
 
-def coco_stuff_train_ids() -> np.ndarray:
-    """(256,) uint8 table: COCO-Stuff's raw label -> 0..170; ids without a class become 255."""
+def coco_stuff_27_labels() -> np.ndarray:
+    """(256,) uint8 table: COCO-Stuff's raw id -> super-class 0..26; ids without one become 255.
+
+    The 27 super-classes, things first, are those of PiCIE and STEGO.
+    """
     table = np.full(256, 255, np.uint8)
-    for raw, train_id in _data()["label_maps"]["coco_stuff164k_raw_to_train"].items():
-        table[int(raw)] = train_id
+    labels = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
+    table[: len(labels)] = labels
+    return table
+
+
+def coco_stuff_171_to_27() -> np.ndarray:
+    """(171,) int32 table: class of COCO-Stuff -> super-class 0..26."""
+    fine = coco_stuff_171_labels()
+    table = np.zeros(171, np.int32)
+    table[fine[fine < 255]] = coco_stuff_27_labels()[fine < 255]
     return table
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from input_pipeline.datasets.class_sets import class_set, coco_stuff_train_ids
+from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
 from input_pipeline.datasets.images import BadFile, BadLabel
 
 CLASSES = 80
@@ -67,7 +67,7 @@ def read_instances(path: Path) -> dict[str, Picture]:
             each["id"]: Picture(Path(each["file_name"]).stem, (each["height"], each["width"]))
             for each in content["images"]
         }
-        labels = coco_stuff_train_ids()
+        labels = coco_stuff_171_labels()
         for each in content["annotations"]:
             picture, category = pictures[each["image_id"]], each["category_id"]
             label = int(labels[category - 1]) if 1 <= category <= 90 else 255
@@ -137,7 +137,7 @@ def _slim(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_categories(categories: list[dict[str, Any]]) -> None:
-    names, labels = class_set("stuff").names, coco_stuff_train_ids()
+    names, labels = class_set("stuff").names, coco_stuff_171_labels()
     for each in categories:
         number, name = each["id"], each["name"]
         expected = (

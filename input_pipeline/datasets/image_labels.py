@@ -30,7 +30,7 @@ from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import Picture, read_instances
 from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Annotations, Example, read_list
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
 _THREADS = min(16, os.cpu_count() or 1)
@@ -134,6 +134,11 @@ def image_labels(
         if found[each.name].wrong or not found[each.name].ids
     ]
     return ImageLabels(labels, problems)
+
+
+def read_from_label_maps(dataset: Dataset, split: str, *, maps: bool = False) -> bool:
+    """Whether `image_labels` reads the label maps of a split, which its examples then need."""
+    return maps or dataset.layout.split(split).annotations is None
 
 
 def has_annotations(dataset: Dataset, root: str | os.PathLike[str], split: str) -> bool:
@@ -295,6 +300,7 @@ def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int
 def _save(store: Path, classes: Sequence[str], labels: dict) -> None:
     content = {"format": _FORMAT, "classes": classes, "labels": labels}
     try:
-        write_whole(store, json.dumps(content, separators=(",", ":")).encode())
+        encoded = json.dumps(content, separators=(",", ":")).encode()
+        write_atomic(store, lambda file: file.write(encoded), sync=False)
     except CannotWrite as error:  # it only saves time
         logging.getLogger(__name__).warning("image labels are not kept: %s", error)

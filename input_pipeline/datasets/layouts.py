@@ -6,7 +6,7 @@ of DeepLab, CLIP-ES, TagCLIP, WeCLIP and WTCLIP.
 
 from __future__ import annotations
 
-from input_pipeline.datasets.class_sets import coco_stuff_train_ids
+from input_pipeline.datasets.class_sets import coco_stuff_171_labels
 from input_pipeline.datasets.layout import Annotations, Layout, Part, Split
 
 
@@ -127,7 +127,7 @@ _TAGCLIP_VAL = Split(
     (Part("images/val2017", "annotations/val2017", ("imageset/cocostuff/val.txt",)),),
     4172,
     annotations=Annotations(
-        listed=True, classes="stuff", ids=tuple(coco_stuff_train_ids().tolist())
+        listed=True, classes="stuff", ids=tuple(coco_stuff_171_labels().tolist())
     ),
 )
 COCO_STUFF_27 = Layout(

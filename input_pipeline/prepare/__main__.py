@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from input_pipeline.prepare.conversions import Converted, convert
 from input_pipeline.prepare.expected import Checked, Expected, Problem
 from input_pipeline.prepare.preparations import PREPARATIONS, Preparation
 from input_pipeline.prepare.workers import Run, in_processes
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import write_atomic
 
 _SHOWN = 5  # names of each kind of problem; --report has all
 
@@ -121,7 +120,7 @@ def as_json(
 
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
-        "input_pipeline.prepare.__main__",
+        "input_pipeline.prepare",
         "Check that a dataset is complete and its labels are what they should be; make label "
         "files from the published maps and annotations.",
         _EXAMPLES,
@@ -151,32 +150,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--source goes with --write")
     if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
         parser.error(f"--report {args.report} must be a file in a folder that exists")
+    return commands.exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     preparation = PREPARATIONS[args.name]
-    try:
-        checked, converted = prepare(
-            preparation,
-            args.root,
-            write=args.write,
-            deep=args.deep,
-            source=args.source,
-            run=in_processes,
-        )
-        told = (args.name, preparation.expected, checked, converted)
-        print(report(*told))
-        if args.report is not None:
-            text = json.dumps(as_json(*told), indent=2) + "\n"
-            write_whole(args.report, text.encode())
-    except BrokenProcessPool:
-        print(
-            "error: a process was killed, perhaps for lack of memory; run it again", file=sys.stderr
-        )
-        return 2
-    except (ValueError, OSError, ImportError, CannotWrite) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    checked, converted = prepare(
+        preparation,
+        args.root,
+        write=args.write,
+        deep=args.deep,
+        source=args.source,
+        run=in_processes,
+    )
+    print(report(args.name, preparation.expected, checked, converted))
+    if args.report is not None:
+        content = as_json(args.name, preparation.expected, checked, converted)
+        encoded = (json.dumps(content, indent=2) + "\n").encode()
+        write_atomic(args.report, lambda file: file.write(encoded))
     return 1 if checked.problems else 0
 
 

@@ -6,35 +6,30 @@ A file is written whole or not at all, and whole files are kept: a run that was 
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets.class_sets import coco_stuff_train_ids, pascal_context_raw_ids
+from input_pipeline.datasets.class_sets import (
+    coco_stuff_27_labels,
+    coco_stuff_171_labels,
+    pascal_context_raw_ids,
+)
 from input_pipeline.datasets.images import BadLabel, read_label
 from input_pipeline.datasets.layout import files_below, read_list
 from input_pipeline.prepare.workers import CHUNK, Run
-from input_pipeline.writing import is_whole_png, write_whole
+from input_pipeline.writing import is_whole_png, write_atomic
 
 UNKNOWN = -1  # in a table: no raw map may hold this id
 
-# COCO-Stuff's 182 raw ids -> the 27 super-classes, things first (the grouping of PiCIE, STEGO).
-_COCO_27 = (
-    "9 11 11 11 11 11 11 11 11 8 8 8 8 8 8 7 7 7 7 7 7 7 7 7 7 6 6 6 6 6 6 6 6 10 10 10 10 10 "
-    "10 10 10 10 10 5 5 5 5 5 5 5 5 2 2 2 2 2 2 2 2 2 2 3 3 3 3 3 3 3 3 3 3 0 0 0 0 0 0 1 1 1 1 "
-    "1 1 4 4 4 4 4 4 4 4 17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 "
-    "13 13 13 13 22 26 14 14 15 22 21 21 24 20 22 15 17 16 15 22 24 21 17 25 16 21 17 22 16 21 "
-    "21 25 21 26 21 24 20 17 14 21 26 15 23 20 21 24 15 24 22 25 15 20 17 17 22 14 18 18 18 18 "
-    "18 18 18 26 26 19 19 24"
-)
 # Cityscapes' label ids that are scored; the position is the train id.
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _CITYSCAPES_IDS = 34
+_COCO_STUFF_IDS = 182
 _CONTEXT_IDS = 460
 _VOC_IDS = 21
 
@@ -58,22 +53,17 @@ class Converted:
 
 def coco_stuff_171_table() -> np.ndarray:
     """(256,) raw id of COCO-Stuff -> 0..170; unlabelled, and ids without a class, become 255."""
-    table = coco_stuff_train_ids().astype(np.int16)
-    table[182:255] = UNKNOWN
-    return table
+    return _coco_stuff_table(coco_stuff_171_labels())
 
 
 def coco_stuff_27_table() -> np.ndarray:
     """(256,) raw id of COCO-Stuff -> super-class 0..26; unlabelled stays 255."""
-    known = [int(value) for value in _COCO_27.split()]
-    return _table(256, {**dict(enumerate(known)), 255: 255})
+    return _coco_stuff_table(coco_stuff_27_labels())
 
 
-def coco_stuff_171_to_27() -> np.ndarray:
-    """(171,) class of COCO-Stuff -> super-class 0..26, for predictions of the 171 (TagCLIP)."""
-    to_171 = coco_stuff_train_ids()[:182]
-    table = np.zeros(171, np.int32)
-    table[to_171[to_171 < 255]] = coco_stuff_27_table()[:182][to_171 < 255]
+def _coco_stuff_table(labels: np.ndarray) -> np.ndarray:
+    table = labels.astype(np.int16)
+    table[_COCO_STUFF_IDS:255] = UNKNOWN
     return table
 
 
@@ -183,7 +173,8 @@ def write_list(path: Path, lines: Iterable[str]) -> None:
       CannotWrite: the list can't be written.
     """
     if not path.is_file():
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+        content = "".join(f"{line}\n" for line in lines).encode()
+        write_atomic(path, lambda file: file.write(content), sync=False)
 
 
 LabelOf = Callable[[Any], np.ndarray]
@@ -228,11 +219,13 @@ def _convert(jobs: Sequence[Job], label_of: LabelOf) -> Converted:
         except BadLabel as error:
             done.failures.append(str(error).partition("; ")[0])  # the remedy is told once
             continue
-        encoded = io.BytesIO()
-        Image.fromarray(label).save(encoded, "PNG")
-        write_whole(job.target, encoded.getvalue())
+        write_atomic(job.target, functools.partial(_save_png, label), sync=False)
         done.written += 1
     return done
+
+
+def _save_png(label: np.ndarray, file: BinaryIO) -> None:
+    Image.fromarray(label).save(file, "PNG")
 
 
 def translate(ids: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.datasets import catalog as datasets
-from input_pipeline.datasets import coco
+from input_pipeline.datasets import catalog, coco
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.prepare import conversions
 from input_pipeline.prepare.coco_jobs import coco_jobs
@@ -144,7 +143,7 @@ _VOC_PICTURES = {
 PREPARATIONS = {
     "voc": Preparation(
         _expected(
-            datasets.VOC12_20,
+            catalog.VOC12_20,
             ("train", "val"),
             (0, 0.5, 0.9),
             (255, 0.01, 0.15),
@@ -156,7 +155,7 @@ PREPARATIONS = {
     "voc_aug": Preparation(
         # SBD's labels have no border: the share of 255 is that of the 1464 others and of val.
         _expected(
-            datasets.VOC12_AUG,
+            catalog.VOC12_AUG,
             ("train_aug", "val"),
             (0, 0.5, 0.9),
             (255, 0.002, 0.15),
@@ -181,7 +180,7 @@ PREPARATIONS = {
     ),
     "context": Preparation(
         _expected(
-            datasets.CONTEXT_59,
+            catalog.CONTEXT_59,
             ("train", "val"),
             (0, 0.02, 0.45),
             source="Unpack VOCtrainval_03-May-2010.tar; the root is its VOCdevkit/VOC2010. The "
@@ -197,7 +196,7 @@ PREPARATIONS = {
     ),
     "ade20k": Preparation(
         _expected(
-            datasets.ADE20K,
+            catalog.ADE20K,
             ("train", "val"),
             (0, 0.02, 0.25),
             source="Unpack ADEChallengeData2016.zip; the root is its ADEChallengeData2016.",
@@ -205,24 +204,24 @@ PREPARATIONS = {
     ),
     "cityscapes": Preparation(
         _expected(
-            datasets.CITYSCAPES,
+            catalog.CITYSCAPES,
             ("train", "val"),
             (255, 0.03, 0.3),
             source="Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in the root; "
             "then --write makes the *_labelTrainIds.png.",
             raw=(range(19, 34), "Cityscapes' label ids (0 to 33), not train ids"),
         ),
-        _beside(datasets.CITYSCAPES, "_gtFine_labelIds.png"),
+        _beside(catalog.CITYSCAPES, "_gtFine_labelIds.png"),
         lambda: by_table(conversions.cityscapes_table()),
     ),
-    "coco_stuff_27": _coco_stuff(datasets.COCO_STUFF_27, 27, conversions.coco_stuff_27_table),
-    "coco_stuff_171": _coco_stuff(datasets.COCO_STUFF_164K, 171, conversions.coco_stuff_171_table),
+    "coco_stuff_27": _coco_stuff(catalog.COCO_STUFF_27, 27, conversions.coco_stuff_27_table),
+    "coco_stuff_171": _coco_stuff(catalog.COCO_STUFF_164K, 171, conversions.coco_stuff_171_table),
     "coco14": _coco(
-        datasets.COCO14_81,
+        catalog.COCO14_81,
         ("train", "val"),
         "train2014.zip, val2014.zip and annotations_trainval2014.zip",
         lists=_COCO14_LISTS,
     ),
     # TagCLIP needs val alone.
-    "coco17": _coco(datasets.COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),
+    "coco17": _coco(catalog.COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),
 }

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import TypeVar
 
@@ -41,8 +42,13 @@ def _results(function: Callable, chunks: Sequence) -> Iterator:
         return
     # Forking would copy the threads' locks.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, _follow_the_parent) as pool:
-        yield from pool.map(function, chunks)
+    try:
+        with ProcessPoolExecutor(processes, spawn, _follow_the_parent) as pool:
+            yield from pool.map(function, chunks)
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a process was killed, perhaps for lack of memory; run the command again"
+        ) from error
 
 
 def _follow_the_parent() -> None:

@@ -35,7 +35,7 @@ from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.task import Task
 from clipseg_jax.train import Trained
-from input_pipeline.batches.training import training as batches_of_views
+from input_pipeline.batches.training import random_view_batches
 from weights_convert.clip.build import install
 from weights_convert.trained.imagenet import load_imagenet
 from weights_convert.trained.reclip import files as results
@@ -150,7 +150,7 @@ def _train(
     `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
     """
     dataset = find_dataset(config.dataset)
-    data = batches_of_views(
+    data = random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split),
         batch_size=section.batch_size,

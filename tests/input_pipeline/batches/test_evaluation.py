@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.batches import evaluation as pipeline
 from input_pipeline.batches.corruptions import corrupt
-from input_pipeline.batches.evaluation import evaluation
+from input_pipeline.batches.evaluation import evaluation_batches
 from input_pipeline.batches.transforms import rescaled_size, sample_rng
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import BadImage, BadLabel, read_image, read_label
 from tests import seeded
 
@@ -26,7 +25,7 @@ def world(tmp_path):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
         label = seeded.label_map(height, width, len(CLASSES), i)
         Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
-    return datasets.folder(tmp_path, CLASSES)
+    return catalog.folder(tmp_path, CLASSES)
 
 
 def network_size(height, width):
@@ -35,7 +34,7 @@ def network_size(height, width):
 
 def batches(dataset, **options):
     options = {"batch_size": 4, "network_size": network_size, "bucket_px": 16, **options}
-    return evaluation(dataset, dataset.index(""), **options)
+    return evaluation_batches(dataset, dataset.index(""), **options)
 
 
 def same(first, second):
@@ -125,12 +124,12 @@ def test_twice_the_same(world):
 
 
 def test_without_labels(world, tmp_path):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.image_folder(tmp_path / "images", CLASSES)
     for batch in batches(plain):
         assert "label" not in batch
     mixed = world.index("")[:2] + plain.index("")[:1]
     with pytest.raises(ValueError, match="2 of 3 examples have a label"):
-        evaluation(world, mixed, batch_size=1)
+        evaluation_batches(world, mixed, batch_size=1)
 
 
 def test_corruption_depends_on_the_picture_alone(world):
@@ -148,7 +147,7 @@ def test_corrupted_again_reads_no_header(world, monkeypatch):
     """Whatever was done to the pictures before: the same as planned anew."""
     made = batches(world)
     expected = list(batches(world, corruption=("speckle_noise", 2), seed=9))
-    monkeypatch.setattr(pipeline, "example_sizes", None)
+    monkeypatch.setattr("input_pipeline.batches.evaluation.example_sizes", None)
     again = made.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
     for first, second in zip(again, expected, strict=True):
         same(first, second)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.batches.deeplab_views import multi_scale_crop, training_at_scales
-from input_pipeline.batches.training import training
+from input_pipeline.batches.deeplab_views import multi_scale_batches, multi_scale_crop
+from input_pipeline.batches.training import random_view_batches
 from input_pipeline.batches.transforms import random_view, sample_rng
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import BadFile, BadImage, read_image, read_label
 from tests import seeded
 
@@ -30,7 +30,7 @@ def write(root, sizes):
         image.save(root / "images" / f"{i:03}.png")
         label = Image.fromarray(seeded.label_map(height, width, len(CLASSES), i))
         label.save(root / "labels" / f"{i:03}.png")
-    return datasets.folder(root, CLASSES)
+    return catalog.folder(root, CLASSES)
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def world(tmp_path):
 
 
 def made(dataset, **options):
-    return training(dataset, dataset.index(""), **{"batch_size": 4, **RECIPE, **options})
+    return random_view_batches(dataset, dataset.index(""), **{"batch_size": 4, **RECIPE, **options})
 
 
 def made_at_scales(dataset, **options):
     options = {"batch_size": 4, **AT_SCALES, **options}
-    return training_at_scales(dataset, dataset.index(""), **options)
+    return multi_scale_batches(dataset, dataset.index(""), **options)
 
 
 def taken(data, count, start=0):
@@ -188,7 +188,7 @@ def test_at_scales_going_on_sharing_and_bad_files(world, tmp_path):
 
 
 def test_at_scales_without_labels(world, tmp_path):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.image_folder(tmp_path / "images", CLASSES)
     (batch,) = taken(made_at_scales(plain), 1)
     assert (batch["label"] == 255).all()
 
@@ -353,7 +353,7 @@ def test_other_errors_always_raise(world, monkeypatch):
 
 @pytest.mark.parametrize(("unlabeled", "value"), [(False, 255), (True, -1)])
 def test_without_labels(world, tmp_path, unlabeled, value):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.image_folder(tmp_path / "images", CLASSES)
     (batch,) = taken(made(plain, unlabeled=unlabeled), 1)
     for row, (h, w) in enumerate(batch["image_size"]):
         assert (batch["label"][row][:h, :w] == value).all()
@@ -377,7 +377,7 @@ def test_errors(world, options, message):
 
 def test_no_examples(world):
     with pytest.raises(ValueError, match="no examples to train on"):
-        training(world, [], batch_size=4, **RECIPE)
+        random_view_batches(world, [], batch_size=4, **RECIPE)
 
 
 @pytest.mark.slow
@@ -386,10 +386,12 @@ def test_a_program_may_end_in_the_middle(tmp_path):
     write(tmp_path, [(500, 375)] * 8)  # large enough to be at work when it ends
     code = f"""
 import itertools
-from input_pipeline import datasets
-from input_pipeline.batches.training import training
-world = datasets.folder({str(tmp_path)!r}, {CLASSES!r})
-data = training(world, world.index(""), batch_size=4, scale=(2048, 512), crop_hw=(512, 512))
+from input_pipeline.datasets.catalog import folder
+from input_pipeline.batches.training import random_view_batches
+world = folder({str(tmp_path)!r}, {CLASSES!r})
+data = random_view_batches(
+    world, world.index(""), batch_size=4, scale=(2048, 512), crop_hw=(512, 512)
+)
 stream = data.batches()
 print(len(list(itertools.islice(stream, 3))))
 """

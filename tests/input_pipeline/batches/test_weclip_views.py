@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from input_pipeline.batches.transforms import sample_rng
-from input_pipeline.batches.weclip_views import boxes, random_placement_view, training_placed
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.batches.weclip_views import (
+    boxes,
+    random_placement_batches,
+    random_placement_view,
+)
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import read_image
 from tests import seeded
 
@@ -63,12 +67,12 @@ def world(tmp_path):
     (tmp_path / "images").mkdir()
     for i, (height, width) in enumerate([(40, 60), (60, 40), (20, 90), (33, 60), (10, 10)]):
         Image.fromarray(seeded.image(height, width, i)).save(tmp_path / "images" / f"{i}.png")
-    return datasets.folder(tmp_path, ("background", "cat"), labels=None)
+    return catalog.folder(tmp_path, ("background", "cat"), labels=None)
 
 
 def test_batches(world):
     """Every row is its example's view; labels say what is padding; a start skips nothing."""
-    data = training_placed(world, world.index(""), batch_size=2, seed=3, **RECIPE)
+    data = random_placement_batches(world, world.index(""), batch_size=2, seed=3, **RECIPE)
     taken = list(itertools.islice(data.batches(), 7))
     for step, batch in enumerate(taken):
         assert (batch["image"].shape, batch["image"].dtype) == ((2, 32, 40, 3), np.uint8)
@@ -84,6 +88,6 @@ def test_batches(world):
         for key, value in one.items():
             np.testing.assert_array_equal(value, two[key], err_msg=key)
     with pytest.raises(ValueError, match=r"ratio_range is \(2.0, 0.5\); give"):
-        training_placed(
+        random_placement_batches(
             world, world.index(""), batch_size=2, crop_hw=(8, 8), ratio_range=(2.0, 0.5)
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets import image_labels as module
 from input_pipeline.datasets.catalog import (
     COCO14_81,
@@ -19,7 +19,6 @@ from input_pipeline.datasets.catalog import (
 )
 from input_pipeline.datasets.image_labels import NO_OBJECT, has_annotations, image_labels
 from input_pipeline.datasets.images import BadFile
-from input_pipeline.prepare import conversions
 from tests.input_pipeline import coco_files
 
 OBJECT = "<object><name>{}</name>{}<part><name>head</name></part></object>"
@@ -208,7 +207,7 @@ def test_coco_stuff(tmp_path):
     found = image_labels(COCO_STUFF_27, tmp_path, "tagclip_val", on_bad="skip")
     assert found.labels == [(0, 11, 170), (12,)]
     assert found.problems == [(stems[1], "unknown class 255, left out")]
-    assert conversions.coco_stuff_171_to_27()[list(found.labels[0])].tolist() == [9, 8, 24]
+    assert [COCO_STUFF_27.image_class_labels[i] for i in found.labels[0]] == [9, 8, 24]
     listed.write_text(f"{stems[0]}\n{stems[1]}\n")
     with pytest.raises(FileNotFoundError, match=r"no list with ids .*imageset/cocostuff/val\.txt"):
         image_labels(COCO_STUFF_27, tmp_path, "tagclip_val")
@@ -226,24 +225,24 @@ def labelled(root, ids):
 def test_label_maps(tmp_path):
     """Any other dataset has the labels that its maps show, without background and ignored ones."""
     labelled(tmp_path, {"a": [2, 0, 255, 2, 1], "b": [0, 0, 0, 255, 0], "c": [1, 1, 1, 1, 1]})
-    record = datasets.folder(tmp_path, ["background", "cat", "dog"], background=True)
+    record = catalog.folder(tmp_path, ["background", "cat", "dog"], background=True)
     found = image_labels(record, "", "val")
     assert found.labels == [(0, 1), (), (0,)]
     assert found.problems == [("b", "shows no object of the dataset's classes")]
-    reduced = datasets.folder(tmp_path, ["cat", "dog"], reduce_zero_label=True)
+    reduced = catalog.folder(tmp_path, ["cat", "dog"], reduce_zero_label=True)
     assert image_labels(reduced, "", "val").labels == found.labels
-    plain = datasets.folder(tmp_path, ["ground", "cat", "dog"])
+    plain = catalog.folder(tmp_path, ["ground", "cat", "dog"])
     assert image_labels(plain, "", "val").labels == [(0, 1, 2), (0,), (1,)]
     content = (tmp_path / "labels" / "c.png").read_bytes()
     (tmp_path / "labels" / "c.png").write_bytes(content[:-25])
     (tmp_path / "labels" / "b.png").write_bytes(b"")
-    fewer = datasets.folder(tmp_path, ["background", "cat"], background=True)
+    fewer = catalog.folder(tmp_path, ["background", "cat"], background=True)
     found = image_labels(fewer, "", "val", on_bad="skip")
     assert found.labels == [(), (), ()]
     assert "label 2 at 2 pixels is out of range" in found.problems[0][1]
     assert "not a label map" in found.problems[1][1]
     assert "can't decode the label map" in found.problems[2][1]
-    bare = datasets.image_folder(tmp_path / "images", ["cat"])
+    bare = catalog.image_folder(tmp_path / "images", ["cat"])
     assert image_labels(bare, "", "val", on_bad="skip").problems[0] == ("a", "has no label map")
 
 

@@ -18,10 +18,9 @@ pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 from input_pipeline import records_build
-from input_pipeline.batches.evaluation import evaluation
-from input_pipeline.batches.training import training
-from input_pipeline.datasets import catalog as datasets
-from input_pipeline.datasets import records
+from input_pipeline.batches.evaluation import evaluation_batches
+from input_pipeline.batches.training import random_view_batches
+from input_pipeline.datasets import catalog, records
 from input_pipeline.datasets.catalog import ADE20K, VOC12_20, VOC12_21
 from input_pipeline.datasets.image_labels import image_labels
 from input_pipeline.datasets.images import BadFile, image_size, read_image, read_label
@@ -106,7 +105,7 @@ def test_sizes_open_no_shard(places, monkeypatch):
     monkeypatch.setattr(records, "open_shard", None)
     records._opened.cache_clear()
     monkeypatch.setattr(records, "_last", threading.local())
-    assert len(evaluation(VOC12_20, examples, batch_size=2)) > 0
+    assert len(evaluation_batches(VOC12_20, examples, batch_size=2)) > 0
     with pytest.raises(TypeError):
         examples[0].image_path.read_bytes()
 
@@ -129,7 +128,7 @@ def test_a_picture_and_its_label_are_one_read(places, monkeypatch):
 
 def test_evaluation_batches(places):
     made = [
-        evaluation(
+        evaluation_batches(
             VOC12_20,
             VOC12_20.index(place, "val"),
             batch_size=3,
@@ -145,7 +144,7 @@ def test_evaluation_batches(places):
 
 def test_training_batches(places):
     made = [
-        training(
+        random_view_batches(
             VOC12_20,
             VOC12_20.index(place, "train"),
             batch_size=4,
@@ -210,15 +209,15 @@ def test_plain_folder(tmp_path):
         label.save(tmp_path / "in" / "labels" / f"{name[0]}.png")
     out, again = tmp_path / "out", tmp_path / "again"
     assert records_build.main(["folder", "--root", str(tmp_path / "in"), "--out", str(out)]) == 0
-    dataset = records_build.known("folder", tmp_path / "in")
+    dataset = records_build.find_record("folder", tmp_path / "in")
     assert all(e.label_path is None for e in dataset.index(tmp_path / "in", "train"))
-    pets, rebuilt = (datasets.folder(place, ("cat", "dog")) for place in (out, again))
+    pets, rebuilt = (catalog.folder(place, ("cat", "dog")) for place in (out, again))
     examples = pets.index("")
     assert [read_label(e.label_path, 2).max() for e in examples] == [0, 1]
     records_build.build(pets, out, again, ["val"])
     for first, second in zip(examples, rebuilt.index(""), strict=True):
         assert first.image_path.read_bytes() == second.image_path.read_bytes()
-    unlabelled = records_build.known("folder", out)
+    unlabelled = records_build.find_record("folder", out)
     assert all(e.label_path is None for e in unlabelled.index(out, "train"))
 
 
@@ -264,8 +263,8 @@ def test_damaged_record(copy):
     path.write_bytes(content)
     examples = VOC12_20.index(copy, "val")
     with pytest.raises(BadFile, match=f"{path.name} record 0 .image of {VAL[2]}.*Corrupted"):
-        list(evaluation(VOC12_20, examples, batch_size=2))
-    left_out = evaluation(VOC12_20, examples, batch_size=2, on_bad="skip")
+        list(evaluation_batches(VOC12_20, examples, batch_size=2))
+    left_out = evaluation_batches(VOC12_20, examples, batch_size=2, on_bad="skip")
     assert sum(batch["valid"].sum() for batch in left_out) == len(VAL) - 1
     assert [skipped.name for skipped in left_out.skipped] == [VAL[2]]
 
@@ -399,14 +398,16 @@ def test_bucket(places, monkeypatch):
         examples = VOC12_20.index("gs://bucket/records", "val")
         assert [example.name for example in examples] == list(VAL)
         plain = VOC12_20.index(places[0], "val")
-        made = [evaluation(VOC12_20, e, batch_size=3, max_buckets=2) for e in (examples, plain)]
+        made = [
+            evaluation_batches(VOC12_20, e, batch_size=3, max_buckets=2) for e in (examples, plain)
+        ]
         for first, second in zip(*made, strict=True):
             same(first, second)
         # The index and three shards are opened, and each record is fetched once.
         assert len(Bucket.asked) == 2 + 3 + len(VAL)
         with pytest.raises(records.RecordsError, match=r"gs://bucket/nothing/index\.array"):
             VOC12_20.index("gs://bucket/nothing", "val")
-        mine = datasets.folder("gs://bucket/records", ("cat",))
+        mine = catalog.folder("gs://bucket/records", ("cat",))
         with pytest.raises(ValueError, match="another dataset's records"):
             mine.index("", "val")
     finally:

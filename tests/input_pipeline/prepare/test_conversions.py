@@ -1,6 +1,7 @@
 """Tables against known ids; raw maps become labels whole or not at all, and runs go on."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from scipy.io import savemat
 from input_pipeline import writing
 from input_pipeline.datasets.class_sets import (
     class_set,
-    coco_stuff_train_ids,
+    coco_stuff_171_labels,
+    coco_stuff_171_to_27,
     pascal_context_raw_ids,
 )
 from input_pipeline.datasets.images import BadLabel, read_label
 from input_pipeline.prepare import conversions
 from input_pipeline.prepare.conversions import Job, by_table, convert
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import CannotWrite, write_atomic
 
 RAW = np.array([[0, 1, 181, 255], [90, 91, 181, 12]], np.uint8)
 
@@ -36,7 +38,7 @@ def names(folder):
 
 def test_coco_27_against_the_171_names():
     """COCO-Stuff's own names fall into the super-classes that they are called after."""
-    to_171, to_27 = coco_stuff_train_ids(), conversions.coco_stuff_27_table()
+    to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
     names_171, names_27 = class_set("stuff").names, class_set("stuff27").names
     found = {
         names_171[to_171[raw]]: names_27[to_27[raw]] for raw in range(182) if to_171[raw] < 255
@@ -62,8 +64,8 @@ def test_coco_27_against_the_171_names():
 
 
 def test_171_to_27():
-    to_171, to_27 = coco_stuff_train_ids(), conversions.coco_stuff_27_table()
-    table = conversions.coco_stuff_171_to_27()
+    to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
+    table = coco_stuff_171_to_27()
     assert table.shape == (171,)
     known = [raw for raw in range(182) if to_171[raw] < 255]
     assert [table[to_171[raw]] for raw in known] == [to_27[raw] for raw in known]
@@ -264,16 +266,15 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
     for stem in "abc":
         save(folder / f"{stem}.png", RAW)
     table = by_table(conversions.coco_stuff_171_table())
-    write, calls = writing._write, []
+    move, calls = os.replace, []
 
-    def failing(path, content):
+    def failing(temporary, path):
         calls.append(path)
         if len(calls) == 2:
-            path.write_bytes(content[:10])
             raise trouble
-        write(path, content)
+        move(temporary, path)
 
-    monkeypatch.setattr(writing, "_write", failing)
+    monkeypatch.setattr(writing.os, "replace", failing)
     with pytest.raises(raised, match=said) as caught:
         convert(coco_jobs(tmp_path), table)
     if said:
@@ -286,5 +287,5 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CannotWrite, match=r"cannot write .*label\.png: .*goes on where it stopped"):
-        write_whole(tmp_path / "file" / "label.png", b"")
+    with pytest.raises(CannotWrite, match=r"cannot write .*label\.png: .*again to resume"):
+        write_atomic(tmp_path / "file" / "label.png", lambda file: file.write(b""))

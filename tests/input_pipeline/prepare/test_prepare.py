@@ -202,10 +202,10 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
     root = whole(tmp_path, "coco_stuff_27")
     save(root / "annotations" / "val2017" / "d.png", np.zeros(SIZE, np.uint8))
 
-    def full(path, content):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write", full)
+    monkeypatch.setattr(writing.os, "replace", full)
     assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write ")
@@ -256,7 +256,7 @@ def test_command(tmp_path):
         [
             sys.executable,
             "-m",
-            "input_pipeline.prepare.__main__",
+            "input_pipeline.prepare",
             "ade20k",
             "--root",
             str(tmp_path),
