@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -77,7 +76,7 @@ class Evaluation:
 
         def batches(start: int) -> EvaluationBatches:
             nonlocal rest
-            rest = dataclasses.replace(self._batches, plan=self._batches.plan[start:])
+            rest = self._batches.starting_at(start)
             return rest
 
         classes = self.dataset.num_classes

@@ -27,17 +27,16 @@ def check_corruption(kind: str, level: int) -> None:
         raise ValueError(f"Corruption level is {level!r}; it must be a whole number from 1 to 5.")
 
 
-def corrupt(
-    image: np.ndarray, kind: str, level: int, rng: Rng, *, bgr_order: bool = True
-) -> np.ndarray:
+def corrupt(image: np.ndarray, kind: str, level: int, rng: Rng) -> np.ndarray:
     """Corrupts a uint8 RGB image (h, w, 3), before any resize.
+
+    Works on the channels in reverse order (BGR), as the published evaluation does: this decides the
+    colours of `spatter`, JPEG's result, and which sample gets which noise.
 
     Args:
       kind: one of `KINDS`.
       level: 1 (mild) to 5.
       rng: `gaussian_blur`, `defocus_blur` and `jpeg_compression` draw nothing from it.
-      bgr_order: work on the channels in reverse order, as the published evaluation does. It matters
-        for the colours of `spatter`, for JPEG, and for which sample gets which noise.
 
     Raises:
       ValueError: unknown kind or level.
@@ -47,9 +46,7 @@ def corrupt(
         raise ValueError(
             f"Image is {image.dtype} of shape {image.shape}; corruptions need uint8 (h, w, 3)."
         )
-    if bgr_order:
-        return _KINDS[kind](image[..., ::-1], level, rng)[..., ::-1]
-    return _KINDS[kind](image, level, rng)
+    return _KINDS[kind](image[..., ::-1], level, rng)[..., ::-1]
 
 
 def _pixels(scaled: np.ndarray) -> np.ndarray:

@@ -42,7 +42,6 @@ def evaluation_batches(
     resize: Callable[[int, int], Size] | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    start_batch: int = 0,
     on_bad: Literal["raise", "skip"] = "raise",
     corruption: tuple[str, int] | None = None,
     seed: int = 0,
@@ -60,7 +59,6 @@ def evaluation_batches(
         same. A ValueError from it counts as a bad file.
       resize: the same, but done here, by Pillow's bicubic filter: what CLIP-ES does. Then the
         network's size is this one, and examples must have no labels.
-      start_batch: leave out this many batches; nothing of them is decoded (resume).
       on_bad: what a file that can't be used does: stop with its error, or be left out, counted and
         named in `skipped`.
       corruption: (kind, level) of `corruptions.corrupt`, applied to the original picture.
@@ -68,7 +66,7 @@ def evaluation_batches(
       bucket_px, max_buckets, network_multiple: see `plan_batches`.
 
     Raises:
-      ValueError: batch size, process numbers or start_batch that don't fit together.
+      ValueError: batch size, or process numbers that don't fit together.
       BadFile: `on_bad="raise"` and a bad file (unreadable headers here, the rest on iteration).
     """
     rows = process_rows(batch_size, process_index, process_count)
@@ -101,11 +99,6 @@ def evaluation_batches(
         network_multiple=network_multiple,
     )
     plan = [replace(batch, indices=tuple(readable[i] for i in batch.indices)) for batch in plan]
-    if not 0 <= start_batch <= len(plan):
-        raise ValueError(
-            f"start_batch is {start_batch}, but there are {len(plan)} batches of {batch_size}; "
-            f"resume with the same examples, batch_size and bucket settings."
-        )
 
     def load(
         index: int, corruption: tuple[str, int] | None = None, seed: int = 0
@@ -115,7 +108,7 @@ def evaluation_batches(
 
     network = {i: network_size(*sizes[i]) if network_size else shown[i] for i in readable}
     made = EvaluationBatches(
-        plan=plan[start_batch:],
+        plan=plan,
         names=[example.name for example in examples],
         sizes=shown,
         original_sizes=sizes,
@@ -182,6 +175,19 @@ class EvaluationBatches:
         # An unknown kind should fail now, not inside the pipeline.
         corrupt(np.zeros((8, 8, 3), np.uint8), kind, level, sample_rng(seed, 0, 0))
         return replace(self, load=partial(self.load, corruption=(kind, level), seed=seed))
+
+    def starting_at(self, batch: int) -> EvaluationBatches:
+        """The batches from a given one on, to resume; those before it are not decoded.
+
+        Raises:
+          ValueError: there are fewer batches.
+        """
+        if not 0 <= batch <= len(self.plan):
+            raise ValueError(
+                f"batch {batch} is not in 0..{len(self.plan)}; resume with the same examples, "
+                f"batch_size and bucket settings."
+            )
+        return replace(self, plan=self.plan[batch:])
 
     def __len__(self) -> int:
         """Batches still to come when iteration starts; the same in every process."""

@@ -9,32 +9,9 @@ which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
-
-from input_pipeline.datasets.images import reduce_zero_label
-
-__all__ = [
-    "augment",
-    "distort_colours",
-    "flip",
-    "normalize",
-    "pad",
-    "random_crop",
-    "random_scale",
-    "random_view",
-    "reduce_zero_label",
-    "rescaled_size",
-    "resize",
-    "resize_label",
-    "sample_rng",
-    "suppress",
-]
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels, RGB; MaskCLIP uses them for CLIP too
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 _RESIZABLE = (np.uint8, np.uint16, np.int16, np.int32)  # by OpenCV, as they are
 _CROP_REDRAWS = 10
@@ -136,13 +113,10 @@ def _draw_box(
 
 
 def flip(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.RandomState,
-    probability: float = 0.5,
+    image: np.ndarray, label: np.ndarray, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mirrors left and right with the given probability. One draw."""
-    if rng.rand() < probability:
+    """Mirrors left and right with probability 1/2. One draw."""
+    if rng.rand() < 0.5:
         return cv2.flip(image, 1), label[:, ::-1]  # which is much quicker than copying a view
     return image, label
 
@@ -190,16 +164,6 @@ def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarr
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def normalize(
-    image: np.ndarray,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """uint8 RGB -> float32, (x - mean) / std per channel; mean and std in grey levels."""
-    centred = image.astype(np.float32) - np.asarray(mean, np.float32)
-    return centred * (1 / np.asarray(std, np.float64)).astype(np.float32)
-
-
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], *, ignore_label: int = 255
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -235,22 +199,3 @@ def random_view(
     )
     image, label = flip(image, label, rng)
     return distort_colours(image, rng, saturation_wrap=saturation_wrap), label
-
-
-def augment(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.RandomState,
-    *,
-    crop_hw: tuple[int, int],
-    ignore_label: int = 255,
-    **view: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The whole training transform, normalised and padded: float32 (*crop_hw, 3) and its label.
-
-    Args:
-      view: further arguments of `random_view`.
-    """
-    view = {"crop_hw": crop_hw, "ignore_label": ignore_label, **view}
-    image, label = random_view(image, label, rng, **view)
-    return pad(normalize(image), label, crop_hw, ignore_label=ignore_label)

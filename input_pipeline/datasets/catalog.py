@@ -91,18 +91,25 @@ def folder(
     root: str | os.PathLike[str],
     class_names: Sequence[str],
     *,
-    prompts: Sequence[str] | None = None,
     colours: Sequence[Colour] | None = None,
     background: bool = False,
     reduce_zero_label: bool = False,
-    images: str = "images",
     labels: str | None = "labels",
-    label_suffix: str = ".png",
 ) -> Dataset:
-    """A plain folder: pictures in `images/`, label PNGs of the same stem in `labels/`; split "val".
+    """A plain folder: images in `images/`, label PNGs of the same stem in `labels/`; split "val".
 
-    `labels=None` for pictures without labels. The prompts default to the class names (without the
-    background's). The record remembers `root`: `index(root)` takes it again, or "".
+    Args:
+      class_names: in label order; also the prompts, except the background's.
+      colours: RGB per class; None: those of `palette`.
+      background: label 0 is a background class; see `Dataset`.
+      reduce_zero_label: 0 in the label maps means "no class"; see `Dataset`.
+      labels: folder of the label maps below `root`; None: there are none.
+
+    Returns:
+      A record that remembers `root`: its `index` takes `root` again, or "".
+
+    Raises:
+      ValueError: no class names, or a string in place of them.
     """
     if isinstance(class_names, str) or not class_names:
         raise ValueError(
@@ -112,28 +119,16 @@ def folder(
     return Dataset(
         name=Path(root).resolve().name,
         class_names=tuple(class_names),
-        prompts=tuple(class_names[1 if background else 0 :] if prompts is None else prompts),
+        prompts=tuple(class_names[int(background) :]),
         palette=palette(len(class_names)) if colours is None else tuple(colours),
         layout=Layout(
-            (("val", Split((Part(images, labels),))),),
+            (("val", Split((Part("images", labels),))),),
             (os.fspath(root) if records.is_address(root) else str(Path(root).resolve()),),
-            "",
-            label_suffix,
+            image_suffix="",
         ),
         background=background,
         reduce_zero_label=reduce_zero_label,
     )
-
-
-def image_folder(
-    root: str | os.PathLike[str],
-    class_names: Sequence[str],
-    *,
-    prompts: Sequence[str] | None = None,
-    colours: Sequence[Colour] | None = None,
-) -> Dataset:
-    """A folder of pictures (and its sub-folders) without labels, to be segmented into classes."""
-    return folder(root, class_names, prompts=prompts, colours=colours, images=".", labels=None)
 
 
 def _record(

@@ -47,11 +47,6 @@ def _data(file_name: str = "class_sets.json") -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def class_set_names() -> tuple[str, ...]:
-    """Names that `class_set` accepts."""
-    return tuple(_data()["sets"])
-
-
 @functools.cache
 def class_set(name: str) -> ClassSet:
     """The class set called `name`, e.g. "voc", "context60" or "batman".

@@ -100,10 +100,12 @@ def test_resume_equals_tail(world):
     whole = list(batches(world, batch_size=2))
     assert len(whole) > 2
     for start in range(len(whole) + 1):
-        tail = batches(world, batch_size=2, start_batch=start)
+        tail = batches(world, batch_size=2).starting_at(start)
         assert len(tail) == len(whole) - start
         for resumed, batch in zip(tail, whole[start:], strict=True):
             same(resumed, batch)
+    with pytest.raises(ValueError, match=r"batch 99 is not in 0\.\."):
+        batches(world).starting_at(99)
 
 
 def test_resume_does_not_decode(world, monkeypatch):
@@ -113,7 +115,7 @@ def test_resume_does_not_decode(world, monkeypatch):
         "input_pipeline.batches.loading.read_image",
         lambda path: read.append(path) or read_image(path),
     )
-    last = list(batches(world, batch_size=2, start_batch=len(whole) - 1))
+    last = list(whole.starting_at(len(whole) - 1))
     assert len(read) == last[0]["valid"].sum()
 
 
@@ -124,7 +126,7 @@ def test_twice_the_same(world):
 
 
 def test_without_labels(world, tmp_path):
-    plain = catalog.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
     for batch in batches(plain):
         assert "label" not in batch
     mixed = world.index("")[:2] + plain.index("")[:1]
@@ -230,7 +232,6 @@ def test_size_that_the_network_refuses(world):
     [
         ({"process_count": 3}, "batch_size 4 is not divisible by 3 processes; set it to 6"),
         ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
-        ({"start_batch": 99}, "start_batch is 99, but there are"),
         ({"on_bad": "ignore"}, 'must be "raise" or "skip"'),
         ({"corruption": ("fog", 1)}, "No corruption 'fog'; choose one of: gaussian_noise"),
         ({"corruption": ("spatter", 6)}, "level is 6"),

@@ -188,7 +188,7 @@ def test_at_scales_going_on_sharing_and_bad_files(world, tmp_path):
 
 
 def test_at_scales_without_labels(world, tmp_path):
-    plain = catalog.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
     (batch,) = taken(made_at_scales(plain), 1)
     assert (batch["label"] == 255).all()
 
@@ -353,7 +353,7 @@ def test_other_errors_always_raise(world, monkeypatch):
 
 @pytest.mark.parametrize(("unlabeled", "value"), [(False, 255), (True, -1)])
 def test_without_labels(world, tmp_path, unlabeled, value):
-    plain = catalog.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
     (batch,) = taken(made(plain, unlabeled=unlabeled), 1)
     for row, (h, w) in enumerate(batch["image_size"]):
         assert (batch["label"][row][:h, :w] == value).all()

@@ -11,7 +11,6 @@ from PIL import Image
 from input_pipeline.datasets import catalog
 from input_pipeline.datasets.class_sets import (
     class_set,
-    class_set_names,
     coco_stuff_171_labels,
     palette,
     pascal_context_raw_ids,
@@ -81,10 +80,9 @@ def test_unseen_names():
 
 
 def test_class_sets():
-    for name in class_set_names():
-        found = class_set(name)
-        assert len(found.names) == len(found.palette)
-        assert all(len(colour) == 3 for colour in found.palette)
+    for record in catalog.BY_NAME.values():
+        assert len(record.class_names) == len(record.palette)
+        assert all(len(colour) == 3 for colour in record.palette)
     assert len(class_set("acontext").prompts) == 459
     assert class_set("batman").prompts[:2] == ("Batman", "Joker")
     with pytest.raises(ValueError, match="'catwoman'; choose one of: voc, "):
@@ -375,12 +373,12 @@ def test_folders(tmp_path):
     assert examples == record.index(tmp_path)
 
     touch(tmp_path, "images/b.jpg")
-    plain = catalog.image_folder(tmp_path / "images", ("cat", "dog"))
-    names = [e.name for e in plain.index(tmp_path / "images")]
+    plain = catalog.folder(tmp_path, ("cat", "dog"), labels=None)
+    names = [e.name for e in plain.index(tmp_path)]
     assert names == ["a", "b.jpg", "b.png", "sub/a"]
     assert all(e.label_path is None for e in plain.index(""))
     with pytest.raises(ValueError, match="at least one name"):
-        catalog.image_folder(tmp_path, "cat")
+        catalog.folder(tmp_path, "cat")
 
 
 def test_errors_name_path_and_layout(tmp_path):
@@ -404,11 +402,11 @@ def test_errors_name_path_and_layout(tmp_path):
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"No split list .*val\.txt"):
         record.index(tmp_path)
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "images").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="No pictures in"):
-        catalog.image_folder(tmp_path / "empty", ["cat"]).index("")
+        catalog.folder(tmp_path / "empty", ["cat"], labels=None).index("")
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
-        catalog.image_folder(tmp_path / "gone", ["cat"]).index("")
+        catalog.folder(tmp_path / "gone", ["cat"], labels=None).index("")
 
 
 def test_index_then_read(tmp_path):

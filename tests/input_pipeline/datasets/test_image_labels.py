@@ -242,7 +242,7 @@ def test_label_maps(tmp_path):
     assert "label 2 at 2 pixels is out of range" in found.problems[0][1]
     assert "not a label map" in found.problems[1][1]
     assert "can't decode the label map" in found.problems[2][1]
-    bare = catalog.image_folder(tmp_path / "images", ["cat"])
+    bare = catalog.folder(tmp_path, ["cat"], labels=None)
     assert image_labels(bare, "", "val", on_bad="skip").problems[0] == ("a", "has no label map")
 
 
