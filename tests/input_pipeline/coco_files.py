@@ -45,7 +45,7 @@ def instances(objects):
 
 
 def write(root, objects, folder, year=2014):
-    """Pictures in `folder`, and their annotations."""
+    """Images in `folder`, and their annotations."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     for name in objects:

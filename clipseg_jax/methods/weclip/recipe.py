@@ -29,7 +29,7 @@ from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import tagged_examples
 from clipseg_jax.train import Trained
-from input_pipeline.batches.weclip_views import boxes, random_placement_batches
+from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
 from weights_convert import save_weclip
 
 Batch = Mapping[str, np.ndarray]
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def add(batch: Batch) -> Batch:
         made = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
         if cfg.padding == "ignored":
-            made["image_box"] = boxes(batch["label"], dataset.ignore_label)
+            made["image_box"] = image_boxes(batch["label"], dataset.ignore_label)
         return made
 
     model = build_model(config, workdir)

@@ -17,7 +17,7 @@ CLASSES = ("sky", "cat", "dog")
 
 @pytest.fixture
 def world(tmp_path):
-    """A labelled folder of seven pictures."""
+    """A labelled folder of seven images."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     for i, (height, width) in enumerate(SIZES):
@@ -134,7 +134,7 @@ def test_without_labels(world, tmp_path):
         evaluation_batches(world, mixed, batch_size=1)
 
 
-def test_corruption_depends_on_the_picture_alone(world):
+def test_corruption_depends_on_the_image_alone(world):
     examples = world.index("")
     for options in ({"batch_size": 4}, {"batch_size": 3, "max_buckets": 1}):
         for batch in batches(world, corruption=("speckle_noise", 2), seed=9, **options):
@@ -146,7 +146,7 @@ def test_corruption_depends_on_the_picture_alone(world):
 
 
 def test_corrupted_again_reads_no_header(world, monkeypatch):
-    """Whatever was done to the pictures before: the same as planned anew."""
+    """Whatever was done to the images before: the same as planned anew."""
     made = batches(world)
     expected = list(batches(world, corruption=("speckle_noise", 2), seed=9))
     monkeypatch.setattr("input_pipeline.batches.evaluation.example_sizes", None)
@@ -158,8 +158,8 @@ def test_corrupted_again_reads_no_header(world, monkeypatch):
 
 
 def spoil(root):
-    """One file of every bad kind; pictures 0, 2, 4, 5 and 6 are affected."""
-    (root / "images" / "0.png").write_bytes(b"not a picture")  # no header
+    """One file of every bad kind; images 0, 2, 4, 5 and 6 are affected."""
+    (root / "images" / "0.png").write_bytes(b"not an image")  # no header
     whole = (root / "images" / "2.png").read_bytes()
     (root / "images" / "2.png").write_bytes(whole[: len(whole) // 2])  # header only
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(root / "labels" / "4.png")  # no class 3
@@ -182,10 +182,10 @@ def test_bad_files_are_skipped_and_counted_once(world, tmp_path, processes):
     assert sorted(valid) == [1, 3]
     reasons = {entry.name: entry.reason for entry in skipped}
     assert len(skipped) == len(reasons) == 5
-    assert "0.png: not a picture" in reasons["0"]
-    assert "2.png: can't decode the picture" in reasons["2"]
+    assert "0.png: not an image" in reasons["0"]
+    assert "2.png: cannot decode the image" in reasons["2"]
     assert "label 3 at" in reasons["4"]
-    assert "5.png: 5 x 6 pixels, but its picture" in reasons["5"]
+    assert "5.png: 5 x 6 pixels, but its image" in reasons["5"]
     assert "59 x 41" in reasons["5"]
     assert "6.png: not a label map" in reasons["6"]
 
@@ -193,10 +193,10 @@ def test_bad_files_are_skipped_and_counted_once(world, tmp_path, processes):
 def test_bad_files_raise(world, tmp_path):
     whole = (tmp_path / "images" / "2.png").read_bytes()
     (tmp_path / "images" / "2.png").write_bytes(whole[:-40])
-    with pytest.raises(BadImage, match=r"2\.png: can't decode"):
+    with pytest.raises(BadImage, match=r"2\.png: cannot decode"):
         list(batches(world))
     (tmp_path / "images" / "2.png").write_bytes(b"")
-    with pytest.raises(BadImage, match=r"2\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"2\.png: not an image"):
         batches(world)
     (tmp_path / "images" / "2.png").write_bytes(whole)
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(tmp_path / "labels" / "4.png")
@@ -231,7 +231,7 @@ def test_size_that_the_network_refuses(world):
     ("options", "message"),
     [
         ({"process_count": 3}, "batch_size 4 is not divisible by 3 processes; set it to 6"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"process_index": 2, "process_count": 2}, "process_index 2 is not in 0..1"),
         ({"on_bad": "ignore"}, 'must be "raise" or "skip"'),
         ({"corruption": ("fog", 1)}, "No corruption 'fog'; choose one of: gaussian_noise"),
         ({"corruption": ("spatter", 6)}, "level is 6"),
@@ -245,5 +245,5 @@ def test_errors(world, options, message):
 def test_nothing_left(world, tmp_path):
     for i in range(len(SIZES)):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 7 pictures .*0\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"none of the 7 images .*0\.png: not an image"):
         batches(world, on_bad="skip")

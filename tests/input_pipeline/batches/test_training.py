@@ -35,7 +35,7 @@ def write(root, sizes):
 
 @pytest.fixture
 def world(tmp_path):
-    """A labelled folder of seven pictures."""
+    """A labelled folder of seven images."""
     return write(tmp_path, SIZES)
 
 
@@ -92,7 +92,7 @@ def test_rows(world, unlabeled):
 
 
 def test_unlabeled_classes_exist(world):
-    with pytest.raises(ValueError, match=r"unlabeled is \(1, 3\); give some of 0 to 2"):
+    with pytest.raises(ValueError, match=r"unlabeled \(1, 3\) is not in 0\.\.2"):
         made(world, unlabeled=[1, 3])
 
 
@@ -282,7 +282,7 @@ def test_views_depend_on_epoch_and_example_alone(world):
 
 def spoil(root):
     """One file of every bad kind: examples 0, 2, 4 and 5."""
-    (root / "images" / "000.png").write_bytes(b"not a picture")
+    (root / "images" / "000.png").write_bytes(b"not an image")
     whole = (root / "images" / "002.png").read_bytes()
     (root / "images" / "002.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(root / "labels" / "004.png")  # no class 3
@@ -307,10 +307,10 @@ def test_bad_files_give_their_place_to_the_next(world, tmp_path, caplog):
             np.testing.assert_array_equal(batch["image"][row], good[step // 2, int(index)])
     reasons = {entry.name: entry.reason for entry in data.skipped}
     assert len(data.skipped) == len(reasons) == 4
-    assert "000.png: not a picture" in reasons["000"]
-    assert "002.png: can't decode the picture" in reasons["002"]
+    assert "000.png: not an image" in reasons["000"]
+    assert "002.png: cannot decode the image" in reasons["002"]
     assert "label 3 at" in reasons["004"]
-    assert "5 x 6 pixels, but its picture" in reasons["005"]
+    assert "5 x 6 pixels, but its image" in reasons["005"]
     assert caplog.text.count("left out 002") == 1
 
     parts = [taken(made(world, on_bad="skip", process_index=p, process_count=2), 8) for p in (0, 1)]
@@ -321,14 +321,14 @@ def test_bad_files_give_their_place_to_the_next(world, tmp_path, caplog):
 
 def test_bad_files_raise(world, tmp_path):
     (tmp_path / "images" / "002.png").write_bytes(b"")
-    with pytest.raises(BadImage, match=r"002\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"002\.png: not an image"):
         taken(made(world), 2)
 
 
 def test_nothing_left(world, tmp_path):
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(BadFile, match=r": 7 examples one after another .*\.png: not a picture"):
+    with pytest.raises(BadFile, match=r": 7 examples in a row .*\.png: not an image"):
         taken(made(world, on_bad="skip"), 1)
 
 
@@ -337,7 +337,7 @@ def test_many_bad_in_a_row(tmp_path):
     data = made(write(tmp_path, [(8, 8)] * 50), on_bad="skip", reshuffle=False, batch_size=1)
     for index in data.indices(0).tolist() + [int(data.indices(i)[0]) for i in range(1, 32)]:
         (tmp_path / "images" / f"{index:03}.png").unlink()
-    with pytest.raises(BadFile, match="32 examples one after another can't be used"):
+    with pytest.raises(BadFile, match="32 examples in a row cannot be used"):
         taken(data, 1)
     assert taken(data, 1, start=1)[0]["index"] == data.indices(32)
 
@@ -365,7 +365,7 @@ def test_without_labels(world, tmp_path, unlabeled, value):
     [
         ({"process_count": 3}, "batch_size 4 is not divisible by 3 processes; set it to 6"),
         ({"batch_size": 0}, "batch_size 0 is not divisible by 1 processes; set it to 1"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"process_index": 2, "process_count": 2}, "process_index 2 is not in 0..1"),
         ({"on_bad": "ignore"}, 'must be "raise" or "skip"'),
         ({"seed": -1}, "seed is -1; it must not be negative"),
     ],

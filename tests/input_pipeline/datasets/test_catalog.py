@@ -189,13 +189,13 @@ def test_voc_aug_complaints(tmp_path):
     (lists / "val.txt").write_text("/JPEGImages/a.jpg /masks/a.png\n")
     with pytest.raises(
         ValueError,
-        match=r"val\.txt: names labels like /masks/a\.png, and .* are in SegmentationClassAug/;",
+        match=r"val\.txt: names labels like /masks/a\.png, but .* are in SegmentationClassAug/;",
     ):
         catalog.VOC12_AUG.index(tmp_path)
 
 
 def test_coco_as_weclip_has_it(tmp_path):
-    """Pictures under their whole names, label maps under the numbers alone."""
+    """Images under their whole names, label maps under the numbers alone."""
     for split in ("train", "val"):
         stems = [f"COCO_{split}2014_{n:012d}" for n in (9, 25)]
         touch(tmp_path, *(f"JPEGImages/{split}/{stem}.jpg" for stem in stems))
@@ -265,7 +265,7 @@ def test_coco_needs_a_list(tmp_path):
     assert str(error.value) == (
         f"No split list {tmp_path / 'ImageSets/val2017.txt'}. Split val needs, below the root "
         "(usually COCO2017): val2017/*.jpg, SegmentationClass/*.png, ImageSets/val2017.txt. "
-        "Pictures may be in images/val2017 or JPEGImages/val2017 or JPEGImages instead. "
+        "Images may be in images/val2017 or JPEGImages/val2017 or JPEGImages instead. "
         "The list may be imageset/coco2017/val.txt instead. "
         "python -m input_pipeline.prepare coco17 --root DIR --write makes lists and labels from "
         "the annotations."
@@ -340,7 +340,7 @@ def test_either_published_count(tmp_path, caplog, count):
         layout.warn_of_count(tmp_path, "train", count)
         assert not caplog.text
         layout.warn_of_count(tmp_path, "train", 4997)
-    assert "has 4997 pictures, the published one 4998 or 4996;" in caplog.text
+    assert "has 4997 images, the published one 4998 or 4996;" in caplog.text
 
 
 def test_cityscapes_and_ade(tmp_path):
@@ -360,7 +360,7 @@ def test_warns_of_another_count(tmp_path, caplog):
     voc(tmp_path)
     with caplog.at_level(logging.WARNING):
         catalog.VOC12_20.index(tmp_path)
-    assert "has 1 pictures, the published one 1449" in caplog.text
+    assert "has 1 images, the published one 1449" in caplog.text
 
 
 def test_folders(tmp_path):
@@ -397,13 +397,13 @@ def test_errors_name_path_and_layout(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"1 of 2 files are missing in .*: c\.png"):
         record.index(tmp_path, "trainaug")
     (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_text("a\na\n")
-    with pytest.raises(ValueError, match="more than once"):
+    with pytest.raises(ValueError, match="listed twice"):
         record.index(tmp_path, "train")
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"No split list .*val\.txt"):
         record.index(tmp_path)
     (tmp_path / "empty" / "images").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="No pictures in"):
+    with pytest.raises(FileNotFoundError, match="No images in"):
         catalog.folder(tmp_path / "empty", ["cat"], labels=None).index("")
     with pytest.raises(FileNotFoundError, match="gone is not a folder"):
         catalog.folder(tmp_path / "gone", ["cat"], labels=None).index("")

@@ -81,10 +81,10 @@ def test_bad_xml_is_named_and_the_others_go_on(tmp_path):
     assert reasons["b"] == "unknown class 'unicorn', 'gnu', left out"
     assert reasons["c"] == "shows no object of the dataset's classes"
     assert reasons["d"] == "there is no Annotations/d.xml"
-    assert reasons["e"].startswith("can't read Annotations/e.xml (unclosed token")
-    assert reasons["f"].startswith("can't read Annotations/f.xml (no element found")
-    # A picture without objects is no bad file.
-    with pytest.raises(BadFile, match="4 of 7 pictures have image labels that can't be") as error:
+    assert reasons["e"].startswith("cannot read Annotations/e.xml (unclosed token")
+    assert reasons["f"].startswith("cannot read Annotations/f.xml (no element found")
+    # An image without objects is no bad file.
+    with pytest.raises(BadFile, match="4 of 7 images have image labels that cannot be") as error:
         image_labels(VOC12_AUG, tmp_path, "train")
     assert "\n  d: there is no Annotations/d.xml\n" in str(error.value)
     assert "\n  c: " not in str(error.value)
@@ -174,10 +174,10 @@ def test_bad_coco_annotations(tmp_path):
     ]
     content["categories"][0]["name"] = "unicorn"
     for damaged, said in (
-        (json.dumps(content), "category 1 is 'unicorn', and COCO's is 'person'"),
-        (json.dumps(content)[:-100], "can't read COCO's objects .*; unpack annotations_trainval"),
-        ("[]", "can't read COCO's objects"),
-        ('{"images": []}', "can't read COCO's objects .KeyError: 'categories'"),
+        (json.dumps(content), "category 1 is 'unicorn'; COCO's is 'person'"),
+        (json.dumps(content)[:-100], "cannot read COCO's objects .*; unpack annotations_trainval"),
+        ("[]", "cannot read COCO's objects"),
+        ('{"images": []}', "cannot read COCO's objects .KeyError: 'categories'"),
         (None, "no such file; unpack COCO's annotations"),
     ):
         path.write_text(damaged) if damaged else path.unlink()
@@ -241,7 +241,7 @@ def test_label_maps(tmp_path):
     assert found.labels == [(), (), ()]
     assert "label 2 at 2 pixels is out of range" in found.problems[0][1]
     assert "not a label map" in found.problems[1][1]
-    assert "can't decode the label map" in found.problems[2][1]
+    assert "cannot decode the label map" in found.problems[2][1]
     bare = catalog.folder(tmp_path, ["cat"], labels=None)
     assert image_labels(bare, "", "val", on_bad="skip").problems[0] == ("a", "has no label map")
 
@@ -279,7 +279,7 @@ def test_cache(tmp_path, monkeypatch, caplog):
     for content in (whole[:-5], "[]", '{"format":1}', whole.replace("aeroplane", "plane")):
         file.write_text(content)
         assert read() == ([(7,), (14, 11)], ["b", "c"])
-    assert caplog.text.count("damaged; the image labels are read again") == 3
+    assert caplog.text.count("damaged; reading the image labels again") == 3
     assert [path.name for path in cache.iterdir()] == [file.name]
 
 
@@ -288,7 +288,7 @@ def test_cache_that_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").touch()
     found = image_labels(VOC12_AUG, voc(tmp_path / "voc"), "train", cache=tmp_path / "file" / "x")
     assert len(found.labels) == 3
-    assert "image labels are not kept: cannot write" in caplog.text
+    assert "image labels are not cached: cannot write" in caplog.text
     assert "damaged" not in caplog.text
 
 

@@ -34,7 +34,7 @@ EXIF_SIDEWAYS = 6
 
 
 def write_voc(root):
-    """VOC's layout: palette labels; one picture is grey, one lies on its side."""
+    """VOC's layout: palette labels; one image is grey, one lies on its side."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for split, names in (("train", TRAIN), ("val", VAL)):
@@ -60,7 +60,7 @@ def write_voc(root):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """(folder, records): shards of one to three pictures."""
+    """(folder, records): shards of one to three images."""
     root = tmp_path_factory.mktemp("datasets")
     write_voc(root / "VOC2012")
     built = root / "records"
@@ -110,7 +110,7 @@ def test_sizes_open_no_shard(places, monkeypatch):
         examples[0].image_path.read_bytes()
 
 
-def test_a_picture_and_its_label_are_one_read(places, monkeypatch):
+def test_an_image_and_its_label_are_one_read(places, monkeypatch):
     reads = []
 
     class Counting:
@@ -195,7 +195,7 @@ def test_beyond_memory_the_order_stays(places, tmp_path, monkeypatch):
     assert len(used) == len(VAL)
     assert max(used) > 800
     for example in examples:
-        example.image_path.read_bytes()  # would say that another picture lies here
+        example.image_path.read_bytes()  # would say that the record is of another image
 
 
 def test_plain_folder(tmp_path):
@@ -246,7 +246,7 @@ def test_image_labels(places, tmp_path):
 
 @pytest.fixture
 def copy(places, tmp_path):
-    """Records to be damaged, by one shard for each picture of val."""
+    """Records to be damaged, by one shard for each image of val."""
     built = tmp_path / "copy"
     records_build.build(VOC12_20, places[0], built, ["val"], name="voc", shards=len(VAL))
     return built
@@ -291,11 +291,11 @@ def test_damaged_folder(copy, tmp_path):
         content[-(1 << 16) :] = bytes(1 << 16)
         path.write_bytes(content)
 
-    check(lambda folder: (folder / records.INDEX).unlink(), "no index.array_record, so they")
+    check(lambda folder: (folder / records.INDEX).unlink(), "no index.array_record: it is")
     check(lambda folder: cut(folder / records.INDEX), "not readable")
     check(lambda folder: cut(shard(folder, 4)), "bytes, not")
     check(lambda folder: shard(folder, 4).unlink(), "missing; copy the whole")
-    check(swap, "another picture lies here")
+    check(swap, "the record is of another image")
     check(lambda folder: zero_end(shard(folder, 4)), "readable .*; copy or build")
 
 
@@ -304,19 +304,19 @@ def test_wrong_root(places):
         VOC12_20.index(places[1], "trainaug")
     with pytest.raises(ValueError, match="There is no split 'test'"):
         VOC12_20.index(places[1], "test")
-    with pytest.raises(ValueError, match="another dataset's records"):
+    with pytest.raises(ValueError, match="records of another dataset"):
         ADE20K.index(places[1], "val")
 
 
 def test_bad_files_stop_the_build(places, tmp_path):
     root, out = tmp_path / "VOC2012", tmp_path / "out"
     shutil.copytree(places[0], root)
-    picture = root / f"JPEGImages/{VAL[1]}.jpg"
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = root / f"JPEGImages/{VAL[1]}.jpg"
+    image.write_bytes(image.read_bytes()[:200])
     Image.fromarray(np.full((4, 4), 77, np.uint8)).save(root / f"SegmentationClass/{VAL[4]}.png")
-    with pytest.raises(BadFile, match="2 of 7 pictures can't be used") as error:
+    with pytest.raises(BadFile, match="2 of 7 images cannot be used") as error:
         records_build.build(VOC12_20, root, out, ["val"])
-    assert str(picture) in str(error.value)
+    assert str(image) in str(error.value)
     assert f"{VAL[4]}.png: label 77" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["VOC2012"]
 
@@ -341,9 +341,9 @@ def test_command(places, tmp_path, capsys):
     code, shown = run("--out", out, "--split", "train", "--shards", "2")
     assert (code, shown.out) == (0, f"{out}: train 5\n")
     for arguments, message in (
-        (["--out", out], "is there already"),
+        (["--out", out], "already exists"),
         (["--out", f"{out}2", "--split", "test"], "There is no split 'test'"),
-        (["--out", f"{out}2", "--shards", "6"], "--shards 6: split train has 5 pictures"),
+        (["--out", f"{out}2", "--shards", "6"], "--shards 6: split train has 5 images"),
         (["--out", "gs://bucket/voc"], "gcloud storage cp"),
     ):
         code, shown = run(*arguments)
@@ -408,7 +408,7 @@ def test_bucket(places, monkeypatch):
         with pytest.raises(records.RecordsError, match=r"gs://bucket/nothing/index\.array"):
             VOC12_20.index("gs://bucket/nothing", "val")
         mine = catalog.folder("gs://bucket/records", ("cat",))
-        with pytest.raises(ValueError, match="another dataset's records"):
+        with pytest.raises(ValueError, match="records of another dataset"):
             mine.index("", "val")
     finally:
         server.shutdown()

@@ -144,9 +144,7 @@ def test_pascal_context(tmp_path):
     assert read_label(folder / "a.png").tolist() == [[1, 0, 59, 0]]
     assert read_label(folder / "b.png").tolist() == [[58, 0]]
     assert done.written == 2
-    assert done.failures == [
-        f"{raw / 'c.png'}: id 460 at 1 pixels is none of this dataset's raw ids"
-    ]
+    assert done.failures == [f"{raw / 'c.png'}: id 460 at 1 pixels is not a raw id of this dataset"]
 
 
 def sbd(root, source):
@@ -171,7 +169,7 @@ def test_sbd(tmp_path):
         save(root / "SegmentationClass" / f"{stem}.png", np.array([[0, 3], [20, 255]], np.uint8))
     done = convert(conversions.sbd_jobs(root, source), by_table(conversions.voc_table()))
     aug = root / "ImageSets" / "Segmentation" / "aug.txt"
-    assert aug.read_text() == "d\ne\nf\n"  # SBD's pictures that VOC's lists don't have
+    assert aug.read_text() == "d\ne\nf\n"  # SBD's images that VOC's lists do not have
     folder = root / "SegmentationClassAug"
     # VOC's own labels go there as well, as in the published folder.
     assert names(folder) == ["a.png", "b.png", "c.png", "d.png", "f.png"]
@@ -188,7 +186,7 @@ def test_sbd(tmp_path):
     assert train_aug.read_text() == "a\nb\nd\ne\nf\n"
     aug.unlink()
     (source / "val.txt").unlink()
-    with pytest.raises(ValueError, match=r"no list .*val\.txt.*Unpack both datasets whole"):
+    with pytest.raises(ValueError, match=r"no list .*val\.txt.*Unpack both datasets completely"):
         conversions.sbd_jobs(root, source)
 
 
@@ -207,10 +205,10 @@ def test_damaged_maps_are_named_and_the_others_go_on(tmp_path):
         str(folder / f"{stem}.png") for stem in "bcde"
     ]
     said = [failure.partition(": ")[2] for failure in done.failures]
-    assert "can't decode" in said[0]
+    assert "cannot decode" in said[0]
     assert "not a label map" in said[1]
-    assert said[2].startswith("id 200 at 4 pixels is none")
-    assert "colour picture" in said[3]
+    assert said[2].startswith("id 200 at 4 pixels is not")
+    assert "colour image" in said[3]
     assert [n for n in names(folder) if "TrainIds" in n] == ["a_labelTrainIds.png"]
 
 
@@ -221,13 +219,13 @@ def test_damaged_maps_are_named_and_the_others_go_on(tmp_path):
         ({"LabelMap": np.array([[0.5]])}, "type float64"),
         ({"LabelMap": np.zeros((0, 0))}, "shape"),
         ({"Other": np.zeros((2, 2))}, "neither LabelMap nor GTcls"),
-        (b"MATLAB 5.0 MAT-file, cut short", "can't read"),
+        (b"MATLAB 5.0 MAT-file, cut short", "cannot read"),
     ],
 )
 def test_bad_mat_files(tmp_path, content, said):
     path = tmp_path / "a.mat"
     path.write_bytes(content) if isinstance(content, bytes) else savemat(path, content)
-    with pytest.raises(BadLabel, match=rf"a\.mat: can't read the ids .*{said}|{said}"):
+    with pytest.raises(BadLabel, match=rf"a\.mat: cannot read the ids .*{said}|{said}"):
         conversions.read_raw(path)
 
 
