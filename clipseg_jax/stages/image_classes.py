@@ -135,8 +135,9 @@ def tagged_examples(
         raise ValueError(f'labels.source {labels.source!r} must be "masks" or "annotations"')
     examples = dataset.index(config.dataset.root, split, labels=label_maps)
     label_list = Path(labels.file) if labels.file else None
+    maps = read_from_label_maps(dataset, split, maps=labels.source == "masks")
     classes, problems = read_image_classes(
-        config, workdir, split, examples, label_list=label_list, maps=labels.source == "masks"
+        config, workdir, split, examples, label_list=label_list, maps=maps
     )
     unknown = {name: reason for name, reason in problems if reason != NO_OBJECT}
     _log_problems(list(unknown.items()))

@@ -51,7 +51,7 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """Batches that show every example once, the same number in every process.
 
-    Reads the header of every image at once, the files during iteration.
+    Reads the headers of all images when called, and the files during iteration.
 
     Args:
       batch_size: rows of a global batch; each process gets batch_size / process_count of them.
@@ -215,8 +215,14 @@ class EvaluationBatches:
             return (image, label, np.bool_(not error and self.plan[batch].valid[row])), error
 
         # All rows of a batch have its bucket's shape, so stacking them needs no padding here.
-        specs: list[ArraySpec] = [("uint8", (None, None, 3)), ("int32", (None, None)), ("bool", ())]
-        stream = stacked_rows(load_row, specs, rows_per_batch, stop=len(self.plan) * rows_per_batch)
+        array_specs: list[ArraySpec] = [
+            ("uint8", (None, None, 3)),
+            ("int32", (None, None)),
+            ("bool", ()),
+        ]
+        stream = stacked_rows(
+            load_row, array_specs, rows_per_batch, stop=len(self.plan) * rows_per_batch
+        )
         for batch, ((image, label, valid), errors) in zip(self.plan, stream, strict=True):
             indices = batch.indices[self.rows]
             for index, error in zip(indices, errors, strict=True):

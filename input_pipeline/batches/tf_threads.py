@@ -21,7 +21,7 @@ _ENDLESS = 2**62
 
 def stacked_rows(
     make_row: Callable[[int], tuple[tuple, Note]],
-    specs: Sequence[ArraySpec],
+    array_specs: Sequence[ArraySpec],
     rows: int,
     *,
     start: int = 0,
@@ -33,7 +33,8 @@ def stacked_rows(
     Args:
       make_row: number of a row -> its arrays, and a note for the consumer. It runs in threads and
         must not raise, since TensorFlow hides the error: put it into the note.
-      specs: dtypes and shapes of the arrays; None for a dimension that differs between batches.
+      array_specs: dtypes and shapes of the arrays; None for a dimension that differs between
+        batches.
       rows: rows of a batch.
       start, stop: numbers of the first row and of the row after the last; None: endless.
       threads: how many threads make rows; None: one per core.
@@ -43,7 +44,7 @@ def stacked_rows(
     """
     tf = tensorflow()
     _close_streams_at_exit()
-    stream = _stacked(tf, make_row, specs, rows, start, stop, threads or os.cpu_count() or 1)
+    stream = _stacked(tf, make_row, array_specs, rows, start, stop, threads or os.cpu_count() or 1)
     _streams.add(stream)
     return stream
 
@@ -66,7 +67,7 @@ def _close_streams() -> None:
 def _stacked(
     tf: Any,
     make_row: Callable[[int], tuple[tuple, Note]],
-    specs: Sequence[ArraySpec],
+    array_specs: Sequence[ArraySpec],
     rows: int,
     start: int,
     stop: int | None,
@@ -76,11 +77,13 @@ def _stacked(
 
     def call(number: np.ndarray) -> list[np.ndarray]:
         arrays, notes[int(number)] = make_row(int(number))
-        return [np.asarray(a, dtype) for a, (dtype, _) in zip(arrays, specs, strict=True)]
+        return [np.asarray(a, dtype) for a, (dtype, _) in zip(arrays, array_specs, strict=True)]
 
     def row(number: Any) -> tuple[Any, ...]:
-        tensors = tf.numpy_function(call, [number], [tf.as_dtype(dtype) for dtype, _ in specs])
-        for tensor, (_, shape) in zip(tensors, specs, strict=True):
+        tensors = tf.numpy_function(
+            call, [number], [tf.as_dtype(dtype) for dtype, _ in array_specs]
+        )
+        for tensor, (_, shape) in zip(tensors, array_specs, strict=True):
             tensor.set_shape(shape)
         return tuple(tensors)
 

@@ -1,7 +1,7 @@
 """Batches for training: random views of a split's images, by tf.data, endless.
 
 Every view is a function of (seed, epoch, example) and every batch of (seed, step), whatever the
-number of processes and threads: a run that resumes at a step gets that step's batch at once.
+number of processes and threads, so that a run can resume at any step without reading earlier ones.
 Images keep their pixel values 0..255; the device normalizes them.
 """
 
@@ -42,7 +42,7 @@ def random_view_batches(
     ratio_range: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     saturation_wrap: bool = False,
-    unlabeled: bool | Collection[int] = False,
+    unlabelled: bool | Collection[int] = False,
     reshuffle: bool = True,
     seed: int = 0,
     process_index: int = 0,
@@ -55,7 +55,7 @@ def random_view_batches(
     Args:
       batch_size: rows of a global batch; each process gets batch_size / process_count of them.
       scale, crop_hw, ratio_range, cat_max_ratio, saturation_wrap: see `transforms.random_view`.
-      unlabeled: True: all classes in the labels become -1, for a teacher to label; or a collection
+      unlabelled: True: all classes in the labels become -1, for a teacher to label; or a collection
         of the classes that do. Ignored pixels stay ignored.
       reshuffle: a new order in each epoch; False: the first epoch's order (views still differ).
       seed: of orders and views.
@@ -64,13 +64,13 @@ def random_view_batches(
       threads: how many threads decode; None: one per core.
 
     Raises:
-      ValueError: no examples, a negative seed, an unlabeled class that the dataset does not have,
+      ValueError: no examples, a negative seed, an unlabelled class that the dataset does not have,
         or see `process_rows`.
     """
     classes = tuple(range(dataset.num_classes))
-    hidden = classes * unlabeled if isinstance(unlabeled, bool) else tuple(unlabeled)
+    hidden = classes * unlabelled if isinstance(unlabelled, bool) else tuple(unlabelled)
     if not set(hidden) <= set(classes):
-        raise ValueError(f"{dataset.name}: unlabeled {hidden} is not in 0..{classes[-1]}.")
+        raise ValueError(f"{dataset.name}: unlabelled {hidden} is not in 0..{classes[-1]}.")
     view = functools.partial(
         random_view,
         scale=tuple(scale),
@@ -200,7 +200,7 @@ class TrainingBatches:
           BadFile: a bad file and `on_bad="raise"`, or too many of them in a row.
         """
         rows_per_batch = self.rows.stop - self.rows.start
-        specs: list[ArraySpec] = [
+        array_specs: list[ArraySpec] = [
             (self.dtype, (*self.crop_hw, 3)),
             ("int32", (2,)),
             ("int32", self.crop_hw),
@@ -212,10 +212,12 @@ class TrainingBatches:
             try:
                 return self._row(step, self.rows.start + row)
             except Exception as error:
-                return tuple(np.zeros(shape, dtype) for dtype, shape in specs), error
+                return tuple(np.zeros(shape, dtype) for dtype, shape in array_specs), error
 
         first = start_step * rows_per_batch
-        stream = stacked_rows(make_row, specs, rows_per_batch, start=first, threads=self.threads)
+        stream = stacked_rows(
+            make_row, array_specs, rows_per_batch, start=first, threads=self.threads
+        )
         for (image, size, label, index), notes in stream:
             for note in notes:
                 if isinstance(note, Exception):

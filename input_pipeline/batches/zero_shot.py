@@ -35,10 +35,9 @@ def seen_classes(classes: int, unseen: Sequence[int]) -> tuple[int, ...]:
 def label_table(setting: Setting, unseen: Sequence[int], *, ignore_label: int = 255) -> np.ndarray:
     """(256,) int16: the label that training sees in place of each label.
 
-    inductive: unseen classes are ignored. transductive: all unseen classes become the first of
-      them,
-    as published, so that training sees where they are but not which is where. fully: labels are
-    unchanged.
+    "inductive": unseen classes are ignored. "transductive": all unseen classes become the first of
+    them, as published, so that training sees where they are but not which is where. "fully": labels
+    are unchanged.
 
     Raises:
       ValueError: an unknown setting.

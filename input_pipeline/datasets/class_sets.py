@@ -111,7 +111,7 @@ def coco_stuff_27_labels() -> np.ndarray:
     The 27 super-classes, things first, are those of PiCIE and STEGO.
     """
     table = np.full(256, 255, np.uint8)
-    labels = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
+    labels = _data()["label_maps"]["coco_stuff_raw_to_27"]
     table[: len(labels)] = labels
     return table
 

@@ -10,8 +10,7 @@ and fetches a record with one request; file systems of TensorFlow and TFDS are n
 needs a local folder: build there, then `gcloud storage cp -r OUT gs://...`. Other buckets can be
 mounted (Cloud Storage FUSE, s3fs); nothing is ever locked or written. Nothing is cached on the
 local disk, so each epoch fetches the records again: copy a dataset that fits there. Without a
-  network,
-Cloud Storage's client retries for minutes before it fails.
+network Cloud Storage's client retries for minutes before it fails.
 
 In a local folder the length of every shard is checked before anything is read; in a bucket a
 truncated shard is detected when it is opened. Each record has a checksum.

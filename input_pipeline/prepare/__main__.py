@@ -1,8 +1,7 @@
 """The command `python -m input_pipeline.prepare`: checks a dataset and makes its label files.
 
 Exit status: 0 if the dataset is complete and correct, 1 if it is not, 2 after an error, which
-  prints
-one line `error: ...`, 130 after Ctrl-C.
+prints one line `error: ...`, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -131,7 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))
     parser.add_argument(
-        "--root", type=Path, required=True, help="the dataset's folder, or its parent folder"
+        "--root",
+        type=Path,
+        required=True,
+        help="the dataset's folder, or a folder of datasets",
     )
     parser.add_argument("--write", action="store_true", help="first make missing label files")
     parser.add_argument(

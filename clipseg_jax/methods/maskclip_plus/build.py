@@ -126,7 +126,7 @@ def training_batches(config: ConfigDict) -> TrainingBatches:
         batch_size=student.batch_size,
         scale=tuple(student.scale_px),
         crop_hw=tuple(student.crop_px),
-        unlabeled=held_out or True,
+        unlabelled=held_out or True,
         seed=config.train.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -107,7 +107,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
         task,
         workdir,
         "distill",
-        unlabeled=True,
+        unlabelled=True,
         evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
     )
     return _keep(config, workdir, trained, "distilled", clip_sha256)
@@ -142,12 +142,12 @@ def _train(
     workdir: Path,
     name: str,
     *,
-    unlabeled: bool = False,
+    unlabelled: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]],
 ) -> Trained:
     """Trains as a section (rectify, distill) says; the rate changes once an epoch.
 
-    `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
+    `unlabelled`: classes in the labels are hidden (-1); what is ignored stays so.
     """
     dataset = find_dataset(config.dataset)
     data = random_view_batches(
@@ -157,7 +157,7 @@ def _train(
         scale=tuple(section.scale_px),
         crop_hw=tuple(section.crop_px),
         saturation_wrap=section.saturation_wrap,
-        unlabeled=unlabeled,
+        unlabelled=unlabelled,
         reshuffle=section.reshuffle,
         seed=config.train.seed,
         process_index=jax.process_index(),

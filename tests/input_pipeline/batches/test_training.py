@@ -58,11 +58,11 @@ def same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
-@pytest.mark.parametrize("unlabeled", [False, True, (1,)])
-def test_rows(world, unlabeled):
+@pytest.mark.parametrize("unlabelled", [False, True, (1,)])
+def test_rows(world, unlabelled):
     """Each row is its example's view, padded; nothing beyond its size is real."""
     examples = world.index("")
-    data = made(world, seed=3, unlabeled=unlabeled, saturation_wrap=True)
+    data = made(world, seed=3, unlabelled=unlabelled, saturation_wrap=True)
     small = 0
     for step, batch in enumerate(taken(data, 5)):
         assert {k: v.dtype for k, v in batch.items()} == {
@@ -74,7 +74,7 @@ def test_rows(world, unlabeled):
         for row, index in enumerate(batch["index"]):
             image = read_image(examples[index].image_path)
             label = read_label(examples[index].label_path)
-            hidden = unlabeled or () if unlabeled is not True else range(3)
+            hidden = unlabelled or () if unlabelled is not True else range(3)
             label = np.where(np.isin(label, hidden), -1, label.astype(np.int32))
             rng = sample_rng(3, step // 2, int(index))
             view, ids = random_view(image, label, rng, saturation_wrap=True, **RECIPE)
@@ -92,8 +92,8 @@ def test_rows(world, unlabeled):
 
 
 def test_unlabeled_classes_exist(world):
-    with pytest.raises(ValueError, match=r"unlabeled \(1, 3\) is not in 0\.\.2"):
-        made(world, unlabeled=[1, 3])
+    with pytest.raises(ValueError, match=r"unlabelled \(1, 3\) is not in 0\.\.2"):
+        made(world, unlabelled=[1, 3])
 
 
 def test_rows_at_scales(world):
@@ -351,13 +351,13 @@ def test_other_errors_always_raise(world, monkeypatch):
         taken(made(world, on_bad="skip"), 1)
 
 
-@pytest.mark.parametrize(("unlabeled", "value"), [(False, 255), (True, -1)])
-def test_without_labels(world, tmp_path, unlabeled, value):
+@pytest.mark.parametrize(("unlabelled", "value"), [(False, 255), (True, -1)])
+def test_without_labels(world, tmp_path, unlabelled, value):
     plain = catalog.folder(tmp_path, CLASSES, labels=None)
-    (batch,) = taken(made(plain, unlabeled=unlabeled), 1)
+    (batch,) = taken(made(plain, unlabelled=unlabelled), 1)
     for row, (h, w) in enumerate(batch["image_size"]):
         assert (batch["label"][row][:h, :w] == value).all()
-        assert (batch["label"][row] == value).sum() == (h * w if unlabeled else 32 * 40)
+        assert (batch["label"][row] == value).sum() == (h * w if unlabelled else 32 * 40)
 
 
 @pytest.mark.parametrize(
