@@ -157,12 +157,15 @@ def report(
     progress: Progress,
     class_names: Sequence[str],
     *,
+    published: str,
     unseen: Sequence[int] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Prints the table of a finished evaluation and returns its figures, in percent.
 
-    `unseen` labels are marked in the table, and their mean is given apart from the others'.
+    Args:
+      published: the figure that the method's paper prints: a key of `SegmentationMetrics.summary`.
+      unseen: labels that are marked in the table; their mean is given apart from the others'.
 
     Raises:
       ValueError: nothing was counted.
@@ -181,17 +184,26 @@ def report(
         shown = f"{name} (unseen)" if label in unseen else name
         table.add_row(shown, *("-" if v is None else f"{v:.2f}" for v in row.values()))
     table.add_section()
-    table.add_row("mean", *(f"{summary[key]:.2f}" for key in ("mIoU", "mAcc", "mPrec")))
+    means = ("mIoU", "mAcc", "mPrec")
+    table.add_row(", ".join(means), *(f"{summary[key]:.2f}" for key in means))
     table.caption = f"aAcc {summary['aAcc']:.2f}"
     if len(unseen):
         table.add_section()
-        table.add_row("mean of seen classes", f"{summary['mIoU(S)']:.2f}")
-        table.add_row("mean of unseen classes", f"{summary['mIoU(U)']:.2f}")
+        table.add_row("mIoU(S), of seen classes", f"{summary['mIoU(S)']:.2f}")
+        table.add_row("mIoU(U), of unseen classes", f"{summary['mIoU(U)']:.2f}")
         table.caption = f"pAcc {summary['pAcc']:.2f}, hIoU {summary['hIoU']:.2f}"
-        summary["unseen"] = [class_names[label] for label in unseen]  # type: ignore[assignment]
+    table.caption += f"\n{published} {summary[published]:.2f} (as the paper prints)"
     (console or Console()).print(table)
-    # The published ReCLIP counts a class that occurs nowhere as 0.
-    summary["mIoU_absent_as_0"] = round(100 * metrics.miou_of_all, 2)
-    # CLIP-ES's counts those alone that the truth shows.
-    summary["mIoU_of_labelled"] = round(100 * metrics.miou_of_labelled, 2)
-    return {"images": progress.images, **summary, "classes": per_class}
+    figures = {"images": progress.images, "published_metric": published, **summary}
+    if len(unseen):
+        figures["unseen"] = [class_names[label] for label in unseen]
+    return figures | {"classes": per_class}
+
+
+def headline(figures: dict[str, Any]) -> dict[str, Any]:
+    """Those of `report`'s figures that a stage's record repeats: the means of IoU, by name."""
+    names = (
+        *("published_metric", "mIoU", "mIoU_of_labelled", "mIoU_absent_as_0"),
+        *("pAcc", "mIoU(S)", "mIoU(U)", "hIoU"),
+    )
+    return {name: figures[name] for name in names if name in figures}

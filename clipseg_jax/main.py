@@ -49,12 +49,15 @@ METHODS: dict[str, Mapping[str, Stage]] = {
     "clip_rc": clip_rc.STAGES,
 }
 
-# Values that change how fast or how much is done, but not what a stage computes.
+# Values that change how fast or how much is done, and in what files it is kept, but not what a
+# stage computes.
 _FREE = {
     "stages", "tags.batch_size", "train.devices", "train.fsdp", "train.log_every_steps",
     "train.checkpoint_every_steps", "train.keep_checkpoints", "evaluate.batch_size",
-    "evaluate.devices", "evaluate.max_buckets", "cams.batch_size", "cams.devices",
-    "cams.max_buckets", "masks.batch_size", "masks.devices", "masks.max_buckets",
+    "evaluate.devices", "evaluate.max_buckets", "evaluate.predictions", "evaluate.palette",
+    "evaluate.published_metric",
+    "cams.batch_size", "cams.devices", "cams.max_buckets", "masks.batch_size", "masks.devices",
+    "masks.max_buckets",
 }  # fmt: skip
 
 

@@ -123,7 +123,7 @@ def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) ->
         if name != "background" and part["share"] >= 0.005
     ]
     save_picture(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(picture, entries))
-    save_labels(stem.with_name(f"{stem.name}.png"), result.labels)
+    save_labels(stem.with_name(f"{stem.name}.png"), result.labels, coloured=True)
 
 
 def _same_settings(path: Path, settings: dict, overwrite: bool) -> None:

@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 
     model: nnx.Module  # with the last parameters
     best: nnx.Module  # with the best ones; the last where nothing was evaluated
-    figures: dict[str, Any]  # best step and its metrics, last loss
+    figures: dict[str, Any]  # last loss; best step, its metrics and the one it was chosen by
 
 
 class NonFiniteError(ValueError):
@@ -230,7 +230,7 @@ class _Best:
     def offer(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
         """Keeps `state` if its figures are better than all before."""
         if figures[self._monitor] > self.figures.get(self._monitor, -math.inf):
-            self.figures = {"step": step, **figures}
+            self.figures = {"step": step, "chosen_by": self._monitor, **figures}
             kept = {"params": state.params, "stats": state.stats}
             self._saved.save(step, kept, {"figures": self.figures})
 

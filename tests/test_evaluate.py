@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax.core.mesh import make_mesh, shard_batch
-from clipseg_jax.evaluate import Progress, evaluate, report
+from clipseg_jax.evaluate import Progress, evaluate, headline, report
 from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, network_sizes
 from clipseg_jax.inference import segmenter as make_segmenter
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
@@ -150,13 +150,20 @@ def test_one_program_for_each_bucket(root, monkeypatch):
 
 def test_report_needs_labels():
     with pytest.raises(ValueError, match="no labelled pixel in 3 images"):
-        report(Progress(np.zeros((2, 2), np.int64), 3), ["a", "b"])
+        report(Progress(np.zeros((2, 2), np.int64), 3), ["a", "b"], published="mIoU")
 
 
-def test_report_figures():
-    figures = report(Progress(np.array([[6, 2], [0, 0]]), 1), ["a", "b"])
-    assert figures["mIoU"] == 37.5
+def test_report_figures(capsys):
+    """Class b is predicted alone, c occurs nowhere: three means of IoU, each with its own name."""
+    counts = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
+    figures = report(Progress(counts, 1), ["a", "b", "c"], published="mIoU_of_labelled")
+    means = {name: figures[name] for name in figures if name.startswith("mIoU")}
+    assert means == {"mIoU": 37.5, "mIoU_of_labelled": 75.0, "mIoU_absent_as_0": 25.0}
     assert figures["classes"]["b"] == {"IoU": 0.0, "Acc": None, "Prec": 0.0}
+    assert figures["published_metric"] == "mIoU_of_labelled"
+    assert headline(figures) == {"published_metric": "mIoU_of_labelled", **means}
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "mIoU_of_labelled 75.00 (as the paper prints)" in shown
 
 
 def test_a_batch_must_divide_by_the_devices():

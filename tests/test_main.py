@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipseg_jax import main
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_on_host
 from clipseg_jax.demo import world
 from configs import demo_maskclip, voc_maskclip
 from input_pipeline.batches import evaluation
@@ -27,6 +29,7 @@ def config(tmp_path):
     config.dataset.root = str(tmp_path / "world")
     config.inference.scale_px = (64, 64)
     config.evaluate.pictures = 3
+    config.evaluate.predictions = True
     return config
 
 
@@ -39,9 +42,18 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     assert metrics["skipped"] == []
     assert set(metrics["classes"]) == {"background", *world.CLASSES}
     assert 0 < metrics["mIoU"] <= 100
+    assert metrics["published_metric"] == records["evaluate"]["published_metric"] == "mIoU"
     assert sorted(p.name for p in (work / "pictures").iterdir()) == [
         "0000.png", "0001.png", "0002.png",
     ]  # fmt: skip
+    # The label maps are what was scored, and grey.
+    counts, names = 0, sorted(path.name for path in (work / "predictions").iterdir())
+    assert len(names) == 10
+    for name in names:
+        predicted = cv2.imread(str(work / "predictions" / name), cv2.IMREAD_GRAYSCALE)
+        truth = np.asarray(Image.open(tmp_path / "world/labels" / name))
+        counts = counts + confusion_on_host(truth, predicted, 13)
+    assert SegmentationMetrics.from_confusion(counts).summary()["mIoU"] == metrics["mIoU"]
     assert json.loads((work / "config.json").read_text())["method"] == "maskclip"
     assert not (work / "evaluate.partial.npz").exists()
     assert "mIoU" not in capsys.readouterr().err
@@ -53,8 +65,16 @@ def test_the_whole_recipe(config, tmp_path, capsys):
     (work / "evaluate.done.json").unlink()
     config.stages = ("evaluate",)
     config.evaluate.batch_size = 16
+    # As of a work directory from before these values; they change files, not figures.
+    remembered = json.loads((work / "config.json").read_text())
+    del remembered["evaluate"]["predictions"], remembered["evaluate"]["palette"]
+    (work / "config.json").write_text(json.dumps(remembered))
+    config.evaluate.palette = True
     again = main.run(config, work)["evaluate"]
     assert again["mIoU"] == records["evaluate"]["mIoU"]
+    coloured = Image.open(work / "predictions" / names[-1])
+    assert coloured.mode == "P"
+    np.testing.assert_array_equal(np.asarray(coloured), predicted)
 
     # Another configuration must not be mixed in.
     config.maskclip.ks_thresh = 1.0

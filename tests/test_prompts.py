@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from clipseg_jax.core import files, pictures
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, confusion_on_host
 from clipseg_jax.models.clip import Tokenizer, l2_normalize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from input_pipeline.datasets.images import read_label
 from tests import tiny
 
 
@@ -67,8 +69,14 @@ def test_index_pngs_keep_their_labels(tmp_path):
     from PIL import Image
 
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path = pictures.save_labels(tmp_path / "a.png", labels)
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), labels)
+    grey = pictures.save_labels(tmp_path / "a.png", labels)
+    np.testing.assert_array_equal(cv2.imread(str(grey), cv2.IMREAD_GRAYSCALE), labels)
+    coloured = pictures.save_labels(tmp_path / "b.png", labels, coloured=True)
+    for path, mode in ((grey, "L"), (coloured, "P")):
+        image = Image.open(path)
+        assert image.mode == mode
+        np.testing.assert_array_equal(np.asarray(image), labels)
+        np.testing.assert_array_equal(read_label(path), labels)
     voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
     assert [tuple(c) for c in pictures.palette(5)] == voc
 
@@ -95,4 +103,5 @@ def test_confusion_by_hand():
     np.testing.assert_array_equal(confusion_on_host(*small, 3), expected)
     metrics = SegmentationMetrics.from_confusion(counts)
     np.testing.assert_allclose(metrics.iou, [0.5, 2 / 3, 0])
-    assert metrics.summary() == {"aAcc": 60.0, "mIoU": 38.89, "mAcc": 55.56, "mPrec": 50.0}
+    means = dict.fromkeys(("mIoU", "mIoU_of_labelled", "mIoU_absent_as_0"), 38.89)
+    assert metrics.summary() == {"aAcc": 60.0, **means, "mAcc": 55.56, "mPrec": 50.0}

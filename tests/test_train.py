@@ -143,7 +143,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
 
     done = run(tmp_path, cfg, evaluate=evaluate)
     assert list(seen) == [4, 8, 12]
-    assert done.figures["best"] == {"step": 8, "mIoU": 3.0}
+    assert done.figures["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
     for name, value in flat(done.best).items():
         np.testing.assert_array_equal(value, seen[8][name])
     # Again: nothing is trained or evaluated, the same is returned.

@@ -1,4 +1,11 @@
-"""The one mIoU: a confusion matrix and what is read off it. Spec maskclip, section 8."""
+"""Figures of a confusion matrix. Spec maskclip, section 8.
+
+Papers average IoU over different sets of classes. The names here have one meaning everywhere:
+
+- `mIoU`: the classes that occur, in labels or predictions. The usual one; spec maskclip, section 8.
+- `mIoU_of_labelled`: the classes that the labels show. Spec clip_es, section 8.
+- `mIoU_absent_as_0`: all classes; one that occurs nowhere counts as 0. Spec reclip, section 16.
+"""
 
 from __future__ import annotations
 
@@ -69,14 +76,14 @@ class SegmentationMetrics:
             )
 
     @property
-    def miou_of_all(self) -> float:
-        """Mean IoU in which a class that never occurs counts as 0, as ReCLIP's code prints it."""
+    def miou_absent_as_0(self) -> float:
+        """Mean IoU over all classes; one that occurs nowhere counts as 0."""
         return float(np.nan_to_num(self.iou).mean())
 
     @property
     def miou_of_labelled(self) -> float:
-        """Mean IoU over the classes that the truth shows, as CLIP-ES's code prints it."""
-        return float(np.mean(self.iou[~np.isnan(self.accuracy)]))
+        """Mean IoU over the classes that the labels show."""
+        return _mean(self.iou[~np.isnan(self.accuracy)])
 
     def zero_shot(self, unseen: Sequence[int]) -> ZeroShotFigures:
         """Figures of the classes in `unseen` and of the others apart. Spec clip_rc, section 10."""
@@ -88,13 +95,16 @@ class SegmentationMetrics:
         return ZeroShotFigures(self.all_accuracy, seen, unseen_mean, harmonic)
 
     def summary(self, unseen: Sequence[int] = ()) -> dict[str, float]:
-        """Percent, rounded to two decimals: aAcc, and the means over classes that occur.
+        """Percent, rounded to two decimals: aAcc, and means over classes.
 
+        mIoU, mAcc and mPrec are over classes that occur; the other two means of IoU follow mIoU.
         With `unseen` labels also pAcc (the usual name of aAcc there), mIoU(S), mIoU(U) and hIoU.
         """
         figures = {
             "aAcc": self.all_accuracy,
             "mIoU": _mean(self.iou),
+            "mIoU_of_labelled": self.miou_of_labelled,
+            "mIoU_absent_as_0": self.miou_absent_as_0,
             "mAcc": _mean(self.accuracy),
             "mPrec": _mean(self.precision),
         }

@@ -76,11 +76,13 @@ def save_picture(path: str | Path, picture: np.ndarray) -> Path:
     return write_atomic(path, lambda file: image.save(file, kind, quality=92))
 
 
-def save_labels(path: str | Path, labels: np.ndarray, colours: np.ndarray | None = None) -> Path:
-    """Writes labels (h, w), 0 to 255, as a PNG whose pixel values are the labels.
+def save_labels(path: str | Path, labels: np.ndarray, *, coloured: bool = False) -> Path:
+    """Writes labels (h, w), 0 to 255, as a grey PNG whose pixel values are the labels.
 
-    The palette is for the eye only; Pillow reads the labels back, other readers may expand them.
+    `coloured`: with the PASCAL VOC palette, to look at. Pillow still reads the labels; OpenCV and
+    other readers expand them to colours.
     """
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
-    image.putpalette((palette() if colours is None else colours).astype(np.uint8).ravel().tolist())
+    image = Image.fromarray(labels.astype(np.uint8))
+    if coloured:
+        image.putpalette(palette().ravel().tolist())
     return write_atomic(path, lambda file: image.save(file, "PNG"))

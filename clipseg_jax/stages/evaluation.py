@@ -20,7 +20,14 @@ from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import SegmentationMetrics
 from clipseg_jax.core.pictures import overlay, save_labels, save_picture
-from clipseg_jax.evaluate import OnLabels, Progress, evaluate, evaluation_step, report
+from clipseg_jax.evaluate import (
+    OnLabels,
+    Progress,
+    evaluate,
+    evaluation_step,
+    headline,
+    report,
+)
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.task import Task
@@ -46,8 +53,11 @@ class Evaluation:
         self._mesh = make_mesh(config.evaluate.devices)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
+        self._published = config.evaluate.published_metric
         self._pictures = config.evaluate.pictures
         self._opacity = config.evaluate.opacity
+        self._predictions = config.evaluate.predictions
+        self._palette = config.evaluate.palette
         damage = config.dataset.corruption
         self._batches = evaluation_batches(
             self.dataset,
@@ -80,6 +90,8 @@ class Evaluation:
             return rest
 
         classes = self.dataset.num_classes
+        # Counts of a run that wrote less are of no use: its label maps would be missing.
+        plan = repr((self._batches.plan, self._pictures, self._predictions))
         self._step = self._step or evaluation_step(task, self._cfg, classes=classes)
         progress = evaluate(
             task,
@@ -88,7 +100,7 @@ class Evaluation:
             classes=classes,
             mesh=self._mesh,
             total=len(self._examples),
-            plan=hashlib.sha256(repr(self._batches.plan).encode()).hexdigest(),
+            plan=hashlib.sha256(plan.encode()).hexdigest(),
             progress_path=progress_path,
             on_labels=on_labels,
             step=self._step,
@@ -100,21 +112,21 @@ class Evaluation:
         progress, _ = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
-    def write(
-        self, task: Task, workdir: Path, suffix: str = "", *, predictions: bool = False
-    ) -> dict:
-        """Stage: the table into metrics.json, overlays into pictures/; goes on where it was.
+    def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
+        """Stage: the table into metrics.json; goes on where it was.
 
-        `suffix` is added to all names. With `predictions` every label map goes to predictions/.
+        As `config.evaluate` asks, overlays into pictures/ and every label map into predictions/.
+        `suffix` is added to all names.
         """
-        folder = workdir / f"pictures{suffix}"
+        folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
         clear = (0, 255) if self.dataset.background else (255,)
 
         def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
             name = self._examples[index].name
-            if predictions:
-                save_labels(workdir / f"predictions{suffix}" / f"{name}.png", predicted)
+            if self._predictions:
+                path = predictions / f"{name}.png"
+                save_labels(path, predicted, coloured=self._palette)
             if 0 <= self._pictures <= index:
                 return
             painted = overlay(image, predicted, colours, self._opacity, clear=clear)
@@ -124,14 +136,16 @@ class Evaluation:
         progress, skipped = self.count(
             task,
             progress_path=partial,
-            on_labels=picture if self._pictures or predictions else None,
+            on_labels=picture if self._pictures or self._predictions else None,
         )
         for one in skipped:
             logging.warning("skipped %s: %s", one.name, one.reason)
         main_process = jax.process_index() == 0
         console = Console(quiet=not main_process)  # one table, not one for each process
         names = self.dataset.class_names
-        figures = report(progress, names, unseen=self._unseen, console=console)
+        figures = report(
+            progress, names, published=self._published, unseen=self._unseen, console=console
+        )
         figures["skipped"] = [f"{one.name}: {one.reason}" for one in skipped]
         if main_process:
             path = workdir / f"metrics{suffix}.json"
@@ -140,11 +154,10 @@ class Evaluation:
             print(f"metrics: {path}")
             if self._pictures:
                 print(f"pictures: {folder}")
+            if self._predictions:
+                print(f"predictions: {predictions}")
         left_out = len(self._examples) - progress.images
-        told = {name: figures[name] for name in ("mIoU", "mIoU_of_labelled")}
-        if self._unseen:
-            told |= {name: figures[name] for name in ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")}
-        return {"images": progress.images, "skipped": left_out, **told}
+        return {"images": progress.images, "skipped": left_out, **headline(figures)}
 
 
 def validation(

@@ -1,4 +1,4 @@
-"""How a network stands corrupted pictures: mIoU for each kind and level.
+"""How a network stands corrupted pictures: the published figure for each kind and level.
 
 Source: MaskCLIP's robustness runs, after Hendrycks and Dietterich, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations", 2019. Spec maskclip, section 10.
@@ -38,7 +38,7 @@ def measure(
     Raises:
       ValueError: the config corrupts the split already, or names an unknown kind or level.
     """
-    chosen = config.robustness
+    chosen, published = config.robustness, config.evaluate.published_metric
     if config.dataset.corruption:
         raise ValueError(
             f"the pictures are corrupted already (dataset.corruption is "
@@ -59,28 +59,28 @@ def measure(
             evaluation = evaluation.corrupted(kind, level, chosen.seed)
         figures[str(level)] = evaluation.figures(task)
         if main_process:
-            print(f"{kind} {level}: mIoU {figures[str(level)]['mIoU']:.2f}", flush=True)
+            print(f"{kind} {level}: {published} {figures[str(level)][published]:.2f}", flush=True)
             write_json(partial, done)
     if main_process:
-        _print(done, chosen.levels)
+        _print(done, chosen.levels, published)
         write_json(workdir / "robustness.json", done)
         partial.unlink(missing_ok=True)
-    means = {kind: _mean(done[kind]) for kind in chosen.kinds}
-    return {"clean": done["clean"]["0"]["mIoU"], **means}
+    means = {kind: _mean(done[kind], published) for kind in chosen.kinds}
+    return {"published_metric": published, "clean": done["clean"]["0"][published], **means}
 
 
-def _mean(figures: Figures) -> float:
+def _mean(figures: Figures, metric: str) -> float:
     """Over the levels."""
-    return round(sum(each["mIoU"] for each in figures.values()) / len(figures), 2)
+    return round(sum(each[metric] for each in figures.values()) / len(figures), 2)
 
 
-def _print(done: dict[str, Figures], levels: tuple[int, ...]) -> None:
-    table = Table("mIoU, level", *map(str, levels), "mean")
+def _print(done: dict[str, Figures], levels: tuple[int, ...], metric: str) -> None:
+    table = Table(f"{metric}, level", *map(str, levels), "mean")
     for column in table.columns[1:]:
         column.justify = "right"
     for kind, figures in done.items():
         if kind != "clean":
-            shown = [f"{figures[str(level)]['mIoU']:.2f}" for level in levels]
-            table.add_row(kind, *shown, f"{_mean(figures):.2f}")
-    table.caption = f"as it is: {done['clean']['0']['mIoU']:.2f}"
+            shown = [f"{figures[str(level)][metric]:.2f}" for level in levels]
+            table.add_row(kind, *shown, f"{_mean(figures, metric):.2f}")
+    table.caption = f"as it is: {done['clean']['0'][metric]:.2f}"
     Console().print(table)

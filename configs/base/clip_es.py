@@ -112,7 +112,7 @@ def get_config() -> ConfigDict:
     config.student.flip = False
 
     config.train = loops.train(accumulate_steps=2)
-    config.evaluate = loops.evaluate()
+    config.evaluate = loops.evaluate(published_metric="mIoU_of_labelled")
     return config
 
 

@@ -149,5 +149,5 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.inference.flip = False
 
     config.train = loops.train(log_every_steps=50)
-    config.evaluate = loops.evaluate()
+    config.evaluate = loops.evaluate(published_metric="hIoU")
     return config

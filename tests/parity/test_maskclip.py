@@ -23,8 +23,9 @@ from clipseg_jax.inference import (
     segmenter,
 )
 from clipseg_jax.methods.maskclip import task as maskclip
-from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, dense_features
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
+from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.window import then_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder

@@ -26,7 +26,7 @@ from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.core.processes import add_up, wait
-from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.methods.clip_es.cams import examples_with_cams
 from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
 from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
@@ -63,16 +63,18 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     wait("masks begin")
     shown = {each.name for each in examples[: config.evaluate.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
+    coloured = config.evaluate.palette
     clear = (0, 255) if dataset.background else (255,)
 
     def keep(example: Example, made: dict, image: np.ndarray) -> None:
         h, w = image.shape[:2]
         labels, mask = (made[which][:h, :w] for which in ("labels", "masks"))
-        save_labels(_labels_path(workdir, example.name), labels)
+        save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
         if config.evaluate.pictures and example.name in shown:
             painted = overlay(image, mask, colours, config.evaluate.opacity, clear=clear)
             save_picture(workdir / "pictures_masks" / f"{example.name}.png", painted)
-        save_labels(mask_path(workdir, example.name), mask)  # last: its presence means all is done
+        # Last: its presence means all is done.
+        save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
     step = _step(config)
     skipped: list[Skipped] = []
@@ -132,7 +134,7 @@ def _step(config: ConfigDict) -> Any:
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
-    """mIoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
+    """Mean IoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
     examples, missing = examples_with_cams(config, workdir)
     dataset = find_dataset(config.dataset)
     classes = dataset.num_classes
@@ -159,8 +161,13 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
                 total, images = total + counts, images + 1
     confusion, scored = add_up(total), int(add_up(np.asarray([images]))[0])
     console = Console(quiet=jax.process_index() != 0)
-    figures = report(Progress(confusion, scored), dataset.class_names, console=console)
+    figures = report(
+        Progress(confusion, scored),
+        dataset.class_names,
+        published=config.evaluate.published_metric,
+        console=console,
+    )
     if jax.process_index() == 0:
         write_json(workdir / "metrics_masks.json", figures)
     left_out = len(examples) + missing - scored
-    return {"images": scored, "left_out": left_out, "mIoU": figures["mIoU_of_labelled"]}
+    return {"images": scored, "left_out": left_out, **headline(figures)}

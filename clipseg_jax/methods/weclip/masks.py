@@ -24,7 +24,7 @@ from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.pictures import save_labels
 from clipseg_jax.core.processes import add_up, wait
-from clipseg_jax.evaluate import Progress, report
+from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip.build import inference, load_trained
 from clipseg_jax.methods.weclip.model import WeCLIP
@@ -84,7 +84,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         nonlocal count
         h, w = batch["image_size"][row]
         found = made["labels"][:h, :w]
-        save_labels(workdir / "masks" / f"{examples[index].name}.png", found)
+        path = workdir / "masks" / f"{examples[index].name}.png"
+        save_labels(path, found, coloured=config.evaluate.palette)
         count += 1
         if own.score:
             truth = batch["label"][row, :h, :w]
@@ -97,9 +98,14 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
     if own.score:
         console = Console(quiet=jax.process_index() != 0)
-        figures = report(Progress(add_up(total), images), dataset.class_names, console=console)
+        figures = report(
+            Progress(add_up(total), images),
+            dataset.class_names,
+            published=config.evaluate.published_metric,
+            console=console,
+        )
         if jax.process_index() == 0:
             write_json(workdir / "metrics_masks.json", figures)
-        record["mIoU_of_labelled"] = figures["mIoU_of_labelled"]
+        record |= headline(figures)
     wait("masks made")
     return record

@@ -137,18 +137,18 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
         inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
     record = _evaluate(config, workdir, "_crf", cfg)
-    without = json.loads(plain.read_text("utf-8"))["mIoU_of_labelled"]
+    published = config.evaluate.published_metric
+    without = json.loads(plain.read_text("utf-8"))[published]
     if jax.process_index() == 0:
-        print(f"mIoU without CRF {without:.2f}, with CRF {record['mIoU_of_labelled']:.2f}")
-    return record | {"without_crf": without}
+        print(f"{published} without CRF {without:.2f}, with CRF {record[published]:.2f}")
+    return record | {f"{published}_without_crf": without}
 
 
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
     task = weclip.build(model, task_config(config))
-    predictions = config.evaluate.predictions
-    return Evaluation(config, cfg).write(task, workdir, suffix, predictions=predictions)
+    return Evaluation(config, cfg).write(task, workdir, suffix)
 
 
 STAGES = {

@@ -331,7 +331,7 @@ def test_gradients_are_those_of_the_whole_block(batch):
 
     def probability(u, c):
         q, k, v = block.attn.qkv(u)
-        y = x + block.attn.attend(block.attn.weights(q, k), v)
+        y = x + block.attn.mix(q, k, v)
         z = net.visual.ln_post(y + block.mlp(block.ln_2(y)))
         feature = l2_normalize(jnp.mean(z[0, 1:], axis=0) @ net.visual.proj[...])
         return jax.nn.softmax(100 * rows @ feature)[c]

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipseg_jax import main
 from clipseg_jax.demo import world
+from clipseg_jax.evaluate import headline
 from clipseg_jax.methods.clip_es.published_cams import read_cam
 from clipseg_jax.methods.clip_es.stored_cams import cam_path, read_cams
 from clipseg_jax.stages.label_list import read_label_list
@@ -53,7 +55,7 @@ def small(root):
 @pytest.mark.slow
 def test_the_whole_recipe(painted, tmp_path, capsys):
     config = small(painted)
-    config.cams.write_npy = True
+    config.cams.write_npy = config.evaluate.predictions = True
     config.stages = config.stages[:-1]  # the CRF after the student is in the long tests
     records = main.run(config, tmp_path)
     assert tuple(records) == config.stages
@@ -66,12 +68,26 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
         figures = json.loads((tmp_path / f"metrics_{name}.json").read_text())
         assert figures["images"] == images
         assert list(figures["classes"])[:2] == ["background", "boat"]
-    sweep = json.loads((tmp_path / "metrics_cams.json").read_text())["thresholds"]
+        assert figures["published_metric"] == "mIoU_of_labelled"
+        record = records[f"evaluate_{name}"]
+        assert headline(record) == headline(figures)
+        assert {"mIoU", "mIoU_of_labelled", "mIoU_absent_as_0"} <= record.keys()
+    figures = json.loads((tmp_path / "metrics_cams.json").read_text())
+    sweep = figures["mIoU_of_labelled_by_threshold"]
     assert sorted(sweep) == ["1.0", "2.0"]
+    assert sweep[str(figures["threshold"])] == max(sweep.values()) == figures["mIoU_of_labelled"]
+    assert headline(records["evaluate_cams"]) == headline(figures)
     assert len(list((tmp_path / "pictures_masks").iterdir())) == 2
     name = sorted(path.stem for path in (tmp_path / "masks").iterdir())[0]
     mask, labels = (np.asarray(Image.open(tmp_path / f / f"{name}.png")) for f in ("masks", "crf"))
     assert set(mask[mask != labels]) <= {255}
+    # Grey, as the published masks are.
+    for path, expected in (("masks", mask), ("crf", labels)):
+        read = cv2.imread(str(tmp_path / path / f"{name}.png"), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(read, expected)
+    predictions = [*(tmp_path / "predictions_student").iterdir()]
+    assert len(predictions) == 3
+    assert all(cv2.imread(str(p), cv2.IMREAD_GRAYSCALE).max() <= 12 for p in predictions)
     # The published file is the small one enlarged.
     stored, saved = read_cams(cam_path(tmp_path, name)), read_cam(tmp_path / f"cams_npy/{name}.npy")
     np.testing.assert_array_equal(saved.classes, stored.classes)

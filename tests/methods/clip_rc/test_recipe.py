@@ -59,7 +59,7 @@ def config_of(home, dataset, setting, **changes):
             section = section[each]
         section[leaf] = value
     config.train.devices = config.train.devices or 1
-    config.evaluate.devices = 1
+    config.evaluate.devices, config.evaluate.predictions = 1, True
     return config
 
 
@@ -93,7 +93,9 @@ def check_run(home, dataset, setting, folder, printed):
     assert len(metrics["unseen"]) == unseen
     assert metrics["pAcc"] == metrics["aAcc"]
     table = printed()
-    assert "mean of unseen classes" in table
+    assert "mIoU(U), of unseen classes" in table
+    assert metrics["published_metric"] == "hIoU"
+    assert len(list((folder / setting / "predictions").iterdir())) == 2
     assert f"{metrics['unseen'][0]} (unseen)" in table
     told = weights_convert.load_clip_rc(folder / setting / LAST).record
     assert (told["setting"], len(told["classes"])) == (setting, classes)

@@ -61,6 +61,7 @@ def demo(painted, setting="zero_shot"):
 def test_the_whole_recipe(painted, tmp_path, capsys):
     config = demo(painted)
     config.stages = (*config.stages, "robustness")
+    config.evaluate.predictions = True
     config.robustness.kinds, config.robustness.levels = ("speckle_noise", "spatter"), (1, 5)
     records = main.run(config, tmp_path)
     assert tuple(records) == config.stages
@@ -72,6 +73,7 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
         assert figures["unseen"] == ["sheep", "cactus", "bus", "balloon"]
         assert {"mIoU", "mIoU(S)", "mIoU(U)", "hIoU"} <= figures.keys()
         assert len(list((tmp_path / f"pictures{suffix}").iterdir())) == 2
+        assert len(list((tmp_path / f"predictions{suffix}").iterdir())) == 4
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert lines[0]["rate"] == pytest.approx(config.student.optim.rate)

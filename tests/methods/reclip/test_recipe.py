@@ -58,6 +58,7 @@ def small(module, root):
 )
 def test_the_whole_recipe(module, painted, tmp_path, capsys):
     config = small(module, painted)
+    config.evaluate.predictions = True
     records = main.run(config, tmp_path)
     assert tuple(records) == ALL
     assert records["tags"]["images"] == 10
@@ -66,7 +67,9 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys):
         figures = json.loads((tmp_path / f"metrics_{stage}.json").read_text())
         assert figures["images"] == 6
         assert set(figures["classes"]) == set(world.CLASSES)
+        assert figures["published_metric"] == "mIoU_absent_as_0"
         assert len(list((tmp_path / f"pictures_{stage}").iterdir())) == 2
+        assert len(list((tmp_path / f"predictions_{stage}").iterdir())) == 6
         last = results.load_result(tmp_path / f"{stage}_last.safetensors")
         assert last.record["classes"][:2] == ["boat", "fish"]
         assert last.record["figures"]["steps"] == 6

@@ -124,7 +124,7 @@ def test_second_look_is_a_resized_crop():
     seen = mask[rows, columns][np.ix_(index, index)].ravel()
     bias = np.zeros((1, 1, 17, 17), np.float32)
     bias[..., 0, 1:] = np.where(seen, 0, -1000)
-    x, _ = VISUAL.transformer(VISUAL.embed(crop)[0], jnp.asarray(bias))
+    x, _ = VISUAL.transformer(VISUAL.embed(crop)[0], jnp.asarray(bias)[0])
     p = jax.nn.softmax(100 * l2_normalize(VISUAL.pool(x)) @ ROWS.T)[0, 1]
     np.testing.assert_allclose(found, [0, 0.5 + 0.5 * p, 0, 0, 0], atol=1e-4)
 

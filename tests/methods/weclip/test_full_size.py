@@ -99,4 +99,4 @@ def finished(run, workdir):
     assert [line["late"] for line in lines(workdir / "train.jsonl")] == [0, 0, 1, 1]
     done = json.loads((workdir / "evaluate_crf.done.json").read_text())
     assert done["images"] in (2, 3)
-    assert "without_crf" in done
+    assert "mIoU_of_labelled_without_crf" in done
