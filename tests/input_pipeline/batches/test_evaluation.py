@@ -46,9 +46,9 @@ def same(first, second):
 @pytest.mark.slow
 def test_rows(world):
     examples = world.index("")
-    made = batches(world, max_buckets=2)
+    loaded = batches(world, max_buckets=2)
     seen = []
-    for batch in made:
+    for batch in loaded:
         height, width = batch["bucket_hw"]
         assert batch["image"].shape == (4, height, width, 3)
         assert batch["image"].dtype == np.uint8
@@ -75,8 +75,8 @@ def test_rows(world):
             assert (batch["label"][row] == 255).all()
             assert (batch["image_size"][row] > 0).all()
     assert sorted(seen) == list(range(len(SIZES)))
-    assert made.skipped == []
-    assert len(made) == len(made.plan)
+    assert loaded.skipped == []
+    assert len(loaded) == len(loaded.plan)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -120,8 +120,8 @@ def test_resume_does_not_decode(world, monkeypatch):
 
 
 def test_twice_the_same(world):
-    made = batches(world)
-    for first, second in zip(made, made, strict=True):
+    loaded = batches(world)
+    for first, second in zip(loaded, loaded, strict=True):
         same(first, second)
 
 
@@ -147,14 +147,14 @@ def test_corruption_depends_on_the_image_alone(world):
 
 def test_corrupted_again_reads_no_header(world, monkeypatch):
     """Whatever was done to the images before: the same as planned anew."""
-    made = batches(world)
+    loaded = batches(world)
     expected = list(batches(world, corruption=("speckle_noise", 2), seed=9))
     monkeypatch.setattr("input_pipeline.batches.evaluation.example_sizes", None)
-    again = made.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
+    again = loaded.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
     for first, second in zip(again, expected, strict=True):
         same(first, second)
     with pytest.raises(ValueError, match="No corruption 'fog'"):
-        made.corrupted("fog", 1, 0)
+        loaded.corrupted("fog", 1, 0)
 
 
 def spoil(root):
@@ -172,13 +172,13 @@ def test_bad_files_are_skipped_and_counted_once(world, tmp_path, processes):
     spoil(tmp_path)
     skipped, valid = [], []
     for p in range(processes):
-        made = batches(world, on_bad="skip", process_index=p, process_count=processes)
-        for batch in made:
+        loaded = batches(world, on_bad="skip", process_index=p, process_count=processes)
+        for batch in loaded:
             valid += batch["index"][batch["valid"]].tolist()
             for row in np.flatnonzero(~batch["valid"]):
                 assert (batch["label"][row] == 255).all()
-        list(made)  # a second pass counts anew
-        skipped += made.skipped
+        list(loaded)  # a second pass counts anew
+        skipped += loaded.skipped
     assert sorted(valid) == [1, 3]
     reasons = {entry.name: entry.reason for entry in skipped}
     assert len(skipped) == len(reasons) == 5
@@ -219,10 +219,10 @@ def test_size_that_the_network_refuses(world):
             raise ValueError("too thin; crop it")
         return height, width
 
-    made = batches(world, network_size=refuse, on_bad="skip")
-    list(made)
-    assert [(s.index, s.name) for s in made.skipped] == [(2, "2")]
-    assert "2.png: too thin; crop it" in made.skipped[0].reason
+    loaded = batches(world, network_size=refuse, on_bad="skip")
+    list(loaded)
+    assert [(s.index, s.name) for s in loaded.skipped] == [(2, "2")]
+    assert "2.png: too thin; crop it" in loaded.skipped[0].reason
     with pytest.raises(BadImage, match=r"2\.png: too thin"):
         batches(world, network_size=refuse)
 

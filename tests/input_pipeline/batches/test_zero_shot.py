@@ -73,8 +73,8 @@ def write(root, corrupt=None):
 
 
 def batches(dataset, setting, **options):
-    made = random_view_batches(dataset, dataset.index(""), batch_size=3, seed=5, **RECIPE)
-    return list(itertools.islice(hide_unseen(made, setting, UNSEEN, **options).batches(), 6))
+    data = random_view_batches(dataset, dataset.index(""), batch_size=3, seed=5, **RECIPE)
+    return list(itertools.islice(hide_unseen(data, setting, UNSEEN, **options).batches(), 6))
 
 
 @pytest.mark.parametrize(

@@ -202,11 +202,11 @@ def test_coco_as_weclip_has_it(tmp_path):
         touch(tmp_path, *(f"SegmentationClass/{split}/{n:012d}.png" for n in (9, 25)))
         (tmp_path / "coco14").mkdir(exist_ok=True)
         (tmp_path / f"coco14/{split}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-        found = catalog.COCO14_81.index(tmp_path, split)
-        assert [each.name for each in found] == stems
+        examples = catalog.COCO14_81.index(tmp_path, split)
+        assert [each.name for each in examples] == stems
         folder = tmp_path / "SegmentationClass" / split
-        assert [each.label_path for each in found] == [folder / f"{n:012d}.png" for n in (9, 25)]
-        assert found[0].image_path == tmp_path / "JPEGImages" / split / f"{stems[0]}.jpg"
+        assert [each.label_path for each in examples] == [folder / f"{n:012d}.png" for n in (9, 25)]
+        assert examples[0].image_path == tmp_path / "JPEGImages" / split / f"{stems[0]}.jpg"
     (tmp_path / "SegmentationClass/train/000000000025.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"SegmentationClass/train: 000000000025\.png"):
         catalog.COCO14_81.index(tmp_path, "train")
@@ -218,8 +218,8 @@ def test_camouflaged_animals(tmp_path):
     with pytest.raises(FileNotFoundError, match="1 to 64 in the published order, 255 ignored"):
         catalog.COD_65.index(tmp_path, "train")
     (tmp_path / "train.txt").write_text("b\na\n")
-    found = catalog.COD_65.index(tmp_path, "train")
-    assert [each.label_path.name for each in found] == ["b.png", "a.png"]
+    examples = catalog.COD_65.index(tmp_path, "train")
+    assert [each.label_path.name for each in examples] == ["b.png", "a.png"]
     assert catalog.COD_65.class_names[1] == catalog.COD_65.foreground[0] == "Deer"
     assert len(set(catalog.COD_65.palette)) == 65
 

@@ -114,26 +114,28 @@ def tiny(monkeypatch):
         ("coco14", (("train", (2,)), ("val", (1,)))),
         ("coco17", (("val", (1,)),)),
     ):
-        known = PREPARATIONS[name]
+        preparation = PREPARATIONS[name]
         expected = dataclasses.replace(
-            known.expected, counts=counts, lists=(), shares=((0, 0.4, 0.9), (255, 0, 0.1))
+            preparation.expected, counts=counts, lists=(), shares=((0, 0.4, 0.9), (255, 0, 0.1))
         )
-        monkeypatch.setitem(PREPARATIONS, name, dataclasses.replace(known, expected=expected))
+        monkeypatch.setitem(PREPARATIONS, name, dataclasses.replace(preparation, expected=expected))
 
 
 def test_prepare(tmp_path, capsys, tiny):
     """From the download to a dataset that is whole, and again without work."""
     root = train_and_val(tmp_path)
     assert main(["coco14", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
-    assert "missing list: 2\n  ImageSets/train2014.txt\n" in told
-    assert "then --write makes the lists in ImageSets/ and" in told
+    output = capsys.readouterr().out
+    assert "missing list: 2\n  ImageSets/train2014.txt\n" in output
+    assert "then --write makes the lists in ImageSets/ and" in output
     assert main(["coco14", "--root", str(root), "--write"]) == 0
-    told = capsys.readouterr().out
-    assert "  train: 2 images (published: 2)\n  val: 1 images (published: 1)\n" in told
-    assert "labels: 3 read, 81 of 81 classes, 66.7% of the pixels 0, 0.0% of the pixels 255" in told
-    assert "converted: 3, already there: 0, failed: 0" in told
-    assert told.endswith("\nok\n")
+    output = capsys.readouterr().out
+    assert "  train: 2 images (published: 2)\n  val: 1 images (published: 1)\n" in output
+    assert (
+        "labels: 3 read, 81 of 81 classes, 66.7% of the pixels 0, 0.0% of the pixels 255" in output
+    )
+    assert "converted: 3, already there: 0, failed: 0" in output
+    assert output.endswith("\nok\n")
     ids = " ".join(map(str, range(80)))
     lines = (root / "ImageSets/train2014.txt").read_text().splitlines()
     assert lines == [f"COCO_train2014_{number:012d} {ids}" for number in (1, 2)]
@@ -178,12 +180,13 @@ def test_damaged(tmp_path, capsys, tiny):
     content["annotations"][0]["segmentation"] = [[1, 2]]
     path.write_text(json.dumps(content))
     assert main(["coco14", "--root", str(root), "--write"]) == 1
-    told = capsys.readouterr().out
-    assert "converted: 2, already there: 0, failed: 1" in told
+    output = capsys.readouterr().out
+    assert "converted: 2, already there: 0, failed: 1" in output
     assert (
-        "not converted: 1\n  COCO_train2014_000000000001: cannot draw an object of class 0" in told
+        "not converted: 1\n  COCO_train2014_000000000001: cannot draw an object of class 0"
+        in output
     )
-    assert "missing label: 1\n  SegmentationClass/COCO_train2014_000000000001.png" in told
+    assert "missing label: 1\n  SegmentationClass/COCO_train2014_000000000001.png" in output
     path.write_text(path.read_text()[:-9])
     assert main(["coco14", "--root", str(root), "--write"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -192,12 +195,12 @@ def test_damaged(tmp_path, capsys, tiny):
     listed = root / "ImageSets/train2014.txt"
     listed.write_text("COCO_train2014_000000000001 0 90\nCOCO_train2014_000000000002\n")
     assert main(["coco14", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "no image labels: 2\n"
         "  COCO_train2014_000000000001: unknown class 90, left out\n"
         "  COCO_train2014_000000000002: shows no object of the dataset's classes\n"
-    ) in told
+    ) in output
     listed.write_text("COCO_train2014_000000000001\nCOCO_train2014_000000000002\n")
     assert main(["coco14", "--root", str(root)]) == 1
     assert f"no image labels: 1\n  train: {path}: no such file\n" in capsys.readouterr().out
@@ -222,16 +225,16 @@ def test_stopped_drawing_goes_on(tmp_path, monkeypatch, tiny):
 
 def test_other_images(tmp_path, capsys, monkeypatch, tiny):
     """As many as published, but not the same."""
-    known = PREPARATIONS["coco17"]
+    preparation = PREPARATIONS["coco17"]
     sha = (("val", "40bd001563085fc35165329ea1ff5c5ecbdbbeef"),)  # of "123"
-    expected = dataclasses.replace(known.expected, lists=sha)
-    monkeypatch.setitem(PREPARATIONS, "coco17", dataclasses.replace(known, expected=expected))
+    expected = dataclasses.replace(preparation.expected, lists=sha)
+    monkeypatch.setitem(PREPARATIONS, "coco17", dataclasses.replace(preparation, expected=expected))
     for number, code in (("123", 0), ("124", 1)):
         root = tmp_path / number
         write(root, {f"{number}.jpg": every_class()}, "val2017", 2017)
         assert main(["coco17", "--root", str(root), "--write"]) == code
-    told = capsys.readouterr().out
-    assert "other images: 1\n  val has as many as the published one, but others\n" in told
+    output = capsys.readouterr().out
+    assert "other images: 1\n  val has as many as the published one, but others\n" in output
 
 
 def test_category_numbers():

@@ -91,13 +91,15 @@ def test_examples(places):
     for dataset, split, names in ((VOC12_20, "train", TRAIN), (VOC12_21, "val", VAL)):
         ours = pickle.loads(pickle.dumps(dataset.index(places[1], split)))
         assert [example.name for example in ours] == list(names)
-        for own, plain in zip(ours, dataset.index(places[0], split), strict=True):
-            assert own.image_path.read_bytes() == plain.image_path.read_bytes()
-            assert image_size(own.image_path) == image_size(plain.image_path)
-            np.testing.assert_array_equal(read_label(own.label_path), read_label(plain.label_path))
-            with Image.open(io.BytesIO(own.label_path.read_bytes())) as label:
+        for stored, plain in zip(ours, dataset.index(places[0], split), strict=True):
+            assert stored.image_path.read_bytes() == plain.image_path.read_bytes()
+            assert image_size(stored.image_path) == image_size(plain.image_path)
+            np.testing.assert_array_equal(
+                read_label(stored.label_path), read_label(plain.label_path)
+            )
+            with Image.open(io.BytesIO(stored.label_path.read_bytes())) as label:
                 assert (label.mode, label.format) == ("L", "PNG")
-            assert own.name in str(own.image_path)
+            assert stored.name in str(stored.image_path)
 
 
 def test_sizes_open_no_shard(places, monkeypatch):
@@ -127,7 +129,7 @@ def test_an_image_and_its_label_are_one_read(places, monkeypatch):
 
 
 def test_evaluation_batches(places):
-    made = [
+    streams = [
         evaluation_batches(
             VOC12_20,
             VOC12_20.index(place, "val"),
@@ -137,13 +139,13 @@ def test_evaluation_batches(places):
         )
         for place in places
     ]
-    assert made[0].plan == made[1].plan
-    for first, second in zip(*made, strict=True):
+    assert streams[0].plan == streams[1].plan
+    for first, second in zip(*streams, strict=True):
         same(first, second)
 
 
 def test_training_batches(places):
-    made = [
+    streams = [
         random_view_batches(
             VOC12_20,
             VOC12_20.index(place, "train"),
@@ -155,7 +157,7 @@ def test_training_batches(places):
         for place in places
     ]
     for _ in range(4):  # two epochs
-        same(*(next(batches) for batches in made))
+        same(*(next(batches) for batches in streams))
 
 
 def test_threads(places):
@@ -398,10 +400,10 @@ def test_bucket(places, monkeypatch):
         examples = VOC12_20.index("gs://bucket/records", "val")
         assert [example.name for example in examples] == list(VAL)
         plain = VOC12_20.index(places[0], "val")
-        made = [
+        streams = [
             evaluation_batches(VOC12_20, e, batch_size=3, max_buckets=2) for e in (examples, plain)
         ]
-        for first, second in zip(*made, strict=True):
+        for first, second in zip(*streams, strict=True):
             same(first, second)
         # The index and three shards are opened, and each record is fetched once.
         assert len(Bucket.asked) == 2 + 3 + len(VAL)

@@ -26,9 +26,9 @@ from tests.input_pipeline.prepare.prepared import (
 
 
 def problems(root: Path, name: str, *, deep: bool = False) -> dict[str, list[str]]:
-    found = check(root, small(name), deep=deep).problems
-    assert all(problem.remedy for problem in found)
-    return {problem.kind: problem.items for problem in found}
+    faults = check(root, small(name), deep=deep).problems
+    assert all(problem.remedy for problem in faults)
+    return {problem.kind: problem.items for problem in faults}
 
 
 @pytest.mark.parametrize("name", [*LAYOUTS, "coco_stuff_171"])
@@ -46,10 +46,10 @@ def test_missing_files(tmp_path, name):
     lost_image, lost_label = image_file(name, "train", "a"), label(name, "val", "c")
     (tmp_path / lost_image).unlink()
     (tmp_path / lost_label).unlink()
-    found = {"missing image": [lost_image], "missing label": [lost_label]}
+    faults = {"missing image": [lost_image], "missing label": [lost_label]}
     if name not in LISTED:
-        found["number of images"] = ["train has 1, the published one 2"]
-    assert problems(tmp_path, name) == found
+        faults["number of images"] = ["train has 1, the published one 2"]
+    assert problems(tmp_path, name) == faults
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -102,14 +102,14 @@ def test_damaged_files(tmp_path, name):
     empty, colour = label(name, "train", "b"), label(name, "val", "c")
     (tmp_path / empty).write_bytes(b"")
     save(tmp_path / colour, np.zeros((*SIZE, 3), np.uint8))
-    found = problems(tmp_path, name)
-    assert found.pop("unreadable label") == [f"{empty}: not a label map in a known format"]
-    assert found.pop("colour label") == [colour]
+    faults = problems(tmp_path, name)
+    assert faults.pop("unreadable label") == [f"{empty}: not a label map in a known format"]
+    assert faults.pop("colour label") == [colour]
     # The header of a JPEG that was cut short is whole. Of a PNG all is read, for its EXIF data.
-    *cut, gone = found.pop("unreadable image")
+    *cut, gone = faults.pop("unreadable image")
     assert len(cut) == first.endswith(".png")
     assert gone == f"{second}: not an image in a known format"
-    assert found == {}
+    assert faults == {}
     short, gone = problems(tmp_path, name, deep=True)["unreadable image"]
     assert short.startswith(f"{first}: cannot decode the image (")
     assert gone.startswith(f"{second}: not an image")
@@ -190,7 +190,7 @@ def test_palette_labels_are_fine(tmp_path):
 
 
 def test_published_numbers():
-    counts = {name: dict(known.expected.counts) for name, known in PREPARATIONS.items()}
+    counts = {name: dict(preparation.expected.counts) for name, preparation in PREPARATIONS.items()}
     assert counts == {
         "voc": {"train": (1464,), "val": (1449,)},
         "voc_aug": {"train_aug": (10582,), "val": (1449,)},
@@ -217,8 +217,8 @@ def test_published_images_and_classes(tmp_path):
     ids[ids == 9] = 8
     save(tmp_path / label("voc", "train", "a"), ids)
     other = dataclasses.replace(expected, lists=(("train", digest), ("val", digest)))
-    found = {problem.kind: problem.items for problem in check(tmp_path, other).problems}
-    assert found == {
+    faults = {problem.kind: problem.items for problem in check(tmp_path, other).problems}
+    assert faults == {
         "other images": ["val has as many as the published one, but others"],
         "images with a class": ["train: 1 with chair, not 2"],
     }
@@ -226,10 +226,10 @@ def test_published_images_and_classes(tmp_path):
 
 def test_published_facts():
     """Digests are of 20 bytes; each class is in fewer images than there are."""
-    for known in PREPARATIONS.values():
-        counts = dict(known.expected.counts)
-        assert all(len(bytes.fromhex(digest)) == 20 for _, digest in known.expected.lists)
-        assert {split for split, _ in known.expected.lists} <= set(counts)
-        for split, numbers in known.expected.images_per_class:
-            assert len(numbers) == len(known.expected.foreground)
+    for preparation in PREPARATIONS.values():
+        counts = dict(preparation.expected.counts)
+        assert all(len(bytes.fromhex(digest)) == 20 for _, digest in preparation.expected.lists)
+        assert {split for split, _ in preparation.expected.lists} <= set(counts)
+        for split, numbers in preparation.expected.images_per_class:
+            assert len(numbers) == len(preparation.expected.foreground)
             assert max(numbers) < counts[split][0] < sum(numbers)

@@ -40,23 +40,23 @@ def test_coco_27_against_the_171_names():
     """COCO-Stuff's own names fall into the super-classes that they are called after."""
     to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
     names_171, names_27 = class_set("stuff").names, class_set("stuff27").names
-    found = {
+    super_class = {
         names_171[to_171[raw]]: names_27[to_27[raw]] for raw in range(182) if to_171[raw] < 255
     }
-    assert len(found) == 171
-    assert found["person"] == "person"
-    assert found["car"] == "vehicle"
-    assert found["zebra"] == "animal"
-    assert found["pizza"] == "food things"
-    assert found["tv"] == "electronic"
-    assert found["tree"] == found["grass"] == "plant"
-    assert found["sky-other"] == found["clouds"] == "sky"
-    assert found["sea"] == found["river"] == "water"
-    assert {v for k, v in found.items() if k.startswith("wall")} == {"wall"}
-    assert {v for k, v in found.items() if k.startswith("window")} == {"window"}
-    assert {v for k, v in found.items() if k.startswith("ceiling")} == {"ceiling"}
-    assert {v for k, v in found.items() if k.startswith("floor")} == {"floor"}
-    assert set(found.values()) == set(names_27)
+    assert len(super_class) == 171
+    assert super_class["person"] == "person"
+    assert super_class["car"] == "vehicle"
+    assert super_class["zebra"] == "animal"
+    assert super_class["pizza"] == "food things"
+    assert super_class["tv"] == "electronic"
+    assert super_class["tree"] == super_class["grass"] == "plant"
+    assert super_class["sky-other"] == super_class["clouds"] == "sky"
+    assert super_class["sea"] == super_class["river"] == "water"
+    assert {v for k, v in super_class.items() if k.startswith("wall")} == {"wall"}
+    assert {v for k, v in super_class.items() if k.startswith("window")} == {"window"}
+    assert {v for k, v in super_class.items() if k.startswith("ceiling")} == {"ceiling"}
+    assert {v for k, v in super_class.items() if k.startswith("floor")} == {"floor"}
+    assert set(super_class.values()) == set(names_27)
     assert (to_27[255], to_27[182], to_27[254]) == (255, -1, -1)
     assert conversions.coco_stuff_171_table()[[0, 12, 181, 182, 255]].tolist() == [
         *(0, 11, 170, -1, 255)
@@ -67,8 +67,8 @@ def test_171_to_27():
     to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
     table = coco_stuff_171_to_27()
     assert table.shape == (171,)
-    known = [raw for raw in range(182) if to_171[raw] < 255]
-    assert [table[to_171[raw]] for raw in known] == [to_27[raw] for raw in known]
+    raw_ids = [raw for raw in range(182) if to_171[raw] < 255]
+    assert [table[to_171[raw]] for raw in raw_ids] == [to_27[raw] for raw in raw_ids]
     assert table[[0, 11, 80, 170]].tolist() == [9, 8, 17, 24]
 
 
