@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipseg_jax.core.writer import read_lines
+from clipseg_jax.core.json_lines import read_lines
 from clipseg_jax.demo import world
 from weights_convert.trained.reclip import files as results
 

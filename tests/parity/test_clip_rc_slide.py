@@ -21,7 +21,7 @@ from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, opencv_resize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import count_windows
-from input_pipeline.batches.transforms import reduce_zero_label
+from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
 from tests.parity import cases
 from tests.parity import clip_rc_models as models

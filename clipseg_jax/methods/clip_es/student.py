@@ -31,7 +31,7 @@ from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
-from input_pipeline.batches.deeplab_views import training_at_scales
+from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         )
     dataset = find_dataset(config.dataset)
     crops = functools.partial(
-        training_at_scales,
+        multi_scale_batches,
         dataset,
         examples_with_masks(config, workdir),
         scales=tuple(student.scales),

@@ -35,7 +35,7 @@ from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.task import Task
 from clipseg_jax.train import Trained
-from input_pipeline.batches.training import training as batches_of_views
+from input_pipeline.batches.training import random_view_batches
 from weights_convert.clip.build import install
 from weights_convert.trained.imagenet import load_imagenet
 from weights_convert.trained.reclip import files as results
@@ -107,7 +107,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
         task,
         workdir,
         "distill",
-        unlabeled=True,
+        unlabelled=True,
         evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
     )
     return _keep(config, workdir, trained, "distilled", clip_sha256)
@@ -142,22 +142,22 @@ def _train(
     workdir: Path,
     name: str,
     *,
-    unlabeled: bool = False,
+    unlabelled: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]],
 ) -> Trained:
     """Trains as a section (rectify, distill) says; the rate changes once an epoch.
 
-    `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
+    `unlabelled`: classes in the labels are hidden (-1); what is ignored stays so.
     """
     dataset = find_dataset(config.dataset)
-    data = batches_of_views(
+    data = random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split),
         batch_size=section.batch_size,
         scale=tuple(section.scale_px),
         crop_hw=tuple(section.crop_px),
         saturation_wrap=section.saturation_wrap,
-        unlabeled=unlabeled,
+        unlabelled=unlabelled,
         reshuffle=section.reshuffle,
         seed=config.train.seed,
         process_index=jax.process_index(),

@@ -255,8 +255,8 @@ def test_what_users_get_wrong(painted, tmp_path):
     fails("no backbone; pass", **{"student.backbone": ""})
     fails("is no released CLIP, the config is for rn50", **{"clip.tower": "rn50"})
     fails("setting 'few_shot'", **{"student.setting": "few_shot"})
-    fails("holds no class out; name some", **{"dataset.unseen": ()})
-    fails(r"unseen classes \['zebra'\] are none of", **{"dataset.unseen": ("zebra",)})
+    fails("has no published unseen classes; name some", **{"dataset.unseen": ()})
+    fails(r"unseen classes \['zebra'\] are not among", **{"dataset.unseen": ("zebra",)})
     fails("overlap; end one", **{"student.guided_steps": (1, -1)})
     names = ("background", *world.CLASSES[:11])
     background = {"dataset.class_names": names, "student.setting": "annotation_free"}

@@ -20,10 +20,10 @@ from clipseg_jax.demo import world
 from clipseg_jax.evaluate import headline
 from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip import build as weclip_models
-from clipseg_jax.methods.weclip import image_labels as weclip_tags
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
+from clipseg_jax.stages.image_classes import tagged_examples
 from configs import demo_weclip, demo_wtclip
 from tests.kills import run_whole_and_killed, start
 from weights_convert import load_weclip
@@ -143,7 +143,7 @@ def test_masks_are_the_labels_of_whole_images(painted, tmp_path):
     assert figures["published_metric"] == "mIoU_of_labelled"
     assert figures["classes"]["background"]["IoU"] > 0
 
-    examples, tags = weclip_tags.tagged_examples(config, tmp_path, "train", label_maps=False)
+    examples, tags = tagged_examples(config, tmp_path, "train", label_maps=False)
     cfg = dataclasses.replace(weclip_models.inference(config), ratios=(1.0,))
     graph, state = nnx.split(weclip_models.load_trained(config, tmp_path))
 
