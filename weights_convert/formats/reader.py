@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weights_convert.errors import CheckpointError
-from weights_convert.formats.pickles import SafeUnpickler, Storage, is_scripted, resolve
+from weights_convert.formats.pickles import Storage, is_scripted, resolve, unpickle
 from weights_convert.formats.safetensors import parse
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -143,7 +143,7 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
 
     if f"{root}/byteorder" in names and bytes(raw(f"{root}/byteorder")) not in (b"little", b""):
         raise CheckpointError("written on a big-endian machine; convert it there")
-    content = SafeUnpickler(io.BytesIO(raw(f"{root}/data.pkl")), load_storage).load()
+    content = unpickle(io.BytesIO(raw(f"{root}/data.pkl")), load_storage)
     return Checkpoint("torchscript" if is_scripted(content) else "torch zip", resolve(content))
 
 
@@ -176,7 +176,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         return part
 
     def load() -> Any:  # reads from the map itself: a copy in memory would be as large as the file
-        return SafeUnpickler(mapped, load_storage).load()
+        return unpickle(mapped, load_storage)
 
     if load() != _LEGACY_MAGIC or load() != _LEGACY_PROTOCOL:
         raise CheckpointError("a pickle, but none that torch.save wrote")

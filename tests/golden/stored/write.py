@@ -1,4 +1,4 @@
-"""Wrote this folder, with the code of commit 7e46c3c: PYTHONPATH=CHECKOUT python write.py FOLDER OTHER_FOLDER.
+"""Wrote this folder, with the code of commit 7e46c3c; README.md has the command.
 
 Module names are those of that commit.
 """
