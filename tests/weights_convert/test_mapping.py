@@ -133,7 +133,7 @@ TELLING = {
 
 
 @pytest.mark.parametrize("make", [toys.vit, toys.resnet])
-def test_telling_keys_missing_or_of_another_rank(make):
+def test_required_keys_missing_or_of_another_rank(make):
     """The error names the key, also when the model's sizes are read from it."""
     weights = make()
     for key in sorted(TELLING & set(weights)):
@@ -159,7 +159,7 @@ def test_table_rows_are_exclusive():
             if not names.is_carried(key):
                 assert OPENAI.left(OPENAI.right(key)[0])[0] == key
     twice = KeyMap([Rule("a.{i}", "b.{i}"), Rule("a.{n:[0-9]}", "c.{n:[0-9]}")])
-    with pytest.raises(AssertionError, match="several rows"):
+    with pytest.raises(AssertionError, match="several rules"):
         twice.right("a.1")
 
 

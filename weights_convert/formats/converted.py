@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,39 +81,6 @@ def stored_format(path: Path) -> str | None:
         return json.loads(metadata["clipseg_jax"]).get("format")
     except (CheckpointError, *DAMAGE):
         return None
-
-
-def told_classes(record: Mapping[str, Any]) -> str:
-    """How many classes a trained file has, and the first of their names where it knows them."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
-    return f"{record['class_count']} classes{named}"
-
-
-def check_classes(
-    path: str | Path, record: Mapping[str, Any], classes: Sequence[str] | None
-) -> None:
-    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
-
-    None: any will do.
-
-    Raises:
-      CheckpointError: they aren't.
-    """
-    if classes is None:
-        return
-    count, known, names = record["class_count"], record["classes"], list(classes)
-    if count != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {count} classes, the class list has {len(names)}; give the "
-            "class list that it was trained with"
-        )
-    if known not in (None, names):
-        i = next(i for i, name in enumerate(names) if known[i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {known[i]!r}, in the class list "
-            f"{names[i]!r}; give the class list that it was trained with"
-        )
 
 
 def _checksum(record: str, arrays: Mapping[str, np.ndarray]) -> int:

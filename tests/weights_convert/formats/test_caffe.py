@@ -10,7 +10,7 @@ import pytest
 import weights_convert
 from tests.weights_convert import toys
 from tests.weights_convert.trained.test_deeplab import fresh_model, published
-from weights_convert import CheckpointError
+from weights_convert import DEEPLAB, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.formats.caffe import read_caffe
 from weights_convert.trained.deeplab import from_published
@@ -94,7 +94,7 @@ def close(found, expected):
 def test_a_trained_net(tmp_path, capsys):
     path = tmp_path / "train2_iter_20000.caffemodel"
     path.write_bytes(caffemodel(published()))
-    trained = weights_convert.load_deeplab(path)
+    trained = weights_convert.load_trained(path, DEEPLAB)
     assert trained.record["kind"] == "caffemodel"
     assert trained.record["class_count"] == 4
     close(trained.arrays, from_published(published(), "file"))
@@ -102,7 +102,7 @@ def test_a_trained_net(tmp_path, capsys):
     assert main([str(path), "-o", str(ours)]) == 0
     assert "DeepLabV2, ResNet-17, 4 classes" in capsys.readouterr().out
     toys.assert_same(
-        weights_convert.load_deeplab(ours).arrays,
+        weights_convert.load_trained(ours, DEEPLAB).arrays,
         {key: np.asarray(value) for key, value in trained.arrays.items()},
     )
     assert main(["--inspect", str(path)]) == 0
@@ -113,13 +113,13 @@ def test_initial_weights(tmp_path):
     path = tmp_path / "init.caffemodel"
     path.write_bytes(caffemodel(published(), aspp=False))
     model = fresh_model()
-    done = weights_convert.load_initial(path, model)
+    done = weights_convert.load_deeplab_backbone(path, model)
     assert done.skipped == ("fc1_coco.weight", "fc1_coco.bias")
     expected = from_published(published(), "file")
     kernel = model.backbone.layers[1][1].conv2.kernel[...]
     np.testing.assert_array_equal(kernel, expected["backbone.layers.1.1.conv2.kernel"])
-    with pytest.raises(CheckpointError, match="is no trained network"):
-        weights_convert.load_deeplab(path)
+    with pytest.raises(CheckpointError, match="is not a trained network"):
+        weights_convert.load_trained(path, DEEPLAB)
 
 
 def test_blocks_and_old_shapes(tmp_path):
@@ -154,4 +154,4 @@ def test_damage(tmp_path):
     ]:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=said):
-            weights_convert.load_deeplab(path)
+            weights_convert.load_trained(path, DEEPLAB)

@@ -11,12 +11,11 @@ import pytest
 import weights_convert
 from tests.weights_convert import toys
 from weights_convert.clip.build import flat_arrays
-from weights_convert.trained.kinds import kind_of
+from weights_convert.trained.kinds import format_of
 
 STORED = toys.GOLDEN / "stored"
 EXPECTED = json.loads((STORED / "expected.json").read_text())
 NAMES = ["background", "cat", "dog"]
-RECLIP = {"classes": NAMES, "revision": "2024"}
 
 
 def fingerprint(arrays):
@@ -33,6 +32,10 @@ def assert_expected(name, arrays):
     assert fingerprint(arrays) == EXPECTED[name]["sha256"]
 
 
+def load(name, fmt, **checks):
+    return weights_convert.load_trained(STORED / name, fmt, classes=NAMES, **checks)
+
+
 def model_arrays(model):
     return {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}
 
@@ -43,8 +46,8 @@ def clip():
 
 
 def test_every_file_is_of_its_kind():
-    kinds = {name: kind_of(STORED / f"{name}.safetensors") for name in EXPECTED}
-    assert kinds == {
+    formats = {name: format_of(STORED / f"{name}.safetensors") for name in EXPECTED}
+    assert {name: fmt and fmt.name for name, fmt in formats.items()} == {
         "clip": None,
         "reclip_rectified": "reclip",
         "reclip_pp_distilled": "reclip",
@@ -60,37 +63,48 @@ def test_clip(clip):
     assert_expected("clip", model_arrays(clip))
 
 
-def test_reclip(clip):
-    path = STORED / "reclip_rectified.safetensors"
-    loaded = weights_convert.load_rectification(path, plus_plus=False, visual=clip.visual, **RECLIP)
-    assert_expected("reclip_rectified", loaded.arrays)
+@pytest.mark.parametrize(
+    ("name", "stage", "method"),
+    [
+        ("reclip_rectified", "rectification", "ReCLIP"),
+        ("reclip_pp_distilled", "distillation", "ReCLIP++"),
+    ],
+)
+def test_reclip(name, stage, method, clip):
+    loaded = load(
+        f"{name}.safetensors",
+        weights_convert.RECLIP,
+        expected={"stage": stage, "method": method, "revision": "2024"},
+        visual=clip.visual,
+    )
+    assert_expected(name, loaded.arrays)
     assert loaded.record["figures"] == {"steps": 4}
-    path = STORED / "reclip_pp_distilled.safetensors"
-    loaded = weights_convert.load_distillation(path, plus_plus=True, visual=clip.visual, **RECLIP)
-    assert_expected("reclip_pp_distilled", loaded.arrays)
 
 
 @pytest.mark.parametrize("method", ["WeCLIP", "WTCLIP"])
 def test_weclip(method, clip):
     name = method.lower()
-    loaded = weights_convert.load_weclip(
-        STORED / f"{name}.safetensors", method=method, classes=NAMES, visual=clip.visual
+    loaded = load(
+        f"{name}.safetensors",
+        weights_convert.WECLIP,
+        expected={"method": method},
+        visual=clip.visual,
     )
     assert_expected(name, loaded.arrays)
 
 
 def test_clip_rc(clip, tmp_path):
-    loaded = weights_convert.load_clip_rc(STORED / "clip_rc.safetensors")
+    fmt = weights_convert.CLIP_RC
+    loaded = weights_convert.load_trained(STORED / "clip_rc.safetensors", fmt, visual=clip.visual)
     assert_expected("clip_rc", loaded.arrays)
-    back = weights_convert.export_clip_rc(loaded, tmp_path / "iter_4.pth", clip)
-    whole = weights_convert.load_clip_rc(back)
+    weights = weights_convert.clip_to_state_dict(clip)
+    back = weights_convert.export_trained(loaded, tmp_path / "iter_4.pth", fmt, clip=weights)
+    whole = weights_convert.load_trained(back, fmt)
     assert_expected("clip_rc", {path: whole.arrays[path] for path in loaded.arrays})
 
 
 def test_students():
-    trained = weights_convert.load_maskclip_plus(
-        STORED / "maskclip_plus.safetensors", classes=NAMES
-    )
-    assert_expected("maskclip_plus", model_arrays(weights_convert.maskclip_plus_from(trained)))
-    trained = weights_convert.load_deeplab(STORED / "deeplab.safetensors", classes=NAMES)
-    assert_expected("deeplab", model_arrays(weights_convert.deeplab_from(trained)))
+    trained = load("maskclip_plus.safetensors", weights_convert.MASKCLIP_PLUS)
+    assert_expected("maskclip_plus", model_arrays(weights_convert.build_maskclip_plus(trained)))
+    trained = load("deeplab.safetensors", weights_convert.DEEPLAB)
+    assert_expected("deeplab", model_arrays(weights_convert.build_deeplab(trained)))
