@@ -18,9 +18,9 @@ import weights_convert
 from clipseg_jax.models.clip import Tokenizer
 from tests.weights_convert import toys
 from weights_convert import CheckpointError
+from weights_convert.clip import cache
 from weights_convert.clip import layouts as names
 from weights_convert.clip.build import flat_arrays
-from weights_convert.formats import converted as stored
 from weights_convert.formats.safetensors import write
 from weights_convert.formats.torch_writer import write_torch
 
@@ -200,7 +200,7 @@ def test_damaged_converted_file(tmp_path):
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "_CACHED_FROM_BYTES", 1)
+    monkeypatch.setattr(cache, "_CACHED_FROM_BYTES", 1)
     return write_torch(tmp_path / "a.pt", toys.vit()), tmp_path / "cache"
 
 
@@ -212,14 +212,14 @@ def test_second_load_comes_from_the_cache(cached, monkeypatch, caplog):
     monkeypatch.setattr(module, "read", None)  # would fail if it were called
     toys.assert_same(_parameters(path, cache_dir=folder), first)
     monkeypatch.undo()
-    monkeypatch.setattr(stored, "_CACHED_FROM_BYTES", 1)
+    monkeypatch.setattr(cache, "_CACHED_FROM_BYTES", 1)
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1
     file.write_bytes(damaged)
     with caplog.at_level(logging.WARNING):
         toys.assert_same(_parameters(path, cache_dir=folder), first)
     assert "again" in caplog.text
-    stored.load_converted(file)
+    weights_convert.load_converted(file)
     write_torch(path, toys.vit(seed=2))
     changed = _parameters(path, cache_dir=folder)
     assert not np.array_equal(changed["visual.proj"], first["visual.proj"])
@@ -234,7 +234,7 @@ def test_unwritable_cache_warns(cached, tmp_path, caplog):
 
 
 def _race(path, folder):
-    stored._CACHED_FROM_BYTES = 1
+    cache._CACHED_FROM_BYTES = 1
     weights_convert.load_clip(path, cache_dir=folder)
 
 
@@ -249,7 +249,7 @@ def test_processes_may_write_one_cache(cached):
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     (file,) = folder.iterdir()
-    stored.load_converted(file)
+    weights_convert.load_converted(file)
 
 
 @pytest.mark.slow
