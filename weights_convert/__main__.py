@@ -249,7 +249,7 @@ def _inspect_other(path: Path, source: Path) -> tuple[dict[str, np.ndarray], dic
         arrays = {"(the file itself)": content}
     facts = {
         "kind": checkpoint.kind,
-        "layout": "not a whole CLIP",
+        "layout": "not a complete CLIP",
         "model": released(sha256(path), path) or "no released model (sha256 unknown)",
     }
     try:

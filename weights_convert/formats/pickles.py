@@ -42,7 +42,7 @@ STORAGES: dict[str, Any] = {
 
 
 class _StorageType(Sealed):
-    """A name such as torch.HalfStorage."""
+    """Stand-in for a storage class such as torch.HalfStorage."""
 
     __slots__ = ("dtype",)
 
@@ -51,7 +51,7 @@ class _StorageType(Sealed):
 
 
 class Storage(Sealed):
-    """Elements of one dtype; legacy files fill them in after the pickle that names them."""
+    """Elements of one dtype; in legacy files their data follow the pickle that refers to them."""
 
     __slots__ = ("count", "data", "dtype")
 
@@ -63,23 +63,23 @@ class Storage(Sealed):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the elements take."""
+        """The size of the elements in bytes."""
         return self.count * self.dtype.itemsize
 
     def fill(self, raw: memoryview) -> None:
-        """Takes the first `nbytes` bytes of `raw` as the elements, not copied."""
+        """Uses the first `nbytes` bytes of `raw` as the elements, without a copy."""
         self.data = elements(raw[: self.nbytes], self.dtype)
 
 
 def elements(raw: memoryview, dtype: np.dtype) -> np.ndarray:
-    """Raw bytes as elements, without a copy but for booleans: there any byte but 0 means True."""
+    """Raw bytes as elements, without a copy except for booleans: any byte but 0 is True."""
     if dtype == np.bool_:
         return np.frombuffer(raw, np.uint8) != 0
     return np.frombuffer(raw, np.uint8).view(dtype)
 
 
 class _Tensor(Sealed):
-    """A view of a storage, made into an array once the storage is there."""
+    """A view of a storage, to become an array once the storage has its data."""
 
     __slots__ = ("offset", "size", "storage", "stride")
 
@@ -96,7 +96,7 @@ class _Tensor(Sealed):
         last = self.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if data is None or (0 not in size and last >= len(data)):
             raise CheckpointError(
-                f"tensor of size {size} reaches beyond its storage of {self.storage.count} "
+                f"tensor of size {size} extends beyond its storage of {self.storage.count} "
                 "elements; the file is damaged, download it again"
             )
         if 0 in size:
@@ -106,16 +106,16 @@ class _Tensor(Sealed):
 
 
 class Module(dict):
-    """A TorchScript module: its attributes, nothing else."""
+    """Stand-in for a TorchScript module: its attributes only."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("a module whose state is no dictionary")
+            raise pickle.UnpicklingError("a module whose state is not a dictionary")
         self.update(state)
 
 
 class _Namespace(Module):
-    """argparse.Namespace as training scripts save it."""
+    """Stand-in for argparse.Namespace, which training scripts save."""
 
 
 def _numpy_scalar(kind: Any, data: Any) -> Any:
@@ -131,7 +131,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 _TORCH: dict[tuple[str, str], Any] = {
     **ENCODE,
-    # Classes, since pickles make objects of them without calling; C types cannot be changed.
+    # Classes, since pickles create objects of them without a call; C types cannot be changed.
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): _Namespace,
     ("__torch__", "*"): Module,  # of TorchScript
@@ -155,12 +155,12 @@ _TORCH["torch.jit._pickle", "restore_type_tag"] = Function(_first)
 
 
 def unpickle(file: Any, load_storage: Callable[..., Storage]) -> Any:
-    """The structure of one pickle, with stand-ins for its tensors; `resolve` makes arrays of them.
+    """The structure of one pickle, with stand-ins for tensors; `resolve` turns them into arrays.
 
     `load_storage` gets the (kind, key, count, ...) of each reference to a storage.
 
     Raises:
-      CheckpointError: it names what is not part of a state dict.
+      CheckpointError: the pickle names something that is not part of a state dict.
       UnpicklingError and others: it is damaged.
     """
 
@@ -187,10 +187,10 @@ def is_scripted(content: Any) -> bool:
 
 
 def resolve(content: Any) -> Any:
-    """Arrays for tensor stand-ins, plain dictionaries and lists for every container.
+    """The structure with arrays for tensors, and plain dictionaries and lists for containers.
 
     Raises:
-      CheckpointError: a tensor that is larger than its storage.
+      CheckpointError: a tensor extends beyond its storage.
     """
     if isinstance(content, _Tensor):
         return content.array()

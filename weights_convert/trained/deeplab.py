@@ -37,22 +37,22 @@ _CONV_BGR = Transform(lambda x: CONV.forward(x[:, ::-1]), lambda x: CONV.inverse
 def key_map(blocks: tuple[int, ...], prefix: str) -> KeyMap:
     """Rules between the published names after `prefix` and a `DeepLabV2` of these blocks."""
     stem = f"{prefix}{_STEM}"
-    rows = [Rule(f"{stem}.conv.weight", "backbone.stem.0.conv.kernel", _CONV_BGR)]
-    rows += batch_norm(f"{stem}.bn", "backbone.stem.0.norm")
+    rules = [Rule(f"{stem}.conv.weight", "backbone.stem.0.conv.kernel", _CONV_BGR)]
+    rules += batch_norm(f"{stem}.bn", "backbone.stem.0.norm")
     for stage, count in enumerate(blocks):
         for i in range(count):
             left = f"{prefix}layer{stage + 2}.block{i + 1}"
             right = f"backbone.layers.{stage}.{i}"
             for unit, n in _UNITS.items():
-                rows.append(Rule(f"{left}.{unit}.conv.weight", f"{right}.conv{n}.kernel", CONV))
-                rows += batch_norm(f"{left}.{unit}.bn", f"{right}.norm{n}")
+                rules.append(Rule(f"{left}.{unit}.conv.weight", f"{right}.conv{n}.kernel", CONV))
+                rules += batch_norm(f"{left}.{unit}.bn", f"{right}.norm{n}")
         left = f"{prefix}layer{stage + 2}.block1.shortcut"
         right = f"backbone.layers.{stage}.0.shortcut"
-        rows.append(Rule(f"{left}.conv.weight", f"{right}_conv.kernel", CONV))
-        rows += batch_norm(f"{left}.bn", f"{right}_norm")
-    rows.append(Rule(f"{prefix}aspp.c{{i}}.weight", "aspp.{i}.kernel", CONV))
-    rows.append(Rule(f"{prefix}aspp.c{{i}}.bias", "aspp.{i}.bias"))
-    return KeyMap(rows)
+        rules.append(Rule(f"{left}.conv.weight", f"{right}_conv.kernel", CONV))
+        rules += batch_norm(f"{left}.bn", f"{right}_norm")
+    rules.append(Rule(f"{prefix}aspp.c{{i}}.weight", "aspp.{i}.kernel", CONV))
+    rules.append(Rule(f"{prefix}aspp.c{{i}}.bias", "aspp.{i}.bias"))
+    return KeyMap(rules)
 
 
 def from_published(stored: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:

@@ -32,12 +32,12 @@ def resnet_rules(
 
     `stages` are the published names of the stages, `norm` that of norm1 to norm3 without the digit.
     """
-    rows = []
+    rules = []
     for theirs, ours in _STEM.items():
         stem = f"{right}stem.{ours}"
-        rows.append(Rule(f"{left}stem.{theirs}.weight", f"{stem}.conv.kernel", CONV))
-        rows += batch_norm(f"{left}stem.{theirs + 1}", f"{stem}.norm")
-    return rows + _stage_rules(left, right, stages, norm)
+        rules.append(Rule(f"{left}stem.{theirs}.weight", f"{stem}.conv.kernel", CONV))
+        rules += batch_norm(f"{left}stem.{theirs + 1}", f"{stem}.norm")
+    return rules + _stage_rules(left, right, stages, norm)
 
 
 def resnet_v1_rules(left: str, right: str) -> list[Rule]:
@@ -50,16 +50,16 @@ def resnet_v1_rules(left: str, right: str) -> list[Rule]:
 
 
 def _stage_rules(left: str, right: str, stages: Sequence[str], norm: str) -> list[Rule]:
-    rows = []
+    rules = []
     for ours, stage in enumerate(stages):
         theirs_block, block = f"{left}{stage}.{{i}}", f"{right}layers.{ours}.{{i}}"
         for n in (1, 2, 3):
-            rows.append(Rule(f"{theirs_block}.conv{n}.weight", f"{block}.conv{n}.kernel", CONV))
-            rows += batch_norm(f"{theirs_block}.{norm}{n}", f"{block}.norm{n}")
+            rules.append(Rule(f"{theirs_block}.conv{n}.weight", f"{block}.conv{n}.kernel", CONV))
+            rules += batch_norm(f"{theirs_block}.{norm}{n}", f"{block}.norm{n}")
         shortcut = f"{theirs_block}.downsample"
-        rows.append(Rule(f"{shortcut}.0.weight", f"{block}.shortcut_conv.kernel", CONV))
-        rows += batch_norm(f"{shortcut}.1", f"{block}.shortcut_norm")
-    return rows
+        rules.append(Rule(f"{shortcut}.0.weight", f"{block}.shortcut_conv.kernel", CONV))
+        rules += batch_norm(f"{shortcut}.1", f"{block}.shortcut_norm")
+    return rules
 
 
 OPEN_MMLAB = KeyMap(resnet_rules("", ""))

@@ -81,14 +81,14 @@ def caffemodel(weights, *, aspp=True):
     return out
 
 
-def close(found, expected):
+def close(arrays, expected):
     """Equal but for statistics, which were multiplied and divided again."""
-    assert set(found) == set(expected)
+    assert set(arrays) == set(expected)
     for key, value in expected.items():
         if key.endswith((".mean", ".var")):
-            np.testing.assert_allclose(found[key], value, rtol=1e-6, err_msg=key)
+            np.testing.assert_allclose(arrays[key], value, rtol=1e-6, err_msg=key)
         else:
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
+            np.testing.assert_array_equal(arrays[key], value, err_msg=key)
 
 
 def test_a_trained_net(tmp_path, capsys):
@@ -129,24 +129,24 @@ def test_blocks_and_old_shapes(tmp_path):
     message = field(100, field(1, b"res4b22_branch2c") + field(7, old))
     message += layer("bn2c_branch1", np.ones(2), np.ones(2), np.zeros(1))
     path.write_bytes(message)
-    found = read_caffe(path)
-    assert list(found) == [
+    arrays = read_caffe(path)
+    assert list(arrays) == [
         "layer4.block23.increase.conv.weight",
         "layer2.block3.shortcut.bn.running_mean",
         "layer2.block3.shortcut.bn.running_var",
     ]
     np.testing.assert_array_equal(
-        found["layer4.block23.increase.conv.weight"], np.arange(6).reshape(2, 3)
+        arrays["layer4.block23.increase.conv.weight"], np.arange(6).reshape(2, 3)
     )
-    np.testing.assert_array_equal(found["layer2.block3.shortcut.bn.running_var"], 1)
+    np.testing.assert_array_equal(arrays["layer2.block3.shortcut.bn.running_var"], 1)
 
 
 def test_damage(tmp_path):
     whole = caffemodel(published())
     path = tmp_path / "net.caffemodel"
     for content, said in [
-        (whole[: len(whole) // 2], "reaches beyond the end"),
-        (b"PK\x03\x04 no protocol buffer", "no readable caffemodel"),
+        (whole[: len(whole) // 2], "extends beyond the end"),
+        (b"PK\x03\x04 no protocol buffer", "not a readable caffemodel"),
         (b"\x0a" + b"\xff" * 40, "more than 64 bits"),
         (field(100, field(1, b"x") + field(7, blob(np.ones(4))[:-4])), "beyond the end"),
         (field(2, field(4, b"conv1") + bytes(20)), "upgrade it with Caffe's"),

@@ -36,20 +36,20 @@ def zeros(of):
 
 
 def test_every_key_of_a_released_file():
-    told = json.loads((GOLDEN / "state_dict_shapes.json").read_text())["shapes"]
-    told = {key: tuple(shape) for key, shape in told.items()}
-    assert len(told) == 496
-    arrays = from_published(zeros(told), "file")
+    shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())["shapes"]
+    shapes = {key: tuple(shape) for key, shape in shapes.items()}
+    assert len(shapes) == 496
+    arrays = from_published(zeros(shapes), "file")
     vision = ViTConfig(512, 16, 768, 12, 12, 512, position_resize="bilinear")
     model = abstract(lambda rngs: build(vision, CLIPRCConfig(), 20, rngs))
-    own = {p: x.shape for p, x in flat_arrays(model).items() if p != "text_embeddings"}
+    model_shapes = {p: x.shape for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     model_paths = {p: x.shape for p, x in arrays.items() if p.startswith(("encoder.", "head."))}
-    assert model_paths == own
+    assert model_paths == model_shapes
     back = to_published(arrays)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     # What nothing uses is made up where it lacks, under the right names.
-    known = {path: x for path, x in arrays.items() if not path.startswith("unused.")}
-    assert {key: value.shape for key, value in to_published(known).items()} == told
+    used = {path: x for path, x in arrays.items() if not path.startswith("unused.")}
+    assert {key: value.shape for key, value in to_published(used).items()} == shapes
 
 
 @functools.cache
@@ -65,13 +65,13 @@ def published():
     model = initial(clip.visual, rows(), CFG)
     shapes = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     shapes |= {f"text.{p}": tuple(x.shape) for p, x in flat_arrays(clip.text).items()}
-    told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
-    made = seeded.state_dict(told, 5)
+    stored_shapes = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
+    stored = seeded.state_dict(stored_shapes, 5)
     for key, value in clip_weights().items():
         name = key.replace("visual.", "backbone.") if "visual." in key else f"text_encoder.{key}"
-        if name in made:
-            made[name] = value
-    return made
+        if name in stored:
+            stored[name] = value
+    return stored
 
 
 def content():
@@ -90,9 +90,9 @@ def rows():
 @pytest.mark.slow
 def test_there_and_back_bit_for_bit(raw, tmp_path):
     released = weights_convert.load_trained(raw, CLIP_RC)
-    told = released.record
-    assert (told["prompts"], told["region_side"], told["crop_px"]) == (3, 2, 32)
-    assert told["classes"] is None
+    record = released.record
+    assert (record["prompts"], record["region_side"], record["crop_px"]) == (3, 2, 32)
+    assert record["classes"] is None
     model = weights_convert.build_clip_rc(released, rows())
     assert model.cfg == CFG
     arrays = {path: np.asarray(x) for path, x in flat_arrays(model).items()}
@@ -147,9 +147,9 @@ def trained():
     """What a run of ours would end with: `published`'s weights, but around a CLIP of its own."""
     clip = clip_from_state_dict(clip_weights())
     model = initial(clip.visual, rows(), CFG)
-    own = from_published(published(), "file")
+    arrays = from_published(published(), "file")
     kept = ("encoder.prompt", "encoder.deep", "encoder.region", "head.")
-    weights_convert.install(model, {p: x for p, x in own.items() if p.startswith(kept)})
+    weights_convert.install(model, {p: x for p, x in arrays.items() if p.startswith(kept)})
     return model, clip
 
 
@@ -176,11 +176,11 @@ def test_own_training_becomes_a_published_file(tmp_path):
     back = weights_convert.export_trained(
         ours, tmp_path / "iter_4.pth", CLIP_RC, clip=clip_weights()
     )
-    made, wanted = weights_convert.read_state_dict(back), published()
-    assert made.keys() == wanted.keys()
-    for key, value in made.items():
+    written, expected = weights_convert.read_state_dict(back), published()
+    assert written.keys() == expected.keys()
+    for key, value in written.items():
         if not re.fullmatch(UNUSED, key):
-            np.testing.assert_array_equal(value, wanted[key], err_msg=key)
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
     again = weights_convert.build_clip_rc(weights_convert.load_trained(back, CLIP_RC), rows())
     toys.assert_same(
         {p: np.asarray(x) for p, x in flat_arrays(again).items()},
@@ -259,9 +259,9 @@ def test_command(raw, tmp_path, capsys):
     assert line in capsys.readouterr().out
     for path in (raw, whole):
         assert main(["--inspect", str(path)]) == 0
-        told = dict(row.split(maxsplit=1) for row in capsys.readouterr().out.splitlines()[:8])
-        assert told["layout"] == "CLIP-RC"
-        assert told["sizes"] == line
+        facts = dict(row.split(maxsplit=1) for row in capsys.readouterr().out.splitlines()[:8])
+        assert facts["layout"] == "CLIP-RC"
+        assert facts["sizes"] == line
     assert main([str(whole), "--export", str(back), "--to", "clip_rc"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())
 

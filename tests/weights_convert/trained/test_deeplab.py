@@ -42,14 +42,14 @@ def zeros(of):
 
 
 def test_every_key_of_a_trained_file():
-    told = keys_of("deeplabv2_msc_keys.json")
-    assert len(told) == 632
-    arrays = from_published(zeros(told), "file")
+    shapes = keys_of("deeplabv2_msc_keys.json")
+    assert len(shapes) == 632
+    arrays = from_published(zeros(shapes), "file")
     model = abstract(lambda rngs: DeepLabV2(21, rngs=rngs))
-    own = {path: leaf.shape for path, leaf in flat_arrays(model).items()}
-    assert {path: value.shape for path, value in arrays.items()} == own
+    model_shapes = {path: leaf.shape for path, leaf in flat_arrays(model).items()}
+    assert {path: value.shape for path, value in arrays.items()} == model_shapes
     back = to_published(arrays)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     assert {v.dtype for k, v in back.items() if "num_batches" in k} == {np.dtype(np.int64)}
 
 
@@ -58,16 +58,16 @@ def published():
     """A toy's state dict as deeplab-pytorch saves it."""
     model = abstract(lambda rngs: DeepLabV2(len(NAMES), TOY, rngs=rngs))
     shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
-    told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
-    return seeded.state_dict(told, 3)
+    stored_shapes = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
+    return seeded.state_dict(stored_shapes, 3)
 
 
 def initial_of(weights):
     """The backbone's names without "base.", another classifier beside them."""
-    made = {
+    backbone = {
         key.removeprefix("base."): value for key, value in weights.items() if ".aspp." not in key
     }
-    return made | {"fc.weight": np.zeros((91, 256, 1, 1), np.float32), "fc.bias": np.zeros(91)}
+    return backbone | {"fc.weight": np.zeros((91, 256, 1, 1), np.float32), "fc.bias": np.zeros(91)}
 
 
 @pytest.fixture
@@ -129,11 +129,11 @@ def test_layouts():
 
 def test_every_key_of_the_coco_file(tmp_path):
     """At full size, nothing allocated: what is loaded, skipped and fresh."""
-    told = keys_of("deeplabv1_coco_init_keys.json")
+    shapes = keys_of("deeplabv1_coco_init_keys.json")
     trained = keys_of("deeplabv2_msc_keys.json")
-    theirs = {f"base.{key}" for key in told if not key.startswith("fc.")}
+    theirs = {f"base.{key}" for key in shapes if not key.startswith("fc.")}
     assert theirs == {key for key in trained if ".aspp." not in key}
-    path = write_torch(tmp_path / "init.pth", zeros(told))
+    path = write_torch(tmp_path / "init.pth", zeros(shapes))
     model = abstract(lambda rngs: DeepLabV2(21, rngs=rngs))
     done = weights_convert.load_deeplab_backbone(path, model)
     assert len(done.loaded) == 5 * 104
@@ -253,10 +253,10 @@ def test_command(raw, tmp_path, capsys):
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert told["layout"] == "DeepLabV2"
-        assert told["kind"] == "torch zip"
-        assert told["sizes"] == line
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert facts["layout"] == "DeepLabV2"
+        assert facts["kind"] == "torch zip"
+        assert facts["sizes"] == line
         assert any("aspp.0.kernel" in row or "base.aspp.c0.weight" in row for row in lines)
     assert main([str(ours), "--export", str(back), "--to", "deeplab"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())

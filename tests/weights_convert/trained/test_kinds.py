@@ -17,10 +17,10 @@ from weights_convert.trained.kinds import FORMATS, format_of
 
 
 def listed(name, *at):
-    found = json.loads((toys.GOLDEN / name).read_text())
+    shapes = json.loads((toys.GOLDEN / name).read_text())
     for key in at:
-        found = found[key]
-    return found
+        shapes = shapes[key]
+    return shapes
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_formats_keys_and_what_is_neither(tmp_path, monkeypatch):
     assert format_of(plain) is None
     assert seen == [plain]
     (tmp_path / "notes.txt").write_text("not a checkpoint at all, but longer than sixteen bytes\n")
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
         format_of(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError):
         format_of(tmp_path / "lost.pth")

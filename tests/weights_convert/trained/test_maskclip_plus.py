@@ -39,8 +39,8 @@ def zeros(of):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_key_of_a_trained_file(name):
-    told = {key: tuple(shape) for key, shape in SHAPES[name].items()}
-    arrays, sizes = from_published(zeros(told), "file")
+    shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
+    arrays, sizes = from_published(zeros(shapes), "file")
     deep, vit = "deeplabv3plus" in name, "vit16" in name
     assert sizes == {
         "decoder": "deeplabv3plus" if deep else "deeplabv2",
@@ -53,9 +53,9 @@ def test_every_key_of_a_trained_file(name):
     guide = "ViT-B/16" if vit else "RN50x16" if "r50x16" in name else "RN50"
     clip = zeros(json.loads((toys.GOLDEN / "clip/shapes.json").read_text())[guide])
     back = to_published(Converted(arrays, record), clip)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     alone = to_published(Converted(arrays, record))
-    assert alone.keys() == {key for key in told if not key.startswith(GUIDE)}
+    assert alone.keys() == {key for key in shapes if not key.startswith(GUIDE)}
 
 
 def filled(model):
@@ -80,11 +80,11 @@ def toy(decoder="deeplabv3plus", background=True, variant="v1c", **more):
 @functools.cache
 def published(decoder="deeplabv3plus", background=True, variant="v1c"):
     """A toy's state dict as mmsegmentation saves it, without a guide."""
-    made = toy(decoder, background, variant)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(made).items()}
+    model = toy(decoder, background, variant)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
     sizes = {"decoder": decoder, "variant": variant, "background": background}
-    told = to_published(Converted(zeros(shapes), {"student": sizes, "steps": 7}))
-    out = seeded.state_dict({key: value.shape for key, value in told.items()}, 3)
+    stored = to_published(Converted(zeros(shapes), {"student": sizes, "steps": 7}))
+    out = seeded.state_dict({key: value.shape for key, value in stored.items()}, 3)
     return out | {"decode_head._iter_counter": np.asarray(7, np.int64)}
 
 
@@ -225,8 +225,8 @@ def test_command(raw, tmp_path, capsys):
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert (told["layout"], told["kind"], told["sizes"]) == ("MaskCLIP+", "torch zip", line)
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert (facts["layout"], facts["kind"], facts["sizes"]) == ("MaskCLIP+", "torch zip", line)
     assert main([str(ours), "--export", str(back), "--to", "maskclip_plus"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())
     clip = write_torch(tmp_path / "clip.pt", toys.vit())

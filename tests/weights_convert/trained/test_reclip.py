@@ -33,7 +33,7 @@ from weights_convert.trained.kinds import format_of
 from weights_convert.trained.reclip.format import METHODS as METHOD_NAMES
 from weights_convert.trained.reclip.format import stored_arrays
 from weights_convert.trained.reclip.keys import DISTILLATION, FLOAT32_ONLY, RECTIFICATION
-from weights_convert.trained.reclip.published import by_our_paths, recognise, to_published
+from weights_convert.trained.reclip.published import from_published, recognise, to_published
 
 GOLDEN = toys.GOLDEN / "reclip"
 NAMES = ["cat", "dog", "tree", "house", "sky"]
@@ -56,39 +56,39 @@ def zeros(of):
 
 @pytest.fixture(scope="module")
 def full_clip():
-    told = json.loads((toys.GOLDEN / "clip" / "shapes.json").read_text())["ViT-B/16"]
-    return zeros({key: tuple(shape) for key, shape in told.items()})
+    clip_shapes = json.loads((toys.GOLDEN / "clip" / "shapes.json").read_text())["ViT-B/16"]
+    return zeros({key: tuple(shape) for key, shape in clip_shapes.items()})
 
 
 @pytest.mark.parametrize("method", ["ReCLIP", "RECLIPPP"])
 def test_every_key_of_a_distilled_file(method, full_clip):
-    told = shapes(f"distill_shapes_{method}.json")
-    found = recognise(zeros(told))
-    assert (found.stage, found.plus_plus) == ("distillation", method == "RECLIPPP")
-    arrays = by_our_paths(found, "file")
+    file_shapes = shapes(f"distill_shapes_{method}.json")
+    recognised = recognise(zeros(file_shapes))
+    assert (recognised.stage, recognised.plus_plus) == ("distillation", method == "RECLIPPP")
+    arrays = from_published(recognised, "file")
     back = to_published(arrays, "distillation", full_clip, half=False)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == file_shapes
     halved = to_published(arrays, "distillation", full_clip)
     assert set(back) - set(halved) == {"decode_head.clip.proj"}
 
 
 @pytest.mark.parametrize(("method", "count"), [("ReCLIP", 647), ("RECLIPPP", 614)])
 def test_every_key_of_a_rectified_file(method, count, full_clip):
-    told = shapes(f"rect_shapes_{method}.json")
-    arrays = by_our_paths(recognise(zeros(told | {"vit.cls_token": (1, 1, 768)})), "file")
+    file_shapes = shapes(f"rect_shapes_{method}.json")
+    arrays = from_published(recognise(zeros(file_shapes | {"vit.cls_token": (1, 1, 768)})), "file")
     back = to_published(arrays, "rectification", full_clip)
     assert len(back) == count
     assert all(key.startswith("module.") for key in back)
     stripped = {key.removeprefix("module."): value for key, value in back.items()}
-    assert {key: stripped[key].shape for key in told} == told
+    assert {key: stripped[key].shape for key in file_shapes} == file_shapes
     half = {key for key, value in stripped.items() if value.dtype == np.float16}
     assert half == {"clip.visual.proj", "clip.text_projection"}
     whole = to_published(arrays, "rectification", full_clip, half=False)
     assert {key.removeprefix("module.") for key in set(whole) - set(back)} == set(FLOAT32_ONLY[:2])
     for written in (back, whole):
-        found = recognise(written)
-        assert (found.stage, found.plus_plus) == ("rectification", method == "RECLIPPP")
-        toys.assert_same(by_our_paths(found, "file"), arrays)
+        recognised = recognise(written)
+        assert (recognised.stage, recognised.plus_plus) == ("rectification", method == "RECLIPPP")
+        toys.assert_same(from_published(recognised, "file"), arrays)
 
 
 @functools.cache
@@ -177,32 +177,34 @@ def test_there_and_back_bit_for_bit(stage, plus_plus, tmp_path):
 def test_layouts_of_the_published_files():
     """What each name holds: the class token, the twins, convolutions, the prompt."""
     model, (_, weights) = model_of("rectification", False), clip_and_weights()
-    kept = stored_arrays(model)
-    made = {
+    stored = stored_arrays(model)
+    written = {
         key.removeprefix("module."): value
-        for key, value in to_published(kept, "rectification", weights).items()
+        for key, value in to_published(stored, "rectification", weights).items()
     }
-    np.testing.assert_array_equal(made["vit.cls_token"][0, 0], kept["visual.class_embedding"])
-    np.testing.assert_array_equal(made["vit.class_embedding"], weights["visual.class_embedding"])
-    np.testing.assert_array_equal(made["text_encoder.prompt_token"][0], kept["reference.prompt"])
+    np.testing.assert_array_equal(written["vit.cls_token"][0, 0], stored["visual.class_embedding"])
+    np.testing.assert_array_equal(written["vit.class_embedding"], weights["visual.class_embedding"])
     np.testing.assert_array_equal(
-        made["proj_net.3.weight"], kept["head.conv2.kernel"].transpose(3, 2, 0, 1)
+        written["text_encoder.prompt_token"][0], stored["reference.prompt"]
     )
-    np.testing.assert_array_equal(made["norm3.running_var"], kept["head.norm3.var"])
-    np.testing.assert_array_equal(made["conv1.bias"], made["proj_net.0.bias"])
-    np.testing.assert_array_equal(made["proj.weight"][..., 0, 0], weights["visual.proj"].T)
-    model = model_of("distillation", True)
-    made = to_published(stored_arrays(model), "distillation", weights)
     np.testing.assert_array_equal(
-        made["decode_head.pe_proj_res.weight"][..., 0, 0],
+        written["proj_net.3.weight"], stored["head.conv2.kernel"].transpose(3, 2, 0, 1)
+    )
+    np.testing.assert_array_equal(written["norm3.running_var"], stored["head.norm3.var"])
+    np.testing.assert_array_equal(written["conv1.bias"], written["proj_net.0.bias"])
+    np.testing.assert_array_equal(written["proj.weight"][..., 0, 0], weights["visual.proj"].T)
+    model = model_of("distillation", True)
+    written = to_published(stored_arrays(model), "distillation", weights)
+    np.testing.assert_array_equal(
+        written["decode_head.pe_proj_res.weight"][..., 0, 0],
         np.asarray(model.teacher.head.pe_proj.kernel).T,
     )
     np.testing.assert_array_equal(
-        made["backbone.res_layers.1.0.downsample.1.running_mean"],
+        written["backbone.res_layers.1.0.downsample.1.running_mean"],
         model.student.backbone.layers[1][0].shortcut_norm.mean[...],
     )
     np.testing.assert_array_equal(
-        made["backbone.stem.3.weight"],
+        written["backbone.stem.3.weight"],
         np.asarray(model.student.backbone.stem[1].conv.kernel).transpose(3, 2, 0, 1),
     )
 
@@ -211,8 +213,10 @@ def test_layouts_of_the_published_files():
 def published():
     """A published rectification file's keys without prefix, free to be changed."""
     _, weights = clip_and_weights()
-    made = to_published(stored_arrays(model_of("rectification", False)), "rectification", weights)
-    return {key.removeprefix("module."): value for key, value in made.items()}
+    written = to_published(
+        stored_arrays(model_of("rectification", False)), "rectification", weights
+    )
+    return {key.removeprefix("module."): value for key, value in written.items()}
 
 
 def test_all_faults_at_once(published, tmp_path):
@@ -360,21 +364,21 @@ def test_imagenet_weights(tmp_path):
 
 def test_full_size_imagenet_names():
     net = abstract(lambda rngs: DilatedResNet(DilatedResNetConfig(), rngs=rngs))
-    made = {
+    written = {
         key: value.shape
         for key, value in OPEN_MMLAB.to_left(
             zeros({path: leaf.shape for path, leaf in flat_arrays(net).items()})
         ).items()
     }
     # The same network by ReCLIP's names.
-    told = {}
+    expected = {}
     for key, shape in shapes("distill_shapes_ReCLIP.json").items():
         if key.startswith("backbone.") and "num_batches" not in key:
             name = key.removeprefix("backbone.").replace("norm", "bn")
             for stage in range(4):
                 name = name.replace(f"res_layers.{stage}.", f"layer{stage + 1}.")
-            told[name] = shape
-    assert made == told
+            expected[name] = shape
+    assert written == expected
 
 
 def test_command(published, tmp_path, capsys):
@@ -389,10 +393,10 @@ def test_command(published, tmp_path, capsys):
     for path, kind in ((raw, "torch zip"), (ours, "torch zip")):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(line.split(maxsplit=1) for line in lines[:8])
-        assert told["kind"] == kind
-        assert told["layout"] == "ReCLIP rectification"
-        assert "5 classes" in told["sizes"]
+        facts = dict(line.split(maxsplit=1) for line in lines[:8])
+        assert facts["kind"] == kind
+        assert facts["layout"] == "ReCLIP rectification"
+        assert "5 classes" in facts["sizes"]
         assert any("head.conv1.kernel" in line or "proj_net.0.weight" in line for line in lines)
     back = tmp_path / "back.pth"
     arguments = ["--export", str(back), "--to", "reclip"]

@@ -44,19 +44,19 @@ def shapes_of(model):
 def test_every_key_at_full_size(system, cfg):
     """Spec weclip, section 12; spec wtclip, sections 2 and 7, as the goldens list the keys."""
     listed = json.loads((toys.GOLDEN / system / "infer_voc.json").read_text())["head_shapes"]
-    own = {key: tuple(shape) for key, shape in listed.items()}
+    head_shapes = {key: tuple(shape) for key, shape in listed.items()}
     filters = [f"decoder.wtconv.depthwise.{name}_filter" for name in ("wt", "iwt")]
     constants = dict.fromkeys(filters if system == "wtclip" else (), (1024, 1, 2, 2))
     clip = json.loads((toys.GOLDEN / "clip/shapes.json").read_text())["ViT-B/16"]
-    made = to_published(from_published(zeros(own), "file"), zeros(clip))
-    told = {f"encoder.{key}": tuple(shape) for key, shape in clip.items()}
-    assert len(told) == 302
+    written = to_published(from_published(zeros(head_shapes), "file"), zeros(clip))
+    clip_shapes = {f"encoder.{key}": tuple(shape) for key, shape in clip.items()}
+    assert len(clip_shapes) == 302
     constants["par.kernel"] = (8, 1, 3, 3)
-    assert {k: v.shape for k, v in made.items()} == own | told | constants
+    assert {k: v.shape for k, v in written.items()} == head_shapes | clip_shapes | constants
 
     model = abstract(lambda rngs: Head(768, 11, 21, cfg, rngs=rngs))
     wanted = {f"head.{path}": shape for path, shape in shapes_of(model).items()}
-    arrays = from_published(made, "file")
+    arrays = from_published(written, "file")
     assert {path: value.shape for path, value in arrays.items()} == wanted
     learned = sum(int(np.prod(shape)) for shape in wanted.values())
     assert learned == {"weclip": 5_985_045, "wtclip": 5_985_045 + 2_817 + 78_592}[system]
@@ -65,7 +65,7 @@ def test_every_key_at_full_size(system, cfg):
 def test_what_is_half_precision():
     """As the published code keeps its CLIP on a GPU; the head is float32."""
     clip = {key: np.ones(shape, np.float32) for key, shape in toys.vit_shapes(**CLIP).items()}
-    made = to_published(trained("WeCLIP"), clip)
+    written = to_published(trained("WeCLIP"), clip)
     block = "encoder.visual.transformer.resblocks.0."
     for key, dtype in {
         "encoder.visual.conv1.weight": np.float16, "encoder.visual.proj": np.float16,
@@ -75,7 +75,7 @@ def test_what_is_half_precision():
         "encoder.logit_scale": np.float32, "encoder.token_embedding.weight": np.float32,
         "decoder.transformer.resblocks.0.attn.out_proj.weight": np.float32,
     }.items():  # fmt: skip
-        assert made[key].dtype == dtype, key
+        assert written[key].dtype == dtype, key
 
 
 @functools.cache
@@ -83,10 +83,12 @@ def trained(method):
     """A toy's head by our paths."""
     sizes = CLIP["width"], CLIP["layers"] - 1, len(NAMES)
     model = abstract(lambda rngs: Head(*sizes, TOYS[method], rngs=rngs))
-    told = zeros({f"head.{path}": shape for path, shape in shapes_of(model).items()})
-    keys = {key: value.shape for key, value in to_published(told).items()}
+    zero_arrays = zeros({f"head.{path}": shape for path, shape in shapes_of(model).items()})
+    keys = {key: value.shape for key, value in to_published(zero_arrays).items()}
     stored = seeded.state_dict(keys, 3) | {
-        key: value for key, value in to_published(told).items() if "filter" in key or "par" in key
+        key: value
+        for key, value in to_published(zero_arrays).items()
+        if "filter" in key or "par" in key
     }
     return from_published(stored, "toy")
 
@@ -168,10 +170,10 @@ def test_the_wavelet_is_checked():
     stored = dict(to_published(trained("WTCLIP")))
     with np.load(toys.GOLDEN / "wtclip/wavelet.npz") as golden:
         for name, key in (("wt", "dec_filters"), ("iwt", "rec_filters")):
-            found = stored[f"decoder.wtconv.depthwise.{name}_filter"]
-            assert found.shape == (4 * 32, 1, 2, 2)
-            np.testing.assert_allclose(found[4:8], golden[key][4:8], atol=1e-7)
-    stored["decoder.wtconv.depthwise.iwt_filter"] = found[:, :, ::-1]
+            filters = stored[f"decoder.wtconv.depthwise.{name}_filter"]
+            assert filters.shape == (4 * 32, 1, 2, 2)
+            np.testing.assert_allclose(filters[4:8], golden[key][4:8], atol=1e-7)
+    stored["decoder.wtconv.depthwise.iwt_filter"] = filters[:, :, ::-1]
     with pytest.raises(CheckpointError, match=r"iwt_filter is not Haar's wavelet"):
         from_published(stored, "file")
 
@@ -234,8 +236,8 @@ def test_command(raw, method, tmp_path, capsys):
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert (told["layout"], told["kind"], told["sizes"]) == (method, "torch zip", line)
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert (facts["layout"], facts["kind"], facts["sizes"]) == (method, "torch zip", line)
     argv = [str(ours), "--export", str(back), "--to", "weclip", "--clip", str(source)]
     assert main(argv) == 0
     toys.assert_same(weights_convert.read_state_dict(back), weights_convert.read_state_dict(raw))

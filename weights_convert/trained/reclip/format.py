@@ -17,7 +17,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
 from weights_convert.trained.format import Format, arrays_of, class_summary, clip_fingerprint
 from weights_convert.trained.reclip.published import (
-    by_our_paths,
+    from_published,
     is_distilled,
     is_plus_plus,
     recognise,
@@ -55,7 +55,7 @@ def _from_published(
     if published is None:
         raise CheckpointError(f"{source} is not a file of ReCLIP or ReCLIP++ (no head's keys)")
     entries = {"clip_mark": published.clip_fingerprint}
-    return Converted(by_our_paths(published, source), entries)
+    return Converted(from_published(published, source), entries)
 
 
 def _to_published(

@@ -25,15 +25,15 @@ _LAYERS = {1: 0, 2: 3, 3: 6}  # of ReCLIP's head: our number, index in the publi
 
 
 def _head(left: str, right: str) -> list[Rule]:
-    rows = []
+    rules = []
     for ours, place in _LAYERS.items():
-        rows += [
+        rules += [
             Rule(f"{left}proj_net.{place}.weight", f"{right}head.conv{ours}.kernel", CONV),
             Rule(f"{left}proj_net.{place}.bias", f"{right}head.conv{ours}.bias"),
             *batch_norm(f"{left}proj_net.{place + 1}", f"{right}head.norm{ours}"),
         ]
     return [
-        *rows,
+        *rules,
         Rule(f"{left}pe_proj.weight", f"{right}head.pe_proj.kernel", CONV_1X1_LINEAR),
         Rule(f"{left}pe_proj.bias", f"{right}head.pe_proj.bias"),
         Rule(f"{left}decoder_conv2.weight", f"{right}head.decoder_conv.kernel", CONV),
@@ -44,13 +44,13 @@ def _head(left: str, right: str) -> list[Rule]:
 
 def _copies(prefix: str) -> list[Rule]:
     """From a layer's second name to its first."""
-    rows = []
+    rules = []
     for ours, place in _LAYERS.items():
-        rows += [
+        rules += [
             Rule(f"{prefix}conv{ours}.{_LEAF}", f"{prefix}proj_net.{place}.{_LEAF}"),
             Rule(f"{prefix}norm{ours}.{_ANY}", f"{prefix}proj_net.{place + 1}.{_ANY}"),
         ]
-    return rows
+    return rules
 
 
 RECTIFICATION = KeyMap(

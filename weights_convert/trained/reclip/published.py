@@ -43,11 +43,11 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 class Published(NamedTuple):
-    """A state dict of the published code, and what it is of."""
+    """A published state dict, its stage and its method."""
 
     stage: Stage
     plus_plus: bool
-    stored: dict[str, np.ndarray]  # by names without the wrapper's prefix
+    stored: dict[str, np.ndarray]  # without the prefix of the wrapper
 
     @property
     def clip_fingerprint(self) -> int | None:
@@ -78,7 +78,7 @@ def is_plus_plus(paths: Collection[str]) -> bool:
 
 
 def recognise(stored: Mapping[str, np.ndarray]) -> Published | None:
-    """What a state dict is of, by its keys; None if it is not of ReCLIP."""
+    """Determines a state dict's stage and method by its keys; None if it is not of ReCLIP."""
     stored = {key.removeprefix(reclip.PREFIX): value for key, value in stored.items()}
     head = reclip.DECODE_HEAD
 
@@ -94,8 +94,8 @@ def recognise(stored: Mapping[str, np.ndarray]) -> Published | None:
     return Published(stage, has(f"{head}pe_proj.", f"{head}decoder_conv2."), stored)
 
 
-def by_our_paths(published: Published, source: str) -> dict[str, np.ndarray]:
-    """What was trained, and the class embedding; the copies of CLIP are left out, unchecked.
+def from_published(published: Published, source: str) -> dict[str, np.ndarray]:
+    """The trained arrays and the class embedding by our paths; copies of CLIP are not checked.
 
     Raises:
       CheckpointError: lists every missing, unexpected and wrongly shaped key, or every layer that
@@ -116,7 +116,7 @@ def by_our_paths(published: Published, source: str) -> dict[str, np.ndarray]:
     ]
     if different:
         listed = "\n  ".join(sorted(different))
-        raise CheckpointError(f"{source} contradicts itself; nothing was loaded:\n  {listed}")
+        raise CheckpointError(f"{source} is inconsistent; nothing was loaded:\n  {listed}")
     return arrays
 
 
