@@ -20,7 +20,7 @@ from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from tests import seeded
 from weights_convert.clip.build import install
-from weights_convert.trained.weclip.keys import HEAD, MADE
+from weights_convert.trained.weclip.keys import COMPUTED, HEAD
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -49,7 +49,7 @@ def head_arrays(case: Case) -> dict[str, np.ndarray]:
     inputs = case["inputs"]
     scales = {"decoder_fts_fuse.linear_fuse.weight": inputs["fuse_gain"]}
     scales |= inputs.get("head_scales", case["config"].get("head_scales", {}))
-    shapes = {k: s for k, s in case["head_shapes"].items() if k not in MADE}
+    shapes = {k: s for k, s in case["head_shapes"].items() if k not in COMPUTED}
     made = seeded.state_dict(shapes, inputs["weight_seed"])
     return {key: value * np.float32(scales.get(key, 1)) for key, value in made.items()}
 

@@ -131,13 +131,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def keep(name: str, figures: dict[str, Any]) -> Callable[[nnx.Module], None]:
         def write(model: Any) -> None:
             if jax.process_index() == 0:
-                weights_convert.save_clip_rc(
+                weights_convert.save_trained(
                     workdir / name,
+                    weights_convert.CLIP_RC,
                     model,
                     classes=class_words(config),
-                    seen=cfg.seen,
-                    setting=cfg.setting,
-                    figures=figures,
+                    details={"seen": cfg.seen, "setting": cfg.setting, "figures": figures},
                 )
 
         return write

@@ -36,9 +36,7 @@ from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.task import Task
 from clipseg_jax.train import Trained
 from input_pipeline.batches.training import random_view_batches
-from weights_convert.clip.build import install
-from weights_convert.trained.imagenet import load_imagenet
-from weights_convert.trained.reclip import files as results
+from weights_convert import RECLIP, install, load_imagenet, load_trained, save_trained
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -118,7 +116,13 @@ def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     task, _ = build_distillation(config, workdir)
     path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
     model: Any = task.model
-    loaded = results.load_distillation(path, **expected(config), visual=model.teacher.visual)
+    loaded = load_trained(
+        path,
+        RECLIP,
+        classes=row_words(config),
+        expected=expected(config, "distillation"),
+        visual=model.teacher.visual,
+    )
     install(model, loaded.arrays)
     return Evaluation(config, distilled_inference(config)).write(task, workdir, "_distilled")
 
@@ -195,16 +199,16 @@ def _keep(
 ) -> dict[str, Any]:
     """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's figures."""
     for which, model in (("best", trained.best), ("last", trained.model)):
-        made: Any = model
-        distilled = isinstance(made, Distillation)
-        record = results.record(
-            "distillation" if distilled else "rectification",
-            **expected(config),
-            clip_sha256=clip_sha256,
-            visual=made.teacher.visual if distilled else made.visual,
-            figures=trained.figures,
-        )
         if jax.process_index() == 0:
-            arrays = results.kept_arrays(made)
-            results.save_result(workdir / f"{name}_{which}.safetensors", arrays, record)
+            save_trained(
+                workdir / f"{name}_{which}.safetensors",
+                RECLIP,
+                model,
+                classes=row_words(config),
+                details={
+                    "revision": config.revision,
+                    "clip_sha256": clip_sha256,
+                    "figures": trained.figures,
+                },
+            )
     return trained.figures

@@ -30,7 +30,8 @@ from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import tagged_examples
 from clipseg_jax.train import Trained
 from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
-from weights_convert import save_weclip
+from weights_convert import WECLIP as WECLIP_FORMAT
+from weights_convert import save_trained
 
 Batch = Mapping[str, np.ndarray]
 
@@ -118,7 +119,8 @@ def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
         assert isinstance(model, WeCLIP)
         if jax.process_index() == 0:
             path = workdir / f"head_{which}.safetensors"
-            save_weclip(path, model, names, figures=trained.figures)
+            details = {"figures": trained.figures}
+            save_trained(path, WECLIP_FORMAT, model, classes=names, details=details)
     wait("head written")
 
 

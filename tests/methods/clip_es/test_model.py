@@ -230,7 +230,9 @@ def test_cam_files(tmp_path, capsys):
     (tmp_path / "text.npy").write_bytes(b"no array")
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps({"keys": 1}))
     for name in (*bad, "plain", "cut", "text", "pickle"):
-        with pytest.raises(ValueError, match=rf"{name}\.npy is no file of class activation maps"):
+        with pytest.raises(
+            ValueError, match=rf"{name}\.npy is not a file of class activation maps"
+        ):
             cam_files.read_cam(tmp_path / f"{name}.npy")
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
