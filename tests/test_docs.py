@@ -52,9 +52,14 @@ def prose(path):
     return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
 
 
-def anchor(heading):
-    """What a link to a heading calls it."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+def anchors(text):
+    """What links call the headings of a page; of equal ones the second ends in -1."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        name = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        before = sum(re.sub(r"-\d+$", "", other) == name for other in found)
+        found.append(f"{name}-{before}" if before else name)
+    return found
 
 
 def test_readme_is_short():
@@ -71,10 +76,8 @@ def test_links_lead_somewhere(path):
         other = (path.parent / name).resolve() if name else path
         if not other.exists():
             wrong.append(target)
-        elif place:
-            headings = re.findall(r"^#+ (.*)$", other.read_text("utf-8"), re.M)
-            if place not in map(anchor, headings):
-                wrong.append(target)
+        elif place and place not in anchors(prose(other)):
+            wrong.append(target)
     assert not wrong
 
 
