@@ -18,6 +18,7 @@ import clipseg_jax
 import input_pipeline
 import weights_convert
 from clipseg_jax import main
+from clipseg_jax.task import Task
 from input_pipeline.datasets import catalog
 from input_pipeline.prepare.preparations import PREPARATIONS
 
@@ -74,9 +75,7 @@ def test_links_lead_somewhere(path):
             continue
         name, _, place = target.partition("#")
         other = (path.parent / name).resolve() if name else path
-        if not other.exists():
-            wrong.append(target)
-        elif place and place not in anchors(prose(other)):
+        if not other.exists() or (place and place not in anchors(prose(other))):
             wrong.append(target)
     assert not wrong
 
@@ -139,6 +138,30 @@ def resolve(command):
     return values["config"].value
 
 
+def test_config_values_that_are_named_exist():
+    """`--config.section.key=`, anywhere: a value of some recipe."""
+    known = set()
+    for path in (ROOT / "configs").glob("*_*.py"):
+        if not path.stem.startswith("__"):
+            config = importlib.import_module(f"configs.{path.stem}").get_config()
+            known |= dotted(config.to_dict())
+    wrong = {
+        f"{relative(path)}: {name}"
+        for path in WRITTEN
+        for name in re.findall(r"--config\.([a-z][\w.]*)=", path.read_text("utf-8"))
+        if name not in known
+    }
+    assert not wrong
+
+
+def dotted(tree, prefix=""):
+    names = set()
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        names |= dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return names
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -176,7 +199,6 @@ def test_new_method(tmp_path, monkeypatch):
     assert len((work / "train.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
 def test_new_dataset(tmp_path, monkeypatch):
     monkeypatch.setitem(catalog.BY_NAME, "shapes_3", None)
     monkeypatch.setitem(PREPARATIONS, "shapes", None)
@@ -221,6 +243,25 @@ def test_functions_that_are_named_exist(path):
     assert names, "a table of the paper's parts and the functions"
     mine = [name for name in known if name.startswith(f"{own}.")]
     assert not [name for name in names if not lookup(name, mine) and not lookup(name, known)]
+
+
+def test_architecture_is_the_tree():
+    """Every line of the tree exists, and nothing of the library is left out."""
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    top, named = "", set()
+    for indent, name in re.findall(r"^( *)([\w/]+(?:\.py)?)\s", text.split("```")[1], re.M):
+        top = top if indent else name
+        named.add(f"{top}{name}" if indent else name)
+    assert not [name for name in named if not (ROOT / name).exists()]
+    packages = [path.parent for path in (ROOT / "clipseg_jax").glob("*/__init__.py")]
+    files = [path for path in (ROOT / "clipseg_jax").glob("*.py") if path.stem != "__init__"]
+    here = {f"{relative(path)}/" for path in packages} | {*map(relative, files)}
+    assert here - named <= {"clipseg_jax/train_step.py"}  # in the line of train.py
+
+
+def test_architecture_has_the_contract():
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == [*Task._fields]
 
 
 def test_every_method_is_described():
