@@ -58,10 +58,10 @@ TOWERS = {
     for name, released in NAMES.items()
 }
 TINY = ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96)
-# MaskCLIP+'s published variants: config -> config strings, as the README's table has them.
+# MaskCLIP+'s published variants: config -> config strings, as docs/results.md has them.
 _COMMAND = re.compile(r"--config=configs/(\w+_maskclip_plus)\.py:([\w=,]+)`")
 ROWS = collections.defaultdict(list)
-for _name, _string in _COMMAND.findall((ROOT / "README.md").read_text()):
+for _name, _string in _COMMAND.findall((ROOT / "docs/results.md").read_text()):
     ROWS[_name].append(_string)
 # What a table of a zero-shot recipe can print, and with it any other's.
 PUBLISHED = SegmentationMetrics.from_confusion(np.eye(2)).summary(unseen=[1]).keys()
