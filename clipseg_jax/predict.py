@@ -24,7 +24,7 @@ from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.segmenter import Segmentation, Segmenter, check_words
 from input_pipeline.datasets.images import BadImage, read_image
-from input_pipeline.datasets.layout import PICTURES
+from input_pipeline.datasets.layout import IMAGE_SUFFIXES
 
 
 def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
@@ -36,9 +36,11 @@ def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
     found: list[tuple[Path, Path]] = []
     for given in map(Path, paths):
         if given.is_dir():
-            inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in PICTURES)
+            inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise FileNotFoundError(f"no images ({', '.join(PICTURES)}) in folder {given}")
+                raise FileNotFoundError(
+                    f"no images ({', '.join(IMAGE_SUFFIXES)}) in folder {given}"
+                )
             found += [(path, path.relative_to(given)) for path in inside]
         elif given.is_file():
             found.append((given, Path(given.name)))

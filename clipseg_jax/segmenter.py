@@ -23,7 +23,7 @@ from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
-from input_pipeline.batches.buckets import Batch, plan_batches
+from input_pipeline.batches.buckets import PlannedBatch, plan_batches
 from input_pipeline.datasets.images import BadImage, image_size, read_image
 
 
@@ -142,7 +142,7 @@ class Segmenter:
 
     def _batch(
         self,
-        batch: Batch,
+        batch: PlannedBatch,
         images: Sequence[np.ndarray | str | Path],
         numbers: Sequence[int],
         sizes: Sequence[tuple[int, int]],

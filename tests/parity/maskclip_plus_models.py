@@ -22,7 +22,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from tests import seeded
 from tests.parity import cases
 from weights_convert.clip.build import flat_arrays, install
-from weights_convert.trained.maskclip_plus.published import ROWS, from_published, key_map
+from weights_convert.trained.maskclip_plus.published import TEXT_EMBEDDINGS, from_published, key_map
 
 FOLDER = "maskclip"
 # The choices in which MaskCLIP's ViTs differ from OpenAI's (spec maskclip, section 4).
@@ -72,7 +72,7 @@ def build(case: dict[str, Any], rows: np.ndarray, goldens: Path) -> MaskCLIPPlus
     seed = int(re.search(r"seeded\.tensor\(name, shape, (\d+)\)", told["student"]).group(1))
     pattern, factor = re.search(r"every ([\w.*]+)\s+times ([\d.]+)", told["student"]).groups()
     made = seeded.state_dict(published_shapes(model), seed)
-    made[ROWS] = np.asarray(model.text_embeddings[...])
+    made[TEXT_EMBEDDINGS] = np.asarray(model.text_embeddings[...])
     for key in made:
         if re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), key):
             made[key] = made[key] * np.float32(factor)

@@ -46,7 +46,7 @@ from clipseg_jax.stages.image_classes import (
     present_classes,
 )
 from clipseg_jax.stages.sections import options
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -99,7 +99,7 @@ def _make(
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
-        batches = pipeline.evaluation(
+        batches = evaluation_batches(
             find_dataset(config.dataset),
             members,
             batch_size=config.run.batch_size,
@@ -111,7 +111,7 @@ def _make(
         )
 
         def with_classes(
-            batches: pipeline.EvaluationBatches = batches,
+            batches: EvaluationBatches = batches,
             members: list[Example] = members,
             bound: int = bound,
         ) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
 from clipseg_jax.stages.sections import options
-from input_pipeline.batches.deeplab_views import training_at_scales
+from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         )
     dataset = find_dataset(config.dataset)
     crops = functools.partial(
-        training_at_scales,
+        multi_scale_batches,
         dataset,
         examples_with_masks(config, workdir),
         scales=tuple(student.scales),
@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     if student.init_weights == "random":
         calibrate_batch_norm(model, next(crops().batches()))
     else:
-        loaded = weights_convert.load_initial(student.init_weights, model)
+        loaded = weights_convert.load_deeplab_backbone(student.init_weights, model)
         if loaded.skipped:
             logging.warning("%s: not used: %s", student.init_weights, ", ".join(loaded.skipped))
     data = crops(process_index=jax.process_index(), process_count=jax.process_count())
@@ -75,8 +75,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     if jax.process_index() == 0:
         last = trained.model
         assert isinstance(last, DeepLabV2)
-        weights_convert.save_deeplab(
-            workdir / "student.safetensors", last, dataset.class_names, figures=trained.figures
+        weights_convert.save_trained(
+            workdir / "student.safetensors",
+            weights_convert.DEEPLAB,
+            last,
+            classes=dataset.class_names,
+            details={"figures": trained.figures},
         )
     wait("student written")
     return trained.figures
@@ -160,6 +164,6 @@ def inference(config: ConfigDict) -> InferenceConfig:
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     names = find_dataset(config.dataset).class_names
     path = config.student.trained_weights or workdir / "student.safetensors"
-    trained = weights_convert.load_deeplab(path, classes=names)
-    model = weights_convert.deeplab_from(trained, dtype=config.student.dtype)
+    trained = weights_convert.load_trained(path, weights_convert.DEEPLAB, classes=names)
+    model = weights_convert.build_deeplab(trained, dtype=config.student.dtype)
     return Evaluation(config, cfg).write(student_task.build(model), workdir, suffix)
