@@ -9,6 +9,9 @@ sees all.
 validation images. Published pAcc / mIoU(S) / mIoU(U) / hIoU: inductive 63.1 / 40.9 / 41.6 / 41.2,
 transductive 69.9 / 42.0 / 60.8 / 49.7, fully 70.8 / 42.9 / 64.1 / 51.4. The batch of 16 and the
 start of the transductive run at step 40,000 are inferred.
+
+Hardware: any number of devices that divides the batch of 16 (published for VOC: 2 GPUs). Hours: not
+measured. Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,9 @@ ignored; how they were made of the binary masks isn't published) and a list of s
 `--config.labels.file=image_labels.npy` takes the release's image labels. It scores the images that
 it learns; with val.txt beside the list, `--config.dataset.split=val` scores others. No number is
 published.
+
+Hardware: any number of devices that divides the batch of 4 (published: 1 GPU). Hours: not measured.
+Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,9 @@ sees all.
 The published code has neither a configuration nor a loader nor numbers for this dataset, which the
 paper names as its third. Classes and unseen ones are those common since ZS3Net; sizes, steps and
 weights follow its VOC configuration and a public one of ZegCLIP (spec clip_rc, section 11).
+
+Hardware: any number of devices that divides the batch of 16 (published for VOC: 2 GPUs). Hours: not
+measured. Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

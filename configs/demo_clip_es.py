@@ -2,7 +2,10 @@
 
     python -m clipseg_jax.main --config=configs/demo_clip_es.py --workdir=workdir/demo_clip_es
 
-Nothing is downloaded. Figures: clipseg_jax/demo/README.md.
+Nothing is downloaded. More numbers: clipseg_jax/demo/README.md.
+
+Hardware: a CPU. Hours: half an hour on one CPU core. Paper: none on this world. Ours: mIoU of CAMs
+62.2, with CRF 66.0, student 61.2, with CRF 68.9 (means of 3 seeds).
 """
 
 from ml_collections import ConfigDict

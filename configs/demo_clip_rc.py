@@ -3,7 +3,10 @@
     python -m clipseg_jax.main --config=configs/demo_clip_rc.py:inductive
 
 `:transductive` starts from the inductive run half-way, `:fully` sees all classes. Nothing is
-downloaded. Figures: clipseg_jax/demo/README.md.
+downloaded. More numbers: clipseg_jax/demo/README.md.
+
+Hardware: a CPU. Hours: not measured. Paper: none on this world. Ours, pAcc / mIoU(S) / mIoU(U) /
+hIoU: inductive 10.7 / 4.0 / 5.0 / 3.5, transductive 66.7 / 65.3 / 17.8 / 25.3 (means of 3 seeds).
 """
 
 from ml_collections import ConfigDict

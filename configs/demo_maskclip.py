@@ -2,7 +2,10 @@
 
     python -m clipseg_jax.main --config=configs/demo_maskclip.py --workdir=workdir/demo_maskclip
 
-Nothing is downloaded. Two minutes on two CPU cores. Figures: clipseg_jax/demo/README.md.
+Nothing is downloaded. More numbers: clipseg_jax/demo/README.md.
+
+Hardware: a CPU. Hours: two minutes on two CPU cores. Paper: none on this world. Ours: mIoU 57.7
+(untrained CLIP 1.2).
 """
 
 from ml_collections import ConfigDict

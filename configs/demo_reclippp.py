@@ -2,7 +2,10 @@
 
     python -m clipseg_jax.main --config=configs/demo_reclippp.py --workdir=workdir/demo_reclippp
 
-Nothing is downloaded. Figures: clipseg_jax/demo/README.md.
+Nothing is downloaded. More numbers: clipseg_jax/demo/README.md.
+
+Hardware: a CPU. Hours: a quarter of an hour on one CPU core. Paper: none on this world. Ours: mIoU
+rectified 83.5, distilled 55.5 (means of 3 seeds; MaskCLIP 81.1).
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,9 @@
 10,582 images of SBD's train_aug (`python -m input_pipeline.prepare voc_aug --root DIR --write`).
 Published mIoU: CAMs 70.8 and with CRF 75.0, both on train (`evaluate_cams`, `evaluate_masks`);
 student on val 73.8 with COCO's weights. With ImageNet's `voc_clip_es.py:imagenet`, 71.1.
+
+Hardware: any number of devices; the student's two parts of a batch of 10 use up to 5. Hours: not
+measured. Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,9 @@
 whose label maps say which classes they show, as published; `--config.labels.source=annotations`
 takes the XML files instead. Published mIoU on val: 74.9 without CRF (`evaluate`), 76.4 with
 (`evaluate_crf`); users report 73.3 to 73.9 and 74.4 to 75.7.
+
+Hardware: any number of devices that divides the batch of 4 (published: 1 GPU). Hours: not measured.
+Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,9 @@ No number is published; WeCLIP's are 74.9 without and 76.4 with CRF. `voc_wtclip
 the values as released, a state of debugging: 5000 steps, each followed by a validation, whose
 images the late phase counts. The released edge step changes nothing and is off; `--config.cams.edge
 =scaled` makes it work.
+
+Hardware: any number of devices that divides the batch of 4 (published: 1 GPU). Hours: not measured.
+Ours: not run, needs the dataset.
 """
 
 from ml_collections import ConfigDict

@@ -97,6 +97,7 @@ def test_recipe(path, string):
     module = load(path)
     config = module.get_config() if string is None else module.get_config(string)
     assert f"configs/{path.name}" in module.__doc__  # the command that runs it
+    assert all(word in module.__doc__ for word in ("Hardware: ", "Hours: ", "Ours"))
     stages = main.METHODS[config.method]
     assert set(config.stages) <= set(stages)
     assert templates(config.text.templates)

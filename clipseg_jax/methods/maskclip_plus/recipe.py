@@ -1,6 +1,13 @@
 """The recipe of MaskCLIP+: a DeepLab that MaskCLIP teaches, its table, and its robustness.
 
 Source: Zhou, Loy, Dai 2022. Spec maskclip, sections 11 to 14.
+
+    python -m clipseg_jax.main --config=configs/voc_maskclip_plus.py:teacher=rn50x16 \\
+        --config.clip.weights=RN50x16.pt
+
+Hardware: any number of devices that divides the batch of 16 (published: 4 GPUs). Hours: not
+measured. Paper, VOC: mIoU 67.5 without annotation. Ours: 59.0 zero-shot on the demo world; VOC not
+run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,12 @@
 """The recipe of ReCLIP and ReCLIP++: tags, rectification, distillation, and their tables.
 
 Source: Wang and Kang 2024. Spec reclip.
+
+    python -m clipseg_jax.main --config=configs/voc_reclippp.py --config.clip.weights=ViT-B-16.pt
+
+Hardware: one device for the published batch of 1, any number that divides 16 for distillation.
+Hours: not measured. Paper, VOC: mIoU rectified 73.5, distilled 79.2. Ours: 83.5 and 55.5 on the
+demo world; VOC not run.
 """
 
 from __future__ import annotations
