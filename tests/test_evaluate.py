@@ -13,8 +13,13 @@ from PIL import Image
 
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.evaluate import Progress, evaluate, headline, report
-from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, network_sizes
-from clipseg_jax.inference import segmenter as make_segmenter
+from clipseg_jax.inference import (
+    InferenceConfig,
+    make_segment_fn,
+    network_shapes,
+    network_size,
+    network_sizes,
+)
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from input_pipeline.batches import evaluation as pipeline
 from input_pipeline.datasets import catalog as datasets
@@ -65,7 +70,7 @@ def run(root, batch_size, devices, processes=1, **options):
 def counted(root):
     """The confusion matrix by plain NumPy, image by image, nothing padded."""
     task = tiny.task(classes=CLASSES)
-    state, segment = make_segmenter(task, CFG)
+    state, segment = make_segment_fn(task, CFG)
     total = np.zeros((CLASSES, CLASSES), np.int64)
     for i in range(len(SIZES)):
         image = np.asarray(Image.open(root / "images" / f"{i}.png"))
@@ -169,5 +174,5 @@ def test_report_figures(capsys):
 def test_a_batch_must_divide_by_the_devices():
     with pytest.raises(ValueError, match="not divisible by 8 devices"):
         shard_batch(make_mesh(8), {"image": np.zeros((6, 2))})
-    with pytest.raises(ValueError, match="9 devices asked for, 8 found"):
+    with pytest.raises(ValueError, match="9 devices requested, 8 available"):
         make_mesh(9)

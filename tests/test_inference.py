@@ -16,10 +16,10 @@ from clipseg_jax.inference import (
     InferenceConfig,
     image_scores,
     label_maps,
+    make_segment_fn,
     network_shapes,
     network_size,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, opencv_resize, valid_mask
 from clipseg_jax.ops.window import count_windows, window_starts
@@ -32,7 +32,7 @@ SIZES = [(64, 33), (40, 100)]
 
 def run(task, cfg, pictures, shape, network):
     """Label maps and scores of pictures padded to `shape`, at the network to `network`."""
-    state, segment = segmenter(task, cfg)
+    state, segment = make_segment_fn(task, cfg)
     sizes = [p.shape[:2] for p in pictures]
     at_network = jnp.asarray([network_sizes(size, cfg) for size in sizes])
     return jax.jit(segment, static_argnums=4)(
@@ -245,7 +245,7 @@ def test_a_ratio_that_stands_twice_counts_twice():
             image_scores(task, None, picture, sizes, jnp.asarray([n]), n, cfg) for n in networks
         ]
         whole = task._replace(model=nnx.Module())
-        state, segment = segmenter(whole, cfg)
+        state, segment = make_segment_fn(whole, cfg)
         made = segment(state, picture, sizes, jnp.asarray([networks]), networks)
         return label_maps(views, cfg)[0], made[0]
 

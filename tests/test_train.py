@@ -143,7 +143,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
 
     done = run(tmp_path, cfg, evaluate=evaluate)
     assert list(seen) == [4, 8, 12]
-    assert done.figures["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
+    assert done.metrics["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
     for name, value in flat(done.best).items():
         np.testing.assert_array_equal(value, seen[8][name])
     # Again: nothing is trained or evaluated, the same is returned.
@@ -151,7 +151,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
     again = run(tmp_path, cfg, evaluate=evaluate)
     assert not seen
     assert_same(again.best, done.best)
-    assert again.figures["best"] == done.figures["best"]
+    assert again.metrics["best"] == done.metrics["best"]
 
 
 def test_accumulation_is_the_mean_of_parts(tmp_path):
@@ -207,7 +207,7 @@ def test_what_users_get_wrong(tmp_path):
         run(tmp_path, dataclasses.replace(SHORT, seed=3))
     with pytest.raises(ValueError, match="8 rows is not divisible by 3 devices"):
         run(tmp_path / "b", devices=3)
-    with pytest.raises(ValueError, match="no parameter to train"):
+    with pytest.raises(ValueError, match="selects no parameter"):
         train(
             toy_task.build()._replace(trainable=lambda path: False), toy_task.batches, OPTIM,
             SHORT, mesh=make_mesh(1), workdir=tmp_path / "c", name="toy",

@@ -12,10 +12,10 @@ from flax import nnx
 
 from clipseg_jax.inference import (
     InferenceConfig,
+    make_segment_fn,
     network_shapes,
     network_size,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
@@ -37,7 +37,7 @@ def labels_of(task, cfg, pictures, padded):
     own = np.asarray([picture.shape[:2] for picture in pictures])
     network = np.asarray([network_sizes(tuple(size), cfg) for size in own.tolist()])
     most = tuple(-(-int(side) // 16) * 16 for side in network[:, 0].max(axis=0))
-    state, segment = segmenter(task, cfg)
+    state, segment = make_segment_fn(task, cfg)
     run = jax.jit(segment, static_argnums=4)
     images = tiny.padded(pictures, padded)
     return run(state, images, jnp.asarray(own), jnp.asarray(network), network_shapes(most, cfg))

@@ -1,4 +1,4 @@
-"""What all command lines share: user errors end in one line, not in a traceback."""
+"""Error handling of all command lines: user errors print one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from clipseg_jax.core.interrupt import Interrupted
 
 
 def exit_code(run: Callable[[], object]) -> int:
-    """Runs a command; 0, or after one line: 2 for bad input, 128 + signal when told to stop."""
+    """Runs a command and returns its exit code.
+
+    0, or after printing one line: 2 for invalid input (ValueError, OSError), 128 + signal if
+    interrupted.
+    """
     try:
         run()
     except (ValueError, OSError) as error:
@@ -19,6 +23,6 @@ def exit_code(run: Callable[[], object]) -> int:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any, BinaryIO
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Calls `write` with a temporary file, then moves it to `path` in one step.
+    """Calls `write` with a temporary file and then renames it to `path`; returns `path`.
 
     Raises:
-      OSError: the folder cannot be written or the disk is full; names the path, leaves nothing.
+      OSError: the folder is not writable or the disk is full; the message names the path, and the
+        temporary file is removed.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise _explained(error, path) from error
+        raise _with_remedy(error, path) from error
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -32,7 +33,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> Path:
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _explained(error, path) from error
+            raise _with_remedy(error, path) from error
         raise
     return path
 
@@ -44,21 +45,21 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def check_writable(folder: str | Path) -> Path:
-    """Makes `folder` and proves that a file can be written there, before hours of work.
+    """Creates `folder` and checks that files can be written there; returns it.
 
     Raises:
-      OSError: it cannot; says why and what to do.
+      OSError: the folder is not writable; the message says why and what to do.
     """
     folder = Path(folder)
     write_atomic(folder / ".writable", lambda file: file.write(b"")).unlink()
     return folder
 
 
-def _explained(error: OSError, path: Path) -> OSError:
+def _with_remedy(error: OSError, path: Path) -> OSError:
     return type(error)(
         error.errno,
-        f"cannot write {path}: {error.strerror or error}; free space there or choose another "
-        "folder that this user may write",
+        f"cannot write {path}: {error.strerror or error}; free space there or choose "
+        "another folder with write permission",
     )
 
 

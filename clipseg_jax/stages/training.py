@@ -64,7 +64,7 @@ def run(
         workdir=workdir,
         name=name,
         evaluate=evaluate if evaluate_every_steps else None,
-        at=at,
+        callbacks=at,
         example_names=[example.name for example in data.examples],
     )
 

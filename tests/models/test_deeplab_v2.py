@@ -64,9 +64,7 @@ def test_the_published_network_differs_from_v1c():
     # torchvision's ResNet-101 without its classifier.
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
     assert count == 42_500_160
-    with pytest.raises(
-        ValueError, match="unknown variant 'v1d' of ResNets; choose v1c, v1 or caffe"
-    ):
+    with pytest.raises(ValueError, match="unknown ResNet variant 'v1d'; choose v1c, v1 or caffe"):
         DilatedResNet(DilatedResNetConfig(variant="v1d"), rngs=nnx.Rngs(0))
 
 

@@ -269,10 +269,13 @@ def test_wrong_settings(changes, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda u, i: (u[0], i, SHORT), r"energies of shape \(12, 17, 3\); wanted \(b, h, w, c\)"),
-        (lambda u, i: (u, i[:, 1:], SHORT), r"images of shape .* wanted \(1, 12, 17, 3\)"),
+        (
+            lambda u, i: (u[0], i, SHORT),
+            r"energies of shape \(12, 17, 3\); expected \(b, h, w, c\)",
+        ),
+        (lambda u, i: (u, i[:, 1:], SHORT), r"images of shape .* expected \(1, 12, 17, 3\)"),
         (lambda u, i: (u, i / 255.0, SHORT), "pass uint8"),
-        (lambda u, i: (u, i, SHORT.replace(w1=(1.0, 2.0))), "w1 is for 2 labels, the unary for 3"),
+        (lambda u, i: (u, i, SHORT.replace(w1=(1.0, 2.0))), "w1 has 2 labels, the unary 3"),
         (lambda u, i: (u, i, SHORT.replace(theta_beta=0.1)), "lattice cells, at most 4294967296"),
     ],
 )
@@ -284,7 +287,7 @@ def test_wrong_input(change, message):
 
 def test_wrong_sizes_and_unaries():
     unary, images = example()
-    with pytest.raises(ValueError, match=r"sizes of shape \(2, 2\); wanted \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"sizes of shape \(2, 2\); expected \(1, 2\)"):
         dense_crf(unary, images, SHORT, sizes=np.ones((2, 2), np.int32))
     with pytest.raises(ValueError, match="scores are uint8"):
         unary_from_softmax(images)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
@@ -74,10 +74,10 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         made = trained.model
         assert isinstance(made, DeepLabV2)
         weights_convert.save_deeplab(
-            workdir / "student.safetensors", made, dataset.class_names, figures=trained.figures
+            workdir / "student.safetensors", made, dataset.class_names, figures=trained.metrics
         )
-    wait("student written")
-    return trained.figures
+    barrier("student written")
+    return trained.metrics
 
 
 def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:

@@ -202,9 +202,9 @@ def _keep(
             **expected(config),
             clip_sha256=clip_sha256,
             visual=made.teacher.visual if distilled else made.visual,
-            figures=trained.figures,
+            figures=trained.metrics,
         )
         if jax.process_index() == 0:
             arrays = results.kept_arrays(made)
             results.save_result(workdir / f"{name}_{which}.safetensors", arrays, record)
-    return trained.figures
+    return trained.metrics

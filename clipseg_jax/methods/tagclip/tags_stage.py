@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.core.mesh import make_mesh, replicate
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.core.writer import read_lines
 from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_figures
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
@@ -50,10 +50,10 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
     folder = workdir / "tags"
     known = _partial(folder)
     todo = [i for i in range(len(examples)) if i not in known]
-    wait("tags begin")
+    barrier("tags begin")
     if todo:
         _score(config, workdir, folder, examples, todo)
-    wait("tags")
+    barrier("tags")
     known = _partial(folder)
     scored = [i for i in range(len(examples)) if i in known]
     if not scored:
@@ -76,7 +76,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
         write_label_list(path, lines)
         write_json(workdir / "metrics_tags.json", record)
         print(", ".join(f"{name} {value}" for name, value in record.items()))
-    wait("tags written")
+    barrier("tags written")
     return record
 
 
@@ -150,7 +150,7 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     words = (*classes, *background)
     if not (workdir / _EMBEDDINGS).exists():
         embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
-        wait("tag words")
+        barrier("tag words")
     rows = read_embeddings(config, workdir, words, _EMBEDDINGS)
     names = (
         *("affinity_blocks", "relative_threshold", "votes", "mix", "skip_empty_boxes"),

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import agree, wait
+from clipseg_jax.core.processes import barrier, broadcast_from_main
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
@@ -107,19 +107,19 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         add=add,
     )
     _keep(config, workdir, trained)
-    return trained.figures | {"images": len(examples)}
+    return trained.metrics | {"images": len(examples)}
 
 
 def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
     """Writes the last head, and the best one where any was scored."""
     names = find_dataset(config.dataset).class_names
-    kept = {"last": trained.model} | ({"best": trained.best} if trained.figures["best"] else {})
+    kept = {"last": trained.model} | ({"best": trained.best} if trained.metrics["best"] else {})
     for which, model in kept.items():
         assert isinstance(model, WeCLIP)
         if jax.process_index() == 0:
             path = workdir / f"head_{which}.safetensors"
-            save_weclip(path, model, names, figures=trained.figures)
-    wait("head written")
+            save_weclip(path, model, names, figures=trained.metrics)
+    barrier("head written")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -130,9 +130,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a dense CRF after it: metrics_crf.json. Both figures are told, always."""
     plain = workdir / "metrics.json"
-    if not agree(plain.exists()):
+    if not broadcast_from_main(plain.exists()):
         evaluate(config, workdir)
-        wait("metrics")
+        barrier("metrics")
     cfg = dataclasses.replace(
         inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
