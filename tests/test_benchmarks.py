@@ -55,11 +55,11 @@ def test_flops_grow_with_images_and_blocks():
 
 
 def test_sides_that_differ_are_named():
-    own = {"loss": 1.001, "gradient_norm": 2.0}
-    found = sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 2e-3})
-    assert found == {"loss": pytest.approx(1e-3), "gradient_norm": 0}
+    ours = {"loss": 1.001, "gradient_norm": 2.0}
+    differences = sides.agreement(ours, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 2e-3})
+    assert differences == {"loss": pytest.approx(1e-3), "gradient_norm": 0}
     with pytest.raises(ValueError, match="the two sides differ by"):
-        sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 5e-4})
+        sides.agreement(ours, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 5e-4})
 
 
 def test_ratios_are_to_the_peer(capsys):
@@ -134,8 +134,8 @@ def test_reclip_step(tmp_path, capsys):
     rectification, distillation = metrics["sections"]
     assert rectification["name"] == "rectification, 64 px, float32"
     assert distillation["name"] == "distillation, 64 px, float32"
-    own = [row["batch"] for row in rectification["rows"] if row["side"] == "ours"]
-    assert own == [1, 2]
+    batches = [row["batch"] for row in rectification["rows"] if row["side"] == "ours"]
+    assert batches == [1, 2]
     assert "text tokens" in printed
     if HAS_TORCH:
         assert rectification["differences"]["loss"] < 1e-4

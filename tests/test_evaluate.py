@@ -76,14 +76,14 @@ def counted(root):
         image = np.asarray(Image.open(root / "images" / f"{i}.png"))
         label = np.asarray(Image.open(root / "labels" / f"{i}.png"))
         sizes = network_sizes(image.shape[:2], CFG)
-        made, _ = segment(
+        labels_padded, _ = segment(
             state,
             jnp.asarray(image)[None],
             jnp.asarray([image.shape[:2]]),
             jnp.asarray([sizes]),
             network_shapes(sizes[0], CFG),
         )
-        predicted = np.asarray(made[0])
+        predicted = np.asarray(labels_padded[0])
         for truth in range(CLASSES):
             for guess in range(CLASSES):
                 total[truth, guess] += np.sum((label == truth) & (predicted == guess))
@@ -100,11 +100,11 @@ def test_counts_depend_neither_on_batch_nor_on_devices(root, counted, batch_size
 
 def test_an_interrupted_run_goes_on(root, counted, tmp_path):
     path = tmp_path / "partial.npz"
-    seen = []
+    indices = []
 
     def stop(index, image, labels):
-        seen.append(index)
-        if len(seen) == 4:
+        indices.append(index)
+        if len(indices) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -131,11 +131,14 @@ def test_counts_of_other_batches_are_not_taken(root, counted, tmp_path):
 
 
 def test_labels_reach_the_caller_at_their_own_size(root):
-    seen = {}
+    sizes = {}
     run(
-        root, 8, 8, on_labels=lambda i, image, labels: seen.update({i: (image.shape, labels.shape)})
+        root,
+        8,
+        8,
+        on_labels=lambda i, image, labels: sizes.update({i: (image.shape, labels.shape)}),
     )
-    assert seen == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
+    assert sizes == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
 
 
 def test_one_program_for_each_bucket(root, monkeypatch):

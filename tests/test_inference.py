@@ -75,9 +75,9 @@ def test_row_blocks_change_nothing(monkeypatch):
     task, picture = tiny.task(), tiny.images([(50, 70)])[0]
     whole = alone(task, CFG, picture)
     monkeypatch.setattr(inference, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
-    for made, expected in zip(alone(task, CFG, picture), whole, strict=True):
+    for actual, expected in zip(alone(task, CFG, picture), whole, strict=True):
         # Products of other shapes add up in another order: a few units in the last place.
-        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_mirror_image_gives_the_mirrored_scores():
@@ -126,9 +126,11 @@ def test_network_sizes_follow_the_published_rule():
     cfg = dataclasses.replace(CFG, ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
     for size in [(375, 500), (333, 500), (500, 281), (37, 91)]:
         padded = network_size(*size, cfg)
-        for shape, own in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
-            assert shape[0] >= own[0]
-            assert shape[1] >= own[1]
+        for shape, size_at_network in zip(
+            network_shapes(padded, cfg), network_sizes(size, cfg), strict=True
+        ):
+            assert shape[0] >= size_at_network[0]
+            assert shape[1] >= size_at_network[1]
 
 
 def test_background_rules():
@@ -227,8 +229,8 @@ def test_sigmoid_before_the_mean_of_windows(mode):
             view = image_scores(task, None, padded, sizes, network, bucket, cfg)
             return view.at(view.rows), label_maps([view], cfg)[0]
 
-        made, labels = (x[0, : image_hw[0], : image_hw[1]] for x in run(padded, sizes, network))
-        np.testing.assert_allclose(made, scores, atol=1e-5)
+        actual, labels = (x[0, : image_hw[0], : image_hw[1]] for x in run(padded, sizes, network))
+        np.testing.assert_allclose(actual, scores, atol=1e-5)
         assert np.mean(labels == np.argmax(scores, axis=-1)) > 0.999
 
 
@@ -246,8 +248,8 @@ def test_a_ratio_that_stands_twice_counts_twice():
         ]
         whole = task._replace(model=nnx.Module())
         state, segment = make_segment_fn(whole, cfg)
-        made = segment(state, picture, sizes, jnp.asarray([networks]), networks)
-        return label_maps(views, cfg)[0], made[0]
+        actual = segment(state, picture, sizes, jnp.asarray([networks]), networks)
+        return label_maps(views, cfg)[0], actual[0]
 
     expected, labels = run(picture)
     np.testing.assert_array_equal(labels, expected)

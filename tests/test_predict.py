@@ -207,7 +207,7 @@ def test_names_of_results_are_unique(tmp_path):
     for name in ("a/x.png", "a/x.jpg", "b/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = [name for _, name in predict.find_images([tmp_path / "a", tmp_path / "b"])]
-    assert len(set(found)) == 3
+    names = [name for _, name in predict.find_images([tmp_path / "a", tmp_path / "b"])]
+    assert len(set(names)) == 3
     with pytest.raises(FileNotFoundError, match="no images"):
         predict.find_images([tmp_path.joinpath("empty").mkdir() or tmp_path / "empty"])

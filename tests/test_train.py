@@ -63,9 +63,9 @@ def test_the_updates_are_pytorch_sgd(tmp_path):
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params, graph=graph, rest=rest, batch=batch, key=key, step=step):
-            made = nnx.merge(graph, params, rest, copy=True)
-            value, _ = toy_task.loss(made, batch, key, step)
-            return value, nnx.state(made, nnx.BatchStat)
+            model_copy = nnx.merge(graph, params, rest, copy=True)
+            value, _ = toy_task.loss(model_copy, batch, key, step)
+            return value, nnx.state(model_copy, nnx.BatchStat)
 
         grads, stats = jax.grad(loss, has_aux=True)(params)
         nnx.update(model, stats)
@@ -135,21 +135,21 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 def test_the_best_evaluation_is_kept(tmp_path):
     cfg = dataclasses.replace(SHORT, evaluate_every_steps=4)
-    scores, seen = {4: 1.0, 8: 3.0, 12: 2.0}, {}
+    scores, evaluated = {4: 1.0, 8: 3.0, 12: 2.0}, {}
 
     def evaluate(model, step):
-        seen[step] = flat(model)
+        evaluated[step] = flat(model)
         return {"mIoU": scores[step]}
 
     done = run(tmp_path, cfg, evaluate=evaluate)
-    assert list(seen) == [4, 8, 12]
+    assert list(evaluated) == [4, 8, 12]
     assert done.metrics["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
     for name, value in flat(done.best).items():
-        np.testing.assert_array_equal(value, seen[8][name])
+        np.testing.assert_array_equal(value, evaluated[8][name])
     # Again: nothing is trained or evaluated, the same is returned.
-    seen.clear()
+    evaluated.clear()
     again = run(tmp_path, cfg, evaluate=evaluate)
-    assert not seen
+    assert not evaluated
     assert_same(again.best, done.best)
     assert again.metrics["best"] == done.metrics["best"]
 

@@ -34,13 +34,13 @@ def dropping(cfg=tiny.VIT):
 
 
 def labels_of(task, cfg, pictures, padded):
-    own = np.asarray([picture.shape[:2] for picture in pictures])
-    network = np.asarray([network_sizes(tuple(size), cfg) for size in own.tolist()])
+    sizes = np.asarray([picture.shape[:2] for picture in pictures])
+    network = np.asarray([network_sizes(tuple(size), cfg) for size in sizes.tolist()])
     most = tuple(-(-int(side) // 16) * 16 for side in network[:, 0].max(axis=0))
     state, segment = make_segment_fn(task, cfg)
     run = jax.jit(segment, static_argnums=4)
     images = tiny.padded(pictures, padded)
-    return run(state, images, jnp.asarray(own), jnp.asarray(network), network_shapes(most, cfg))
+    return run(state, images, jnp.asarray(sizes), jnp.asarray(network), network_shapes(most, cfg))
 
 
 def by_hand(task, cfg, picture):
@@ -50,8 +50,8 @@ def by_hand(task, cfg, picture):
 
     def logits(pixels):
         h, w = pixels.shape[1:3]
-        found = task.predict(model, pixels, jnp.asarray([[h, w]]))
-        return found[:, : h // 16, : w // 16]
+        grid = task.predict(model, pixels, jnp.asarray([[h, w]]))
+        return grid[:, : h // 16, : w // 16]
 
     factor = 96 / max(height, width)
     pixels = normalize(jnp.asarray(picture)[None], cfg.mean, cfg.std)
@@ -90,9 +90,9 @@ def test_sizes_are_rounded_down():
     assert network_sizes((333, 500), alone) == [(333, 500), (249, 375)]
     for size in [(375, 500), (333, 500), (500, 281), (37, 91)]:
         padded = tuple(-(-side // 16) * 16 for side in network_size(*size, cfg))
-        for shape, own in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
-            assert shape[0] >= own[0]
-            assert shape[1] >= own[1]
+        for shape, sizes in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
+            assert shape[0] >= sizes[0]
+            assert shape[1] >= sizes[1]
 
 
 def test_too_thin_at_any_scale():
