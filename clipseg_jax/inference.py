@@ -47,7 +47,7 @@ class InferenceConfig:
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
-    least_px: int = 1  # shortest side in pixels at the network; a shorter one raises ValueError
+    min_side_px: int = 1  # shortest side in pixels at the network; a shorter one raises ValueError
     ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
     # How several views are averaged: "probabilities" at full size, or "logits" on the grid of the
     # first view, which selects WeCLIP's protocol as a whole: see `views`.
@@ -55,7 +55,7 @@ class InferenceConfig:
     flip: bool = False  # average with the mirror image
     # Label of each text embedding; None: its index. Several embeddings may share a label
     # (background words).
-    row_labels: tuple[int, ...] | None = None
+    embedding_labels: tuple[int, ...] | None = None
     # Pixels whose best probability is lower get `background_label`; 0: off.
     background_thresh: float = 0.0
     background_label: int = 0
@@ -72,12 +72,12 @@ def network_size(
     """(height, width) in pixels of an image at the network, at one of the test-time scales.
 
     Raises:
-      ValueError: a side would be shorter than `cfg.least_px` pixels.
+      ValueError: a side would be shorter than `cfg.min_side_px` pixels.
     """
     if cfg.average == "logits":
         scaled = size_of_view((height, width), cfg.scale_px, ratio)
         smallest = size_of_view((height, width), cfg.scale_px, min(ratio, *cfg.ratios))
-        if min(smallest) < cfg.least_px:
+        if min(smallest) < cfg.min_side_px:
             scaled = smallest
     elif cfg.scale_px is None:
         scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
@@ -88,7 +88,7 @@ def network_size(
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
             scaled = b, a
-    if min(scaled) < cfg.least_px:
+    if min(scaled) < cfg.min_side_px:
         raise ValueError(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
@@ -230,8 +230,8 @@ def _mean_probabilities(maps: list[Array]) -> Array:
 
 def _to_labels(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
     """Maps indices of text embeddings to labels, and improbable pixels to the background."""
-    if cfg.row_labels is not None:
-        labels = jnp.asarray(cfg.row_labels, jnp.int32)[labels]
+    if cfg.embedding_labels is not None:
+        labels = jnp.asarray(cfg.embedding_labels, jnp.int32)[labels]
     if cfg.background_thresh > 0:
         labels = jnp.where(best < cfg.background_thresh, cfg.background_label, labels)
     return labels, best

@@ -46,7 +46,7 @@ class TrainConfig:
     monitor: str = "mIoU"  # metric whose highest value selects the best checkpoint
 
 
-class Trained(NamedTuple):
+class TrainResult(NamedTuple):
     """Result of a finished run."""
 
     model: nnx.Module  # with the last parameters
@@ -70,7 +70,7 @@ def train(
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
     callbacks: Mapping[int, Callable[[nnx.Module], None]] | None = None,
     example_names: Sequence[str] | None = None,
-) -> Trained:
+) -> TrainResult:
     """Trains to `cfg.total_steps`; resumes from the newest checkpoint of `name` in `workdir`.
 
     Args:
@@ -194,7 +194,7 @@ def train(
         state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)
         summary: dict[str, Any] = {"steps": step, "loss": last.get("loss"), "best": best.metrics}
-        return Trained(model, best.model(parts, state, frozen) or model, summary)
+        return TrainResult(model, best.model(parts, state, frozen) or model, summary)
     except jax.errors.JaxRuntimeError:
         peers_alive = jax.process_count() == 1
         raise

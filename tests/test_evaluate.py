@@ -36,9 +36,9 @@ def root(tmp_path_factory):
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     rng = np.random.default_rng(3)
-    for i, picture in enumerate(tiny.images(SIZES, seed=4)):
-        Image.fromarray(picture).save(folder / "images" / f"{i}.png")
-        label = rng.integers(0, CLASSES, picture.shape[:2]).astype(np.uint8)
+    for i, image in enumerate(tiny.images(SIZES, seed=4)):
+        Image.fromarray(image).save(folder / "images" / f"{i}.png")
+        label = rng.integers(0, CLASSES, image.shape[:2]).astype(np.uint8)
         label[rng.random(label.shape) < 0.1] = 255
         Image.fromarray(label).save(folder / "labels" / f"{i}.png")
     return folder

@@ -174,7 +174,7 @@ def test_accumulation_is_the_mean_of_parts(tmp_path):
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(4, 1), (4, 2), (8, 8)])
 def test_any_layout_gives_the_same(tmp_path, devices, fsdp, monkeypatch):
-    monkeypatch.setattr("clipseg_jax.core.mesh._SPLIT_FROM", 1)
+    monkeypatch.setattr("clipseg_jax.core.mesh._MIN_SHARDED", 1)
     one = run(tmp_path / "one")
     many = run(tmp_path / "many", devices=devices, fsdp=fsdp)
     assert_same(one.model, many.model, rtol=1e-5, atol=1e-6)

@@ -23,7 +23,7 @@ from tests import tiny
 
 CFG = InferenceConfig(
     mean=(120.0, 115.0, 100.0), std=(60.0, 58.0, 57.0), scale_px=(96, 96), ratios=(1.0, 0.75),
-    flip=True, average="logits", temperature=1.0, least_px=16,
+    flip=True, average="logits", temperature=1.0, min_side_px=16,
 )  # fmt: skip
 SIZES = [(60, 90), (90, 61), (40, 40)]
 
@@ -33,20 +33,20 @@ def dropping(cfg=tiny.VIT):
     return tiny.task(dataclasses.replace(cfg, position_resize="bilinear", pad_to_patch=False))
 
 
-def labels_of(task, cfg, pictures, padded):
-    sizes = np.asarray([picture.shape[:2] for picture in pictures])
+def labels_of(task, cfg, unpadded, padded):
+    sizes = np.asarray([image.shape[:2] for image in unpadded])
     network = np.asarray([network_sizes(tuple(size), cfg) for size in sizes.tolist()])
     most = tuple(-(-int(side) // 16) * 16 for side in network[:, 0].max(axis=0))
     state, segment = make_segment_fn(task, cfg)
     run = jax.jit(segment, static_argnums=4)
-    images = tiny.padded(pictures, padded)
+    images = tiny.padded(unpadded, padded)
     return run(state, images, jnp.asarray(sizes), jnp.asarray(network), network_shapes(most, cfg))
 
 
-def by_hand(task, cfg, picture):
-    """One picture, unpadded, as the description says it."""
+def by_hand(task, cfg, image):
+    """One image, unpadded, by the definition."""
     model = nnx.merge(*nnx.split(task.model))
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
 
     def logits(pixels):
         h, w = pixels.shape[1:3]
@@ -54,7 +54,7 @@ def by_hand(task, cfg, picture):
         return grid[:, : h // 16, : w // 16]
 
     factor = 96 / max(height, width)
-    pixels = normalize(jnp.asarray(picture)[None], cfg.mean, cfg.std)
+    pixels = normalize(jnp.asarray(image)[None], cfg.mean, cfg.std)
     first = resize(pixels, (int(height * factor), int(width * factor)))
     total = 0.0
     for ratio in cfg.ratios:
@@ -69,11 +69,11 @@ def by_hand(task, cfg, picture):
 
 @pytest.mark.slow
 def test_padding_and_batching_change_nothing():
-    task, pictures = dropping(), tiny.images(SIZES)
-    labels, best = labels_of(task, CFG, pictures, (96, 112))
-    for row, picture in enumerate(pictures):
-        h, w = picture.shape[:2]
-        expected, score = by_hand(task, CFG, picture)
+    task, images = dropping(), tiny.images(SIZES)
+    labels, best = labels_of(task, CFG, images, (96, 112))
+    for row, image in enumerate(images):
+        h, w = image.shape[:2]
+        expected, score = by_hand(task, CFG, image)
         assert np.mean(np.asarray(labels)[row, :h, :w] == expected) > 0.999
         np.testing.assert_allclose(np.asarray(best)[row, :h, :w], score, atol=1e-5)
     assert len(np.unique(np.asarray(labels)[0])) > 1

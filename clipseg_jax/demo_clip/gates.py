@@ -6,6 +6,7 @@ python -m clipseg_jax.demo_clip.gates [--weights DIRECTORY]
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -61,9 +62,10 @@ def masks(
     total = np.zeros((classes + 1, classes + 1), np.int64)
     right = objects = 0
     pictures = list(world.pictures("evaluation", count, 128))
-    settings = {"mean": CLIP_MEAN, "std": CLIP_STD, "scale_px": (side_px, side_px)}
-    with_scenery = InferenceConfig(row_labels=(*range(1, classes + 1), 0, 0, 0, 0), **settings)  # type: ignore[arg-type]
-    without_scenery = InferenceConfig(row_labels=tuple(range(1, classes + 1)), **settings)  # type: ignore[arg-type]
+    cfg = InferenceConfig(mean=CLIP_MEAN, std=CLIP_STD, scale_px=(side_px, side_px))
+    class_labels = tuple(range(1, classes + 1))
+    with_scenery = dataclasses.replace(cfg, embedding_labels=(*class_labels, 0, 0, 0, 0))
+    without_scenery = dataclasses.replace(cfg, embedding_labels=class_labels)
     runs = []
     for cfg, embeddings in (
         (with_scenery, text_embeddings),

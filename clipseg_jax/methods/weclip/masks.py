@@ -47,7 +47,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         examples = [dataclasses.replace(each, label_path=None) for each in examples]
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
-        inference(config), ratios=(1.0,), least_px=model.clip.visual.cfg.patch_px
+        inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
     )
     batches = pipeline.evaluation(
         dataset,

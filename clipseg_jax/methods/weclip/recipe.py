@@ -28,7 +28,7 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import embed_words, word_lists
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
-from clipseg_jax.train import Trained
+from clipseg_jax.train import TrainResult
 from input_pipeline.batches.weclip_views import boxes, training_placed
 from weights_convert import save_weclip
 
@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def validate() -> Evaluation:  # at one scale
         own = dataclasses.replace(
             inference(config), scale_px=None, ratios=(1.0,), flip=False,
-            least_px=model.clip.visual.cfg.patch_px,
+            min_side_px=model.clip.visual.cfg.patch_px,
         )  # fmt: skip
         return Evaluation(config, own, split=config.dataset.validation_split)
 
@@ -110,7 +110,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     return trained.metrics | {"images": len(examples)}
 
 
-def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
+def _keep(config: ConfigDict, workdir: Path, trained: TrainResult) -> None:
     """Writes the last head, and the best one where any was scored."""
     names = find_dataset(config.dataset).class_names
     kept = {"last": trained.model} | ({"best": trained.best} if trained.metrics["best"] else {})
@@ -146,7 +146,7 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
 
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
-    cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
+    cfg = dataclasses.replace(cfg, min_side_px=model.clip.visual.cfg.patch_px)
     task = weclip.build(model, task_config(config))
     return Evaluation(config, cfg).write(task, workdir, suffix)
 
