@@ -1,4 +1,4 @@
-"""What a user brings, generated: weights of full size and folders in the published layouts."""
+"""Generates user inputs: weights of full size and datasets in the published layouts."""
 
 from __future__ import annotations
 

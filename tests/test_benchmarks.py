@@ -73,7 +73,7 @@ def test_ratios_are_to_the_peer(capsys):
     ]
     section = report.add({"sections": []}, "name", rows)
     assert [row["ratio"] for row in section["rows"]] == [2, None, 8]
-    assert "GFLOP/s" not in capsys.readouterr().out  # nobody measured it
+    assert "GFLOP/s" not in capsys.readouterr().out  # not measured
 
 
 def test_steps_run_in_turn():

@@ -1,4 +1,4 @@
-"""The one evaluation loop: the same counts for any batch, any number of devices, after a kill."""
+"""The evaluation loop: equal counts for any batch size and number of devices, and resuming."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_counts_depend_neither_on_batch_nor_on_devices(root, counted, batch_size
     np.testing.assert_array_equal(progress.confusion, counted)
 
 
-def test_an_interrupted_run_goes_on(root, counted, tmp_path):
+def test_an_interrupted_run_resumes(root, counted, tmp_path):
     path = tmp_path / "partial.npz"
     indices = []
 

@@ -1,4 +1,4 @@
-"""Padding, windows, chunks and flips change nothing that they shouldn't."""
+"""Inference: padding, windows, chunks and flips do not change the result."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_sigmoid_before_the_mean_of_windows(mode):
         assert np.mean(labels == np.argmax(scores, axis=-1)) > 0.999
 
 
-def test_a_ratio_that_stands_twice_counts_twice():
+def test_a_ratio_that_is_listed_twice_counts_twice():
     task, (image,) = pooled_task(pixel_scores=jax.nn.sigmoid), tiny.images([(50, 70)])
     cfg = dataclasses.replace(CFG, ratios=(1.0, 0.75, 1.0))
     sizes = jnp.asarray([image.shape[:2]])

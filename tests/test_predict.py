@@ -1,4 +1,4 @@
-"""What a user meets: `segment`, the command line, and what happens with bad input."""
+"""The public API and command line: `segment`, `predict`, and errors on invalid input."""
 
 from __future__ import annotations
 

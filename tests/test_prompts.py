@@ -1,4 +1,4 @@
-"""Words to rows, and the small helpers around files and pictures."""
+"""Class embeddings, label images and atomic files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one training loop: numbers, resuming, stopping, layouts."""
+"""The training loop: values, resuming, interruption, shardings."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_groups_have_their_own_rate_and_decay(tmp_path):
         assert np.array_equal(value, after[name]) != moved, name
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole")
 
     def killed(step):
@@ -178,7 +178,7 @@ def test_any_layout_gives_the_same(tmp_path, devices, fsdp, monkeypatch):
     one = run(tmp_path / "one")
     many = run(tmp_path / "many", devices=devices, fsdp=fsdp)
     assert_same(one.model, many.model, rtol=1e-5, atol=1e-6)
-    # A checkpoint goes on with any other number of devices.
+    # A checkpoint can be resumed with any other number of devices.
     short = dataclasses.replace(SHORT, total_steps=7)
     cut = tmp_path / "cut"
     held = dataclasses.replace(OPTIM, schedule_steps=12)

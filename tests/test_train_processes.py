@@ -1,4 +1,4 @@
-"""Training by real processes: the same numbers, and what happens when one of them goes."""
+"""Training in several processes: equal results, and errors when one of them is lost."""
 
 from __future__ import annotations
 
