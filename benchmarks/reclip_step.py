@@ -19,8 +19,7 @@ from benchmarks import reclip_sides, report
 from benchmarks.reclip_sides import Kind
 from benchmarks.report import TYPES, Metrics, console, several
 from benchmarks.sides import HAS_TORCH, Ours, Side, full_float32
-from clipseg_jax.models.clip import transformer
-from clipseg_jax.ops import upsample
+from clipseg_jax.ops import attention, upsample
 
 SECTIONS: tuple[Kind, ...] = ("rectification", "distillation")
 
@@ -64,7 +63,7 @@ def _formulas(
     kind: Kind, work: counts.Work
 ) -> tuple[dict[str, counts.Pair], dict[str, counts.Pair]]:
     """FLOPs and bytes of each part, ours and published."""
-    scores = None if jax.default_backend() == "gpu" else transformer._SCORES_AT_ONCE
+    scores = None if jax.default_backend() == "gpu" else attention._SCORES_AT_ONCE
     if kind == "rectification":
         return counts.rectification_flops(work), counts.rectification_bytes(work, scores)
     block = upsample._NUMBERS_AT_ONCE

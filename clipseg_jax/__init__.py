@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["segment"]
+__all__ = ["__version__", "segment"]
 
 
 def __getattr__(name: str) -> Any:
@@ -11,4 +11,8 @@ def __getattr__(name: str) -> Any:
         from clipseg_jax.segmenter import segment
 
         return segment
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("clipseg_jax")  # what pyproject.toml says
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.segmenter import Segmentation, Segmenter, check_words
 from input_pipeline.datasets.images import BadImage, read_image
-from input_pipeline.datasets.layout import PICTURES
+from input_pipeline.datasets.layout import IMAGE_SUFFIXES
 
 
 def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
@@ -37,9 +37,9 @@ def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
     files: list[tuple[Path, Path]] = []  # (file, path relative to the folder it was found in)
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise FileNotFoundError(f"no images ({', '.join(PICTURES)}) in folder {path}")
+                raise FileNotFoundError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
             files += [(image, image.relative_to(path)) for image in inside]
         elif path.is_file():
             files.append((path, Path(path.name)))

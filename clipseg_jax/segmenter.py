@@ -25,8 +25,7 @@ from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
-from input_pipeline.batches.buckets import Batch as PlannedBatch
-from input_pipeline.batches.buckets import plan_batches
+from input_pipeline.batches.buckets import PlannedBatch, plan_batches
 from input_pipeline.datasets.images import BadImage, image_size, read_image
 
 

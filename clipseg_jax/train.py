@@ -213,16 +213,22 @@ def _due(step: int, cfg: TrainConfig) -> bool:
     return step > 0 and every > 0 and (step % every == 0 or step == cfg.total_steps)
 
 
-def _stored(state: TrainState) -> dict[str, Any]:
-    """The state under the field names of checkpoints, where `opt_state` is called "moments"."""
-    fields = state._asdict()
-    return {("moments" if name == "opt_state" else name): fields[name] for name in fields}
+class _Stored(NamedTuple):
+    """The state with the field names and leaf order of checkpoints."""
+
+    step: Any
+    params: Any
+    stats: Any
+    moments: Any  # `opt_state`
+    bad: Any
 
 
-def _from_stored(fields: dict[str, Any]) -> TrainState:
-    """The inverse of `_stored`."""
-    renamed = {("opt_state" if name == "moments" else name): fields[name] for name in fields}
-    return TrainState(**renamed)
+def _stored(state: TrainState) -> _Stored:
+    return _Stored(state.step, state.params, state.stats, state.opt_state, state.bad)
+
+
+def _from_stored(stored: _Stored) -> TrainState:
+    return TrainState(stored.step, stored.params, stored.stats, stored.moments, stored.bad)
 
 
 class _Best:

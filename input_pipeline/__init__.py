@@ -1,6 +1,5 @@
-"""Datasets as records, pictures and labels from disk, transforms, batches to evaluate and to train.
+"""Dataset records, images and label maps from disk, transforms, and batches for JAX.
 
-Imports nothing of clipseg_jax. `datasets` and `images` need only Pillow; `transforms`,
-`corruptions`, `pipeline` and `training` need OpenCV; TensorFlow is imported when batches are
-iterated.
+Imports nothing of clipseg_jax. `datasets` needs only Pillow and tqdm, `batches` OpenCV as well;
+TensorFlow is imported when batches are iterated.
 """

@@ -1,20 +1,60 @@
-"""Files written whole or not at all, so that a run that was stopped can go on."""
+"""Files that are either whole or absent, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-class CannotWrite(RuntimeError):  # noqa: N818
-    """A file can't be written, and the next ones neither: disk full, no permission."""
+class CannotWrite(OSError):  # noqa: N818
+    """A file cannot be written, and neither can the next ones: disk full, no permission."""
+
+
+def write_atomic(
+    path: str | Path, write: Callable[[BinaryIO], object], *, sync: bool = True
+) -> Path:
+    """Calls `write` with a temporary file, then moves it to `path` in one step.
+
+    Args:
+      sync: wait until the content is on the disk. False, for many small files that can be made
+        again: after a power failure `path` may be incomplete.
+
+    Raises:
+      CannotWrite: the folder cannot be written or the disk is full; leaves no file behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CannotWrite(
+                f"cannot write {path}: {error.strerror or error}; free space there or choose "
+                "another folder that this user may write to, and run the command again to resume"
+            ) from error
+        raise
+    return path
 
 
 def is_whole_png(path: Path) -> bool:
-    """Whether a file ends as a PNG does; one that was cut short doesn't."""
+    """Whether a file ends as a PNG does; a truncated one does not."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(_PNG_END), os.SEEK_END)
@@ -23,28 +63,7 @@ def is_whole_png(path: Path) -> bool:
         return False
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file beside `path` and moves it there: nobody ever sees half of it.
-
-    Raises:
-      CannotWrite: the folder can't be written or the disk is full; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            _write(temporary, content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CannotWrite(
-            f"cannot write {path}: {error.strerror or error}; free space there or get the right "
-            f"to write, and run the command again: it goes on where it stopped"
-        ) from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

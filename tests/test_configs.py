@@ -45,8 +45,8 @@ from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
 from clipseg_jax.stages import clip as clip_es_models
-from clipseg_jax.stages import image_classes as present
 from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.image_classes import class_count, label_of_class
 from configs.base import maskclip_plus as plus_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,10 +58,10 @@ TOWERS = {
     for name, released in NAMES.items()
 }
 TINY = ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96)
-# MaskCLIP+'s published variants: config -> config strings, as the README's table has them.
+# MaskCLIP+'s published variants: config -> config strings, as docs/results.md has them.
 _COMMAND = re.compile(r"--config=configs/(\w+_maskclip_plus)\.py:([\w=,]+)`")
 ROWS = collections.defaultdict(list)
-for _name, _string in _COMMAND.findall((ROOT / "README.md").read_text()):
+for _name, _string in _COMMAND.findall((ROOT / "docs/results.md").read_text()):
     ROWS[_name].append(_string)
 # What a table of a zero-shot recipe can print, and with it any other's.
 PUBLISHED = SegmentationMetrics.from_confusion(np.eye(2)).summary(unseen=[1]).keys()
@@ -198,9 +198,9 @@ def check_clip_es(config):
     for split in ("train_split", "mask_split", "split"):
         assert dataset.layout.split(config.dataset[split])
     classes, background = clip_es_models.word_lists(config)
-    assert len(classes) == present.class_count(config)
+    assert len(classes) == class_count(config)
     assert background or not config.cams.background
-    labels = present.label_of_class(config)
+    labels = label_of_class(config)
     assert max(labels[labels < 255]) == dataset.num_classes - 1
     if not config.student.trained:
         model = nnx.eval_shape(lambda: deeplab.build(config))

@@ -21,8 +21,8 @@ from clipseg_jax.inference import (
     network_sizes,
 )
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
-from input_pipeline.batches import evaluation as pipeline
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.batches.evaluation import evaluation_batches
+from input_pipeline.datasets import catalog
 from tests import tiny
 
 CLASSES = 5
@@ -45,8 +45,8 @@ def root(tmp_path_factory):
 
 
 def run(root, batch_size, devices, processes=1, **options):
-    dataset = datasets.folder(root, [f"class {i}" for i in range(CLASSES)])
-    plan = pipeline.evaluation(
+    dataset = catalog.folder(root, [f"class {i}" for i in range(CLASSES)])
+    plan = evaluation_batches(
         dataset,
         dataset.index(root),
         batch_size=batch_size,

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipseg_jax.core.writer import read_lines
+from clipseg_jax.core.json_lines import read_lines
 from clipseg_jax.demo import world
-from weights_convert.trained.reclip import files as results
+from weights_convert import RECLIP, load_trained
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,7 +62,7 @@ def test_two_processes_do_the_recipe(tmp_path):
     losses = [[line["loss"] for line in read_lines(f / "rectify.jsonl")] for f in (one, two)]
     assert losses[0]
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    a, b = (results.load_result(f / "rectified_last.safetensors").arrays for f in (one, two))
+    a, b = (load_trained(f / "rectified_last.safetensors", RECLIP).arrays for f in (one, two))
     for key, value in a.items():
         np.testing.assert_allclose(value, b[key], rtol=1e-3, atol=1e-4, err_msg=key)
     metrics = [json.loads((f / "metrics_rectified.json").read_text()) for f in (one, two)]

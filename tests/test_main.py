@@ -16,7 +16,7 @@ from clipseg_jax import main
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_on_host
 from clipseg_jax.demo import world
 from configs import demo_maskclip, voc_maskclip
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,8 +86,8 @@ def test_robustness(config, tmp_path, monkeypatch, capsys):
     """As it is and under each corruption, of one plan; goes on where it was stopped."""
     config.stages = ("text", "robustness")
     config.robustness.kinds, config.robustness.levels = ("gaussian_noise", "gaussian_blur"), (1, 5)
-    read, planned = [], pipeline.example_sizes
-    monkeypatch.setattr(pipeline, "example_sizes", lambda *a: read.append(a) or planned(*a))
+    read, sizes = [], evaluation.example_sizes
+    monkeypatch.setattr(evaluation, "example_sizes", lambda *a: read.append(a) or sizes(*a))
     record = main.run(config, tmp_path)["robustness"]
     assert len(read) == 1  # the headers of all pictures
     path = tmp_path / "robustness.json"

@@ -147,7 +147,8 @@ def files():
         yield from sorted((ROOT / top).rglob("*.py"))
         yield from sorted((ROOT / top).rglob("*.md"))
     yield from sorted((ROOT / "docs").glob("*.md"))
-    yield ROOT / "README.md"
+    yield from sorted((ROOT / "docs/methods").glob("*.md"))
+    yield from sorted(ROOT.glob("*.md"))
 
 
 def test_every_citation_leads_somewhere():

@@ -1,4 +1,4 @@
-"""The command `python -m weights_convert`: convert a checkpoint, look into it, export it."""
+"""The command `python -m weights_convert`: convert, inspect or export a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
-from weights_convert.clip import layouts as names
+from weights_convert.clip import layouts
 from weights_convert.clip.cache import config_from_dict
 from weights_convert.clip.convert import convert, fit, released, sha256
-from weights_convert.clip.export import LAYOUTS, export
+from weights_convert.clip.export import LAYOUTS, export, to_state_dict
 from weights_convert.clip.huggingface import weights_file
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import (
@@ -27,16 +27,17 @@ from weights_convert.formats.converted import (
     save_converted,
 )
 from weights_convert.formats.reader import read
-from weights_convert.trained.deeplab import stored_arrays
-from weights_convert.trained.kinds import TRAINED, kind_of
-from weights_convert.trained.reclip.files import REVISIONS
+from weights_convert.trained.files import export_trained, load_trained, read_published
+from weights_convert.trained.format import Format
+from weights_convert.trained.kinds import FORMATS, format_of
+from weights_convert.trained.reclip.format import RECLIP, REVISIONS
 
 _EXAMPLES = """\
-SRC is any of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
+SRC is one of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
 open_clip directory, MaskCLIP's *_clip_weights.pth, a trained MaskCLIP+, ReCLIP's best_weight.pth,
 WeCLIP's or WTCLIP's *_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth,
-DeepLab's .caffemodel, or a file that this command wrote. Neither PyTorch nor Caffe is needed, and
-nothing that a file contains is run.
+DeepLab's .caffemodel, or a file written by this command. Neither PyTorch nor Caffe is needed, and
+no code contained in a file is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -56,7 +57,7 @@ examples:
       --clip RN50.pt
 """
 
-_LAYOUTS = (*LAYOUTS, *TRAINED)
+_LAYOUTS = (*LAYOUTS, *FORMATS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,53 +68,56 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m weights_convert",
-        description="Convert checkpoints of CLIP and of what is trained on it, look "
-        "into them, export them for PyTorch.",
+        description="Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a directory")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("-o", "--output", metavar="DST", type=Path, help="convert to this file")
-    what.add_argument(
-        "--inspect", action="store_true", help="print what SRC is and every key; any checkpoint"
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("-o", "--output", metavar="DST", type=Path, help="convert to this file")
+    action.add_argument(
+        "--inspect", action="store_true", help="print the kind of SRC, and all its keys"
     )
-    what.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
+    action.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
     parser.add_argument(
         "--to",
         choices=_LAYOUTS,
-        help="layout of --export: a state dict (openai), a directory (huggingface), the "
-        "*_clip_weights.pth of MaskCLIP, the best_weight.pth of ReCLIP, the checkpoint of "
-        "deeplab-pytorch, MaskCLIP+ (mmseg), CLIP-RC, or of WeCLIP and WTCLIP",
+        help="layout of --export: a state dict (openai), a directory (huggingface), MaskCLIP's "
+        "*_clip_weights.pth or *_clip_backbone.pth, ReCLIP's best_weight.pth, or a checkpoint of "
+        "MaskCLIP+ (mmsegmentation), WeCLIP or WTCLIP, CLIP-RC, deeplab-pytorch",
     )
     parser.add_argument(
-        "--vision-only", action="store_true", help="convert or export the image tower alone"
+        "--vision-only", action="store_true", help="convert or export only the image tower"
     )
     parser.add_argument(
         "--revision",
         choices=REVISIONS,
-        help="of the code that trained ReCLIP's SRC, which the file doesn't tell; goes on record",
+        help="revision of the code that trained ReCLIP's SRC, to be recorded: published files "
+        "don't contain it",
     )
     parser.add_argument(
         "--clip",
         metavar="CLIP",
         type=Path,
-        help="with --to reclip: the CLIP that SRC belongs to, which it needs; with weclip, clip_rc "
-        "or maskclip_plus (for further training) one that is written with it",
+        help="the CLIP that SRC was trained with, for exports that repeat it: required for reclip "
+        "and for a clip_rc that was trained here, optional for weclip and maskclip_plus",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 after one line `error: ...` for what a user can mend."""
+    """Runs the command; returns 0, or 2 after one line `error: ...` if the input is at fault."""
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
         parser.error(f"--export DST and --to {{{','.join(_LAYOUTS)}}} go together")
-    takes_clip = args.to in TRAINED and TRAINED[args.to].with_clip
-    if (args.to == "reclip" and args.clip is None) or (args.clip is not None and not takes_clip):
-        parser.error("--to reclip and --clip CLIP go together; other layouts may or can't have it")
+    takes_clip = args.to in FORMATS and FORMATS[args.to].takes_clip
+    if args.to == RECLIP.name and args.clip is None:
+        parser.error("--to reclip needs --clip CLIP")
+    if args.clip is not None and not takes_clip:
+        names = ", ".join(name for name, fmt in FORMATS.items() if fmt.takes_clip)
+        parser.error(f"--clip is only for --export with --to {names}")
     try:
         if args.inspect:
             print("\n".join(inspect(args.source)))
@@ -125,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if target.is_dir() and args.to != "huggingface":
             raise CheckpointError(f"{target} is a directory; name a file to write")
         print(f"{target}: {_run(args, target)}")
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CheckpointError as error:
         return _failed(str(error))
@@ -136,18 +140,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, target: Path) -> str:
-    """Converts or exports; returns what was done."""
-    name = args.to or kind_of(args.source)
-    if args.revision and name != "reclip":
+    """Converts or exports; returns a summary of what was written."""
+    fmt = FORMATS.get(args.to) if args.to else format_of(args.source)
+    if args.revision and fmt is not RECLIP:
         raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
-    if name in TRAINED:
-        kind, more = TRAINED[name], {"revision": args.revision} if args.revision else {}
-        trained = kind.load(args.source, **more)
+    if fmt is not None:
+        expected = {"revision": args.revision} if args.revision else None
+        trained = load_trained(args.source, fmt, expected=expected)
         if args.output:
             save_converted(target, trained)
         else:
-            kind.export(trained, target, args.clip)
-        return kind.summary(trained.record)
+            clip = None if args.clip is None else to_state_dict(convert(args.clip))
+            export_trained(trained, target, fmt, clip=clip)
+        return fmt.summary(trained.record)
     converted = convert(args.source, vision_only=args.vision_only)
     if args.output:
         save_converted(target, converted)
@@ -191,60 +196,76 @@ def describe(config: CLIPConfig) -> str:
 
 
 def inspect(source: Path) -> list[str]:
-    """Lines that tell what a checkpoint is, whether a CLIP or not, with a table of its keys.
+    """Lines that describe a checkpoint, of a CLIP or not, with a table of its keys.
 
     Raises:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if (name := kind_of(path)) is not None:
-        known = TRAINED[name]
-        arrays, record = known.load(path)
-        kind, layout = record.get("kind", "converted"), known.layout.format_map(record)
-        model, sizes = "no released model", known.summary(record)
-        if name == "reclip":
-            model = f"revision {record['revision'] or 'not recorded'}"
-        stored = arrays if is_converted(path) else stored_arrays(path)[0]
-        digest = sha256(path)
+    if (fmt := format_of(path)) is not None:
+        arrays, facts = _inspect_trained(path, fmt)
     elif is_converted(path):
-        stored, record = load_converted(path)
-        kind, layout = "converted", f"clipseg_jax, from {record['source']} ({record['layout']})"
-        model = record["model"] or "no released model"
-        sizes = describe(config_from_dict(record["config"]))
-        digest = sha256(path)
+        arrays, record = load_converted(path)
+        facts = {
+            "kind": "converted",
+            "layout": f"clipseg_jax, from {record['source']} ({record['layout']})",
+            "model": record["model"] or "no released model",
+            "sizes": describe(config_from_dict(record["config"])),
+        }
     else:
-        checkpoint = read(path)
-        kind, content = checkpoint.kind, checkpoint.content
-        whole = {"(the file itself)": content} if isinstance(content, np.ndarray) else None
-        stored = whole or names.unwrap(content)
-        digest = sha256(path)
-        model = released(digest, path) or "no released model (sha256 unknown)"
-        try:
-            named, config, _ = fit(checkpoint, source, path)
-            layout, sizes = named.layout, describe(config)
-        except CheckpointError as error:
-            layout, sizes = "not a whole CLIP", " ".join(str(error).split())
-    rows: list[tuple[str, Any]] = [
-        ("file", path),
-        ("bytes", f"{path.stat().st_size:,}"),
-        ("sha256", digest),
-        ("kind", kind),
-        ("layout", layout),
-        ("model", model),
-        ("sizes", sizes),
-        ("tensors", _counted(stored)),
-    ]
-    width = max([len(key) for key in stored], default=0)
-    table = [f"  {key:{width}}  {v.dtype!s:8}  {list(v.shape)}" for key, v in stored.items()]
-    return [f"{name:8} {value}" for name, value in rows] + table
+        arrays, facts = _inspect_other(path, source)
+    rows = {
+        "file": path,
+        "bytes": f"{path.stat().st_size:,}",
+        "sha256": sha256(path),
+        **facts,
+        "tensors": _counted(arrays),
+    }
+    width = max([len(key) for key in arrays], default=0)
+    table = [f"  {key:{width}}  {v.dtype!s:8}  {list(v.shape)}" for key, v in arrays.items()]
+    return [f"{name:8} {value}" for name, value in rows.items()] + table
 
 
-def _counted(stored: dict[str, np.ndarray]) -> str:
-    numbers = sum(array.size for array in stored.values())
-    size = sum(array.nbytes for array in stored.values())
-    kinds = Counter(str(array.dtype) for array in stored.values())
-    listed = ", ".join(f"{count} {dtype}" for dtype, count in kinds.most_common())
-    return f"{len(stored)} ({listed or 'none'}), {numbers:,} numbers, {size:,} bytes"
+def _inspect_trained(path: Path, fmt: Format) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays, record = load_trained(path, fmt)
+    model = "no released model"
+    if fmt is RECLIP:
+        model = f"revision {record['revision'] or 'not recorded'}"
+    facts = {
+        "kind": record.get("kind", "converted"),
+        "layout": fmt.title.format_map(record),
+        "model": model,
+        "sizes": fmt.summary(record),
+    }
+    return arrays if is_converted(path) else read_published(path).state_dict, facts
+
+
+def _inspect_other(path: Path, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Of a CLIP in any layout, and of files that hold none."""
+    checkpoint = read(path)
+    content = checkpoint.content
+    arrays = layouts.unwrap(content)
+    if isinstance(content, np.ndarray):
+        arrays = {"(the file itself)": content}
+    facts = {
+        "kind": checkpoint.kind,
+        "layout": "not a complete CLIP",
+        "model": released(sha256(path), path) or "no released model (sha256 unknown)",
+    }
+    try:
+        named, config, _ = fit(checkpoint, source, path)
+        facts |= {"layout": named.layout, "sizes": describe(config)}
+    except CheckpointError as error:
+        facts["sizes"] = " ".join(str(error).split())
+    return arrays, facts
+
+
+def _counted(arrays: dict[str, np.ndarray]) -> str:
+    numbers = sum(array.size for array in arrays.values())
+    size = sum(array.nbytes for array in arrays.values())
+    dtypes = Counter(str(array.dtype) for array in arrays.values())
+    listed = ", ".join(f"{count} {dtype}" for dtype, count in dtypes.most_common())
+    return f"{len(arrays)} ({listed or 'none'}), {numbers:,} numbers, {size:,} bytes"
 
 
 if __name__ == "__main__":

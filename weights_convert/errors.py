@@ -1,5 +1,5 @@
-"""The one error of this package."""
+"""The error type of this package."""
 
 
 class CheckpointError(ValueError):
-    """A weights file that cannot be used; the message names the file, the fault and the remedy."""
+    """A file of weights cannot be used; the message names the file, the fault and the remedy."""

@@ -1,7 +1,7 @@
-"""The strict engine: a table of rows (left key, right key, transform), used in both directions.
+"""Key maps: tables of (left key, right key, transform), used in both directions and strictly.
 
-Templates are literal but for `{name}` (digits) and `{name:regex}`; equal names stand for equal text
-on both sides.
+Keys are templates: literal text, `{name}` for digits, and `{name:regex}`; a name stands for the
+same text on both sides.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 Shape = tuple[int, ...]
 
 
-def telling_shape(stored: Mapping[str, np.ndarray], key: str, rank: int, source: str) -> Shape:
-    """The shape of a stored array that tells a model's sizes.
+def required_shape(stored: Mapping[str, np.ndarray], key: str, rank: int, source: str) -> Shape:
+    """The shape of a stored array that determines a model's sizes.
 
     Raises:
-      CheckpointError: it is missing or hasn't so many axes.
+      CheckpointError: it is missing or of another rank.
     """
     if key not in stored or stored[key].ndim != rank:
         raise CheckpointError(
-            f"{source}: {key} is missing or no array of {rank} axes; without it the sizes "
-            "cannot be told. Check that the checkpoint is whole"
+            f"{source}: {key} is missing or not an array of {rank} axes; without it the sizes "
+            "cannot be determined. Check that the checkpoint is complete"
         )
     return stored[key].shape
 
@@ -49,7 +49,7 @@ HEAD_AXIS = Transform(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (
 
 
 class Rule(NamedTuple):
-    """One row of a table."""
+    """One row of a key map."""
 
     left: str
     right: str
@@ -67,7 +67,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 class KeyMap:
-    """Both directions of a table."""
+    """A table of rules, for both directions."""
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules = tuple(rules)
@@ -75,64 +75,63 @@ class KeyMap:
         self._right = [(_pattern(rule.right), rule.left, rule.transform) for rule in self.rules]
 
     def right(self, key: str) -> tuple[str, Transform] | None:
-        """(right key, transform) of a left key; None if no row has it."""
+        """(right key, transform) of a left key; None if no rule matches."""
         return _only(key, self._left)
 
     def left(self, key: str) -> tuple[str, Transform] | None:
-        """(left key, transform) of a right key; None if no row has it."""
+        """(left key, transform) of a right key; None if no rule matches."""
         return _only(key, self._right)
 
     def to_right(
-        self, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Shape], source: str
+        self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Shape], source: str
     ) -> dict[str, np.ndarray]:
-        """Arrays by right keys, each of the wanted shape; views where possible.
+        """Arrays by right keys, which must be those of `shapes`; views where possible.
 
         Raises:
-          CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) key; then
-            nothing is returned.
+          CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) key.
         """
-        made: dict[str, np.ndarray] = {}
+        out: dict[str, np.ndarray] = {}
         problems = []
         for key, array in arrays.items():
-            name, transform = self.right(key) or ("", SAME)
-            if name not in wanted:
+            right, transform = self.right(key) or ("", SAME)
+            if right not in shapes:
                 problems.append(f"+ {key} {array.shape}: unexpected")
                 continue
-            # The shape on the left of an array that takes no memory: all its strides are zero.
-            target = transform.inverse(np.broadcast_to(np.float32(0), wanted[name])).shape
-            if array.shape != target:
-                problems.append(f"~ {key}: shape {array.shape}, expected {target}")
-            made[name] = transform.forward(array) if array.shape == target else array
-        for name in wanted.keys() - made.keys():
-            key, _ = self.left(name) or (name, SAME)
+            # The expected shape on the left, from an array that takes no memory: its strides are 0.
+            expected = transform.inverse(np.broadcast_to(np.float32(0), shapes[right])).shape
+            if array.shape != expected:
+                problems.append(f"~ {key}: shape {array.shape}, expected {expected}")
+            out[right] = transform.forward(array) if array.shape == expected else array
+        for right in shapes.keys() - out.keys():
+            key, _ = self.left(right) or (right, SAME)
             problems.append(f"- {key}: missing")
         if problems:
             problems.sort(key=lambda line: ("-+~".index(line[0]), line))
             listed = "\n  ".join(problems)
             raise CheckpointError(
                 f"{source} does not fit the model; nothing was loaded:\n  {listed}\n"
-                "Check that it is the checkpoint of this model, whole and unchanged."
+                "Check that it is a checkpoint of this model, complete and unchanged."
             )
-        return {name: made[name] for name in wanted}
+        return {right: out[right] for right in shapes}
 
     def to_left(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays by left keys, in the left layout.
 
         Raises:
-          KeyError: a right key that no row has.
+          KeyError: a right key that no rule matches.
         """
         out = {}
-        for name, array in arrays.items():
-            mapped = self.left(name)
+        for right, array in arrays.items():
+            mapped = self.left(right)
             if mapped is None:
-                raise KeyError(name)
+                raise KeyError(right)
             out[mapped[0]] = mapped[1].inverse(array)
         return out
 
     def rename(self, arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
-        """Arrays by right keys in the right layout, and the left keys that no row has.
+        """Arrays by right keys in the right layout, and the left keys that no rule matches.
 
-        An array of a rank that its transform cannot take keeps its shape: `to_right` reports it.
+        An array whose rank does not fit its transform keeps its shape: `to_right` reports it.
         """
         out, unknown = {}, []
         for key, array in arrays.items():
@@ -150,10 +149,11 @@ class KeyMap:
 def _only(
     key: str, rows: list[tuple[re.Pattern[str], str, Transform]]
 ) -> tuple[str, Transform] | None:
-    found = [(m, other, t) for p, other, t in rows if (m := p.fullmatch(key))]
-    if not found:
+    """The other side's key and the transform, by the only row whose pattern matches."""
+    matches = [(m, other, t) for p, other, t in rows if (m := p.fullmatch(key))]
+    if not matches:
         return None
-    if len(found) > 1:
-        raise AssertionError(f"key {key} fits several rows: {[other for _, other, _ in found]}")
-    match, other, transform = found[0]
+    if len(matches) > 1:
+        raise AssertionError(f"key {key} matches several rules: {[m[1] for m in matches]}")
+    match, other, transform = matches[0]
     return _PLACEHOLDER.sub(lambda m: match.group(m.group(1)), other), transform

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from clipseg_jax.core.interrupt import Interrupted
+from input_pipeline import commands
 
 
 def exit_code(run: Callable[[], object]) -> int:
@@ -14,15 +15,13 @@ def exit_code(run: Callable[[], object]) -> int:
     0, or after printing one line: 2 for invalid input (ValueError, OSError), 128 + signal if
     interrupted.
     """
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to resume", file=sys.stderr)
-        return 130
-    return 0
+
+    def status() -> int:
+        try:
+            run()
+        except Interrupted as interrupted:
+            print(interrupted, file=sys.stderr)
+            return interrupted.exit_code
+        return 0
+
+    return commands.exit_code(status)

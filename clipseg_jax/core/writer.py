@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.json_lines import read_lines, write_lines
 
 
 class Writer:
@@ -22,13 +22,11 @@ class Writer:
         self._events: SummaryWriter | None = None
         lines = read_lines(self._path) if self._path.exists() else []
         kept = [line for line in lines if line["step"] <= start]
-        self.steps = {
-            line["step"] for line in kept
-        }  # steps logged by earlier runs, in every process
+        # Steps logged by earlier runs; known in every process.
+        self.steps = {line["step"] for line in kept}
         if not active:
             return
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomic(self._path, lambda file: file.write(text.encode("utf-8")))
+        write_lines(self._path, kept)
         self._events = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -44,14 +42,3 @@ class Writer:
         """Flushes TensorBoard's file."""
         if self._events is not None:
             self._events.close()
-
-
-def read_lines(path: Path) -> list[dict]:
-    """The records of a .jsonl file; stops at a line truncated by a kill."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records

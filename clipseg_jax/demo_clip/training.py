@@ -35,6 +35,7 @@ from clipseg_jax.models.clip import (
     ViTConfig,
     l2_normalize,
 )
+from clipseg_jax.models.clip.dense import CLIP_BLOCK, VALUE, last_block
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
 TEXT_TOKENS = 20  # captions are shorter; the text tower is causal, so the rest can be cut
@@ -102,8 +103,8 @@ def initial(seed: int) -> CLIP:
 def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
     """Image features (b, e) and MaskCLIP's dense features (b, p, e) of the patches `kept` (b, p).
 
-    One forward pass for both: they differ in the last block only, where the class token uses
-    attention and the patches the value path (as `methods.maskclip.model`).
+    One forward pass for both up to the last block, where the class token uses attention and the
+    patches the value path.
     """
     visual = clip.visual
     assert isinstance(visual, VisionTransformer)
@@ -111,13 +112,9 @@ def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
     patches = jnp.take_along_axis(tokens[:, 1:], kept[..., None], axis=1)
     x = jnp.concatenate([tokens[:, :1], patches], axis=1)
     x, _ = visual.transformer(x, stop=-1)
-    last = visual.transformer.resblocks[-1]
-    q, k, v = last.attn.qkv(last.ln_1(x))
-    first = x[:, :1] + last.attn.attend(last.attn.weights(q[:, :1], k), v)
-    value = x[:, 1:] + last.attn.out_proj(v[:, 1:])
-    x = jnp.concatenate([first, value], axis=1)
-    x = visual.ln_post(x + last.mlp(last.ln_2(x))) @ visual.proj[...]
-    return x[:, 0], x[:, 1:]
+    pooled = last_block(visual, x, CLIP_BLOCK).tokens[:, 0]
+    dense = last_block(visual, x[:, 1:], VALUE).tokens
+    return pooled @ visual.proj[...], dense @ visual.proj[...]
 
 
 class CaptionBatch(NamedTuple):

@@ -1,15 +1,17 @@
-"""Softmax attention over groups of keys, whose maps are never kept.
+"""Softmax attention: the one place that computes it, and that chooses how.
 
-Keys come in groups because what hides them differs: a mask that only a few keys need costs as much
-as those few. Maps are made again for gradients. On CPUs they exist for one head of one image at a
-time, so that they stay in the caches.
+Where maps are not read they are never kept, neither for the result nor for gradients (which compute
+them again). On CPUs they exist for a few heads of a few images at a time, so that they stay in the
+caches: writing and reading maps of b * n * t * t numbers would take longer than all products.
+
+Axes: b batch, n heads, q queries, k keys, d and e channels of a head.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,19 @@ from jax import Array
 
 from clipseg_jax.ops.dropout import dropout
 
-_SCORES_AT_ONCE = 2**20  # made together on CPUs; with more it goes head by head
+_SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about what its caches hold
 
 
 class KeyValues(NamedTuple):
-    """A group of keys, and the values behind them."""
+    """A group of keys and the values behind them.
 
-    keys: Array  # (b, n, k, d)
-    values: Array  # (b, n, k, e)
-    # (1 or b, 1 or q, k), added to the scores of all heads; -inf hides a key. None: all are seen.
+    Keys come in groups because what masks them differs: a mask that only a few keys need costs as
+    much as those few.
+    """
+
+    keys: Array  # (b, n, k, d), or (1, n, k, d): the same for all rows of the batch
+    values: Array  # (b, n, k, e), or (1, n, k, e)
+    # (1 or b, 1 or q, k), added to the scores of all heads; -inf masks a key. None: no mask.
     bias: Array | None = None
 
 
@@ -36,14 +42,22 @@ def attention(
     rate: float = 0.0,
     key: Array | None = None,
 ) -> Array:
-    """softmax(q k^T / sqrt(d)) v over the keys of all groups together, (b, n, q, e).
+    """softmax(q k^T / sqrt(d)) v over the keys of all groups together: (b, n, q, e).
 
     Args:
-      queries: (b, n, q, d) of n heads; each must see at least one key.
-      rate: of dropout on the maps, with a `key`.
+      queries: (b, n, q, d); each must have at least one key that is not masked.
+      rate: dropout rate of the maps, with a `key`; without one nothing is dropped.
+
+    Raises:
+      ValueError: a bias that has not three axes.
     """
+    for group in groups:
+        if group.bias is not None and group.bias.ndim != 3:
+            raise ValueError(f"a bias of shape {group.bias.shape}; give (1 or b, 1 or q, k)")
     b, n, length, d = queries.shape
+    count = sum(group.keys.shape[2] for group in groups)
     biases = [group.bias for group in groups]
+    shared = [len(group.keys) < b for group in groups]
 
     @jax.checkpoint
     def head(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
@@ -59,26 +73,82 @@ def attention(
         weights = [jnp.exp(s - top) for s in scores]
         total = functools.reduce(jnp.add, [jnp.sum(w, -1, keepdims=True) for w in weights])
         if key is not None:
-            own = jax.random.split(jax.random.fold_in(key, index), len(weights))
-            weights = [dropout(w, rate, one) for w, one in zip(weights, own, strict=True)]
+            head_keys = jax.random.split(jax.random.fold_in(key, index), len(weights))
+            weights = [dropout(w, rate, one) for w, one in zip(weights, head_keys, strict=True)]
         values = [v for _, v in pairs]
         mixed = [w.astype(v.dtype) @ v for w, v in zip(weights, values, strict=True)]
         # Dividing q * e numbers instead of q * k.
         return (functools.reduce(jnp.add, mixed) / total).astype(queries.dtype)
 
-    def together(*arrays: Array | tuple[Array, Array]) -> Array:
-        return jax.vmap(jax.vmap(head))(*arrays)
+    def together(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+        pairs = tuple(
+            jax.tree.map(lambda x: x[0], pair) if one else pair
+            for pair, one in zip(pairs, shared, strict=True)
+        )
+        axes = (0, 0, *(None if one else 0 for one in shared))
+        return jax.vmap(jax.vmap(head), in_axes=axes)(index, q, *pairs)
 
-    def in_turn(*arrays: Array | tuple[Array, Array]) -> Array:
-        flat = jax.tree.map(lambda x: x.reshape(b * n, *x.shape[2:]), arrays)
-        mixed = jax.lax.map(lambda one: head(*one), flat)
+    def in_turn(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+        def flat(x: Array) -> Array:
+            return x.reshape(b * n, *x.shape[2:])
+
+        def one(args: Any) -> Array:
+            index, q, *rows = args
+            rows = iter(rows)
+            picked = [
+                jax.tree.map(lambda x: x[0, index % n], pair) if common else next(rows)
+                for pair, common in zip(pairs, shared, strict=True)
+            ]
+            return head(index, q, *picked)
+
+        rows = [pair for pair, common in zip(pairs, shared, strict=True) if not common]
+        mixed = jax.lax.map(
+            one,
+            jax.tree.map(flat, (index, q, *rows)),
+            batch_size=max(_SCORES_AT_ONCE // (length * count), 1),
+        )
         return mixed.reshape(b, n, *mixed.shape[1:])
 
     index = jnp.arange(b * n).reshape(b, n)
     arrays = (index, queries * d**-0.5, *((group.keys, group.values) for group in groups))
-    if b * n * length * sum(group.keys.shape[2] for group in groups) <= _SCORES_AT_ONCE:
+    if b * n * length * count <= _SCORES_AT_ONCE:
         return together(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=in_turn, default=together)
+
+
+def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Array:
+    """Attention maps (b, n, q, k) float32 of queries (b, n, q, d) and keys (b, n, k, d).
+
+    `bias` (1 or b, 1 or q, k) is added to the scores of all heads.
+    """
+    scores = jnp.einsum(
+        "bnqd,bnkd->bnqk",
+        queries * queries.shape[-1] ** -0.5,
+        keys,
+        preferred_element_type=jnp.float32,
+    )
+    return jax.nn.softmax(scores if bias is None else scores + bias[:, None], axis=-1)
+
+
+def attention_and_mean_map(
+    queries: Array, keys: Array, values: Array, bias: Array | None = None
+) -> tuple[Array, Array]:
+    """`attention` (b, n, q, e), and the mean over heads of its maps (b, q, k) float32.
+
+    One head of all images at a time: the maps of all heads are never held.
+    """
+    b, n, length, d = queries.shape
+
+    def one(total: Array, head: list[Array]) -> tuple[Array, Array]:
+        q, k, v = head  # (b, t, channels) each
+        scores = jnp.einsum("bqd,bkd->bqk", q * d**-0.5, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
+        return total + weights, jnp.einsum("bqk,bkd->bqd", weights.astype(v.dtype), v)
+
+    heads = [jnp.moveaxis(x, 1, 0) for x in (queries, keys, values)]
+    zeros = jnp.zeros((b, length, keys.shape[2]), jnp.float32)
+    total, mixed = jax.lax.scan(one, zeros, heads)
+    return jnp.moveaxis(mixed, 0, 1), total / n
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -1,4 +1,4 @@
-"""Datasets by the name that configs give them, and the demo world as one of them."""
+"""Datasets by their names in configs, among them the demo world."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.demo import world
-from input_pipeline.datasets import catalog as datasets
-from input_pipeline.datasets.catalog import Dataset
+from input_pipeline.datasets.catalog import BY_NAME, Dataset, folder
 from input_pipeline.datasets.layout import Part, Split
 
-# Folder below the root -> what of the world is painted there.
+# Folder below the root -> the images of the demo world that are painted there.
 _DEMO: dict[str, dict[str, Any]] = {
     "": {"split": "evaluation", "count": 240, "size": 128},
     "train": {"split": "train", "count": 1200, "size": 128},
@@ -26,62 +25,64 @@ _DEMO: dict[str, dict[str, Any]] = {
 
 
 def find_dataset(config: ConfigDict) -> Dataset:
-    """The record that `config.name` means; "folder" and "demo_world" take `config.class_names`.
+    """The record called `config.name`; "folder" and "demo_world" use `config.class_names`.
 
     Raises:
-      ValueError: no such dataset.
+      ValueError: there is no such dataset.
     """
     if config.name in ("folder", "demo_world"):
         names = tuple(config.class_names)
         colours = [(int(r), int(g), int(b)) for r, g, b in palette(len(names))]
         background = names[:1] == ("background",)
-        made = datasets.folder(
+        plain = folder(
             config.root,
             names,
             background=background,
             colours=colours,
             reduce_zero_label=config.reduce_zero_label,
         )
-        # Pictures to train on lie in train/, with or without labels.
+        # Training images are in train/, with or without labels.
         labels = "train/labels" if (Path(config.root) / "train/labels").is_dir() else None
         train = Split((Part("train/images", labels),))
-        layout = dataclasses.replace(made.layout, splits=(("train", train), *made.layout.splits))
-        return dataclasses.replace(made, layout=layout)
-    if config.name not in datasets.BY_NAME:
-        known = [*datasets.BY_NAME, "folder", "demo_world"]
-        raise ValueError(f"unknown dataset {config.name!r}; choose one of {known}")
-    return datasets.BY_NAME[config.name]
+        layout = dataclasses.replace(plain.layout, splits=(("train", train), *plain.layout.splits))
+        return dataclasses.replace(plain, layout=layout)
+    if config.name not in BY_NAME:
+        choices = [*BY_NAME, "folder", "demo_world"]
+        raise ValueError(f"unknown dataset {config.name!r}; choose one of {choices}")
+    return BY_NAME[config.name]
 
 
 def unseen_labels(config: ConfigDict) -> tuple[int, ...]:
-    """The labels held out, ascending: of the classes that `config.unseen` names, or as published.
+    """The labels held out in zero-shot training, ascending.
+
+    Those of the classes that `config.unseen` names; if it is empty, the published ones.
 
     Raises:
-      ValueError: an unknown name, or a dataset without a published split.
+      ValueError: an unknown class name, or the dataset has no published unseen classes.
     """
     dataset, names = find_dataset(config), tuple(config.unseen)
     if unknown := [name for name in names if name not in dataset.class_names]:
         raise ValueError(
-            f"unseen classes {unknown} are none of {dataset.name}'s {list(dataset.class_names)}"
+            f"unseen classes {unknown} are not among {dataset.name}'s {list(dataset.class_names)}"
         )
     labels = [dataset.class_names.index(name) for name in names] or dataset.unseen
     if not labels:
         raise ValueError(
-            f"which classes of {dataset.name} are unseen? It holds no class out; name some: "
+            f"{dataset.name} has no published unseen classes; name some: "
             "--config.dataset.unseen=\"('cat','dog')\""
         )
     return tuple(sorted(labels))
 
 
 def check_splits(config: ConfigDict, *splits: str) -> dict:
-    """Stage: every file of the splits is where it should be; paints the demo world if it is meant.
+    """Stage: checks that all files of the splits exist; paints the demo world if needed.
 
     Raises:
-      FileNotFoundError: something is missing; says what was looked for, and where.
+      FileNotFoundError: files are missing; names them and the expected folder layout.
     """
     if config.name == "demo_world" and jax.process_index() == 0:
-        for folder, about in _DEMO.items():
-            _paint(Path(config.root) / folder, about)
+        for below, settings in _DEMO.items():
+            _paint(Path(config.root) / below, settings)
     barrier("data")
     dataset = find_dataset(config)
     counts = {split: len(dataset.index(config.root, split)) for split in splits}
@@ -89,11 +90,11 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
     return {"dataset": dataset.name, "images": images, "classes": dataset.num_classes}
 
 
-def _paint(root: Path, about: dict[str, Any]) -> None:
-    """Paints pictures of the demo world into `root`, unless they are there."""
+def _paint(root: Path, settings: dict[str, Any]) -> None:
+    """Paints images of the demo world into `root`, unless they exist."""
     record = root / "painted.json"
-    if record.exists() and json.loads(record.read_text("utf-8")) == about:
+    if record.exists() and json.loads(record.read_text("utf-8")) == settings:
         return
     check_writable(root)
-    world.write_dataset(root, about["count"], about["size"], about["split"])
-    write_json(record, about)  # last: a folder without it is painted again
+    world.write_dataset(root, settings["count"], settings["size"], settings["split"])
+    write_json(record, settings)  # last: a folder without it is painted again

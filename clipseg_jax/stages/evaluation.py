@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from clipseg_jax.evaluate import (
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.task import Task
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evaluation_batches
 
 
 class Evaluation:
@@ -60,7 +59,7 @@ class Evaluation:
         self._predictions = config.evaluate.predictions
         self._palette = config.evaluate.palette
         damage = config.dataset.corruption
-        self._batches = pipeline.evaluation(
+        self._batches = evaluation_batches(
             self.dataset,
             self._examples,
             batch_size=config.evaluate.batch_size,
@@ -81,13 +80,13 @@ class Evaluation:
 
     def count(
         self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
-    ) -> tuple[Progress, list[pipeline.Skipped]]:
+    ) -> tuple[Progress, list[Skipped]]:
         """Pixel counts of the whole split, and the files left out."""
         rest = self._batches
 
-        def batches(start: int) -> pipeline.EvaluationBatches:
+        def batches(start: int) -> EvaluationBatches:
             nonlocal rest
-            rest = dataclasses.replace(self._batches, plan=self._batches.plan[start:])
+            rest = self._batches.starting_at(start)
             return rest
 
         classes = self.dataset.num_classes

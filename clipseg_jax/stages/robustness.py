@@ -46,7 +46,7 @@ def measure(
         )
     corrupted = [(kind, level) for kind in chosen.kinds for level in chosen.levels]
     for kind, level in corrupted:
-        corruptions.check(kind, level)
+        corruptions.check_corruption(kind, level)
     evaluation = Evaluation(config, cfg, unseen=unseen)
     partial = workdir / "robustness.partial.json"
     done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}

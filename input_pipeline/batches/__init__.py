@@ -1,1 +1,1 @@
-"""Batches to evaluate and to train on."""
+"""Batches for evaluation and for training."""

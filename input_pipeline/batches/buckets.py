@@ -1,8 +1,8 @@
-"""Which pictures go into which batch: few static shapes, every picture once, equal steps.
+"""Plans which images go into which batch: few static shapes, every image once, equal steps.
 
-The plan is made from sizes alone and is the same in every process. Process p of n takes rows
+The plan depends on sizes alone and is the same in every process. Process p of n takes rows
 [p * b/n, (p + 1) * b/n) of every global batch of b rows, so all processes run the same number of
-steps with the same shapes, and no picture is dropped or counted twice.
+steps with the same shapes, and no image is dropped or counted twice.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import numpy as np
 
 Size = tuple[int, int]  # height, width
 
-_MOST_CELLS = 256  # the merge compares all pairs
+_MAX_CELLS = 256  # the merge compares all pairs
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One global batch.
+class PlannedBatch:
+    """The plan of one global batch.
 
     Attributes:
-      bucket_hw: what its pictures are padded to, at their original size.
-      network_hw: what they are padded to at network size.
-      indices: the pictures' positions in the list of sizes; rows that only fill the batch up repeat
-        its first picture.
-      valid: False for those rows.
+      bucket_hw: (height, width) to which its images are padded at their original size.
+      network_hw: the same at network size.
+      indices: positions of the images in the list of sizes; filler rows repeat the first image.
+      valid: False for filler rows.
     """
 
     bucket_hw: Size
@@ -35,16 +34,16 @@ class Batch:
     valid: tuple[bool, ...]
 
 
-def own_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """The rows of every global batch that one process makes.
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of every global batch that belong to one process.
 
     Raises:
-      ValueError: numbers that don't fit together.
+      ValueError: process_index is out of range, or batch_size is not divisible by process_count.
     """
     if not 0 <= process_index < process_count:
         raise ValueError(
-            f"process_index is {process_index} of {process_count} processes; it must be from 0 to "
-            f"{process_count - 1}."
+            f"process_index {process_index} is not in 0..{process_count - 1} ({process_count} "
+            f"processes)."
         )
     if batch_size < 1 or batch_size % process_count:
         raise ValueError(
@@ -63,19 +62,19 @@ def plan_batches(
     bucket_px: int = 64,
     max_buckets: int = 8,
     network_multiple: int = 16,
-) -> list[Batch]:
-    """Groups pictures of the given (height, width) into batches of one padded shape each.
+) -> list[PlannedBatch]:
+    """Groups images of the given (height, width) into batches of one padded shape each.
 
-    Sizes are rounded up to `bucket_px`; then the two shapes whose union adds the fewest padded
-    pixels (original and network size together, over all their pictures) are merged until at most
-    `max_buckets` are left. Largest bucket first, so that memory runs out early or not at all;
-    within a bucket pictures keep their order.
+    Sizes are rounded up to multiples of `bucket_px`; then the two shapes whose union adds the
+    fewest padded pixels (original and network size together, over all their images) are merged,
+    until at most `max_buckets` are left. The largest bucket comes first, so that memory runs out
+    early or not at all; images of a bucket keep their order.
 
     Args:
       batch_size: rows of a global batch.
-      network_size: (height, width) of a picture -> its (height, width) at the network; None: the
-        same.
-      network_multiple: the network's padded shape is a multiple of it.
+      network_size: (height, width) of an image -> its (height, width) at the network's input; None:
+        unchanged.
+      network_multiple: padded shapes at the network's input are multiples of it.
 
     Raises:
       ValueError: a count or multiple below 1, or a size without pixels.
@@ -99,8 +98,8 @@ def plan_batches(
     if min(original.min(), network.min()) < 1:
         index = int(np.argmax((original < 1).any(1) | (network < 1).any(1)))
         raise ValueError(
-            f"Picture {index} has size {tuple(original[index])}, at the network "
-            f"{tuple(network[index])}; both need at least 1 x 1 pixels."
+            f"Image {index} has size {tuple(original[index])}, at the network's input "
+            f"{tuple(network[index])}; both must be at least 1 x 1 pixels."
         )
 
     bucket_of, shapes = _buckets(original, network, bucket_px, max_buckets, network_multiple)
@@ -112,7 +111,7 @@ def plan_batches(
             indices = members[start : start + batch_size]
             missing = batch_size - len(indices)
             batches.append(
-                Batch(
+                PlannedBatch(
                     (height, width),
                     (network_height, network_width),
                     tuple(indices + indices[:1] * missing),
@@ -133,13 +132,13 @@ def _buckets(
     max_buckets: int,
     network_multiple: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bucket of each picture (n,), and the buckets' (height, width, network height, width)."""
-    while True:  # coarser cells where pictures come in very many shapes
+    """Bucket of each image (n,), and the buckets' (height, width, network height, width)."""
+    while True:  # coarser cells where there are very many shapes
         rounded = _round_up(original, bucket_px)
         cells, bucket_of, counts = np.unique(
             rounded, axis=0, return_inverse=True, return_counts=True
         )
-        if len(cells) <= max(_MOST_CELLS, max_buckets):
+        if len(cells) <= max(_MAX_CELLS, max_buckets):
             break
         bucket_px *= 2
     bucket_of = bucket_of.reshape(-1)

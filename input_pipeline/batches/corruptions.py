@@ -1,8 +1,8 @@
-"""The robustness test's corruptions of uint8 images (MaskCLIP's set, after Hendrycks & Dietterich).
+"""Corruptions of uint8 images for robustness tests (MaskCLIP's set, after Hendrycks & Dietterich).
 
-Eight types, five levels each. Noise is drawn from the generator given, in the published code's
-order: `RandomState(s)` repeats what it does after `numpy.random.seed(s)`. Pixels are float64 in
-[0, 1] inside; results are clipped and rounded down.
+Eight kinds, five levels each. Noise is drawn from the given generator in the published code's
+order: `RandomState(s)` gives what that code gives after `numpy.random.seed(s)`. Computed in float64
+in [0, 1]; results are clipped and rounded down.
 """
 
 from __future__ import annotations
@@ -19,37 +19,34 @@ Rng = np.random.RandomState
 LEVELS = (1, 2, 3, 4, 5)
 
 
-def check(kind: str, level: int) -> None:
+def check_corruption(kind: str, level: int) -> None:
     """Raises ValueError for an unknown kind or level."""
     if kind not in _KINDS:
         raise ValueError(f"No corruption {kind!r}; choose one of: {', '.join(KINDS)}.")
     if level not in LEVELS:
-        raise ValueError(f"Corruption level is {level!r}; it must be a whole number from 1 to 5.")
+        raise ValueError(f"Corruption level is {level!r}; it must be one of 1, 2, 3, 4, 5.")
 
 
-def corrupt(
-    image: np.ndarray, kind: str, level: int, rng: Rng, *, bgr_order: bool = True
-) -> np.ndarray:
+def corrupt(image: np.ndarray, kind: str, level: int, rng: Rng) -> np.ndarray:
     """Corrupts a uint8 RGB image (h, w, 3), before any resize.
+
+    Works on the channels in reverse order (BGR), as the published evaluation does: this decides the
+    colours of `spatter`, JPEG's result, and which sample gets which noise.
 
     Args:
       kind: one of `KINDS`.
       level: 1 (mild) to 5.
       rng: `gaussian_blur`, `defocus_blur` and `jpeg_compression` draw nothing from it.
-      bgr_order: work on the channels in reverse order, as the published evaluation does. It matters
-        for the colours of `spatter`, for JPEG, and for which sample gets which noise.
 
     Raises:
       ValueError: unknown kind or level.
     """
-    check(kind, level)
+    check_corruption(kind, level)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(
             f"Image is {image.dtype} of shape {image.shape}; corruptions need uint8 (h, w, 3)."
         )
-    if bgr_order:
-        return _KINDS[kind](image[..., ::-1], level, rng)[..., ::-1]
-    return _KINDS[kind](image, level, rng)
+    return _KINDS[kind](image[..., ::-1], level, rng)[..., ::-1]
 
 
 def _pixels(scaled: np.ndarray) -> np.ndarray:
@@ -68,11 +65,11 @@ def _shot_noise(image: np.ndarray, level: int, rng: Rng) -> np.ndarray:
 
 
 def _impulse_noise(image: np.ndarray, level: int, rng: Rng) -> np.ndarray:
-    """Samples become 0 or 1. The published draws depend on scikit-image's version; ours don't."""
+    """Sets samples to 0 or 1. Unlike the published draws, these need no scikit-image."""
     probability = (0.03, 0.06, 0.09, 0.17, 0.27)[level - 1]
     draw = rng.random_sample(image.shape)
-    struck = np.where(draw < probability / 2, 0.0, 1.0)
-    return _pixels(np.where(draw < probability, struck, image / 255.0))
+    salt_and_pepper = np.where(draw < probability / 2, 0.0, 1.0)
+    return _pixels(np.where(draw < probability, salt_and_pepper, image / 255.0))
 
 
 def _speckle_noise(image: np.ndarray, level: int, rng: Rng) -> np.ndarray:
@@ -124,13 +121,13 @@ def _spatter(image: np.ndarray, level: int, rng: Rng) -> np.ndarray:
 
 
 def _drops(liquid: np.ndarray) -> np.ndarray:
-    """How strongly each pixel's water (uint8 (h, w)) shines, in [0, 1]: rims stand out."""
-    away = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
-    away = cv2.blur(np.minimum(away, 20), (3, 3)).astype(np.uint8)
+    """Brightness in [0, 1] of water drops, rims included, from its amount (h, w) uint8."""
+    distance = cv2.distanceTransform(255 - cv2.Canny(liquid, 50, 150), cv2.DIST_L2, 5)
+    distance = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
     emboss = np.array(((-2, -1, 0), (-1, 1, 1), (0, 1, 2)), np.float32)
-    relief = cv2.filter2D(cv2.equalizeHist(away), cv2.CV_8U, emboss)
+    relief = cv2.filter2D(cv2.equalizeHist(distance), cv2.CV_8U, emboss)
     shine = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
-    # A picture of a few pixels may stay dry.
+    # An image of a few pixels may have no water.
     return shine / max(float(shine.max()), 1e-12)
 
 

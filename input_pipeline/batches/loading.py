@@ -1,4 +1,4 @@
-"""One example from its files: picture and label read, and checked against each other."""
+"""Loads one example: image and label map are read and checked against each other."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from input_pipeline.datasets.layout import Example
 
 
 def read_example(dataset: Dataset, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels (h, w, 3) and class ids (h, w), if it has any, of one example.
+    """Image (h, w, 3) uint8 and label map (h, w) int32 of an example; None without a label file.
 
     Raises:
-      BadFile: either file is bad, or they don't fit each other.
+      BadFile: either file is bad, or their sizes differ.
     """
     image = read_image(example.image_path)
     if example.label_path is None:
@@ -40,9 +40,8 @@ def read_example(dataset: Dataset, example: Example) -> tuple[np.ndarray, np.nda
     )
     if label.shape != image.shape[:2]:
         raise BadLabel(
-            f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its picture "
-            f"{example.image_path} has {image.shape[0]} x {image.shape[1]}; labels must match "
-            f"their picture."
+            f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its image "
+            f"{example.image_path} has {image.shape[0]} x {image.shape[1]}; sizes must match."
         )
     return image, label
 
@@ -55,20 +54,21 @@ def load_example(
     corruption: tuple[str, int] | None,
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """`read_example` for evaluation: checked against what is known, and corrupted if asked for.
+    """`read_example` for evaluation: the size is checked, and a corruption applied.
 
     Args:
-      index: the example's position, which keys the corruption's noise.
-      size: what `image_size` said.
+      index: the example's index, which seeds the corruption's noise together with `seed`.
+      size: (height, width) by `image_size`.
+      corruption: (kind, level) of `corrupt`; None: none.
 
     Raises:
-      BadFile: either file is bad, or they don't fit each other or `size`.
+      BadFile: either file is bad, or their sizes differ from each other or from `size`.
     """
     image, label = read_example(dataset, example)
     if image.shape[:2] != size:
         raise BadImage(
-            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, its "
-            f"header said {size[0]} x {size[1]}; save it anew."
+            f"{example.image_path}: decodes to {image.shape[0]} x {image.shape[1]} pixels, but "
+            f"its header says {size[0]} x {size[1]}; save it again."
         )
     if corruption is not None:
         image = corrupt(image, *corruption, sample_rng(seed, 0, index))
@@ -78,7 +78,7 @@ def load_example(
 def example_sizes(
     examples: Sequence[Example], network_size: Callable[[int, int], Size] | None
 ) -> tuple[dict[int, Size], dict[int, BadFile]]:
-    """Size of every picture by its index, and the error of those without a usable one."""
+    """Sizes of all images by index, and the errors of those that have no usable size."""
 
     def measure(example: Example) -> Size | BadFile:
         try:

@@ -1,8 +1,8 @@
-"""Batches for training: random views of a split's pictures, by tf.data, endless.
+"""Batches for training: random views of a split's images, by tf.data, endless.
 
 Every view is a function of (seed, epoch, example) and every batch of (seed, step), whatever the
-number of processes and threads: going on at a step computes that step's batch and skips nothing.
-Pictures stay in grey levels, and are normalised on the device.
+number of processes and threads, so that a run can resume at any step without reading earlier ones.
+Images keep their pixel values 0..255; the device normalizes them.
 """
 
 from __future__ import annotations
@@ -11,25 +11,28 @@ import functools
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from input_pipeline.batches.buckets import own_rows
+from input_pipeline.batches.buckets import process_rows
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
-from input_pipeline.batches.tf_threads import Kind, stacked
+from input_pipeline.batches.tf_threads import ArraySpec, stacked_rows
 from input_pipeline.batches.transforms import pad, random_view, sample_rng, suppress
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
 
+# (image, label, generator) -> image and label of a view
+View = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
+
 UNLABELLED = -1
 
-_MOST_IN_A_ROW = 32  # bad files, before something must be wrong with all of them
+_MAX_BAD_IN_A_ROW = 32  # after so many bad files the whole dataset is assumed to be bad
 
 
-def training(
+def random_view_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
@@ -39,7 +42,7 @@ def training(
     ratio_range: tuple[float, float] = (0.5, 2.0),
     cat_max_ratio: float = 0.75,
     saturation_wrap: bool = False,
-    unlabeled: bool | Collection[int] = False,
+    unlabelled: bool | Collection[int] = False,
     reshuffle: bool = True,
     seed: int = 0,
     process_index: int = 0,
@@ -47,26 +50,27 @@ def training(
     on_bad: Literal["raise", "skip"] = "raise",
     threads: int | None = None,
 ) -> TrainingBatches:
-    """Batches of random views of `examples`. Reads no file yet.
+    """Endless batches of random views of `examples`; files are read during iteration.
 
     Args:
       batch_size: rows of a global batch; each process gets batch_size / process_count of them.
       scale, crop_hw, ratio_range, cat_max_ratio, saturation_wrap: see `transforms.random_view`.
-      unlabeled: every class in the labels, or those given, becomes -1, to be named by a teacher;
-        what is ignored stays so.
-      reshuffle: a new order in each epoch; otherwise the first epoch's again (its views differ).
-      on_bad: what a file that can't be used does: stop with its error, or give its place to the
-        next example of the epoch, named in `skipped`.
-      threads: how many decode; None: one for each core.
+      unlabelled: True: all classes in the labels become -1, for a teacher to label; or a collection
+        of the classes that do. Ignored pixels stay ignored.
+      reshuffle: a new order in each epoch; False: the first epoch's order (views still differ).
+      seed: of orders and views.
+      on_bad: "raise" stops at a file that cannot be used; "skip" replaces it by the next example of
+        the epoch and names it in `skipped`.
+      threads: how many threads decode; None: one per core.
 
     Raises:
-      ValueError: no examples, a negative seed, an unlabeled class that the dataset doesn't have, or
-        a batch size and process numbers that don't fit together.
+      ValueError: no examples, a negative seed, an unlabelled class that the dataset does not have,
+        or see `process_rows`.
     """
     classes = tuple(range(dataset.num_classes))
-    hidden = classes * unlabeled if isinstance(unlabeled, bool) else tuple(unlabeled)
+    hidden = classes * unlabelled if isinstance(unlabelled, bool) else tuple(unlabelled)
     if not set(hidden) <= set(classes):
-        raise ValueError(f"{dataset.name}: unlabeled is {hidden}; give some of 0 to {classes[-1]}.")
+        raise ValueError(f"{dataset.name}: unlabelled {hidden} is not in 0..{classes[-1]}.")
     view = functools.partial(
         random_view,
         scale=tuple(scale),
@@ -76,14 +80,14 @@ def training(
         ignore_label=dataset.ignore_label,
         saturation_wrap=saturation_wrap,
     )
-    return batches_of(
+    return make_training_batches(
         dataset,
         examples,
         view=view,
-        # Nothing to choose the crop by: the first is as good as any.
-        blind_view=functools.partial(view, cat_max_ratio=1.0),
+        # Without labels there is nothing to choose a crop by: take the first.
+        unlabelled_view=functools.partial(view, cat_max_ratio=1.0),
         crop_hw=crop_hw,
-        kind="uint8",
+        dtype="uint8",
         hidden=hidden,
         batch_size=batch_size,
         reshuffle=reshuffle,
@@ -95,10 +99,14 @@ def training(
     )
 
 
-def batches_of(
+def make_training_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
+    view: View,
+    unlabelled_view: View,
+    dtype: Literal["uint8", "float32"],
+    hidden: tuple[int, ...],
     batch_size: int,
     crop_hw: tuple[int, int],
     reshuffle: bool = True,
@@ -107,10 +115,13 @@ def batches_of(
     process_count: int = 1,
     on_bad: Literal["raise", "skip"] = "raise",
     threads: int | None = None,
-    **views: Any,
 ) -> TrainingBatches:
-    """What `training` and its kin have in common; `views`: further fields of TrainingBatches."""
-    rows = own_rows(batch_size, process_index, process_count)
+    """Checks the arguments of `TrainingBatches`; for functions like `random_view_batches`.
+
+    Raises:
+      ValueError: see `random_view_batches`.
+    """
+    rows = process_rows(batch_size, process_index, process_count)
     if not examples:
         raise ValueError(f"{dataset.name}: there are no examples to train on.")
     if on_bad not in ("raise", "skip"):
@@ -122,29 +133,31 @@ def batches_of(
         examples=examples,
         batch_size=batch_size,
         rows=rows,
+        view=view,
+        unlabelled_view=unlabelled_view,
         crop_hw=(crop_hw[0], crop_hw[1]),
+        dtype=dtype,
+        hidden=hidden,
         reshuffle=reshuffle,
         seed=seed,
         on_bad=on_bad,
         threads=threads,
-        **views,
     )
-
-
-View = Callable[[np.ndarray, np.ndarray, np.random.RandomState], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
 class TrainingBatches:
-    """Batches of one process, made by `training` and its kin.
+    """Batches of one process, as `random_view_batches` and similar functions make them.
 
-    An epoch's last batch is filled up from the epoch's own start, with the same views; the
-    published codes keep it short, which would be another shape.
+    An epoch's last batch is filled up from the start of the epoch, with the same views; published
+    codes keep it short, which would be a second shape.
 
     Attributes:
+      rows: this process's rows of each global batch.
+      view, unlabelled_view: make a view of at most `crop_hw`, of an example with a label map and of
+        one without.
+      dtype: of the views' images.
       hidden: classes that become -1 in the labels.
-      view, blind_view: (image, label, generator) -> a view of at most `crop_hw`, of an example with
-        labels and of one without; kind: the dtype of its image.
       skipped: the bad files that this process has met so far, each once.
     """
 
@@ -153,9 +166,9 @@ class TrainingBatches:
     batch_size: int
     rows: slice
     view: View
-    blind_view: View
+    unlabelled_view: View
     crop_hw: tuple[int, int]
-    kind: Literal["uint8", "float32"]
+    dtype: Literal["uint8", "float32"]
     hidden: tuple[int, ...]
     reshuffle: bool
     seed: int
@@ -165,43 +178,46 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches that show each example at least once."""
+        """Number of batches that show each example at least once."""
         return -(-len(self.examples) // self.batch_size)
 
     def indices(self, step: int) -> np.ndarray:
-        """The examples (batch_size,) of a step's global batch, if none of them is bad."""
-        _, places, order = self._epoch(step)
-        return order[places % len(order)]
+        """Example indices (batch_size,) of a step's global batch, if none of them is bad."""
+        _, positions, order = self._epoch(step)
+        return order[positions % len(order)]
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """This process's b rows of each step's batch, from a step on, without end.
 
         Yields:
-          image uint8, or float32 at scales, (b, *crop_hw, 3), 0 at the bottom and right where the
-          view is smaller than the crop; image_size int32 (b, 2), the view's rows and columns; label
-          int32 (b, *crop_hw), padded with the ignored label, and ignored (or -1) throughout without
-          a label file; index int32 (b,), which examples these are: another than in `indices` for a
-          bad one.
+          A dict. image: `dtype` (b, *crop_hw, 3), 0 at the bottom and right where the view is
+          smaller than the crop. image_size: int32 (b, 2), height and width of the view. label:
+          int32 (b, *crop_hw), padded with the ignored label; without a label file all ignored, or
+          all -1 where classes are hidden. index: int32 (b,), which examples these are; differs from
+          `indices` where an example is bad.
 
         Raises:
-          BadFile: a bad file and `on_bad="raise"`, or too many of them one after another.
+          BadFile: a bad file and `on_bad="raise"`, or too many of them in a row.
         """
-        each = self.rows.stop - self.rows.start
-        kinds: list[Kind] = [
-            (self.kind, (*self.crop_hw, 3)),
+        rows_per_batch = self.rows.stop - self.rows.start
+        array_specs: list[ArraySpec] = [
+            (self.dtype, (*self.crop_hw, 3)),
             ("int32", (2,)),
             ("int32", self.crop_hw),
             ("int32", ()),
         ]
 
-        def make(number: int) -> tuple[tuple, list[Skipped] | Exception]:
-            step, row = divmod(number, each)
+        def make_row(number: int) -> tuple[tuple, list[Skipped] | Exception]:
+            step, row = divmod(number, rows_per_batch)
             try:
                 return self._row(step, self.rows.start + row)
-            except Exception as failure:
-                return tuple(np.zeros(shape, kind) for kind, shape in kinds), failure
+            except Exception as error:
+                return tuple(np.zeros(shape, dtype) for dtype, shape in array_specs), error
 
-        stream = stacked(make, kinds, each, start=start_step * each, threads=self.threads)
+        first = start_step * rows_per_batch
+        stream = stacked_rows(
+            make_row, array_specs, rows_per_batch, start=first, threads=self.threads
+        )
         for (image, size, label, index), notes in stream:
             for note in notes:
                 if isinstance(note, Exception):
@@ -210,20 +226,21 @@ class TrainingBatches:
             yield {"image": image, "image_size": size, "label": label, "index": index}
 
     def _epoch(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """The epoch of a step, the places (batch_size,) of its rows in it, the epoch's order (n,).
+        """A step's epoch, the positions (batch_size,) of its rows in the epoch, its order (n,).
 
-        Places run over the end of the order in the last step.
+        In the last step of an epoch positions exceed the length of the order.
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        places = np.arange(self.batch_size) + step_of_epoch * self.batch_size
-        return epoch, places, _order(self.seed, epoch * self.reshuffle, len(self.examples))
+        positions = np.arange(self.batch_size) + step_of_epoch * self.batch_size
+        return epoch, positions, _order(self.seed, epoch * self.reshuffle, len(self.examples))
 
     def _row(self, step: int, row: int) -> tuple[tuple, list[Skipped]]:
-        """A row's arrays, of its own example or else of the next in the epoch that can be used."""
-        epoch, places, order = self._epoch(step)
+        """A row's arrays: of its own example, or of the next in the epoch that can be used."""
+        epoch, positions, order = self._epoch(step)
         skipped: list[Skipped] = []
-        for place in range(places[row], places[row] + min(_MOST_IN_A_ROW, len(order))):
-            index = int(order[place % len(order)])
+        attempts = min(_MAX_BAD_IN_A_ROW, len(order))
+        for position in range(positions[row], positions[row] + attempts):
+            index = int(order[position % len(order)])
             try:
                 return (*self._view(index, epoch), index), skipped
             except BadFile as error:
@@ -231,15 +248,15 @@ class TrainingBatches:
                     raise
                 skipped.append(Skipped(index, self.examples[index].name, str(error)))
         raise BadFile(
-            f"{self.dataset.name}: {len(skipped)} examples one after another can't be used, the "
-            f"first because: {skipped[0].reason}"
+            f"{self.dataset.name}: {len(skipped)} examples in a row cannot be used; the first "
+            f"error is: {skipped[0].reason}"
         )
 
     def _view(self, index: int, epoch: int) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-        """An example as the epoch shows it: padded image, real size, padded label."""
+        """An example's view in an epoch: padded image, size of the view, padded label."""
         image, label = read_example(self.dataset, self.examples[index])
         ignored = self.dataset.ignore_label
-        view = self.blind_view if label is None else self.view
+        view = self.unlabelled_view if label is None else self.view
         if label is None:
             label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int32)
         elif self.hidden:
@@ -251,16 +268,16 @@ class TrainingBatches:
         return image, size, label
 
     def _report(self, skipped: Sequence[Skipped]) -> None:
-        known = {one.index for one in self.skipped}
-        for one in skipped:
-            if one.index not in known:
-                self.skipped.append(one)
-                logging.getLogger(__name__).warning("left out %s: %s", one.name, one.reason)
+        reported = {example.index for example in self.skipped}
+        for example in skipped:
+            if example.index not in reported:
+                self.skipped.append(example)
+                logging.getLogger(__name__).warning("left out %s: %s", example.name, example.reason)
 
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """A permutation of `count`; Philox's second key is 0 in `sample_rng`, and never here."""
+    """A permutation of `count`. Philox's second key word is 0 in `sample_rng` and never here."""
     bits = np.random.Philox(key=[seed, epoch + 1])
     order = np.random.RandomState(bits).permutation(count)
     order.flags.writeable = False

@@ -1,53 +1,30 @@
-"""Resize, crop, flip, colour distortion, normalisation and padding, on NumPy arrays.
+"""Resize, crop, flip, colour distortion and padding, on NumPy arrays.
 
-Images are uint8 RGB (h, w, 3), labels (h, w) of any integer type, sizes (height, width). Every
-random function takes its generator and draws from it in the published code's order, so that one
-seed gives the same picture in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms),
-which ReCLIP's repeats but for the saturation's wrap-around; image arithmetic is OpenCV's.
+Images are uint8 RGB (h, w, 3), labels (h, w) of any integer type, sizes (height, width). Random
+functions draw from the given generator in the published code's order, so that the same seed gives
+the same view in both. Source: MaskCLIP's data pipeline (mmsegmentation's transforms); ReCLIP's
+differs only in the wrap-around of saturations. Image arithmetic is OpenCV's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
-from input_pipeline.datasets.images import reduce_zero_label
-
-__all__ = [
-    "augment",
-    "distort_colours",
-    "flip",
-    "normalize",
-    "pad",
-    "random_crop",
-    "random_scale",
-    "random_view",
-    "reduce_zero_label",
-    "rescaled_size",
-    "resize",
-    "resize_label",
-    "sample_rng",
-    "suppress",
-]
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels, RGB; MaskCLIP uses them for CLIP too
-IMAGENET_STD = (58.395, 57.12, 57.375)
-
-_RESIZABLE = (np.uint8, np.uint16, np.int16, np.int32)  # by OpenCV, as they are
+_OPENCV_TYPES = (np.uint8, np.uint16, np.int16, np.int32)  # that it resizes unchanged
 _CROP_REDRAWS = 10
-_BRIGHTNESS = 32  # grey levels
+_BRIGHTNESS = 32  # largest shift of pixel values
 _CONTRAST = _SATURATION = (0.5, 1.5)
 _HUE = 18  # OpenCV's uint8 hue: 180 steps a turn
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.RandomState:
-    """The generator of one sample of one epoch, whichever process makes it and in what order.
+    """The random generator of one example in one epoch, independent of processes and order.
 
-    Philox keyed by the seed with (epoch, index) in the upper half of its counter: the streams
-    never meet, and none depends on how many samples came before.
+    Philox with the seed as key and (epoch, index) in the upper half of its counter: streams never
+    overlap, and none depends on how many examples came before.
     """
     bits = np.random.Philox(key=[seed, 0], counter=[0, 0, index, epoch])
     return np.random.RandomState(bits)
@@ -67,26 +44,26 @@ def random_scale(
     scale: Sequence[int],
     ratio_range: tuple[float, float] = (0.5, 2.0),
 ) -> tuple[int, int]:
-    """`scale` times one ratio, uniform in the range. One draw."""
+    """`scale` times a ratio drawn uniformly from the range. One draw."""
     low, high = ratio_range
     ratio = rng.random_sample() * (high - low) + low
     return int(scale[0] * ratio), int(scale[1] * ratio)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear in OpenCV's fixed-point arithmetic, without antialiasing; uint8 stays uint8."""
+    """Bilinear resize in OpenCV's arithmetic, without antialiasing; keeps the dtype."""
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
 def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest by OpenCV's rule, floor(i * h / size[0]). Keeps the integer type."""
-    known = label if label.dtype in _RESIZABLE else label.astype(np.int32)
-    resized = cv2.resize(known, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+    """Nearest-neighbour resize by OpenCV's rule, floor(i * h / size[0]); keeps the integer type."""
+    supported = label if label.dtype in _OPENCV_TYPES else label.astype(np.int32)
+    resized = cv2.resize(supported, (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
     return resized.astype(label.dtype, copy=False)
 
 
 def suppress(label: np.ndarray, unseen: Collection[int]) -> np.ndarray:
-    """Unseen classes become -1: not ignored by the crop, but without a class. Returns int32."""
+    """Labels as int32 with unseen classes as -1, which the crop does not ignore."""
     return np.where(np.isin(label, list(unseen)), -1, label.astype(np.int32))
 
 
@@ -99,11 +76,11 @@ def random_crop(
     cat_max_ratio: float = 0.75,
     ignore_label: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A box of `crop_hw` (less where the image is smaller) in which no class prevails.
+    """A crop of `crop_hw` (less where the image is smaller) that no class dominates.
 
-    A box where one label covers `cat_max_ratio` or more of the pixels that aren't ignored, or that
-    holds a single label, is drawn again up to 10 times; the last is taken as it is. So a picture
-    without labels (-1 everywhere) gets the eleventh box. Two draws a box.
+    A crop where one label covers `cat_max_ratio` or more of the pixels that are not ignored, or
+    that has a single label, is drawn again up to 10 times; the last is taken as it is. So an image
+    without labels (-1 everywhere) gets the eleventh crop. Two draws per crop.
     """
     top, left = _draw_box(label, rng, crop_hw)
     if cat_max_ratio < 1:
@@ -112,15 +89,15 @@ def random_crop(
         bins = max(int(ranks.max()), ignore_label - lowest) + 1
 
         def counts(box: np.ndarray) -> np.ndarray:
-            found = cv2.calcHist([box], [0], None, [bins], [0, bins]).astype(np.int64)
-            found[ignore_label - lowest] = 0
-            return found
+            histogram = cv2.calcHist([box], [0], None, [bins], [0, bins]).astype(np.int64)
+            histogram[ignore_label - lowest] = 0
+            return histogram
 
-        hopeless = np.count_nonzero(counts(ranks)) < 2  # saves the counting, not the draws
+        one_label = np.count_nonzero(counts(ranks)) < 2  # no crop is accepted: draw, do not count
         for _ in range(_CROP_REDRAWS):
-            if not hopeless:
-                found = counts(ranks[top : top + crop_hw[0], left : left + crop_hw[1]])
-                if np.count_nonzero(found) > 1 and found.max() / found.sum() < cat_max_ratio:
+            if not one_label:
+                pixels = counts(ranks[top : top + crop_hw[0], left : left + crop_hw[1]])
+                if np.count_nonzero(pixels) > 1 and pixels.max() / pixels.sum() < cat_max_ratio:
                     break
             top, left = _draw_box(label, rng, crop_hw)
     rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
@@ -136,14 +113,11 @@ def _draw_box(
 
 
 def flip(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.RandomState,
-    probability: float = 0.5,
+    image: np.ndarray, label: np.ndarray, rng: np.random.RandomState
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mirrors left and right with the given probability. One draw."""
-    if rng.rand() < probability:
-        return cv2.flip(image, 1), label[:, ::-1]  # which is much quicker than copying a view
+    """Mirrors left and right with probability 1/2. One draw."""
+    if rng.rand() < 0.5:
+        return cv2.flip(image, 1), label[:, ::-1]  # much faster than copying a NumPy view
     return image, label
 
 
@@ -152,13 +126,13 @@ def distort_colours(
 ) -> np.ndarray:
     """Random brightness, contrast, saturation and hue, each with probability 1/2.
 
-    Contrast comes second or last, by a coin of its own. Draws: gate, then (if open) value, in the
-    order brightness, order of contrast, contrast?, saturation, hue, contrast?. Every step rounds
-    down to uint8.
+    Contrast comes second or last, which is drawn as well. Each step draws whether it is applied,
+    then its value. Order of draws: brightness, place of contrast, contrast if second, saturation,
+    hue, contrast if last. Every step rounds down to uint8.
 
     Args:
-      saturation_wrap: saturations over 255 start again at 0, as in ReCLIP's code; else they stay
-        at 255.
+      saturation_wrap: saturations above 255 wrap around to 0, as in ReCLIP's code; otherwise they
+        are clipped at 255.
     """
     image = np.ascontiguousarray(image)
     if rng.randint(2):
@@ -178,7 +152,7 @@ def distort_colours(
 
 
 def _affine(*, times: float = 1.0, add: float = 0.0, wrap: bool = False) -> np.ndarray:
-    """(256,) uint8: what becomes of each grey level."""
+    """(256,) uint8: the new value of each pixel value."""
     changed = np.arange(256, dtype=np.float32) * np.float32(times) + np.float32(add)
     return (changed.astype(int) % 256 if wrap else np.clip(changed, 0, 255)).astype(np.uint8)
 
@@ -190,20 +164,10 @@ def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarr
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def normalize(
-    image: np.ndarray,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> np.ndarray:
-    """uint8 RGB -> float32, (x - mean) / std per channel; mean and std in grey levels."""
-    centred = image.astype(np.float32) - np.asarray(mean, np.float32)
-    return centred * (1 / np.asarray(std, np.float64)).astype(np.float32)
-
-
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], *, ignore_label: int = 255
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads at the bottom and right: the image with 0 (do it after `normalize`), labels ignored."""
+    """Pads at the bottom and right: the image with 0, the label with the ignored label."""
     below, right = size[0] - image.shape[0], size[1] - image.shape[1]
     return (
         np.pad(image, ((0, below), (0, right), (0, 0))),
@@ -223,10 +187,16 @@ def random_view(
     ignore_label: int = 255,
     saturation_wrap: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What training sees of a picture: a uint8 crop of `crop_hw`, less where it is smaller.
+    """A training view of an image: uint8, of `crop_hw` or less where the image is smaller.
 
-    Resize by a random ratio, crop, flip, colour distortion. Normalisation and padding are still to
-    come, in this order.
+    Resize by a random ratio, crop, flip, colour distortion. Normalization and padding come later,
+    in this order.
+
+    Args:
+      scale: bounds for the long and the short side, before the random ratio.
+      crop_hw, cat_max_ratio, ignore_label: see `random_crop`.
+      ratio_range: see `random_scale`.
+      saturation_wrap: see `distort_colours`.
     """
     size = rescaled_size(image.shape[0], image.shape[1], random_scale(rng, scale, ratio_range))
     image, label = resize(image, size), resize_label(label, size)
@@ -235,22 +205,3 @@ def random_view(
     )
     image, label = flip(image, label, rng)
     return distort_colours(image, rng, saturation_wrap=saturation_wrap), label
-
-
-def augment(
-    image: np.ndarray,
-    label: np.ndarray,
-    rng: np.random.RandomState,
-    *,
-    crop_hw: tuple[int, int],
-    ignore_label: int = 255,
-    **view: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The whole training transform, normalised and padded: float32 (*crop_hw, 3) and its label.
-
-    Args:
-      view: further arguments of `random_view`.
-    """
-    view = {"crop_hw": crop_hw, "ignore_label": ignore_label, **view}
-    image, label = random_view(image, label, rng, **view)
-    return pad(normalize(image), label, crop_hw, ignore_label=ignore_label)

@@ -1,15 +1,15 @@
-"""Training batches of views in random places: WeCLIP's data (spec weclip, section 8.3)."""
+"""Training batches of randomly placed views: WeCLIP's data (spec weclip, section 8.3)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.batches.training import TrainingBatches, batches_of
+from input_pipeline.batches.training import TrainingBatches, make_training_batches
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Example
 
@@ -23,51 +23,59 @@ def random_placement_view(
     crop_hw: tuple[int, int],
     ignore_label: int = 255,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What WeCLIP's training sees of a picture: uint8 (*crop_hw, 3), and its label.
+    """WeCLIP's training view of an image: uint8 (*crop_hw, 3), and its label map.
 
-    Resize by a random ratio (Pillow's bilinear filter, which is antialiased), flip, crop. A side
-    that is shorter than the crop lies somewhere in it, on black, which the network will not tell
-    from a black picture: padding comes before normalisation. Six draws: the ratio, the flip, the
-    place's top and left, the box's top and left.
+    Resize by a random ratio (Pillow's bilinear filter, which is antialiased), flip, crop. Where the
+    image is smaller than the crop it is placed at random; the padding is black before
+    normalization, as published. Six draws: ratio, flip, top and left of the image in the view, top
+    and left of the crop in the image.
     """
     ratio = rng.uniform(*ratio_range)
     height, width = (max(int(side * ratio), 1) for side in label.shape)
-    made = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    picture = Image.fromarray(np.asarray(label, np.int32))
-    ids = picture.resize((width, height), Image.Resampling.NEAREST)
-    turn = np.s_[:, ::-1] if rng.random_sample() > 0.5 else np.s_[:, :]
-    resized, labels = np.asarray(made)[turn], np.asarray(ids, label.dtype)[turn]
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    resized_label = Image.fromarray(np.asarray(label, np.int32)).resize(
+        (width, height), Image.Resampling.NEAREST
+    )
+    mirror = np.s_[:, ::-1] if rng.random_sample() > 0.5 else np.s_[:, :]
+    pixels, ids = np.asarray(resized)[mirror], np.asarray(resized_label, label.dtype)[mirror]
 
-    rooms = [crop - side for crop, side in zip(crop_hw, (height, width), strict=True)]
-    places = [int(rng.randint(max(room, 0) + 1)) for room in rooms]
-    starts = [int(rng.randint(max(-room, 0) + 1)) for room in rooms]
+    margins = [crop - side for crop, side in zip(crop_hw, (height, width), strict=True)]
+    view_starts = [int(rng.randint(max(margin, 0) + 1)) for margin in margins]
+    image_starts = [int(rng.randint(max(-margin, 0) + 1)) for margin in margins]
     lengths = [min(crop, side) for crop, side in zip(crop_hw, (height, width), strict=True)]
-    to, of = (
-        tuple(slice(first, first + n) for first, n in zip(begin, lengths, strict=True))
-        for begin in (places, starts)
+    view_box, image_box = (
+        tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+        for starts in (view_starts, image_starts)
     )
     view = np.zeros((*crop_hw, 3), np.uint8)
-    seen = np.full(crop_hw, ignore_label, label.dtype)
-    view[to], seen[to] = resized[of], labels[of]
-    return view, seen
+    view_label = np.full(crop_hw, ignore_label, label.dtype)
+    view[view_box], view_label[view_box] = pixels[image_box], ids[image_box]
+    return view, view_label
 
 
-def training_placed(
+def random_placement_batches(
     dataset: Dataset,
     examples: Sequence[Example],
     *,
     crop_hw: tuple[int, int],
     ratio_range: tuple[float, float] = (0.5, 2.0),
-    **options: Any,
+    batch_size: int,
+    reshuffle: bool = True,
+    seed: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    on_bad: Literal["raise", "skip"] = "raise",
+    threads: int | None = None,
 ) -> TrainingBatches:
-    """Endless batches of placed views. Their labels only tell what is padding, and is ignored.
+    """Endless batches of randomly placed views. Their labels only mark the padding, as ignored.
 
     Args:
       crop_hw, ratio_range: see `random_placement_view`.
-      options: `batch_size`, and those after `unlabeled` in `training.training`.
+      batch_size, reshuffle, seed, process_index, process_count, on_bad, threads: see
+        `random_view_batches`.
 
     Raises:
-      ValueError: as `training.training`; or ratios that do not ascend from above 0.
+      ValueError: see `random_view_batches`; or ratios that do not ascend from above 0.
     """
     if not 0 < ratio_range[0] <= ratio_range[1]:
         raise ValueError(f"ratio_range is {tuple(ratio_range)}; give (least, most), both above 0")
@@ -77,27 +85,33 @@ def training_placed(
         crop_hw=(crop_hw[0], crop_hw[1]),
         ignore_label=dataset.ignore_label,
     )
-    return batches_of(
+    return make_training_batches(
         dataset,
         examples,
         view=view,
-        blind_view=view,
+        unlabelled_view=view,
         crop_hw=crop_hw,
-        kind="uint8",
+        dtype="uint8",
         hidden=tuple(range(dataset.num_classes)),
-        **options,
+        batch_size=batch_size,
+        reshuffle=reshuffle,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        on_bad=on_bad,
+        threads=threads,
     )
 
 
-def boxes(label: np.ndarray, ignore_label: int = 255) -> np.ndarray:
-    """Where the picture is in each of labels (b, h, w): (b, 4) int32, top, left, bottom, right.
+def image_boxes(label: np.ndarray, ignore_label: int = 255) -> np.ndarray:
+    """Box (b, 4) int32 (top, left, bottom, right) of what is not padding in labels (b, h, w).
 
-    Half open. A picture never vanishes: every view shows at least a pixel.
+    Bottom and right are exclusive. Every view must show at least one pixel of its image.
     """
-    known = label != ignore_label
+    not_padding = label != ignore_label
     ends = []
     for axis in (2, 1):
-        lines = known.any(axis)
+        lines = not_padding.any(axis)
         ends.append((lines.argmax(1), lines.shape[1] - lines[:, ::-1].argmax(1)))
     (top, bottom), (left, right) = ends
     return np.stack([top, left, bottom, right], axis=1).astype(np.int32)

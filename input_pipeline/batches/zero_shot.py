@@ -1,7 +1,7 @@
-"""Which classes a zero-shot run may learn from, and what becomes of the other classes' labels.
+"""Zero-shot training: labels of unseen classes are hidden.
 
-The splits are in `class_sets.json` (VOC 2012, COCO-Stuff 164k, Pascal Context) and in each record's
-`unseen`. Spec clip_rc, sections 7 and 9.
+Which classes are unseen is in `class_sets.json` (VOC 2012, COCO-Stuff 164k, Pascal Context) and in
+each record's `unseen`. Spec clip_rc, sections 7 and 9.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ SETTINGS: tuple[Setting, ...] = ("inductive", "transductive", "fully")
 
 
 def seen_classes(classes: int, unseen: Sequence[int]) -> tuple[int, ...]:
-    """The other labels below `classes`, ascending.
+    """The labels below `classes` that are not unseen, ascending.
 
     Raises:
-      ValueError: an unseen label that isn't one of them, or nothing is left.
+      ValueError: an unseen label is out of range, or no class is left.
     """
     if wrong := [label for label in unseen if not 0 <= label < classes]:
-        raise ValueError(f"unseen labels {wrong} are none of the {classes} classes")
+        raise ValueError(f"unseen labels {wrong} are not in 0..{classes - 1}")
     seen = tuple(label for label in range(classes) if label not in unseen)
     if not seen:
-        raise ValueError(f"all {classes} classes are unseen; leave at least one to learn from")
+        raise ValueError(f"all {classes} classes are unseen; at least one must be seen")
     return seen
 
 
 def label_table(setting: Setting, unseen: Sequence[int], *, ignore_label: int = 255) -> np.ndarray:
-    """(256,) int16: what training sees instead of each label.
+    """(256,) int16: the label that training sees in place of each label.
 
-    inductive: unseen classes are ignored like pixels without a label. transductive: they all become
-    the first of them, so that where they are is known, as published, and not which is where. fully:
-    every label stays.
+    "inductive": unseen classes are ignored. "transductive": all unseen classes become the first of
+    them, as published, so that training sees where they are but not which is where. "fully": labels
+    are unchanged.
 
     Raises:
       ValueError: an unknown setting.
@@ -57,16 +57,16 @@ def hide_unseen(
     *,
     before_crop: bool = True,
 ) -> TrainingBatches:
-    """The same batches with the labels of unseen classes hidden, by `label_table`.
+    """The same batches with the labels of unseen classes replaced by `label_table`.
 
     Args:
-      before_crop: hide them before anything looks at the label map. False, as published: the choice
-        of the crop still counts their pixels by class, so that other labels there give other crops.
+      before_crop: replace them before the crop is chosen. False, as published: `random_crop` still
+        counts the pixels of each unseen class, so that the crops depend on their labels.
     """
     table = label_table(setting, unseen, ignore_label=batches.dataset.ignore_label)
 
-    def hidden(view: View) -> View:
-        def of(
+    def hide(view: View) -> View:
+        def hiding_view(
             image: np.ndarray, label: np.ndarray, rng: np.random.RandomState
         ) -> tuple[np.ndarray, np.ndarray]:
             if before_crop:
@@ -74,6 +74,6 @@ def hide_unseen(
             image, label = view(image, label, rng)
             return image, table[label]
 
-        return of
+        return hiding_view
 
-    return dataclasses.replace(batches, view=hidden(batches.view))
+    return dataclasses.replace(batches, view=hide(batches.view))

@@ -1,6 +1,6 @@
 """One frozen record per dataset, from which everything about it is derived.
 
-Label rules are those of MaskCLIP's (mmsegmentation's) dataset classes, ReCLIP, CLIP-ES and WTCLIP.
+Classes and label rules are those of MaskCLIP (mmsegmentation), ReCLIP, CLIP-ES and WTCLIP.
 """
 
 from __future__ import annotations
@@ -12,25 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.datasets import layouts, records
-from input_pipeline.datasets.class_sets import Colour, class_set, palette
+from input_pipeline.datasets.class_sets import (
+    Colour,
+    class_set,
+    coco_stuff_171_to_27,
+    palette,
+)
 from input_pipeline.datasets.layout import Example, Layout, Part, Split
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a dataset is: classes, label rule, folder layout.
+    """Classes, label rule and folder layout of a dataset.
 
     Attributes:
       name: for messages and result files.
       class_names: in label order.
       prompts: strings for the templates, in label order. A background class has none: then
-        `len(prompts) == len(class_names) - 1` and prompt i belongs to label i + 1.
+        `len(prompts) == len(class_names) - 1` and prompt i is that of label i + 1.
       palette: RGB per class.
-      layout: where the files lie.
+      layout: folders, splits and file names.
       background: label 0 is a background class, predicted and scored like the others.
       reduce_zero_label: in the files 0 means "no class" and class i is stored as i + 1.
-      ignore_label: label of pixels that are not scored, in the files and in `read_label`'s result.
-      unseen: label indices held out in zero-shot training.
+      ignore_label: label of ignored pixels, in the files and in `read_label`'s result.
+      unseen: labels held out in zero-shot training.
+      image_class_labels: the label of each class that image labels name, where those are other
+        classes than `foreground`; (): they are the same.
     """
 
     name: str
@@ -42,15 +49,16 @@ class Dataset:
     reduce_zero_label: bool = False
     ignore_label: int = 255
     unseen: tuple[int, ...] = ()
+    image_class_labels: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are, background included."""
+        """Number of classes, background included."""
         return len(self.class_names)
 
     @property
     def foreground(self) -> tuple[str, ...]:
-        """Names of the classes without the background: image label i is name i of these."""
+        """Names of the classes without the background; image label i is the i-th of these."""
         return self.class_names[int(self.background) :]
 
     def index(
@@ -58,19 +66,21 @@ class Dataset:
     ) -> list[Example]:
         """The split's examples in their published order.
 
-        `root` is the dataset's own folder, the folder of datasets that holds one of
-        `layout.folders`, or a folder of records (see `records`). A number of
-        pictures other than the published one is logged as a warning. With `labels=False` no label
-        maps are looked for, and the examples have none.
+        Logs a warning if the number of images is not the published one.
+
+        Args:
+          root: the dataset's own folder, the folder of datasets that contains one of
+            `layout.folders`, or a folder of records (see `records`).
+          labels: False: label maps are not required, and the examples have none.
 
         Raises:
-          ValueError: unknown split, or the same picture twice.
-          FileNotFoundError: root, split list, pictures or labels are missing; the message names
-            the path and the folder layout that was looked for.
+          ValueError: unknown split, or an image is listed twice.
+          FileNotFoundError: root, split list, images or labels are missing; the message names the
+            path and the expected folder layout.
         """
-        stored = records.find(root, self.layout.folders)
+        stored = records.find_records(root, self.layout.folders)
         if stored is not None:
-            examples = records.index(self.layout, stored, split)
+            examples = records.index_records(self.layout, stored, split)
             if not labels:
                 examples = [dataclasses.replace(each, label_path=None) for each in examples]
         else:
@@ -83,18 +93,25 @@ def folder(
     root: str | os.PathLike[str],
     class_names: Sequence[str],
     *,
-    prompts: Sequence[str] | None = None,
     colours: Sequence[Colour] | None = None,
     background: bool = False,
     reduce_zero_label: bool = False,
-    images: str = "images",
     labels: str | None = "labels",
-    label_suffix: str = ".png",
 ) -> Dataset:
-    """A plain folder: pictures in `images/`, label PNGs of the same stem in `labels/`; split "val".
+    """A plain folder: images in `images/`, label PNGs of the same stem in `labels/`; split "val".
 
-    `labels=None` for pictures without labels. The prompts default to the class names (without the
-    background's). The record remembers `root`: `index(root)` takes it again, or "".
+    Args:
+      class_names: in label order; also the prompts, except the background's.
+      colours: RGB per class; None: those of `palette`.
+      background: label 0 is a background class; see `Dataset`.
+      reduce_zero_label: 0 in the label maps means "no class"; see `Dataset`.
+      labels: folder of the label maps below `root`; None: there are none.
+
+    Returns:
+      A record that remembers `root`: its `index` takes `root` again, or "".
+
+    Raises:
+      ValueError: no class names, or a string in place of them.
     """
     if isinstance(class_names, str) or not class_names:
         raise ValueError(
@@ -104,28 +121,16 @@ def folder(
     return Dataset(
         name=Path(root).resolve().name,
         class_names=tuple(class_names),
-        prompts=tuple(class_names[1 if background else 0 :] if prompts is None else prompts),
+        prompts=tuple(class_names[int(background) :]),
         palette=palette(len(class_names)) if colours is None else tuple(colours),
         layout=Layout(
-            (("val", Split((Part(images, labels),))),),
+            (("val", Split((Part("images", labels),))),),
             (os.fspath(root) if records.is_address(root) else str(Path(root).resolve()),),
-            "",
-            label_suffix,
+            image_suffix="",
         ),
         background=background,
         reduce_zero_label=reduce_zero_label,
     )
-
-
-def image_folder(
-    root: str | os.PathLike[str],
-    class_names: Sequence[str],
-    *,
-    prompts: Sequence[str] | None = None,
-    colours: Sequence[Colour] | None = None,
-) -> Dataset:
-    """A folder of pictures (and its sub-folders) without labels, to be segmented into classes."""
-    return folder(root, class_names, prompts=prompts, colours=colours, images=".", labels=None)
 
 
 def _record(
@@ -135,17 +140,19 @@ def _record(
     *,
     background: bool = False,
     reduce_zero_label: bool = False,
+    image_class_labels: tuple[int, ...] = (),
 ) -> Dataset:
-    known = class_set(classes)
+    entry = class_set(classes)
     return Dataset(
         name=name,
-        class_names=known.names,
-        prompts=known.prompts,
-        palette=known.palette,
+        class_names=entry.names,
+        prompts=entry.prompts,
+        palette=entry.palette,
         layout=layout,
         background=background,
         reduce_zero_label=reduce_zero_label,
-        unseen=known.unseen,
+        unseen=entry.unseen,
+        image_class_labels=image_class_labels,
     )
 
 
@@ -169,7 +176,13 @@ COCO17_81 = _record(
 )
 COD_65 = _record("COD_65", "cod65", layouts.COD, background=True)
 COCO_STUFF_164K = _record("COCO_STUFF_164K", "stuff", layouts.COCO_STUFF)
-COCO_STUFF_27 = _record("COCO_STUFF_27", "stuff27", layouts.COCO_STUFF_27)
+COCO_STUFF_27 = _record(
+    "COCO_STUFF_27",
+    "stuff27",
+    layouts.COCO_STUFF_27,
+    # CLIP-ES and TagCLIP name the 171 classes in its images.
+    image_class_labels=tuple(coco_stuff_171_to_27().tolist()),
+)
 ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
 CITYSCAPES = _record("CITYSCAPES", "city", layouts.CITYSCAPES)
 

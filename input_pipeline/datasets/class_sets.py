@@ -1,4 +1,4 @@
-"""Class names, prompts, palettes and label maps: data in two .json files, read here once."""
+"""Class names, prompts, palettes and tables of label ids, from two .json files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ Colour = tuple[int, int, int]
 class ClassSet:
     """Classes in label order.
 
-    `prompts` are the strings put into the templates. In the sets with a background (`voc21`,
-    `context60`, `coco81`, `cod65`) label 0 has a name and a colour but no prompt: `prompts` is one
-    shorter than `names`. `unseen` are the label indices held out in zero-shot training. `names` and
-    `palette` (RGB) are empty for the one set that is prompts only (`acontext`).
+    Attributes:
+      names: class names; empty for `acontext`, which has prompts only.
+      prompts: the strings for the templates. In the sets with a background (`voc21`, `context60`,
+        `coco81`, `cod65`) label 0 has no prompt: `prompts` is one shorter than `names`.
+      palette: RGB per class; empty for `acontext`.
+      unseen: labels held out in zero-shot training.
     """
 
     names: tuple[str, ...]
@@ -31,9 +33,12 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """What CLIP-ES, TagCLIP, WTCLIP put into templates: a prompt for each class id, background.
+    """Prompts of CLIP-ES, TagCLIP, WeCLIP and WTCLIP.
 
-    Several synonyms of a class stand in one prompt, separated by commas.
+    Attributes:
+      names: class names, by class id.
+      prompts: a prompt per class; synonyms are separated by commas.
+      background: prompts of the background.
     """
 
     names: tuple[str, ...]
@@ -47,17 +52,12 @@ def _data(file_name: str = "class_sets.json") -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def class_set_names() -> tuple[str, ...]:
-    """Names that `class_set` accepts."""
-    return tuple(_data()["sets"])
-
-
 @functools.cache
 def class_set(name: str) -> ClassSet:
     """The class set called `name`, e.g. "voc", "context60" or "batman".
 
     Raises:
-      ValueError: there is no such set; the message lists those there are.
+      ValueError: there is no such set; the message lists all sets.
     """
     data = _data()
     if name not in data["sets"]:
@@ -75,10 +75,12 @@ def class_set(name: str) -> ClassSet:
 
 @functools.cache
 def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
-    """The prompts of "voc" (20 classes), "coco" (80), "cod" (64) or "coco_stuff" (171).
+    """The prompt set "voc" (20 classes), "coco" (80), "cod" (64) or "coco_stuff" (171).
 
-    CLIP-ES and WeCLIP write `synonyms` for some classes, TagCLIP the plain names. "cod" are
-    WTCLIP's camouflaged objects (spec wtclip, section 6).
+    Args:
+      name: of the set; "cod" are WTCLIP's camouflaged objects (spec wtclip, section 6).
+      synonyms: with synonyms for some classes, as in CLIP-ES and WeCLIP; False: the plain names, as
+        in TagCLIP.
 
     Raises:
       ValueError: there is no such set.
@@ -95,28 +97,30 @@ def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
     return PromptSet(tuple(names), tuple(prompts), tuple(background))
 
 
-def coco_stuff_coarse_ids(*, raw: bool) -> np.ndarray:
-    """(256,) uint8 table to the 27 coarse classes: from COCO-Stuff's raw labels, or from 0..170.
-
-    Labels without a coarse class become 255.
-    """
-    coarse = np.full(256, 255, np.uint8)
-    known = _data("prompt_sets.json")["coco_stuff_raw_to_27"]
-    coarse[: len(known)] = known
-    if raw:
-        return coarse
+def coco_stuff_171_labels() -> np.ndarray:
+    """(256,) uint8 table: COCO-Stuff's raw id -> class 0..170; ids without a class become 255."""
     table = np.full(256, 255, np.uint8)
-    train_ids = coco_stuff_train_ids()
-    for label in np.flatnonzero(train_ids < 255):
-        table[train_ids[label]] = coarse[label]
+    for raw, label in _data()["label_maps"]["coco_stuff164k_raw_to_train"].items():
+        table[int(raw)] = label
     return table
 
 
-def coco_stuff_train_ids() -> np.ndarray:
-    """(256,) uint8 table: COCO-Stuff's raw label -> 0..170; ids without a class become 255."""
+def coco_stuff_27_labels() -> np.ndarray:
+    """(256,) uint8 table: COCO-Stuff's raw id -> super-class 0..26; ids without one become 255.
+
+    The 27 super-classes, things first, are those of PiCIE and STEGO.
+    """
     table = np.full(256, 255, np.uint8)
-    for raw, train_id in _data()["label_maps"]["coco_stuff164k_raw_to_train"].items():
-        table[int(raw)] = train_id
+    labels = _data()["label_maps"]["coco_stuff_raw_to_27"]
+    table[: len(labels)] = labels
+    return table
+
+
+def coco_stuff_171_to_27() -> np.ndarray:
+    """(171,) int32 table: class of COCO-Stuff -> super-class 0..26."""
+    fine = coco_stuff_171_labels()
+    table = np.zeros(171, np.int32)
+    table[fine[fine < 255]] = coco_stuff_27_labels()[fine < 255]
     return table
 
 
@@ -126,9 +130,9 @@ def pascal_context_raw_ids() -> tuple[int, ...]:
 
 
 def palette(classes: int) -> tuple[Colour, ...]:
-    """Colours (RGB) for classes without a published palette: 20 distinct ones, then VOC's scheme.
+    """RGB colours for classes without a published palette: 20 distinct ones, then VOC's scheme.
 
-    VOC's scheme spreads the bits of the class index over the three channels, high bits first.
+    VOC's scheme distributes the bits of the class index over the three channels, high bits first.
     """
     colours = [tuple(colour) for colour in _data()["distinct_colours"][:classes]]
     for index in range(len(colours), classes):

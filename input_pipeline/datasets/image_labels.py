@@ -1,12 +1,12 @@
-"""Image labels: which classes each picture shows, from what the dataset is published with.
+"""Image labels: which classes each image shows, from the dataset's own annotations.
 
-Of VOC every object of `Annotations/<id>.xml` counts, difficult and truncated ones too, in the order
-of first appearance (CLIP-ES keeps it). Of COCO every object and crowd of instances_*.json counts,
-ids ascending; a list with ids on its lines, `<stem> <id> <id> ...` (CLIP-ES's, TagCLIP's, or made
-by `prepare`), counts before it, in its own order. A dataset without any of these has the labels
-that its label maps show, ascending; any other has, if they are asked for (WeCLIP asks).
+VOC: all objects of `Annotations/<id>.xml`, difficult and truncated ones included, in order of first
+appearance, as in CLIP-ES. COCO: all objects and crowds of instances_*.json, ids ascending; a split
+list with ids on its lines, `<stem> <id> <id> ...` (CLIP-ES's, TagCLIP's, or made by `prepare`),
+takes precedence and keeps its order. Datasets without annotations: the labels in the label maps,
+ascending; for other datasets on request (WeCLIP).
 
-Ids begin at 0 with the first class that isn't the background: id i is `dataset.foreground[i]`.
+Ids start at 0 with the first class that is not the background: id i is `dataset.foreground[i]`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tqdm import tqdm
 from input_pipeline.datasets import records
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.class_sets import class_set
-from input_pipeline.datasets.coco import Picture, read_instances
+from input_pipeline.datasets.coco import AnnotatedImage, read_instances
 from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Annotations, Example, read_list
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
 _THREADS = min(16, os.cpu_count() or 1)
-_SHOWN = 5  # bad pictures named in the error
+_SHOWN = 5  # bad images named in the error
 NO_OBJECT = "shows no object of the dataset's classes"
 
 
@@ -42,8 +42,8 @@ class ImageLabels(NamedTuple):
     """Image labels of a list of examples.
 
     Attributes:
-      labels: of each example its class ids; () if there are none that can be used.
-      problems: (name, reason) of the examples that have none, or not all.
+      labels: class ids of each example; () if it has none that can be used.
+      problems: (name, reason) of the examples without class ids, or with unknown ones left out.
     """
 
     labels: list[tuple[int, ...]]
@@ -51,14 +51,19 @@ class ImageLabels(NamedTuple):
 
 
 class _Labels(NamedTuple):
-    """One example's ids, and what is wrong with it, if anything is."""
+    """The class ids of one example, and its problem, "" if there is none."""
 
     ids: tuple[int, ...]
-    wrong: str = ""
+    problem: str = ""
 
 
 class _Source(NamedTuple):
-    """Opens what reads an example's labels; and the file they are in, None: not to be cached."""
+    """Where labels come from.
+
+    Attributes:
+      open: returns a function that reads the labels of an example.
+      file: the file that an example's labels are in; None: they are not cached.
+    """
 
     open: Callable[[], Callable[[Example], _Labels]]
     file: Callable[[Example], Path | None]
@@ -74,114 +79,130 @@ def image_labels(
     cache: str | os.PathLike[str] | None = None,
     on_bad: Literal["raise", "skip"] = "raise",
 ) -> ImageLabels:
-    """Which classes the pictures of a split show.
+    """Class ids of the images of a split.
 
     Args:
-      root: as for `dataset.index`; a folder of records must have been built with image labels.
-      examples: some of the split's; None: all, as `dataset.index` gives them.
-      maps: what the label maps show counts, whatever else there is; then examples need theirs.
-      cache: folder for a small file with what was read. An example is read again when the file that
-        its labels come from has changed, and what could not be read is never kept.
-      on_bad: "skip" goes on where a file is missing or damaged or names an unknown class, which
-        `problems` then tell; an unknown class is left out, the known ones beside it stay. Pictures
-        without any object are among the problems either way, and no error.
+      root: see `dataset.index`; a folder of records must have been built with image labels.
+      examples: examples of the split; None: all, as `dataset.index` returns them.
+      maps: read the label maps, even if there are annotations; the examples must have theirs.
+      cache: folder for a small file with the labels. An example is read again if the file that its
+        labels come from has changed; examples with problems are not cached.
+      on_bad: "raise" stops if a file is missing or damaged or names an unknown class; "skip"
+        reports these in `problems`, and leaves out only the unknown classes. Images without objects
+        are reported in `problems` in both cases and are not errors.
 
     Raises:
-      BadFile: with "raise", a picture's labels can't be read; in any case, COCO's file of objects
-        or a list can't.
-      FileNotFoundError: see `dataset.index`; or there are no annotations at all.
+      BadFile: with "raise", an image's labels cannot be read; in both cases, COCO's file of objects
+        or a list cannot.
+      FileNotFoundError: see `dataset.index`; or there are no annotations.
     """
-    about = None if maps else dataset.layout.split(split).annotations
+    annotations = None if maps else dataset.layout.split(split).annotations
     if examples is None:
-        examples = dataset.index(root, split, labels=about is None)
-    source, classes = _source(dataset, root, split, about), _classes(dataset, about)
+        examples = dataset.index(root, split, labels=annotations is None)
+    source = _source(dataset, root, split, annotations)
+    classes = _classes(dataset, annotations)
     name = f"image_labels_{dataset.name}_{split}{'_maps' * maps}.json"
     store = None if cache is None else Path(cache, name)
-    kept = {} if store is None else _load(store, classes)
-    # The stamp is taken before the file is read: if it changes meanwhile, it is read once more.
+    cached = {} if store is None else _load(store, classes)
+    # Stamps are taken before reading: a file that changes meanwhile is read again the next time.
     stamps = {each.name: _stamp(source.file(each)) for each in examples} if store else {}
-    found: dict[str, _Labels] = {}
+    labels_of: dict[str, _Labels] = {}
     for each in examples:
-        stamp, ids = kept.get(each.name, (None, ()))
+        stamp, ids = cached.get(each.name, (None, ()))
         if stamp is not None and stamp == stamps[each.name]:
-            found[each.name] = _Labels(ids)
-    new = [each for each in examples if each.name not in found]
+            labels_of[each.name] = _Labels(ids)
+    new = [each for each in examples if each.name not in labels_of]
     if new:
         with ThreadPoolExecutor(_THREADS) as pool:
             read = pool.map(source.open(), new)
             shown = tqdm(read, "image labels", len(new), unit="file", disable=None)
-            found.update((each.name, labels) for each, labels in zip(new, shown, strict=True))
-    bad = [(each.name, found[each.name].wrong) for each in examples if found[each.name].wrong]
+            labels_of.update((each.name, labels) for each, labels in zip(new, shown, strict=True))
+    bad = [(each.name, problem) for each in examples if (problem := labels_of[each.name].problem)]
     if store is not None:
         good = {
-            each.name: (stamps[each.name], found[each.name].ids)
+            each.name: (stamps[each.name], labels_of[each.name].ids)
             for each in new
-            if stamps[each.name] and not found[each.name].wrong
+            if stamps[each.name] and not labels_of[each.name].problem
         }
         if good:
-            _save(store, classes, {**kept, **good})
+            _save(store, classes, {**cached, **good})
     if bad and on_bad == "raise":
         named = "".join(f"\n  {name}: {why}" for name, why in bad[:_SHOWN])
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise BadFile(
-            f"split {split}: {len(bad)} of {len(examples)} pictures have image labels that can't "
-            f'be used; mend these files, or leave them out (on_bad="skip"):{named}{more}'
+            f"split {split}: {len(bad)} of {len(examples)} images have image labels that "
+            f'cannot be used; repair these files, or leave them out (on_bad="skip"):{named}{more}'
         )
-    labels = [found[each.name].ids for each in examples]
+    labels = [labels_of[each.name].ids for each in examples]
     problems = [
-        (each.name, found[each.name].wrong or NO_OBJECT)
+        (each.name, labels_of[each.name].problem or NO_OBJECT)
         for each in examples
-        if found[each.name].wrong or not found[each.name].ids
+        if labels_of[each.name].problem or not labels_of[each.name].ids
     ]
     return ImageLabels(labels, problems)
 
 
+def read_from_label_maps(dataset: Dataset, split: str, *, maps: bool = False) -> bool:
+    """Whether `image_labels` reads the label maps of a split, so that its examples need them."""
+    return maps or dataset.layout.split(split).annotations is None
+
+
 def has_annotations(dataset: Dataset, root: str | os.PathLike[str], split: str) -> bool:
-    """Whether there are the annotations of image labels that the dataset is published with."""
-    about = dataset.layout.split(split).annotations
-    stored = records.find(root, dataset.layout.folders)
-    if about is None:
+    """Whether the dataset's own annotations of image labels are there."""
+    annotations = dataset.layout.split(split).annotations
+    stored = records.find_records(root, dataset.layout.folders)
+    if annotations is None:
         return False
     if stored is not None:
         return "image_labels" in records.read_index(stored)["splits"].get(split, {})
     home = dataset.layout.resolve(root)
-    listed = about.listed and _ids_of_list(dataset, home, split, about) is not None
-    return listed or any((home / name).exists() for name in (about.xml, about.instances) if name)
+    listed = annotations.listed and _ids_of_list(dataset, home, split, annotations) is not None
+    return listed or any(
+        (home / name).exists() for name in (annotations.xml, annotations.instances) if name
+    )
 
 
-def _classes(dataset: Dataset, about: Annotations | None) -> tuple[str, ...]:
-    """Names of the classes that the ids mean."""
-    return class_set(about.classes).names if about and about.classes else dataset.foreground
+def _classes(dataset: Dataset, annotations: Annotations | None) -> tuple[str, ...]:
+    """Names of the classes by their ids."""
+    return (
+        class_set(annotations.classes).names
+        if annotations and annotations.classes
+        else dataset.foreground
+    )
 
 
 def _source(
-    dataset: Dataset, root: str | os.PathLike[str], split: str, about: Annotations | None
+    dataset: Dataset, root: str | os.PathLike[str], split: str, annotations: Annotations | None
 ) -> _Source:
-    if about is None:
+    if annotations is None:
         return _Source(lambda: functools.partial(_of_map, dataset), _label_file)
-    stored = records.find(root, dataset.layout.folders)
+    stored = records.find_records(root, dataset.layout.folders)
     if stored is not None:
         return _Source(lambda: _of_records(stored, split), lambda _: None)
-    home, names = dataset.layout.resolve(root), _classes(dataset, about)
-    listed = _ids_of_list(dataset, home, split, about) if about.listed else None
+    home, names = dataset.layout.resolve(root), _classes(dataset, annotations)
+    listed = _ids_of_list(dataset, home, split, annotations) if annotations.listed else None
     if listed is not None:
         return _Source(lambda: functools.partial(_of_list, listed, len(names)), lambda _: None)
-    if about.instances is not None:
-        path = home / about.instances
+    if annotations.instances is not None:
+        path = home / annotations.instances
         return _Source(
             lambda: functools.partial(_of_instances, read_instances(path), path.name),
             lambda _: path,
         )
-    if about.xml is not None and (home / about.xml).is_dir():
-        folder, ids = home / about.xml, {name: i for i, name in enumerate(names)}
+    if annotations.xml is not None and (home / annotations.xml).is_dir():
+        folder, ids = home / annotations.xml, {name: i for i, name in enumerate(names)}
         return _Source(
             lambda: functools.partial(_of_xml, folder, ids),
             lambda example: folder / f"{example.name}.xml",
         )
     lists = [name for part in dataset.layout.split(split).parts for name in part.lists]
-    wanted = f"folder {home / about.xml}" if about.xml else f"list with ids {home / lists[0]}"
+    expected = (
+        f"folder {home / annotations.xml}"
+        if annotations.xml
+        else f"list with ids {home / lists[0]}"
+    )
     raise FileNotFoundError(
-        f"no image labels: there is no {wanted}; unpack the dataset's annotations there. "
+        f"no image labels: there is no {expected}; unpack the dataset's annotations there. "
         f"{dataset.layout.remedy}".rstrip()
     )
 
@@ -193,18 +214,18 @@ def _of_xml(folder: Path, ids: dict[str, int], example: Example) -> _Labels:
     except FileNotFoundError:
         return _Labels((), f"there is no {folder.name}/{example.name}.xml")
     except (ElementTree.ParseError, OSError, ValueError) as error:
-        return _Labels((), f"can't read {folder.name}/{example.name}.xml ({error})")
+        return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({error})")
     unknown = [repr(name) for name in names if name not in ids]
-    wrong = f"unknown class {', '.join(unknown)}, left out" if unknown else ""
-    return _Labels(tuple(ids[name] for name in names if name in ids), wrong)
+    problem = f"unknown class {', '.join(unknown)}, left out" if unknown else ""
+    return _Labels(tuple(ids[name] for name in names if name in ids), problem)
 
 
-def _of_instances(pictures: dict[str, Picture], file: str, example: Example) -> _Labels:
-    picture = pictures.get(example.name)
-    if picture is None:
+def _of_instances(images: dict[str, AnnotatedImage], file: str, example: Example) -> _Labels:
+    image = images.get(example.name)
+    if image is None:
         return _Labels((), f"is not in {file}")
-    unknown = ", ".join(str(number) for number in sorted(set(picture.unknown)))
-    return _Labels(picture.labels, f"unknown category {unknown}, left out" if unknown else "")
+    unknown = ", ".join(str(number) for number in sorted(set(image.unknown)))
+    return _Labels(image.labels, f"unknown category {unknown}, left out" if unknown else "")
 
 
 def _of_list(listed: dict[str, tuple[int, ...]], classes: int, example: Example) -> _Labels:
@@ -212,8 +233,8 @@ def _of_list(listed: dict[str, tuple[int, ...]], classes: int, example: Example)
         return _Labels((), "is not in the list of image labels")
     ids = listed[example.name]
     unknown = ", ".join(str(i) for i in ids if not 0 <= i < classes)
-    wrong = f"unknown class {unknown}, left out" if unknown else ""
-    return _Labels(tuple(i for i in ids if 0 <= i < classes), wrong)
+    problem = f"unknown class {unknown}, left out" if unknown else ""
+    return _Labels(tuple(i for i in ids if 0 <= i < classes), problem)
 
 
 def _of_map(dataset: Dataset, example: Example) -> _Labels:
@@ -239,7 +260,7 @@ def _label_file(example: Example) -> Path | None:
 
 
 def _of_records(home: str, split: str) -> Callable[[Example], _Labels]:
-    """Reads what `records_build` has put into the index."""
+    """Reads the image labels that `records_build` stored in the index."""
     stored = records.read_index(home)["splits"][split]
     if "image_labels" not in stored:
         raise FileNotFoundError(
@@ -251,10 +272,10 @@ def _of_records(home: str, split: str) -> Callable[[Example], _Labels]:
 
 
 def _ids_of_list(
-    dataset: Dataset, home: Path, split: str, about: Annotations
+    dataset: Dataset, home: Path, split: str, annotations: Annotations
 ) -> dict[str, tuple[int, ...]] | None:
-    """Stem -> ids of the split's lists; None: there are none, or they have no ids."""
-    found: dict[str, tuple[int, ...]] = {}
+    """Stem -> ids of the split's lists; None: a list is missing, or the lists have no ids."""
+    ids_of: dict[str, tuple[int, ...]] = {}
     for part in dataset.layout.split(split).parts:
         path = home / (dataset.layout.list_of(home, part) or "")
         if not path.is_file():
@@ -263,23 +284,23 @@ def _ids_of_list(
             if not all(word.isdigit() for word in words):
                 return None
             ids = [int(word) for word in words]
-            if about.ids:
-                ids = [about.ids[i] if i < len(about.ids) else 255 for i in ids]
-            found[stem] = tuple(dict.fromkeys(ids))
-    return found if any(found.values()) else None
+            if annotations.ids:
+                ids = [annotations.ids[i] if i < len(annotations.ids) else 255 for i in ids]
+            ids_of[stem] = tuple(dict.fromkeys(ids))
+    return ids_of if any(ids_of.values()) else None
 
 
 def _stamp(path: Path | None) -> str | None:
-    """Changes when a file does; None: there is no such file."""
+    """Size and modification time of a file, to detect changes; None: there is no such file."""
     try:
-        about = None if path is None else os.stat(path)
+        stat = None if path is None else os.stat(path)
     except OSError:
         return None
-    return about and f"{about.st_size}-{about.st_mtime_ns}"
+    return stat and f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What the cache holds for these classes; nothing if it is of others, or damaged."""
+    """Name -> (stamp, ids) from the cache; empty if it is for other classes, or damaged."""
     try:
         content = json.loads(store.read_bytes())
         if (content["format"], content["classes"]) != (_FORMAT, list(classes)):
@@ -288,13 +309,14 @@ def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        logging.getLogger(__name__).warning("%s: damaged; the image labels are read again", store)
+        logging.getLogger(__name__).warning("%s: damaged; reading the image labels again", store)
         return {}
 
 
 def _save(store: Path, classes: Sequence[str], labels: dict) -> None:
     content = {"format": _FORMAT, "classes": classes, "labels": labels}
     try:
-        write_whole(store, json.dumps(content, separators=(",", ":")).encode())
-    except CannotWrite as error:  # it only saves time
-        logging.getLogger(__name__).warning("image labels are not kept: %s", error)
+        encoded = json.dumps(content, separators=(",", ":")).encode()
+        write_atomic(store, lambda file: file.write(encoded), sync=False)
+    except CannotWrite as error:  # the cache only saves time
+        logging.getLogger(__name__).warning("image labels are not cached: %s", error)

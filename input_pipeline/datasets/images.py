@@ -1,4 +1,4 @@
-"""Pictures and label maps from disk, with one clear error for a file that can't be used."""
+"""Images and label maps from disk, with one clear error for a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class Stored(Protocol):
-    """A file that lies inside a larger one."""
+    """A file that is stored inside a larger file."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the upright picture."""
+        """(height, width) of the upright image."""
 
     def read_bytes(self) -> bytes:
         """The file's content."""
 
     def __str__(self) -> str:
-        """Where it lies, for messages."""
+        """Where it is stored, for messages."""
 
 
-File = Path | Stored  # what an example's picture and label are
+File = Path | Stored  # what an example's image and label are
 AnyFile = str | os.PathLike[str] | Stored
 T = TypeVar("T")
 
@@ -35,27 +35,27 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class BadFile(ValueError):  # noqa: N818
-    """A picture or label file that can't be used; the message names file, problem and remedy."""
+    """An image or label file that cannot be used; the message names file, problem and remedy."""
 
 
 class BadImage(BadFile):
-    """The picture is missing, damaged, or of a kind that can't be turned into RGB."""
+    """The image is missing, damaged, or of a kind that cannot be converted to RGB."""
 
 
 class BadLabel(BadFile):
-    """The label map is damaged, isn't made of ids, or holds an id that is no class."""
+    """The label map is missing, damaged, not made of class ids, or has an id out of range."""
 
 
 def read_image(path: AnyFile) -> np.ndarray:
-    """Decodes a picture to uint8 RGB (h, w, 3), upright as OpenCV's imread gives it.
+    """Decodes an image to uint8 RGB (h, w, 3), upright as OpenCV's imread gives it.
 
-    The EXIF orientation is applied. Grey, palette and CMYK pictures become RGB; transparency is
+    The EXIF orientation is applied. Grey, palette and CMYK images become RGB; transparency is
     dropped, not blended; 16-bit samples keep their high byte. JPEG pixels equal OpenCV's; CMYK
-    conversion differs from OpenCV's by up to 2 levels.
+    conversion differs from OpenCV's by up to 2.
 
     Raises:
-      BadImage: no such file, not a picture, cut short or otherwise damaged, or too large for
-        Pillow's guard (PIL.Image.MAX_IMAGE_PIXELS, twice 89 million pixels).
+      BadImage: missing, not an image, truncated or otherwise damaged, or larger than Pillow accepts
+        (twice PIL.Image.MAX_IMAGE_PIXELS, which is 89 million pixels).
     """
 
     def decode(image: Image.Image) -> np.ndarray:
@@ -64,17 +64,17 @@ def read_image(path: AnyFile) -> np.ndarray:
             grey = np.asarray(upright).clip(0, 65535).astype(np.uint16) >> 8
             return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         if upright.mode == "F":
-            raise ValueError("floating-point samples have no known range; save it as 8 bits")
+            raise ValueError("floating-point samples have no defined range; save it with 8 bits")
         return np.array(upright.convert("RGB"))
 
     return _with_image(path, decode, BadImage)
 
 
 def image_size(path: AnyFile) -> tuple[int, int]:
-    """(height, width) that `read_image` will give, from the file's header alone.
+    """(height, width) of `read_image`'s result, from the file's header alone.
 
     Raises:
-      BadImage: no such file, or no picture's header.
+      BadImage: missing, or the header is not that of an image.
     """
 
     if not isinstance(path, str | os.PathLike):
@@ -82,9 +82,9 @@ def image_size(path: AnyFile) -> tuple[int, int]:
 
     def measure(image: Image.Image) -> tuple[int, int]:
         width, height = image.size
-        # Pillow reports a TIFF's size upright already.
-        turned = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
-        return (width, height) if turned else (height, width)
+        # Pillow reports the upright size of a TIFF.
+        sideways = image.format != "TIFF" and image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS
+        return (width, height) if sideways else (height, width)
 
     return _with_image(path, measure, BadImage)
 
@@ -96,23 +96,23 @@ def read_label(
     reduce_zero_label: bool = False,
     ignore_label: int = 255,
 ) -> np.ndarray:
-    """Class ids (h, w) int32 of a grey or palette PNG; `ignore_label` marks unscored pixels.
+    """Class ids (h, w) int32 of a grey or palette PNG; `ignore_label` marks ignored pixels.
 
-    Palette indices are taken as they are, whatever their colours.
+    Of palette PNGs the indices are the ids; colours do not matter.
 
     Args:
-      num_classes: ids must be below it, after the reduction; None: not checked.
-      reduce_zero_label: id 0 means "no class" and i + 1 stands for class i.
+      num_classes: ids must be below it, after `reduce_zero_label`; None: not checked.
+      reduce_zero_label: in the file 0 means "no class" and i + 1 is class i.
 
     Raises:
-      BadLabel: damaged file, a colour picture, or an id out of range.
+      BadLabel: missing or damaged, a colour image, or an id out of range.
     """
 
     def decode(image: Image.Image) -> np.ndarray:
         ids = np.asarray(image)
         if ids.ndim != 2 or image.mode == "F":
             raise ValueError(
-                f"it is a colour picture (mode {image.mode}), not class ids; save the ids as a "
+                f"it is a colour image (mode {image.mode}), not class ids; save the ids as a "
                 f"grey or palette PNG"
             )
         return ids.astype(np.int32)
@@ -126,9 +126,9 @@ def read_label(
 
 
 def reduce_zero_label(label: np.ndarray, ignore_label: int = 255) -> np.ndarray:
-    """Ids with 0 for "no class" -> ids from 0: 0 becomes `ignore_label`, the others go down by one.
+    """Ids with 0 for "no class" -> ids from 0: 0 becomes `ignore_label`, others decrease by one.
 
-    `ignore_label` stays what it is. Any integer type; returns a new array.
+    `ignore_label` is kept. Any integer type; returns a new array.
     """
     return np.where((label == 0) | (label == ignore_label), ignore_label, label - 1).astype(
         label.dtype
@@ -155,8 +155,8 @@ def _check_range(
 
 
 def _with_image(path: AnyFile, use: Callable[[Image.Image], T], error: type[BadFile]) -> T:
-    kind = "picture" if error is BadImage else "label map"
-    # A path is opened by Pillow, which reads no more of it than it needs.
+    kind, article = ("image", "an") if error is BadImage else ("label map", "a")
+    # Pillow opens a path itself and reads only as much of it as it needs.
     file = path if isinstance(path, str | os.PathLike) else io.BytesIO(path.read_bytes())
     try:
         with Image.open(file) as image:
@@ -164,13 +164,15 @@ def _with_image(path: AnyFile, use: Callable[[Image.Image], T], error: type[BadF
     except FileNotFoundError as cause:
         raise error(f"{path}: no such file; check the path or the split list.") from cause
     except UnidentifiedImageError as cause:
-        raise error(f"{path}: not a {kind} in a known format; replace or remove it.") from cause
+        raise error(
+            f"{path}: not {article} {kind} in a known format; replace or remove it."
+        ) from cause
     except Image.DecompressionBombError as cause:
         raise error(
             f"{path}: {cause} Shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         ) from cause
-    except Exception as cause:  # Pillow's readers raise nearly anything on damaged bytes
+    except Exception as cause:  # Pillow's readers raise all kinds of errors on damaged bytes
         raise error(
-            f"{path}: can't decode the {kind} ({cause}); replace the file or remove it from the "
+            f"{path}: cannot decode the {kind} ({cause}); replace the file or remove it from the "
             f"split."
         ) from cause

@@ -1,4 +1,4 @@
-"""Where a dataset's files lie, and how its splits are listed."""
+"""Folder layouts of datasets: where images and label maps are, and how splits are listed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from input_pipeline.datasets.images import File
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MISSING_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture: its name (path below the image folder, no suffix) and its files."""
+    """One image: its name (path below the image folder, without suffix) and its files."""
 
     name: str
     image_path: File
@@ -27,17 +27,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a split, in folders below the root.
+    """A part of a split; all paths are below the root.
 
     Attributes:
-      images: folder of the pictures.
+      images: folder of the images.
       labels: folder of the label maps; None: there are none.
-      lists: lists of stems, of which the first that is there counts; without any the folder of
-        pictures is scanned.
-      may_scan: it is scanned as well where none of the lists is there.
-      elsewhere: folders that may hold the pictures instead, the first that is there.
-      labels_elsewhere: folders that hold the label maps if they are there, and what the stems begin
-        with that is not in these maps' names.
+      lists: lists of stems, of which the first that exists is used; (): the image folder is
+        scanned.
+      may_scan: the image folder is scanned if none of the lists exists.
+      elsewhere: other folders that may contain the images; the first that exists is used.
+      labels_elsewhere: other folders that may contain the label maps, which take precedence over
+        `labels`, each with the prefix of the stems that its file names lack.
     """
 
     images: str
@@ -50,14 +50,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Where a split's image labels come from, below the root; see `image_labels`.
+    """Where a split's image labels come from; all paths are below the root. See `image_labels`.
 
     Attributes:
       xml: folder of VOC's detection annotations, <stem>.xml.
       instances: COCO's instances_*.json.
-      listed: ids on the lines of the split's list, `<stem> <id> <id> ...`, count before these.
-      classes: the class set that the ids are of; "": the dataset's own, without background.
-      ids: listed id -> class id, 255 for none; (): they are the same.
+      listed: ids on the lines of the split's list, `<stem> <id> <id> ...`, take precedence.
+      classes: the class set of the ids; "": the dataset's classes without the background.
+      ids: listed id -> class id, 255 for none; (): they are equal.
     """
 
     xml: str | None = None
@@ -69,9 +69,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class Split:
-    """Parts in their published order, and how many pictures they hold together.
+    """A split of a dataset.
 
-    `also` are the numbers of other published lists of this split.
+    Attributes:
+      parts: in the published order.
+      count: published number of images; None: not published.
+      also: numbers of images in other published lists of this split.
+      annotations: of image labels; None: there are none.
     """
 
     parts: tuple[Part, ...]
@@ -85,12 +89,12 @@ class Layout:
     """Folders and file names of a dataset.
 
     Attributes:
-      splits: name -> Split, as pairs so that the record stays hashable.
-      folders: where the root usually lies below a folder of datasets, the first one found counts;
-        or one absolute path, which stands for any root.
-      image_suffix: one suffix, or "" for any picture format.
-      label_suffix: replaces `image_suffix` in the label file's name.
-      remedy: what to do if something is missing, a sentence.
+      splits: pairs (name, split), so that the record is hashable.
+      folders: where the dataset usually is below a folder of datasets, the first that exists is
+        used; or one absolute path, which replaces any root.
+      image_suffix: suffix of the image files; "": any image format.
+      label_suffix: replaces `image_suffix` in names of label files.
+      remedy: a sentence that says what to do if files are missing.
     """
 
     splits: tuple[tuple[str, Split], ...]
@@ -115,22 +119,22 @@ class Layout:
         names = {example.name for example in examples}
         if len(names) != len(examples):
             raise ValueError(
-                f"Split {split}: {len(examples) - len(names)} names occur more than once in "
-                f"the split's lists; each picture may be counted once."
+                f"Split {split}: {len(examples) - len(names)} images are listed twice; list each "
+                f"image once."
             )
         return examples
 
-    def warn_of_count(self, root: str | os.PathLike[str], split: str, found: int) -> None:
-        """Logs a warning if the split should have another number of pictures."""
+    def warn_of_count(self, root: str | os.PathLike[str], split: str, count: int) -> None:
+        """Logs a warning if `count` is not the published number of images of the split."""
         published = self.split(split)
-        if published.count is not None and found not in (published.count, *published.also):
+        if published.count is not None and count not in (published.count, *published.also):
             logging.getLogger(__name__).warning(
-                "%s: split %s has %d pictures, the published one %s; scores are not comparable.",
-                *(root, split, found, " or ".join(map(str, (published.count, *published.also)))),
+                "%s: split %s has %d images, the published one %s; scores are not comparable.",
+                *(root, split, count, " or ".join(map(str, (published.count, *published.also)))),
             )
 
     def split(self, name: str) -> Split:
-        """The split of a name.
+        """The split called `name`.
 
         Raises:
           ValueError: there is no such split.
@@ -141,7 +145,7 @@ class Layout:
         return splits[name]
 
     def resolve(self, root: str | os.PathLike[str]) -> Path:
-        """The dataset's own folder: `root` itself, or a usual one below it if that is there."""
+        """The dataset's own folder: the first of `folders` that exists below `root`, or `root`."""
         for folder in self.folders:
             below = Path(root) / folder
             if below.is_dir() or Path(folder).is_absolute():
@@ -149,45 +153,46 @@ class Layout:
         return Path(root)
 
     def source(self, split: str) -> list[str]:
-        """What the split is made of, below the root: patterns of its files, and its lists."""
-        lines = []
+        """File patterns and lists of a split, below the root."""
+        patterns = []
         for part in self.split(split).parts:
-            lines.append(f"{part.images}/*{self.image_suffix}")
+            patterns.append(f"{part.images}/*{self.image_suffix}")
             if part.labels is not None:
-                lines.append(f"{part.labels}/*{self.label_suffix}")
+                patterns.append(f"{part.labels}/*{self.label_suffix}")
             if part.lists and not part.may_scan:
-                lines.append(part.lists[0])
-        return lines
+                patterns.append(part.lists[0])
+        return patterns
 
     def list_of(self, root: Path, part: Part) -> str | None:
-        """The part's list below the root; None: the folder is scanned.
+        """The part's list below the root; None: the image folder is scanned.
 
-        It need not be there: then it is the first of those that were looked for.
+        If none exists, the first of `part.lists`.
         """
-        there = [name for name in part.lists if (root / name).is_file()]
-        if there:
-            return there[0]
+        existing = [name for name in part.lists if (root / name).is_file()]
+        if existing:
+            return existing[0]
         return None if part.may_scan or not part.lists else part.lists[0]
 
     def images_of(self, root: Path, part: Part) -> str:
-        """The part's folder of pictures below the root, the usual one if none is there."""
-        there = [name for name in (part.images, *part.elsewhere) if (root / name).is_dir()]
-        return (there or [part.images])[0]
+        """The part's image folder below the root; if none exists, `part.images`."""
+        existing = [name for name in (part.images, *part.elsewhere) if (root / name).is_dir()]
+        return (existing or [part.images])[0]
 
     def labels_of(self, root: Path, part: Part) -> tuple[str, str]:
-        """The folder of a part's label maps below the root; what their names lack of the stems."""
+        """A part's label folder below the root, and the prefix of stems that file names lack."""
         assert part.labels is not None
-        there = [each for each in part.labels_elsewhere if (root / each[0]).is_dir()]
-        return there[0] if there else (part.labels, "")
+        existing = [each for each in part.labels_elsewhere if (root / each[0]).is_dir()]
+        return existing[0] if existing else (part.labels, "")
 
     def stems(self, root: Path, part: Part, listed: str) -> list[str]:
-        """The stems of a part's list, whose lines may as well name files, or hold image labels.
+        """The stems in a list of a part.
 
-        `<stem>`, `<stem>.jpg`, `<stem> <id> <id> ...` and DeepLab's
-        `/JPEGImages/<stem>.jpg /SegmentationClassAug/<stem>.png` are understood.
+        Accepts lines of the form `<stem>`, `<stem>.jpg`, `<stem> <id> <id> ...` and DeepLab's
+        `/JPEGImages/<stem>.jpg /SegmentationClassAug/<stem>.png`.
 
         Raises:
-          OSError: it can't be read. ValueError: it names label files of another folder.
+          OSError: the list cannot be read.
+          ValueError: it names label files of another folder.
         """
         stems = []
         for first, *others in read_list(root / listed):
@@ -195,8 +200,8 @@ class Layout:
             label = others[0] if others and others[0].endswith(self.label_suffix) else None
             if label and part.labels and _below(label, part.labels) == label.removeprefix("/"):
                 raise ValueError(
-                    f"{root / listed}: names labels like {label}, and this dataset's are in "
-                    f"{part.labels}/; take a list of stems, or the dataset that fits it"
+                    f"{root / listed}: names labels like {label}, but this dataset's are in "
+                    f"{part.labels}/; use a list of stems, or the dataset that the list is for"
                 )
         return stems
 
@@ -207,9 +212,9 @@ class Layout:
         if listed is None:
             files = sorted(file for file in images if self._is_image(file))
             stems = [self._stem(file) for file in files]
-            # a.jpg beside a.png: both count, told apart by the suffix.
-            seen = Counter(stems)
-            names = [s if seen[s] == 1 else f for s, f in zip(stems, files, strict=True)]
+            # a.jpg and a.png are two images: their names keep the suffix.
+            counts = Counter(stems)
+            names = [s if counts[s] == 1 else f for s, f in zip(stems, files, strict=True)]
         else:
             try:
                 names = stems = self.stems(root, part, listed)
@@ -220,15 +225,15 @@ class Layout:
             files = [stem + self.image_suffix for stem in stems]
             self._require(images, files, f"{image_folder} (see {listed})", split)
         if not files:
-            kind = f"*{self.image_suffix}" if self.image_suffix else "pictures"
+            kind = f"*{self.image_suffix}" if self.image_suffix else "images"
             raise FileNotFoundError(f"No {kind} in {image_folder}. {self._layout(split)}")
         if part.labels is None:
             return [
                 Example(name, image_folder / file, None)
                 for name, file in zip(names, files, strict=True)
             ]
-        folder, lacks = self.labels_of(root, part)
-        labels = [stem.removeprefix(lacks) + self.label_suffix for stem in stems]
+        folder, prefix = self.labels_of(root, part)
+        labels = [stem.removeprefix(prefix) + self.label_suffix for stem in stems]
         label_folder = root / folder
         self._require(self._listing(label_folder, split), labels, str(label_folder), split)
         return [
@@ -239,7 +244,7 @@ class Layout:
     def _is_image(self, file: str) -> bool:
         if self.image_suffix:
             return file.endswith(self.image_suffix)
-        return file.lower().endswith(PICTURES)
+        return file.lower().endswith(IMAGE_SUFFIXES)
 
     def _stem(self, file: str) -> str:
         suffix = self.image_suffix or os.path.splitext(file)[1]
@@ -250,12 +255,12 @@ class Layout:
             raise FileNotFoundError(f"No folder {folder}. {self._layout(split)}")
         return files_below(folder)
 
-    def _require(self, found: set[str], wanted: Sequence[str], where: str, split: str) -> None:
-        missing = [name for name in wanted if name not in found]
+    def _require(self, existing: set[str], expected: Sequence[str], where: str, split: str) -> None:
+        missing = [name for name in expected if name not in existing]
         if missing:
             shown = ", ".join(missing[:_MISSING_SHOWN]) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(
-                f"{len(missing)} of {len(wanted)} files are missing in {where}: {shown}. "
+                f"{len(missing)} of {len(expected)} files are missing in {where}: {shown}. "
                 f"{self._layout(split)}"
             )
 
@@ -266,7 +271,7 @@ class Layout:
         others = [name for part in self.split(split).parts for name in part.elsewhere]
         masks = [name for part in self.split(split).parts for name, _ in part.labels_elsewhere]
         if others:
-            need += f" Pictures may be in {' or '.join(others)} instead."
+            need += f" Images may be in {' or '.join(others)} instead."
         if masks:
             need += f" Label maps may be in {' or '.join(masks)} instead, named by number."
         if lists:
@@ -275,22 +280,22 @@ class Layout:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Every file below `folder`, relative, hidden ones left out. One walk."""
-    found: set[str] = set()
+    """Paths of all files below `folder`, relative to it, except hidden ones."""
+    relative: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = Path(where).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
-        found.update(prefix + name for name in files if not name.startswith("."))
-    return found
+        relative.update(prefix + name for name in files if not name.startswith("."))
+    return relative
 
 
 def read_list(path: Path) -> list[list[str]]:
-    """The words on each line of a list that isn't blank."""
+    """The words of each line of a list, without blank lines."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return [line.split() for line in lines if line.strip()]
 
 
 def _below(path: str, folder: str) -> str:
-    """A listed path without the folder, if it begins with it; without a leading slash anyway."""
+    """A listed path relative to `folder` if it starts with it, without a leading slash."""
     return path.removeprefix("/").removeprefix(f"{folder}/")

@@ -1,12 +1,12 @@
-"""Folders, splits and numbers of pictures of the datasets, as published.
+"""Folder layouts, splits and numbers of images of the datasets, as published.
 
-They are those of MaskCLIP's (mmsegmentation's) dataset classes, of ReCLIP's lists, and of the lists
-of DeepLab, CLIP-ES, TagCLIP, WeCLIP and WTCLIP.
+Sources: MaskCLIP's (mmsegmentation's) dataset classes, and the lists of ReCLIP, DeepLab, CLIP-ES,
+TagCLIP, WeCLIP and WTCLIP.
 """
 
 from __future__ import annotations
 
-from input_pipeline.datasets.class_sets import coco_stuff_train_ids
+from input_pipeline.datasets.class_sets import coco_stuff_171_labels
 from input_pipeline.datasets.layout import Annotations, Layout, Part, Split
 
 
@@ -17,9 +17,12 @@ def _scan(
     val: tuple[str, int],
     stems: str | None = None,
 ) -> tuple[tuple[str, Split], ...]:
-    """Splits that are whole folders; `{}` in the paths stands for the split's own folder.
+    """Splits train and val that are whole folders.
 
-    `stems` is a list that may be there instead.
+    Args:
+      images, labels: paths with `{}` for the folder of the split.
+      train, val: folder and number of images of the split.
+      stems: path of a list that is used if it exists, also with `{}`.
     """
     splits = []
     for split, (name, count) in (("train", train), ("val", val)):
@@ -33,7 +36,7 @@ def _listed(labels: str | None, *lists: str) -> Part:
     return Part("JPEGImages", labels, tuple(f"{name}.txt" for name in lists))
 
 
-# Of the detection annotations every object counts, difficult and truncated ones too.
+# Of the detection annotations all objects count, difficult and truncated ones included.
 _XML = Annotations(xml="Annotations")
 _VOC_TRAIN = _listed("SegmentationClass", "ImageSets/Segmentation/train")
 _VOC_SBD_ONLY = _listed("SegmentationClassAug", "ImageSets/Segmentation/aug")
@@ -49,7 +52,7 @@ VOC12 = Layout(
 
 
 def _voc_aug(name: str, count: int) -> tuple[str, Split]:
-    """All labels in one folder, as DeepLab's and CLIP-ES's lists have it."""
+    """A split with all labels in one folder, as in DeepLab's and CLIP-ES's lists."""
     lists = (f"{folder}/{name}" for folder in ("Segmentation", "SegmentationAug"))
     part = _listed("SegmentationClassAug", *(f"ImageSets/{each}" for each in lists))
     return name, Split((part,), count, annotations=_XML)
@@ -74,7 +77,7 @@ VOC07 = Layout(
 )
 _CONTEXT_TRAIN = _listed("SegmentationClassContext", "ImageSets/SegmentationContext/train")
 _CONTEXT_VAL = _listed("SegmentationClassContext", "ImageSets/SegmentationContext/val")
-# Two lists are in use: the API's (MaskCLIP), and one without three pictures (ReCLIP).
+# Two lists are in use: the Detail API's (MaskCLIP), and one with fewer images (ReCLIP).
 CONTEXT = Layout(
     (
         ("train", Split((_CONTEXT_TRAIN,), 4998, (4996,))),
@@ -92,9 +95,12 @@ def _coco(
     *,
     weclip: bool = False,
 ) -> Layout:
-    """COCO's objects; only pictures with one are listed. `published`: folder of CLIP-ES's lists.
+    """COCO's objects; only images with an object are listed.
 
-    `weclip`: its folders will do as well, whose label maps have the pictures' numbers for names.
+    Args:
+      published: folder of CLIP-ES's lists.
+      train, val: name of CLIP-ES's list, and number of images of the split.
+      weclip: accept WeCLIP's folders, whose label maps are named by the images' numbers.
     """
     splits = []
     for split, (name, count) in (("train", train), ("val", val)):
@@ -122,12 +128,12 @@ def _coco(
 
 _STUFF = ("images/{}", "annotations/{}", ("train2017", 118287), ("val2017", 5000))
 COCO_STUFF = Layout(_scan(*_STUFF), ("coco_stuff164k",), label_suffix="_labelTrainIds.png")
-# TagCLIP's selection of val can't be derived; its list has ids of the 182 classes.
+# TagCLIP's selection of val cannot be derived; its list has ids 0..181 of the raw classes.
 _TAGCLIP_VAL = Split(
     (Part("images/val2017", "annotations/val2017", ("imageset/cocostuff/val.txt",)),),
     4172,
     annotations=Annotations(
-        listed=True, classes="stuff", ids=tuple(coco_stuff_train_ids().tolist())
+        listed=True, classes="stuff", ids=tuple(coco_stuff_171_labels().tolist())
     ),
 )
 COCO_STUFF_27 = Layout(
@@ -141,7 +147,7 @@ ADE = Layout(
     _scan("images/{}", "annotations/{}", ("training", 20210), ("validation", 2000)),
     ("ade/ADEChallengeData2016", "ADEChallengeData2016"),
 )
-# train.txt and val.txt, of lines like aachen/aachen_000000_000019, are ReCLIP's.
+# train.txt and val.txt with lines like aachen/aachen_000000_000019 are ReCLIP's.
 CITYSCAPES = Layout(
     _scan("leftImg8bit/{}", "gtFine/{}", ("train", 2975), ("val", 500), "{}.txt"),
     ("cityscapes", "Cityscapes"),
@@ -149,7 +155,7 @@ CITYSCAPES = Layout(
     label_suffix="_gtFine_labelTrainIds.png",
 )
 COCO14 = _coco(2014, "coco14", ("train", 82081), ("val", 40137), weclip=True)
-# Camouflaged animals (R2C7K's Camo/train): masks of class ids, whose making isn't published.
+# Camouflaged animals (R2C7K's Camo/train): masks of class ids; how they are made is not published.
 COD = Layout(
     tuple(
         (name, Split((_listed("SegmentationClassAug", f"ImageSets/Segmentation/{name}", name),)))
@@ -157,6 +163,6 @@ COD = Layout(
     ),
     ("Camo/train",),
     remedy="The masks hold class ids: 0 background, 1 to 64 in the published order, 255 ignored; "
-    "the lists name the pictures, one stem a line.",
+    "the lists name the images, one stem a line.",
 )
 COCO17 = _coco(2017, "imageset/coco2017", ("train", 117266), ("val", 4952))

@@ -1,1 +1,1 @@
-"""Checks datasets and writes the label files that have to be made."""
+"""Checks datasets and makes label files."""

@@ -1,7 +1,7 @@
-"""The command `python -m input_pipeline.prepare`: is a dataset complete; make its label files.
+"""The command `python -m input_pipeline.prepare`: checks a dataset and makes its label files.
 
-It ends with 0 if all is well, 1 if something is wrong with the dataset, 2 after one line
-`error: ...` if it could not do its work, 130 after Ctrl-C.
+Exit status: 0 if the dataset is complete and correct, 1 if it is not, 2 after an error, which
+prints one line `error: ...`, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from input_pipeline.prepare.conversions import Converted, convert
 from input_pipeline.prepare.expected import Checked, Expected, Problem
 from input_pipeline.prepare.preparations import PREPARATIONS, Preparation
 from input_pipeline.prepare.workers import Run, in_processes
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import write_atomic
 
-_SHOWN = 5  # names of each kind of problem; --report has all
+_SHOWN = 5  # printed names of each kind of problem; --report has all
 
 _EXAMPLES = """\
 examples:
@@ -43,37 +42,40 @@ def prepare(
     source: Path | None = None,
     run: Callable[[str], Run] = lambda _: map,
 ) -> tuple[Checked, Converted | None]:
-    """Converts if it shall `write`, then checks.
+    """Makes label files on request, then checks the dataset.
 
     Args:
-      source: the folder of raw maps, if it isn't in its usual place.
-      run: gives, for the name of the step, what works on the chunks of files.
+      write: make the label files that are missing.
+      deep: see `check`.
+      source: folder of raw maps, if it is not in its usual place.
+      run: name of a step -> a function like `map` that processes the chunks of files.
 
     Raises:
-      ValueError: the folders are not what they should be. CannotWrite: disk full, no permission.
+      ValueError: `root` is not a folder, or `source` is not valid for this dataset.
+      CannotWrite: disk full, no permission.
     """
     root = preparation.expected.record.layout.resolve(root)
     if not root.is_dir():
         raise ValueError(f"--root {root} is not a folder")
     if source is not None and not preparation.takes_source:
-        raise ValueError("--source is for voc_aug and context; leave it away")
+        raise ValueError("--source is for voc_aug and context; omit it")
     converted = Converted() if write else None
     if write and preparation.jobs is not None and preparation.label_of is not None:
         jobs = preparation.jobs(root, source)
         converted = convert(jobs, preparation.label_of(), run=run("convert"))
     checked = check(root, preparation.expected, deep=deep, run=run("check"))
     if converted is not None and converted.failures:
-        remedy = "Unpack these again; then --write goes on where it stopped."
+        remedy = "Unpack these again; then run with --write again to resume."
         checked.problems.insert(0, Problem("not converted", converted.failures, remedy))
     return checked, converted
 
 
 def report(name: str, expected: Expected, checked: Checked, converted: Converted | None) -> str:
-    """What was found, in words; of each kind of problem the first few names."""
+    """The report as text, with the first few names of each kind of problem."""
     lines = [f"{name} in {checked.root}"]
     for split, published in expected.counts:
-        known = " or ".join(str(number) for number in published)
-        lines.append(f"  {split}: {checked.pictures[split]} pictures (published: {known})")
+        counts = " or ".join(str(number) for number in published)
+        lines.append(f"  {split}: {checked.images[split]} images (published: {counts})")
     present = sum(bool(checked.histogram[label]) for label in expected.classes)
     shares = "".join(f", {checked.share(i):.1%} of the pixels {i}" for i, _, _ in expected.shares)
     lines.append(
@@ -81,7 +83,7 @@ def report(name: str, expected: Expected, checked: Checked, converted: Converted
     )
     if converted is not None:
         lines.append(
-            f"  converted: {converted.written}, there already: {converted.kept}, "
+            f"  converted: {converted.written}, already there: {converted.kept}, "
             f"failed: {len(converted.failures)}"
         )
     for problem in checked.problems:
@@ -98,13 +100,13 @@ def report(name: str, expected: Expected, checked: Checked, converted: Converted
 def as_json(
     name: str, expected: Expected, checked: Checked, converted: Converted | None
 ) -> dict[str, Any]:
-    """The report with every name."""
+    """The report with all names, for JSON."""
     return {
         "dataset": name,
         "root": str(checked.root),
         "ok": not checked.problems,
         "pictures": {
-            split: {"found": checked.pictures[split], "published": list(published)}
+            split: {"found": checked.images[split], "published": list(published)}
             for split, published in expected.counts
         },
         "labels": checked.labels,
@@ -122,22 +124,25 @@ def as_json(
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
         "input_pipeline.prepare",
-        "Check that a dataset is complete and its labels are what they should be; make label "
-        "files from the published maps and annotations.",
+        "Check that a dataset is complete and its label maps are correct; make label files from "
+        "the published maps and annotations.",
         _EXAMPLES,
     )
     parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))
     parser.add_argument(
-        "--root", type=Path, required=True, help="the dataset's folder, or the one it lies in"
+        "--root",
+        type=Path,
+        required=True,
+        help="the dataset's folder, or a folder of datasets",
+    )
+    parser.add_argument("--write", action="store_true", help="first make missing label files")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        help="with --write, for voc_aug and context: folder of raw label maps",
     )
     parser.add_argument(
-        "--write", action="store_true", help="first make the label files that are missing"
-    )
-    parser.add_argument(
-        "--source", type=Path, help="with --write, for voc_aug and context: folder of raw maps"
-    )
-    parser.add_argument(
-        "--deep", action="store_true", help="decode every picture, not only its header"
+        "--deep", action="store_true", help="decode all images, not only their headers"
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
     return parser
@@ -148,35 +153,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.source is not None and not args.write:
-        parser.error("--source goes with --write")
+        parser.error("--source needs --write")
     if args.report is not None and (args.report.is_dir() or not args.report.parent.is_dir()):
         parser.error(f"--report {args.report} must be a file in a folder that exists")
+    return commands.exit_code(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     preparation = PREPARATIONS[args.name]
-    try:
-        checked, converted = prepare(
-            preparation,
-            args.root,
-            write=args.write,
-            deep=args.deep,
-            source=args.source,
-            run=in_processes,
-        )
-        told = (args.name, preparation.expected, checked, converted)
-        print(report(*told))
-        if args.report is not None:
-            text = json.dumps(as_json(*told), indent=2) + "\n"
-            write_whole(args.report, text.encode())
-    except BrokenProcessPool:
-        print(
-            "error: a process was killed, perhaps for lack of memory; run it again", file=sys.stderr
-        )
-        return 2
-    except (ValueError, OSError, ImportError, CannotWrite) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        return 130
+    checked, converted = prepare(
+        preparation,
+        args.root,
+        write=args.write,
+        deep=args.deep,
+        source=args.source,
+        run=in_processes,
+    )
+    print(report(args.name, preparation.expected, checked, converted))
+    if args.report is not None:
+        content = as_json(args.name, preparation.expected, checked, converted)
+        encoded = (json.dumps(content, indent=2) + "\n").encode()
+        write_atomic(args.report, lambda file: file.write(encoded))
     return 1 if checked.problems else 0
 
 

@@ -1,6 +1,6 @@
-"""What is wrong with a dataset on disk: everything found, not only the first.
+"""Checks a dataset on disk and collects all problems, not only the first.
 
-Lists and folders are read once; then each picture and label map is opened, in parallel if wished.
+Lists and folders are read once; then each image and label map is opened, possibly in parallel.
 """
 
 from __future__ import annotations
@@ -24,18 +24,25 @@ from input_pipeline.datasets.layout import Example, Part, files_below
 from input_pipeline.prepare.expected import BEYOND, Checked, Expected, Faults
 from input_pipeline.prepare.workers import CHUNK, Run
 
-Pair = tuple[str | None, str | None]  # picture and label below the root; None: it is missing
+Pair = tuple[str | None, str | None]  # image and label file below the root; None: missing
 
 
-class _Found(NamedTuple):
-    """What the lists and folders say: a split's stems, and its label files below the root."""
+class _Listed(NamedTuple):
+    """What lists and folders name: stems of each split, and its label files below the root."""
 
     stems: dict[str, list[str]]
     labels: dict[str, set[str]]
 
 
-class _Seen(NamedTuple):
-    """What the files of one chunk hold; `present`: label file -> the ids below 256 in it."""
+class _ChunkResult(NamedTuple):
+    """Contents of the files of one chunk.
+
+    Attributes:
+      faults: (kind, item).
+      labels: number of readable label maps.
+      histogram: see `Checked`.
+      present: label file -> the ids below 256 in it, as bytes.
+    """
 
     faults: list[tuple[str, str]]
     labels: int
@@ -46,35 +53,36 @@ class _Seen(NamedTuple):
 def check(
     root: str | os.PathLike[str], expected: Expected, *, deep: bool = False, run: Run = map
 ) -> Checked:
-    """Looks at every file of the expected splits.
+    """Checks all files of the expected splits.
 
     Args:
-      deep: decode the pictures too; otherwise only their headers are read. Label maps always are.
-      run: as `map`, for the chunks of files.
+      deep: decode images; otherwise only their headers are read. Label maps are always decoded.
+      run: a function like `map` for the chunks of files.
     """
     root = expected.record.layout.resolve(root)
     faults = Faults()
-    pairs, found = _find(root, expected, faults)
-    checked = Checked(root, {split: len(set(stems)) for split, stems in found.stems.items()})
+    pairs, listed = _find_files(root, expected, faults)
+    checked = Checked(root, {split: len(set(stems)) for split, stems in listed.stems.items()})
     present: dict[str, bytes] = {}
-    look = functools.partial(_look, root=root, expected=expected, deep=deep)
-    for seen in run(look, [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]):
-        for kind, item in seen.faults:
+    check_chunk = functools.partial(_check_chunk, root=root, expected=expected, deep=deep)
+    chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
+    for result in run(check_chunk, chunks):
+        for kind, item in result.faults:
             faults.add(kind, item)
-        checked.labels += seen.labels
-        checked.histogram += seen.histogram
-        present.update(seen.present)
-    if all(checked.pictures[split] in published for split, published in expected.counts):
-        _judge(checked, expected, faults)  # a part of the dataset may lack classes
-        _judge_splits(found, present, expected, faults)
+        checked.labels += result.labels
+        checked.histogram += result.histogram
+        present.update(result.present)
+    if all(checked.images[split] in published for split, published in expected.counts):
+        _check_labels(checked, expected, faults)  # not of an incomplete dataset
+        _check_splits(listed, present, expected, faults)
     if expected.image_labels:
-        _find_image_labels(root, found, expected, faults)
+        _check_image_labels(root, listed, expected, faults)
     checked.problems = faults.problems(expected)
     return checked
 
 
-def _find(root: Path, expected: Expected, faults: Faults) -> tuple[list[Pair], _Found]:
-    """The files of all splits, each pair once, and what each split has."""
+def _find_files(root: Path, expected: Expected, faults: Faults) -> tuple[list[Pair], _Listed]:
+    """The files of all splits, each pair once, and what each split lists."""
 
     @functools.cache
     def files(folder: str) -> set[str] | None:
@@ -85,29 +93,29 @@ def _find(root: Path, expected: Expected, faults: Faults) -> tuple[list[Pair], _
 
     pairs: list[Pair] = []
     names: dict[str, set[str]] = {}
-    found = _Found({}, {})
+    listed = _Listed({}, {})
     for split, published in expected.counts:
         stems: list[str] = []
         first = len(pairs)
         for part in expected.record.layout.split(split).parts:
-            stems += _find_part(root, part, expected, files, faults, pairs)
+            stems += _find_part_files(root, part, expected, files, faults, pairs)
         names[split] = set(stems)
-        found.stems[split] = stems
-        found.labels[split] = {label for _, label in pairs[first:] if label is not None}
-        again = sorted(stem for stem, times in Counter(stems).items() if times > 1)
-        faults.add("listed twice", *(f"{stem} ({split})" for stem in again))
+        listed.stems[split] = stems
+        listed.labels[split] = {label for _, label in pairs[first:] if label is not None}
+        twice = sorted(stem for stem, count in Counter(stems).items() if count > 1)
+        faults.add("listed twice", *(f"{stem} ({split})" for stem in twice))
         if len(names[split]) not in published:
-            known = " or ".join(str(number) for number in published)
+            counts = " or ".join(str(number) for number in published)
             faults.add(
-                "number of pictures", f"{split} has {len(names[split])}, the published one {known}"
+                "number of images", f"{split} has {len(names[split])}, the published one {counts}"
             )
     for one, other in combinations(names, 2):
         both = sorted(names[one] & names[other])
         faults.add("in two splits", *(f"{stem} ({one}, {other})" for stem in both))
-    return list(dict.fromkeys(pairs)), found
+    return list(dict.fromkeys(pairs)), listed
 
 
-def _find_part(
+def _find_part_files(
     root: Path,
     part: Part,
     expected: Expected,
@@ -115,15 +123,15 @@ def _find_part(
     faults: Faults,
     pairs: list[Pair],
 ) -> list[str]:
-    """Appends the part's files to `pairs`; returns the stems of its pictures."""
+    """Appends the part's files to `pairs`; returns the stems of its images."""
     layout = expected.record.layout
     image_folder = layout.images_of(root, part)
-    label_folder, lacks = layout.labels_of(root, part)
+    label_folder, prefix = layout.labels_of(root, part)
     images, labels = files(image_folder), files(label_folder)
     listed = layout.list_of(root, part)
     if listed is not None:
         try:
-            stems = wanted = layout.stems(root, part, listed)
+            stems = pair_stems = layout.stems(root, part, listed)
         except (OSError, UnicodeDecodeError):
             faults.add("missing list", listed)
             return []
@@ -132,19 +140,19 @@ def _find_part(
             return []
     else:
         stems = sorted(_stems(images, layout.image_suffix))
-        # A label without picture is a picture that got lost.
-        wanted = sorted({*stems, *_stems(labels, layout.label_suffix)}) if images else stems
-    for stem in wanted:
+        # A label without an image means that the image is missing.
+        pair_stems = sorted({*stems, *_stems(labels, layout.label_suffix)}) if images else stems
+    for stem in pair_stems:
         image = stem + layout.image_suffix
-        label = stem.removeprefix(lacks) + layout.label_suffix
+        label = stem.removeprefix(prefix) + layout.label_suffix
         pair: list[str | None] = []
-        for kind, folder, file, there in (
-            ("missing picture", image_folder, image, images),
+        for kind, folder, file, existing in (
+            ("missing image", image_folder, image, images),
             ("missing label", label_folder, label, labels),
         ):
-            found = there is not None and file in there
-            pair.append(f"{folder}/{file}" if found else None)
-            if not found and there is not None:  # a missing folder is told once
+            exists = existing is not None and file in existing
+            pair.append(f"{folder}/{file}" if exists else None)
+            if not exists and existing is not None:  # a missing folder is reported once
                 faults.add(kind, f"{folder}/{file}")
         if any(pair):
             pairs.append((pair[0], pair[1]))
@@ -155,8 +163,8 @@ def _stems(files: set[str] | None, suffix: str) -> list[str]:
     return [file.removesuffix(suffix) for file in files or () if file.endswith(suffix)]
 
 
-def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> _Seen:
-    """Opens the files; runs in other processes."""
+def _check_chunk(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> _ChunkResult:
+    """Opens the files of a chunk; runs in other processes."""
     faults: list[tuple[str, str]] = []
     histogram = np.zeros(BEYOND + 1, np.int64)
     labels = 0
@@ -167,7 +175,7 @@ def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> 
             try:
                 size = read_image(root / image).shape[:2] if deep else image_size(root / image)
             except BadFile as error:
-                faults.append(("unreadable picture", f"{image}: {_reason(error, root / image)}"))
+                faults.append(("unreadable image", f"{image}: {_reason(error, root / image)}"))
         if label is None:
             continue
         if _is_colour(root / label):
@@ -180,9 +188,9 @@ def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> 
             continue
         labels += 1
         if size is not None and ids.shape != size:
-            sizes = f"{ids.shape[0]} x {ids.shape[1]}, the picture {size[0]} x {size[1]}"
+            sizes = f"{ids.shape[0]} x {ids.shape[1]}, the image {size[0]} x {size[1]}"
             faults.append(("sizes differ", f"{label}: {sizes}"))
-        # Seen unsigned, negative ids are large ones.
+        # As unsigned integers negative ids are large ones.
         counts = np.bincount(np.minimum(ids.view(np.uint32), BEYOND).ravel(), minlength=BEYOND + 1)
         histogram += counts
         present[label] = np.flatnonzero(counts[:BEYOND]).astype(np.uint8).tobytes()
@@ -193,7 +201,7 @@ def _look(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bool) -> 
             raw = all(value in expected.raw[0] for value in wrong)
             shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
             faults.append(("raw ids" if raw else "ids out of range", f"{label}: {shown}"))
-    return _Seen(faults, labels, histogram, present)
+    return _ChunkResult(faults, labels, histogram, present)
 
 
 def _is_colour(path: Path) -> bool:
@@ -203,12 +211,12 @@ def _is_colour(path: Path) -> bool:
 
 
 def _reason(error: BadFile, path: Path) -> str:
-    """The error without the file's name, said already, and without the remedy, said below."""
+    """The error without file name and remedy, which the report gives elsewhere."""
     return str(error).removeprefix(f"{path}: ").partition("; ")[0]
 
 
-def _judge(checked: Checked, expected: Expected, faults: Faults) -> None:
-    """Whether the labels as a whole look like the dataset's."""
+def _check_labels(checked: Checked, expected: Expected, faults: Faults) -> None:
+    """Checks that all classes occur and that shares of pixels are plausible."""
     if not checked.labels:
         return
     for label, name in zip(expected.classes, expected.record.class_names, strict=True):
@@ -219,39 +227,39 @@ def _judge(checked: Checked, expected: Expected, faults: Faults) -> None:
         if not low <= share <= high:
             faults.add(
                 "implausible share of pixels",
-                f"id {label} has {share:.1%}, and should have {low:.1%} to {high:.1%}",
+                f"id {label} has {share:.1%}, expected {low:.1%} to {high:.1%}",
             )
 
 
-def _judge_splits(
-    found: _Found, present: dict[str, bytes], expected: Expected, faults: Faults
+def _check_splits(
+    listed: _Listed, present: dict[str, bytes], expected: Expected, faults: Faults
 ) -> None:
-    """Whether each split has the published pictures, and they the published classes."""
+    """Checks that each split has the published images, and these the published classes."""
     for split, published in expected.lists:
-        names = "\n".join(sorted(found.stems[split])).encode()
+        names = "\n".join(sorted(listed.stems[split])).encode()
         if hashlib.sha1(names, usedforsecurity=False).hexdigest() != published:
-            faults.add("other pictures", f"{split} has as many as the published one, but others")
-    for split, numbers in expected.pictures_of:
-        have = Counter(each for label in found.labels[split] for each in present.get(label, b""))
+            faults.add("other images", f"{split} has as many as the published one, but others")
+    for split, numbers in expected.images_per_class:
+        counts = Counter(i for label in listed.labels[split] for i in present.get(label, b""))
         for label, number in zip(expected.foreground, numbers, strict=True):
-            if have[label] != number:
+            if counts[label] != number:
                 name = expected.record.class_names[label - expected.classes[0]]
                 faults.add(
-                    "pictures with a class", f"{split}: {have[label]} with {name}, not {number}"
+                    "images with a class", f"{split}: {counts[label]} with {name}, not {number}"
                 )
 
 
-def _find_image_labels(root: Path, found: _Found, expected: Expected, faults: Faults) -> None:
-    """Whether the pictures have image labels; those of missing lists are complained of already."""
-    seen: set[str] = set()
-    for split, stems in found.stems.items():
-        new = [stem for stem in dict.fromkeys(stems) if stem not in seen]
-        seen.update(new)
+def _check_image_labels(root: Path, listed: _Listed, expected: Expected, faults: Faults) -> None:
+    """Checks that all listed images have image labels."""
+    done: set[str] = set()
+    for split, stems in listed.stems.items():
+        new = [stem for stem in dict.fromkeys(stems) if stem not in done]
+        done.update(new)
         examples = [Example(stem, root / stem, None) for stem in new]
         if not examples:
             continue
         try:
-            made = image_labels(expected.record, root, split, examples, on_bad="skip")
-            faults.add("no image labels", *(f"{name}: {why}" for name, why in made.problems))
+            _, problems = image_labels(expected.record, root, split, examples, on_bad="skip")
+            faults.add("no image labels", *(f"{name}: {reason}" for name, reason in problems))
         except (BadFile, FileNotFoundError) as error:
             faults.add("no image labels", f"{split}: {str(error).partition('; ')[0]}")

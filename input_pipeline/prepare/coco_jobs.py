@@ -1,4 +1,4 @@
-"""Label maps and lists to write from COCO's instances_*.json."""
+"""Label maps and lists that are made from COCO's instances_*.json."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from input_pipeline.prepare.conversions import Job, write_list
 
 
 def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
-    """Jobs to `draw` for the splits whose objects are there; makes their lists if need be.
+    """Jobs for `draw` of the splits whose instances_*.json exists; also writes missing lists.
 
-    Lists have CLIP-ES's form, `<stem> <class> <class> ...` with classes from 0, and name the
-    pictures that have an object.
+    Lists have CLIP-ES's form, `<stem> <class> <class> ...` with classes from 0, and name the images
+    that have an object.
 
     Raises:
-      BadFile: the file of objects is damaged. CannotWrite: a list can't be written.
+      BadFile: instances_*.json is damaged.
+      CannotWrite: a list cannot be written.
     """
     jobs = []
     for split in splits:
@@ -27,13 +28,13 @@ def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
         assert source.instances is not None
         if not (root / source.instances).is_file():
             continue
-        shown = [each for each in read_instances(root / source.instances).values() if each.objects]
-        if record.layout.list_of(root, part) == part.lists[0]:  # no other list is there
-            lines = (" ".join(map(str, (each.name, *each.labels))) for each in shown)
+        images = [each for each in read_instances(root / source.instances).values() if each.objects]
+        if record.layout.list_of(root, part) == part.lists[0]:  # no other list exists
+            lines = (" ".join(map(str, (each.name, *each.labels))) for each in images)
             write_list(root / part.lists[0], lines)
-        folder, lacks = record.layout.labels_of(root, part)
-        there = files_below(root / folder)
-        for each in shown:
-            file = each.name.removeprefix(lacks) + record.layout.label_suffix
-            jobs.append(Job(each, root / folder / file, file in there))
+        folder, prefix = record.layout.labels_of(root, part)
+        existing = files_below(root / folder)
+        for each in images:
+            file = each.name.removeprefix(prefix) + record.layout.label_suffix
+            jobs.append(Job(each, root / folder / file, file in existing))
     return jobs

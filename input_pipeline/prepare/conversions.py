@@ -1,55 +1,56 @@
-"""Label files made from the maps that datasets are published with: class ids by a table.
+"""Makes label files from published raw maps, by a table of class ids.
 
-A file is written whole or not at all, and whole files are kept: a run that was stopped goes on.
+Files are written whole or not at all, and whole files are kept, so that a stopped run can resume.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets.class_sets import coco_stuff_train_ids, pascal_context_raw_ids
+from input_pipeline.datasets.class_sets import (
+    coco_stuff_27_labels,
+    coco_stuff_171_labels,
+    pascal_context_raw_ids,
+)
 from input_pipeline.datasets.images import BadLabel, read_label
 from input_pipeline.datasets.layout import files_below, read_list
 from input_pipeline.prepare.workers import CHUNK, Run
-from input_pipeline.writing import is_whole_png, write_whole
+from input_pipeline.writing import is_whole_png, write_atomic
 
-UNKNOWN = -1  # in a table: no raw map may hold this id
+UNKNOWN = -1  # in a table: an id that must not occur in raw maps
 
-# COCO-Stuff's 182 raw ids -> the 27 super-classes, things first (the grouping of PiCIE, STEGO).
-_COCO_27 = (
-    "9 11 11 11 11 11 11 11 11 8 8 8 8 8 8 7 7 7 7 7 7 7 7 7 7 6 6 6 6 6 6 6 6 10 10 10 10 10 "
-    "10 10 10 10 10 5 5 5 5 5 5 5 5 2 2 2 2 2 2 2 2 2 2 3 3 3 3 3 3 3 3 3 3 0 0 0 0 0 0 1 1 1 1 "
-    "1 1 4 4 4 4 4 4 4 4 17 17 22 20 20 22 15 25 16 13 12 12 17 17 23 15 15 17 15 21 15 25 13 "
-    "13 13 13 13 22 26 14 14 15 22 21 21 24 20 22 15 17 16 15 22 24 21 17 25 16 21 17 22 16 21 "
-    "21 25 21 26 21 24 20 17 14 21 26 15 23 20 21 24 15 24 22 25 15 20 17 17 22 14 18 18 18 18 "
-    "18 18 18 26 26 19 19 24"
-)
-# Cityscapes' label ids that are scored; the position is the train id.
+# Cityscapes' label ids by train id.
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _CITYSCAPES_IDS = 34
+_COCO_STUFF_IDS = 182
 _CONTEXT_IDS = 460
 _VOC_IDS = 21
 
 
 class Job(NamedTuple):
-    """What a label file is made from, a raw map's path or COCO's objects, and the file to make."""
+    """A label file to make.
+
+    Attributes:
+      source: what it is made from: path of a raw map, or an `AnnotatedImage` of COCO.
+      target: path of the label file.
+      exists: there is such a file already, whole or not.
+    """
 
     source: Any
     target: Path
-    exists: bool  # there is such a file already, whole or not
+    exists: bool
 
 
 @dataclass
 class Converted:
-    """How many label files were made and kept, and what was wrong with the other raw maps."""
+    """Numbers of label files that were written and kept, and errors of the other sources."""
 
     written: int = 0
     kept: int = 0
@@ -57,28 +58,23 @@ class Converted:
 
 
 def coco_stuff_171_table() -> np.ndarray:
-    """(256,) raw id of COCO-Stuff -> 0..170; unlabelled, and ids without a class, become 255."""
-    table = coco_stuff_train_ids().astype(np.int16)
-    table[182:255] = UNKNOWN
-    return table
+    """(256,) raw id of COCO-Stuff -> 0..170; unlabelled and ids without a class become 255."""
+    return _coco_stuff_table(coco_stuff_171_labels())
 
 
 def coco_stuff_27_table() -> np.ndarray:
     """(256,) raw id of COCO-Stuff -> super-class 0..26; unlabelled stays 255."""
-    known = [int(value) for value in _COCO_27.split()]
-    return _table(256, {**dict(enumerate(known)), 255: 255})
+    return _coco_stuff_table(coco_stuff_27_labels())
 
 
-def coco_stuff_171_to_27() -> np.ndarray:
-    """(171,) class of COCO-Stuff -> super-class 0..26, for predictions of the 171 (TagCLIP)."""
-    to_171 = coco_stuff_train_ids()[:182]
-    table = np.zeros(171, np.int32)
-    table[to_171[to_171 < 255]] = coco_stuff_27_table()[:182][to_171 < 255]
+def _coco_stuff_table(labels: np.ndarray) -> np.ndarray:
+    table = labels.astype(np.int16)
+    table[_COCO_STUFF_IDS:255] = UNKNOWN
     return table
 
 
 def cityscapes_table() -> np.ndarray:
-    """(256,) label id of Cityscapes -> train id 0..18; the other of the 34 ids become 255."""
+    """(256,) label id of Cityscapes -> train id 0..18; the others of the 34 ids become 255."""
     ignored = dict.fromkeys((*range(_CITYSCAPES_IDS), 255), 255)  # id -1 is 255 in the files
     return _table(256, {**ignored, **{raw: i for i, raw in enumerate(_CITYSCAPES)}})
 
@@ -92,7 +88,7 @@ def pascal_context_table() -> np.ndarray:
 
 
 def voc_table() -> np.ndarray:
-    """(256,) VOC's ids as they are; SBD has the same ones."""
+    """(256,) ids of VOC and SBD, unchanged."""
     return _table(256, {**{i: i for i in range(_VOC_IDS)}, 255: 255})
 
 
@@ -105,7 +101,7 @@ def _table(size: int, entries: dict[int, int]) -> np.ndarray:
 def renamed_jobs(
     root: Path, folders: Iterable[str], raw_suffix: str, label_suffix: str
 ) -> list[Job]:
-    """For raw maps that lie beside the label files, told apart by the ends of their names."""
+    """Jobs for raw maps in the folders of the label files, which differ in their suffixes."""
     jobs = []
     for folder in folders:
         files = files_below(root / folder)
@@ -117,36 +113,37 @@ def renamed_jobs(
 
 
 def pascal_context_jobs(root: Path, source: Path) -> list[Job]:
-    """For a folder of raw maps, <id>.mat (with LabelMap) or <id>.png.
+    """Jobs for a folder of raw maps, <id>.mat (with LabelMap) or <id>.png.
 
     The published labels are the masks that the Detail API draws from trainval_merged.json. The .mat
-    files of the older release have the same ids; that every pixel is the same is not known.
+    files of the older release have the same ids; whether all pixels are equal is not known.
     """
     folder = root / "SegmentationClassContext"
-    there = files_below(folder)
+    existing = files_below(folder)
     sources = {
         file.rpartition(".")[0]: source / file
-        for file in sorted(files_below(source), reverse=True)  # of a stem's two files the .mat
+        for file in sorted(files_below(source), reverse=True)  # .mat takes precedence
         if file.endswith((".mat", ".png"))
     }
     return [
-        Job(sources[stem], folder / f"{stem}.png", f"{stem}.png" in there)
+        Job(sources[stem], folder / f"{stem}.png", f"{stem}.png" in existing)
         for stem in sorted(sources)
     ]
 
 
 def sbd_jobs(root: Path, source: Path) -> list[Job]:
-    """For SBD's folder with `cls/<id>.mat` (with GTcls) and its lists, beside VOC's own labels.
+    """Jobs for SBD's folder with `cls/<id>.mat` (with GTcls) and lists, and for VOC's own labels.
 
-    SegmentationClassAug gets the labels of both; aug.txt and train_aug.txt are made if need be.
+    SegmentationClassAug gets the labels of both; also writes aug.txt and train_aug.txt if missing.
 
     Raises:
-      ValueError: a list of SBD or of VOC is missing. CannotWrite: a list can't be written.
+      ValueError: a list of SBD or of VOC is missing.
+      CannotWrite: a list cannot be written.
     """
     lists = root / "ImageSets" / "Segmentation"
     train, val = _train_and_val(lists)
     if not (lists / "aug.txt").is_file():
-        # The published order is that of a Python set, another one in each run.
+        # The published order is that of a Python set, which differs between runs.
         sbd = {stem for stems in _train_and_val(source) for stem in stems}
         write_list(lists / "aug.txt", sorted(sbd - {*train, *val}))
     aug = _stems(lists / "aug.txt")
@@ -154,9 +151,10 @@ def sbd_jobs(root: Path, source: Path) -> list[Job]:
     sources = {stem: root / "SegmentationClass" / f"{stem}.png" for stem in (*train, *val)}
     sources.update((stem, source / "cls" / f"{stem}.mat") for stem in aug)
     folder = root / "SegmentationClassAug"
-    there = files_below(folder)
+    existing = files_below(folder)
     return [
-        Job(file, folder / f"{stem}.png", f"{stem}.png" in there) for stem, file in sources.items()
+        Job(file, folder / f"{stem}.png", f"{stem}.png" in existing)
+        for stem, file in sources.items()
     ]
 
 
@@ -165,32 +163,33 @@ def _train_and_val(folder: Path) -> list[list[str]]:
         return [_stems(folder / f"{name}.txt") for name in ("train", "val")]
     except FileNotFoundError as error:
         raise ValueError(
-            f"no list {error.filename}; aug.txt is SBD's train.txt and val.txt without those of "
-            f"VOC. Unpack both datasets whole."
+            f"no list {error.filename}; aug.txt is SBD's train.txt and val.txt without VOC's. "
+            f"Unpack both datasets completely."
         ) from error
 
 
 def _stems(path: Path) -> list[str]:
-    """The stems that a split list names, one a line."""
-    # VOC's per-class lists carry a second column; only the stem counts.
+    """The stems of a split list, one per line."""
+    # VOC's per-class lists have a second column.
     return [words[0] for words in read_list(path)]
 
 
 def write_list(path: Path, lines: Iterable[str]) -> None:
-    """Writes a split list, unless there is one: a published one may have another order.
+    """Writes a split list unless it exists: a published one may have another order.
 
     Raises:
-      CannotWrite: the list can't be written.
+      CannotWrite: the list cannot be written.
     """
     if not path.is_file():
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+        content = "".join(f"{line}\n" for line in lines).encode()
+        write_atomic(path, lambda file: file.write(content), sync=False)
 
 
 LabelOf = Callable[[Any], np.ndarray]
 
 
 def by_table(table: np.ndarray) -> LabelOf:
-    """Raw map's path -> labels (h, w) uint8, by the table; for `convert`."""
+    """A function for `convert`: path of a raw map -> label map (h, w) uint8, by the table."""
     return functools.partial(_translated, table=table)
 
 
@@ -199,57 +198,60 @@ def _translated(path: Path, table: np.ndarray) -> np.ndarray:
 
 
 def convert(jobs: Sequence[Job], label_of: LabelOf, *, run: Run = map) -> Converted:
-    """Makes the label files; a source that can't be used is named, and the others go on.
+    """Makes the label files; sources that cannot be used are named in `failures`.
 
     Args:
-      label_of: a job's source -> labels (h, w) uint8; raises BadLabel.
+      label_of: source of a job -> label map (h, w) uint8; raises BadLabel.
+      run: a function like `map` for the chunks of jobs.
 
     Raises:
-      CannotWrite: a label file can't be written.
+      CannotWrite: a label file cannot be written.
     """
-    done = Converted()
+    total = Converted()
     chunks = [jobs[i : i + CHUNK] for i in range(0, len(jobs), CHUNK)]
-    for part in run(functools.partial(_convert, label_of=label_of), chunks):
-        done.written += part.written
-        done.kept += part.kept
-        done.failures += part.failures
-    return done
+    for chunk in run(functools.partial(_convert, label_of=label_of), chunks):
+        total.written += chunk.written
+        total.kept += chunk.kept
+        total.failures += chunk.failures
+    return total
 
 
 def _convert(jobs: Sequence[Job], label_of: LabelOf) -> Converted:
     """Converts a chunk; runs in other processes."""
-    done = Converted()
+    total = Converted()
     for job in jobs:
         if job.exists and is_whole_png(job.target):
-            done.kept += 1
+            total.kept += 1
             continue
         try:
             label = label_of(job.source)
         except BadLabel as error:
-            done.failures.append(str(error).partition("; ")[0])  # the remedy is told once
+            total.failures.append(str(error).partition("; ")[0])  # the report gives the remedy once
             continue
-        encoded = io.BytesIO()
-        Image.fromarray(label).save(encoded, "PNG")
-        write_whole(job.target, encoded.getvalue())
-        done.written += 1
-    return done
+        write_atomic(job.target, functools.partial(_save_png, label), sync=False)
+        total.written += 1
+    return total
+
+
+def _save_png(label: np.ndarray, file: BinaryIO) -> None:
+    Image.fromarray(label).save(file, "PNG")
 
 
 def translate(ids: np.ndarray, table: np.ndarray, path: Path) -> np.ndarray:
-    """Ids (h, w) of a raw map -> uint8 labels (h, w).
+    """Ids (h, w) of a raw map -> label map (h, w) uint8.
 
     Raises:
-      BadLabel: an id that the table doesn't know; it names `path`.
+      BadLabel: an id that is not in the table; names `path`.
     """
-    inside = (ids >= 0) & (ids < len(table))
-    found = np.where(inside, table[np.where(inside, ids, 0)], UNKNOWN)
-    unknown = ids[found == UNKNOWN]
+    in_table = (ids >= 0) & (ids < len(table))
+    labels = np.where(in_table, table[np.where(in_table, ids, 0)], UNKNOWN)
+    unknown = ids[labels == UNKNOWN]
     if unknown.size:
         raise BadLabel(
-            f"{path}: id {int(unknown[0])} at {unknown.size} pixels is none of this dataset's raw "
-            f"ids; is it another dataset's map?"
+            f"{path}: id {int(unknown[0])} at {unknown.size} pixels is not a raw id of this "
+            f"dataset; is the map of another dataset?"
         )
-    return found.astype(np.uint8)
+    return labels.astype(np.uint8)
 
 
 def read_raw(path: Path) -> np.ndarray:
@@ -269,8 +271,8 @@ def read_raw(path: Path) -> np.ndarray:
             raise ValueError(f"its ids are of shape {ids.shape} and type {ids.dtype}")
     except FileNotFoundError as error:
         raise BadLabel(f"{path}: no such file") from error
-    except Exception as error:  # scipy raises nearly anything on damaged bytes
-        raise BadLabel(f"{path}: can't read the ids ({error})") from error
+    except Exception as error:  # scipy raises all kinds of errors on damaged bytes
+        raise BadLabel(f"{path}: cannot read the ids ({error})") from error
     return ids.astype(np.int32)
 
 
@@ -279,4 +281,4 @@ def _ids(content: dict[str, Any]) -> Any:
         return content["LabelMap"]
     if "GTcls" in content:
         return content["GTcls"]["Segmentation"][0, 0]
-    raise ValueError("it holds neither LabelMap nor GTcls")
+    raise ValueError("it contains neither LabelMap nor GTcls")

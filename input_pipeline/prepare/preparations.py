@@ -1,7 +1,7 @@
-"""For each dataset that can be prepared: what its files must be, and what its labels are made from.
+"""Requirements on each dataset that can be prepared, and sources of its label files.
 
-The numbers of pictures are the records'. The shares of pixels are no published numbers, only wide
-bounds around what the papers say of border, background and unlabelled pixels.
+Numbers of images are those of the records. Shares of pixels are not published numbers but wide
+bounds around what the papers say about border, background and unlabelled pixels.
 """
 
 from __future__ import annotations
@@ -9,13 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from input_pipeline.datasets import catalog as datasets
-from input_pipeline.datasets import coco
-from input_pipeline.datasets.catalog import Dataset
+from input_pipeline.datasets.catalog import (
+    ADE20K,
+    CITYSCAPES,
+    COCO14_81,
+    COCO17_81,
+    COCO_STUFF_27,
+    COCO_STUFF_164K,
+    CONTEXT_59,
+    VOC12_20,
+    VOC12_AUG,
+    Dataset,
+)
+from input_pipeline.datasets.coco import draw
 from input_pipeline.prepare import conversions
 from input_pipeline.prepare.coco_jobs import coco_jobs
 from input_pipeline.prepare.conversions import Job, LabelOf, by_table
@@ -26,14 +35,13 @@ Jobs = Callable[[Path, Path | None], list[Job]]
 
 @dataclass(frozen=True)
 class Preparation:
-    """What the command knows of a dataset.
+    """How the command prepares a dataset.
 
     Attributes:
-      expected: what `check` wants to see.
-      jobs: finds, for (root, --source), the label files to make and what from; None: the labels are
-        used as they are published.
-      label_of: gives what turns a job's source into labels.
-      takes_source: `jobs` looks at --source.
+      expected: requirements for `check`.
+      jobs: (root, --source) -> the label files to make; None: labels are used as published.
+      label_of: returns the function that makes a label map from the source of a job.
+      takes_source: whether `jobs` uses --source.
     """
 
     expected: Expected
@@ -48,19 +56,23 @@ def _expected(
     *shares: tuple[int, float, float],
     source: str,
     raw: tuple[range, str] = (range(0), ""),
-    **more: Any,
+    lists: tuple[tuple[str, str], ...] = (),
+    images_per_class: tuple[tuple[str, tuple[int, ...]], ...] = (),
+    image_labels: bool = False,
 ) -> Expected:
-    """For these splits of the record, with the published numbers of pictures."""
+    """Requirements on these splits of the record, with the published numbers of images."""
     counts = []
     for name in splits:
         split = record.layout.split(name)
         assert split.count is not None
         counts.append((name, (split.count, *split.also)))
-    return Expected(record, tuple(counts), shares, raw, source, **more)
+    return Expected(
+        record, tuple(counts), shares, raw, source, lists, images_per_class, image_labels
+    )
 
 
-def _beside(record: Dataset, raw_suffix: str) -> Jobs:
-    """For raw maps beside the label files, told apart by the ends of their names."""
+def _same_folder(record: Dataset, raw_suffix: str) -> Jobs:
+    """Jobs for raw maps in the folders of the label files, which differ in their suffixes."""
     splits = [dict(record.layout.splits)[name] for name in ("train", "val")]
     folders = [part.labels for split in splits for part in split.parts if part.labels is not None]
 
@@ -71,20 +83,22 @@ def _beside(record: Dataset, raw_suffix: str) -> Jobs:
     return jobs
 
 
-def _apart(make: Callable[[Path, Path], list[Job]], content: str, *usual: str) -> Jobs:
-    """For raw maps in a folder of their own, in a usual place seen from the root or in --source.
+def _separate(make: Callable[[Path, Path], list[Job]], content: str, *usual: str) -> Jobs:
+    """Jobs for raw maps in a separate folder, given by --source or in a usual place.
 
     Args:
-      content: what the folder must hold.
+      make: (root, folder of raw maps) -> jobs.
+      content: a folder that the folder of raw maps must contain; ".": any.
+      usual: usual places, relative to the root.
     """
 
     def jobs(root: Path, source: Path | None) -> list[Job]:
         places = [root / name for name in usual] if source is None else [source, source / "dataset"]
-        found = [place for place in places if (place / content).is_dir()]
-        if source is not None and not found:
-            lacks = f" with {content}/" if content != "." else ""
-            raise ValueError(f"--source {source} is no folder{lacks}")
-        return make(root, found[0]) if found else []
+        existing = [place for place in places if (place / content).is_dir()]
+        if source is not None and not existing:
+            containing = f" with {content}/" if content != "." else ""
+            raise ValueError(f"--source {source} is not a folder{containing}")
+        return make(root, existing[0]) if existing else []
 
     return jobs
 
@@ -98,29 +112,34 @@ def _coco_stuff(record: Dataset, classes: int, table: Callable[[], np.ndarray]) 
         "in annotations/; then --write makes the label files.",
         raw=(range(classes, 182), "COCO-Stuff's raw ids (0 to 181), not train ids"),
     )
-    return Preparation(expected, _beside(record, ".png"), lambda: by_table(table()))
+    return Preparation(expected, _same_folder(record, ".png"), lambda: by_table(table()))
 
 
-def _coco(record: Dataset, splits: tuple[str, ...], archives: str, **more: Any) -> Preparation:
+def _coco(
+    record: Dataset,
+    splits: tuple[str, ...],
+    archives: str,
+    lists: tuple[tuple[str, str], ...] = (),
+) -> Preparation:
     expected = _expected(
         record,
         splits,
         (0, 0.4, 0.9),
-        (255, 0.0, 0.1),  # none in the masks that --write makes
+        (255, 0.0, 0.1),  # 0 in the masks that --write makes
         source=f"Unpack {archives} in the root; then --write makes the lists in ImageSets/ and the "
         "labels in SegmentationClass/.",
         raw=(range(81, 91), "COCO's category ids (1 to 90), not labels 0 to 80"),
         image_labels=True,
-        **more,
+        lists=lists,
     )
-    # Objects are drawn for both splits, where they are there.
+    # Label maps are made for both splits if their annotations exist.
     return Preparation(
-        expected, lambda root, _: coco_jobs(record, root, ("train", "val")), lambda: coco.draw
+        expected, lambda root, _: coco_jobs(record, root, ("train", "val")), lambda: draw
     )
 
 
 _VOC = "Unpack VOCtrainval_11-May-2012.tar; the root is its VOCdevkit/VOC2012."
-# SHA-1 of the sorted names, one a line without an end.
+# SHA-1 of the sorted names, joined by newlines.
 _VOC_LISTS = {
     "train": "6ed871ae2d09c26453d4cc55d18d10004d7e5441",
     "val": "93298139809de6958dab81b492b010f3b20ce818",
@@ -130,8 +149,8 @@ _COCO14_LISTS = (
     ("train", "9449ed5417b4bb9aac2d6b6e04da4f8f5841dc51"),
     ("val", "32376b858dcfc39051a659108af48ab9f7697095"),
 )
-# In how many label maps each of the 20 classes is: VOC's own statistics.
-_VOC_PICTURES = {
+# Number of label maps that contain each of the 20 classes: VOC's own statistics.
+_VOC_IMAGES_PER_CLASS = {
     "train": (
         *(88, 65, 105, 78, 87, 78, 128, 131, 148, 64),
         *(82, 121, 68, 81, 442, 82, 63, 93, 83, 84),
@@ -144,19 +163,19 @@ _VOC_PICTURES = {
 PREPARATIONS = {
     "voc": Preparation(
         _expected(
-            datasets.VOC12_20,
+            VOC12_20,
             ("train", "val"),
             (0, 0.5, 0.9),
             (255, 0.01, 0.15),
             source=_VOC,
             lists=tuple((split, _VOC_LISTS[split]) for split in ("train", "val")),
-            pictures_of=tuple(_VOC_PICTURES.items()),
+            images_per_class=tuple(_VOC_IMAGES_PER_CLASS.items()),
         )
     ),
     "voc_aug": Preparation(
-        # SBD's labels have no border: the share of 255 is that of the 1464 others and of val.
+        # SBD's labels have no border: only VOC's own 1464 and val contain 255.
         _expected(
-            datasets.VOC12_AUG,
+            VOC12_AUG,
             ("train_aug", "val"),
             (0, 0.5, 0.9),
             (255, 0.002, 0.15),
@@ -164,10 +183,10 @@ PREPARATIONS = {
             "from VOC's labels and SBD (benchmark.tgz), unpacked beside VOC2012 or named by "
             "--source.",
             lists=tuple((split, _VOC_LISTS[split]) for split in ("train_aug", "val")),
-            pictures_of=(("val", _VOC_PICTURES["val"]),),
+            images_per_class=(("val", _VOC_IMAGES_PER_CLASS["val"]),),
             image_labels=True,
         ),
-        _apart(
+        _separate(
             conversions.sbd_jobs,
             "cls",
             *(
@@ -181,7 +200,7 @@ PREPARATIONS = {
     ),
     "context": Preparation(
         _expected(
-            datasets.CONTEXT_59,
+            CONTEXT_59,
             ("train", "val"),
             (0, 0.02, 0.45),
             source="Unpack VOCtrainval_03-May-2010.tar; the root is its VOCdevkit/VOC2010. The "
@@ -191,13 +210,13 @@ PREPARATIONS = {
             "the folder that --source names.",
             raw=(range(60, 460), "Pascal Context's raw ids (up to 459), not 0 to 59"),
         ),
-        _apart(conversions.pascal_context_jobs, ".", "trainval"),
+        _separate(conversions.pascal_context_jobs, ".", "trainval"),
         lambda: by_table(conversions.pascal_context_table()),
         takes_source=True,
     ),
     "ade20k": Preparation(
         _expected(
-            datasets.ADE20K,
+            ADE20K,
             ("train", "val"),
             (0, 0.02, 0.25),
             source="Unpack ADEChallengeData2016.zip; the root is its ADEChallengeData2016.",
@@ -205,24 +224,24 @@ PREPARATIONS = {
     ),
     "cityscapes": Preparation(
         _expected(
-            datasets.CITYSCAPES,
+            CITYSCAPES,
             ("train", "val"),
             (255, 0.03, 0.3),
             source="Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in the root; "
             "then --write makes the *_labelTrainIds.png.",
             raw=(range(19, 34), "Cityscapes' label ids (0 to 33), not train ids"),
         ),
-        _beside(datasets.CITYSCAPES, "_gtFine_labelIds.png"),
+        _same_folder(CITYSCAPES, "_gtFine_labelIds.png"),
         lambda: by_table(conversions.cityscapes_table()),
     ),
-    "coco_stuff_27": _coco_stuff(datasets.COCO_STUFF_27, 27, conversions.coco_stuff_27_table),
-    "coco_stuff_171": _coco_stuff(datasets.COCO_STUFF_164K, 171, conversions.coco_stuff_171_table),
+    "coco_stuff_27": _coco_stuff(COCO_STUFF_27, 27, conversions.coco_stuff_27_table),
+    "coco_stuff_171": _coco_stuff(COCO_STUFF_164K, 171, conversions.coco_stuff_171_table),
     "coco14": _coco(
-        datasets.COCO14_81,
+        COCO14_81,
         ("train", "val"),
         "train2014.zip, val2014.zip and annotations_trainval2014.zip",
         lists=_COCO14_LISTS,
     ),
-    # TagCLIP needs val alone.
-    "coco17": _coco(datasets.COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),
+    # TagCLIP needs only val.
+    "coco17": _coco(COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),
 }

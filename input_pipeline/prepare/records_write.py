@@ -1,6 +1,6 @@
-"""A split's pictures and labels written as records: bytes from files, shards by TFDS, the index.
+"""Writes a split's images and labels as records: bytes of files, shards by TFDS, the index.
 
-Used by `records_build`. Everything is decoded once on the way, as evaluation would.
+Used by `records_build`. Every file is decoded once as a check.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from input_pipeline.datasets.images import BadFile, BadLabel, File, image_size, 
 from input_pipeline.datasets.layout import Example
 from input_pipeline.datasets.records import INDEX, RecordFile, RecordsError, open_shard
 
-_VERSION = "1.0.0"  # TFDS wants one; FORMAT is ours
+_VERSION = "1.0.0"  # required by TFDS; our own is FORMAT
 _THREADS = min(32, os.cpu_count() or 1)
 _SHOWN = 10  # bad files named in the error
 
 
 class Row(NamedTuple):
-    """What a record holds of an example, and the picture's size for the index."""
+    """The content of a record, and the size of the image for the index."""
 
     name: str
     image: bytes
@@ -40,31 +40,35 @@ class Row(NamedTuple):
     size: Size
 
 
-def rows(
+def read_rows(
     dataset: Dataset, examples: Sequence[Example], split: str, sizes: list[Size]
 ) -> Iterator[dict[str, Any]]:
-    """The split's examples for TFDS, in order; fills `sizes`."""
+    """Yields the split's examples for TFDS, in order, and appends their sizes to `sizes`.
+
+    Raises:
+      BadFile: files that cannot be used, after all have been checked.
+    """
     bad: list[str] = []
-    with tqdm(total=len(examples), unit="picture", desc=split, disable=None) as bar:
-        for stored in _ahead(lambda example: _stored(dataset, example), examples):
+    with tqdm(total=len(examples), unit="image", desc=split, disable=None) as bar:
+        for row in _map_ahead(lambda example: _read_row(dataset, example), examples):
             bar.update()
-            if isinstance(stored, BadFile):
-                bad.append(str(stored))
-            elif not bad:  # what is written from now on is thrown away
-                sizes.append(stored.size)
-                image, label = io.BytesIO(stored.image), io.BytesIO(stored.label)
-                yield {"name": stored.name, "image": image, "label": label}
+            if isinstance(row, BadFile):
+                bad.append(str(row))
+            elif not bad:  # after a bad file nothing is kept
+                sizes.append(row.size)
+                image, label = io.BytesIO(row.image), io.BytesIO(row.label)
+                yield {"name": row.name, "image": image, "label": label}
         bar.set_description(f"{split}: {'failed' if bad else 'checked, writing its shards'}")
     if bad:
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise BadFile(
-            f"split {split}: {len(bad)} of {len(examples)} pictures can't be used, nothing was "
+            f"split {split}: {len(bad)} of {len(examples)} images cannot be used, nothing was "
             f"built:\n  " + "\n  ".join(bad[:_SHOWN]) + more
         )
 
 
-def _stored(dataset: Dataset, example: Example) -> Row | BadFile:
-    """An example's bytes, or what is wrong with it."""
+def _read_row(dataset: Dataset, example: Example) -> Row | BadFile:
+    """The content of an example's record, or its error."""
     try:
         size = image_size(example.image_path)
         load_example(dataset, example, 0, size, None, 0)
@@ -75,29 +79,29 @@ def _stored(dataset: Dataset, example: Example) -> Row | BadFile:
 
 
 def _grey_png(path: File) -> bytes:
-    """A label map's ids as a grey PNG; the file itself if it is one."""
+    """A label map as a grey PNG; the bytes of the file if it is one."""
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as image:
         if image.format == "PNG" and image.mode == "L":
             return content
     ids = read_label(path)
     if ids.min() < 0 or ids.max() > 255:
-        raise BadLabel(f"{path}: ids {ids.min()} to {ids.max()}, and records keep 8 bits")
+        raise BadLabel(f"{path}: ids {ids.min()} to {ids.max()} do not fit into 8 bits")
     file = io.BytesIO()
     Image.fromarray(ids.astype(np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
-def _ahead(make: Callable[[Example], Any], examples: Sequence[Example]) -> Iterator[Any]:
+def _map_ahead(function: Callable[[Example], Any], examples: Sequence[Example]) -> Iterator[Any]:
     """`map` in threads, a few results ahead of the consumer."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting: deque[Future] = deque()
+        pending: deque[Future] = deque()
         for example in examples:
-            waiting.append(pool.submit(make, example))
-            if len(waiting) > 2 * _THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, example))
+            if len(pending) > 2 * _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def write(
@@ -107,7 +111,17 @@ def write(
     counts: dict[str, int],
     shards: int | None,
 ) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
-    """Lets TFDS write everything below `folder`; where it is, and each split's shards."""
+    """Writes all splits below `folder` by TFDS.
+
+    Args:
+      name: TFDS's name of the dataset.
+      rows: split -> its examples, see `read_rows`.
+      counts: split -> number of examples.
+      shards: files per split; None: TFDS's choice by size.
+
+    Returns:
+      The folder with the files, and of each split its shards: file, records, bytes.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -118,7 +132,7 @@ def write(
     tfds_name = name
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        """Pictures with label maps of class ids, as in the dataset's own files."""
+        """Images with label maps of class ids, as in the dataset's own files."""
 
         name = tfds_name
         VERSION = tfds.core.Version(_VERSION)
@@ -141,15 +155,15 @@ def write(
             return {split: self._generate_examples(split) for split in rows}
 
         def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-            # Beyond a gigabyte TFDS sorts in buckets, one by one in memory, and gives each an
-            # equal share of all 128-bit keys. Small numbers would all lie in the first.
+            # Beyond a gigabyte TFDS sorts in buckets, each of which gets an equal part of all
+            # 128-bit keys and is sorted in memory. Small numbers would all be in the first bucket.
             step = 2**128 // counts[split]
             for number, row in enumerate(rows[split]):
                 yield number * step, row
 
     builder = Builder(data_dir=folder, file_format="array_record")
     config = tfds.download.DownloadConfig(num_shards=shards)
-    with contextlib.redirect_stdout(None):  # it announces a folder that is about to move
+    with contextlib.redirect_stdout(None):  # TFDS prints a folder that is renamed later
         builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir), {
         split: [
@@ -161,10 +175,10 @@ def write(
 
 
 def check_shards(folder: Path, split: str, entry: dict[str, Any]) -> None:
-    """Reads back every shard's count, and whether its first and last record are where they are.
+    """Checks the number of records in each shard, and its first and last record.
 
     Raises:
-      RecordsError: TFDS or the disk has not kept what was given.
+      RecordsError: the shards are not what was written.
     """
     start, names = 0, entry["names"]
     for shard in entry["shards"]:
@@ -176,7 +190,7 @@ def check_shards(folder: Path, split: str, entry: dict[str, Any]) -> None:
             RecordFile(path, position, "image", names[start + position], (0, 0)).read_bytes()
         start += count
     if not start == len(names) == len(entry["sizes"]):
-        raise RecordsError(f"split {split}: {start} records written of {len(names)} pictures")
+        raise RecordsError(f"split {split}: {start} records written of {len(names)} images")
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:

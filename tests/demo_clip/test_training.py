@@ -12,7 +12,7 @@ from flax import nnx
 import weights_convert
 from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.demo_clip import gates, pictures, training, vocabulary
-from clipseg_jax.methods.maskclip.model import dense_features
+from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
 CFG = training.TrainConfig(pictures=1000, steps=4, batch_size=16, save_every_steps=2)

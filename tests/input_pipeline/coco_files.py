@@ -5,14 +5,14 @@ import json
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets.class_sets import class_set, coco_stuff_train_ids
+from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
 
 SIZE = (24, 40)  # height, width
 
 
 def category(label):
     """COCO's number of a class 0..79."""
-    return int(np.flatnonzero(coco_stuff_train_ids()[:90] == label)[0]) + 1
+    return int(np.flatnonzero(coco_stuff_171_labels()[:90] == label)[0]) + 1
 
 
 def box(top, left, height, width):
@@ -45,7 +45,7 @@ def instances(objects):
 
 
 def write(root, objects, folder, year=2014):
-    """Pictures in `folder`, and their annotations."""
+    """Images in `folder`, and their annotations."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
     for name in objects:

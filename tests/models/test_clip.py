@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipseg_jax.methods.maskclip.model import Dense, MaskCLIP, MaskCLIPConfig, classify
-from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer, transformer
+from clipseg_jax.methods.maskclip.model import MaskCLIP, MaskCLIPConfig, classify
+from clipseg_jax.models.clip import CLIPConfig, Tokenizer, VisionTransformer
+from clipseg_jax.models.clip.dense import Dense
+from clipseg_jax.ops import attention
 from tests import tiny
 
 
@@ -145,6 +147,6 @@ def test_attention_in_turn_equals_all_at_once(monkeypatch):
         return visual.transformer(x)[0], visual.transformer(padded, bias)[0], jax.grad(total)(x)
 
     expected = results()
-    monkeypatch.setattr(transformer, "_SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1)
     for made, wanted in zip(results(), expected, strict=True):
         np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-4)

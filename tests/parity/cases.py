@@ -17,6 +17,11 @@ import numpy as np
 from tests import seeded
 
 DEFAULT = Path(__file__).resolve().parent.parent / "golden"
+# Shares of an array's largest value; four times what is seen, for other compilers and processors.
+ULPS = 5e-7  # four units in the last place: a handful of operations
+FORWARD = 6e-6  # the rounding of a whole network's forward pass
+# Share of equal labels where scores are equal to rounding: seen to differ in up to 6e-5.
+LABELS = 0.9998
 
 
 def find(goldens: Path, folder: str) -> list[Path]:
@@ -85,7 +90,31 @@ def close(actual: Any, expected: np.ndarray, *, absolute: float, name: str) -> N
     assert worst <= absolute, f"{name}: differs by {worst:.3g}, at most {absolute:.3g} allowed"
 
 
-def same_labels(actual: Any, expected: np.ndarray, *, share: float, name: str) -> None:
+def near(actual: Any, expected: np.ndarray, *, name: str, share: float = FORWARD) -> None:
+    """Fails if any element differs by more than `share` of the largest expected one."""
+    top = float(np.max(np.abs(expected)))
+    close(actual, expected, absolute=share * top, name=name)
+
+
+def same_half(
+    actual: Any, expected: np.ndarray, *, share: float, name: str, gap: float = 0.0
+) -> None:
+    """Fails unless float16 values are equal but for this share, and that is one step off at most.
+
+    Float32 values that differ by rounding can lie on both sides of where float16 rounds; `gap` is
+    how far apart they may be themselves, if that is not small beside a step.
+    """
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, wanted {expected.shape}"
+    np.testing.assert_array_equal(actual.astype(np.float16), actual, err_msg=f"{name}: not halves")
+    step = np.spacing(np.maximum(np.abs(actual), np.abs(expected)).astype(np.float16))
+    worst = float(np.max(np.abs(actual - expected) / (step + gap)))
+    assert worst <= 1, f"{name}: {worst:.3g} times a float16 step off"
+    differ = float(np.mean(actual != expected))
+    assert differ <= share, f"{name}: {differ:.5f} of the values differ, at most {share} may"
+
+
+def same_labels(actual: Any, expected: np.ndarray, *, name: str, share: float = LABELS) -> None:
     """Fails if less than `share` of the pixels have equal labels."""
     actual = np.asarray(actual)
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, wanted {expected.shape}"

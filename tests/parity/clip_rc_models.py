@@ -30,6 +30,13 @@ def golden(goldens: Path, name: str) -> Path:
     return path if path.is_file() else cases.DEFAULT / FOLDER / name
 
 
+def text_file(goldens: Path, told: str) -> Path:
+    """The file of text rows that a case names by its path under some folder `data`."""
+    inside = told.rsplit("data/", 1)[-1]
+    found = [goldens / FOLDER / Path(inside).name, goldens.parent / "data" / inside]
+    return next((p for p in found if p.is_file()), cases.DEFAULT / FOLDER / Path(inside).name)
+
+
 def shapes(goldens: Path, text: str = "") -> dict[str, tuple[int, ...]]:
     """Published keys and shapes, with those that a text states otherwise, as "key=(1,10,768)"."""
     told = json.loads(golden(goldens, "state_dict_shapes.json").read_text())["shapes"]

@@ -58,35 +58,39 @@ def check_train(case, arrays, goldens, monkeypatch):
     (accuracy,) = {*range(len(case["loss_names"]))} - {*places}
     for step in range(steps):
         state, metrics = update(state, parts.frozen, batch)
-        made, bound = [metrics[name] for name in terms], 1e-4 if step == 0 else 5e-4
+        made = [metrics[name] for name in terms]
+        # Later steps: Adam makes as much of small gradients, rounding and all, as of large ones.
+        bound = 3e-6 if step == 0 else 5e-5
         expected = arrays["loss"][step]
         np.testing.assert_allclose(made, expected[places], rtol=bound, err_msg=f"step {step}")
-        # In percent of pixels: of labels too, one in a thousand may differ.
-        assert abs(metrics["pixel_accuracy"] - expected[accuracy]) <= 0.1
+        # In percent of pixels, that may differ as labels may.
+        assert abs(metrics["pixel_accuracy"] - expected[accuracy]) <= 100 * (1 - cases.LABELS)
         if step == 0:
-            cases.same_labels(metrics["labels"], arrays["labels"], share=0.999, name="labels")
+            cases.same_labels(metrics["labels"], arrays["labels"], name="labels")
             gradient = published(state.opt_state[0])
             norms = np.asarray([np.linalg.norm(gradient[name]) for name in names])
-            np.testing.assert_allclose(norms, arrays["grad_norm"][picked], rtol=1e-3)
-            for name in [n.removeprefix("grad:") for n in arrays if n.startswith("grad:")]:
+            np.testing.assert_allclose(norms, arrays["grad_norm"][picked], rtol=1.6e-4)
+            for name in [name for name in names if f"grad:{name}" in arrays]:
                 expected = arrays[f"grad:{name}"]
                 value = _slice(gradient[name], case["arrays"][f"grad:{name}"]["meaning"])
-                cosine = value @ expected / np.linalg.norm(value) / np.linalg.norm(expected)
-                assert cosine > 0.9999, f"gradient of {name}: cosine {cosine}"
+                # Of the largest; attention's gradients are small differences of large sums.
+                cases.near(value, expected, share=2e-4, name=f"gradient of {name}")
     rates = np.asarray(
         [float(learning_rate(clip_rc.OPTIM, case["max_iters"])(i)) for i in case["iterations"]]
     )
-    np.testing.assert_allclose(rates, arrays["lr"], rtol=1e-6)
+    np.testing.assert_allclose(rates, arrays["lr"], rtol=cases.ULPS)
     end = published(state.params)
     for name in [n.removeprefix("param3:") for n in arrays if n.startswith("param3:")]:
         off = np.abs(
             _slice(end[name], case["arrays"][f"param3:{name}"]["meaning"])
             - arrays[f"param3:{name}"]
         )
-        assert np.mean(off <= 2e-6) >= 0.99, f"{name} after {steps} steps: {np.sort(off)[-5:]}"
+        # Two units in the last place of weights of 1 to 2, in steps of up to 2.5e-5 in all; where a
+        # gradient is nearly zero, Adam makes a full step of its sign.
+        assert np.mean(off <= 5e-7) >= 0.99, f"{name} after {steps} steps: {np.sort(off)[-5:]}"
         assert off.max() <= 2 * rates.sum(), f"{name} after {steps} steps: {off.max()}"
     moved = np.asarray([np.linalg.norm(end[name] - begin[name]) for name in names])
-    np.testing.assert_allclose(moved, arrays["delta_norm"][picked], rtol=2e-2)
+    np.testing.assert_allclose(moved, arrays["delta_norm"][picked], rtol=7e-3)
 
 
 def _slice(value, meaning):

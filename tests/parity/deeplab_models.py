@@ -13,7 +13,7 @@ from clipseg_jax.models.deeplab_v2 import MEAN, DeepLabV2
 from tests import seeded
 from tests.parity import cases
 from weights_convert.formats.converted import Converted
-from weights_convert.trained.deeplab import deeplab_from, from_published
+from weights_convert.trained.deeplab import build_deeplab, from_published
 
 FOLDER = "deeplab"
 
@@ -47,7 +47,7 @@ def weights(text: str, goldens: Path) -> dict[str, np.ndarray]:
 def model(text: str, goldens: Path) -> DeepLabV2:
     """The network of a case's "weights"."""
     arrays = from_published(weights(text, goldens), "the case")
-    return deeplab_from(Converted(arrays, {}))
+    return build_deeplab(Converted(arrays, {}))
 
 
 def numbers(text: str, function: str) -> list[int]:

@@ -27,7 +27,7 @@ from weights_convert.trained.reclip.keys import RECTIFICATION
 # The masks are an argmax of strongly scaled logits: rounding grows in the gradients. They may
 # differ from the float64 run by so many times what the published code's own float32 run does (the
 # case's json), between these two; the json itself allows the greater.
-TIMES, LEAST, MOST = 10, 1e-3, 2e-2
+TIMES = 10
 
 
 def check_train(
@@ -76,10 +76,10 @@ def check_train(
         params, stats, slots, value, gradient, (logits, parts) = step(
             params, stats, rest, slots, batch, noise
         )
-        np.testing.assert_allclose(value, arrays[f"loss_step{s}"], rtol=1e-5)
-        np.testing.assert_allclose(parts.per_image, arrays[f"per_image_ce_step{s}"], rtol=1e-5)
+        np.testing.assert_allclose(value, arrays[f"loss_step{s}"], rtol=1e-6)
+        np.testing.assert_allclose(parts.per_image, arrays[f"per_image_ce_step{s}"], rtol=4e-6)
         if s == 0:
-            _check_masks(arrays, tagged, noise, logits, parts)
+            _check_masks(case, arrays, tagged, noise, logits, parts)
             _check_vectors(case, arrays, "grad", _published(gradient), "grad_norms_step0")
         if s in (0, last):
             now = _published(params)
@@ -89,8 +89,8 @@ def check_train(
     buffers = _published(stats)
     for name in (n for n in arrays if n.startswith("bn.") and not n.endswith("batches_tracked")):
         expected = arrays[name]
-        absolute = 1e-4 * np.abs(expected).max()
-        cases.close(buffers[name.removeprefix("bn.")], expected, absolute=absolute, name=name)
+        share = max(_share(case, name), min(_jump(case), 1e-4))  # the parameters' jumps
+        cases.near(buffers[name.removeprefix("bn.")], expected, share=share, name=name)
 
 
 def _optimizer(told: dict[str, Any]) -> optax.GradientTransformation:
@@ -126,18 +126,16 @@ def _noise(case: dict[str, Any], step: int, model: Any, b: int) -> jax.Array:
     return jnp.asarray(-np.log(drawn.astype(np.float32)))
 
 
-def _check_masks(arrays, tagged, noise, logits, parts) -> None:
-    cases.close(noise, arrays["gumbel_noise_step0"], absolute=1e-6, name="noise")
-    expected = arrays["output_step0"]
-    absolute = 1e-4 * np.abs(expected).max()
-    cases.close(cases.nchw(logits), expected, absolute=absolute, name="output_step0")
+def _check_masks(case, arrays, tagged, noise, logits, parts) -> None:
+    cases.near(noise, arrays["gumbel_noise_step0"], share=cases.ULPS, name="noise")
+    share = _share(case, "output_step0")
+    cases.near(cases.nchw(logits), arrays["output_step0"], share=share, name="output_step0")
     chosen = np.argmax(parts.masks, axis=-1)
-    cases.same_labels(chosen, arrays["mask_index_step0"], share=0.999, name="mask_index_step0")
+    cases.same_labels(chosen, arrays["mask_index_step0"], name="mask_index_step0")
     for i, ids in enumerate(tagged):
         name = f"similarity_step0_image{i}"
-        absolute = 1e-4 * np.abs(arrays[name]).max()
         made = parts.similarities[i, jnp.asarray(ids)]
-        cases.close(made, arrays[name], absolute=absolute, name=name)
+        cases.near(made, arrays[name], share=_share(case, name), name=name)
 
 
 def _published(state: nnx.State) -> dict[str, np.ndarray]:
@@ -156,13 +154,27 @@ def _check_vectors(case, arrays, name, made, norms) -> None:
         _compare(case, arrays, f"{name}.{key}", value[index])
 
 
+def _share(case, name) -> float:
+    """Of an array's largest value: by what the case states that float32 does to it."""
+    return max(cases.FORWARD, TIMES * case["f32_vs_f64_relative_l2"][name])
+
+
+def _jump(case) -> float:
+    """The largest distance of a gradient, but of those that are zero."""
+    told = case["f32_vs_f64_relative_l2"]
+    return max(v for key, v in told.items() if key.startswith("grad.") and v < 1)
+
+
 def _compare(case, arrays, name, made) -> None:
-    """Relative L2 distance to the float64 run; absolute where that is zero."""
+    """Relative L2 distance to the float64 run, by the original's own distance to it.
+
+    Where a ReLU's sign flips by rounding gradients jump, not in ours and theirs alike: the largest
+    distance of a gradient is allowed in all, and four times that in norms, whose parts jump
+    together. Biases before a batch norm have a gradient of zero, so that theirs and ours are
+    rounding noise alike.
+    """
+    told = case["f32_vs_f64_relative_l2"]
+    allowed = max(TIMES * told[name], _jump(case) * (4 if "_norms_" in name else 1))
     expected, made = arrays[f"f64.{name}"], np.asarray(made, np.float64)
-    length = np.linalg.norm(expected)
-    if length < 1e-9:  # biases before a batch norm: what float32 gives there is rounding noise
-        cases.close(made, expected, absolute=1e-5, name=name)
-        return
-    allowed = np.clip(TIMES * case["f32_vs_f64_relative_l2"][name], LEAST, MOST)
-    apart = np.linalg.norm(made - expected) / length
+    apart = np.linalg.norm(made - expected) / np.linalg.norm(expected)
     assert apart <= allowed, f"{name}: {apart:.3g} from the float64 run, at most {allowed:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -79,41 +80,38 @@ def check_cam(case, arrays, goldens):
     pixels = np.moveaxis(
         np.asarray(normalize(clip_es_models.resized(image), CLIP_MEAN, CLIP_STD)), -1, 0
     )
-    cases.close(pixels[:, ::8, ::8], arrays["image_norm"], absolute=1e-5, name="image_norm")
+    cases.near(pixels[:, ::8, ::8], arrays["image_norm"], share=cases.ULPS, name="image_norm")
 
     clip = clip_es_models.clip_of(goldens, case)
     rows = clip_es_models.text_rows(goldens, inputs["text"])
     found = clip_es_models.find_cams(clip, rows, cfg, image, labels)
-    relative = clip_es_models.relative
-    # The original's float32 and float64 runs differ by about 6e-5 of the largest raw value.
+    # Both float32 runs are off float64, as the case states of the original: by 6e-5 of the largest
+    # feature. The stored tokens may not have that one, and so twice that is enough.
     noise = case["float64_rerun_noise"]
-    share = max(1e-4, 3 * noise["raw_cam_max_abs"] / noise["raw_cam_max"])
-    relative(found.tokens[::16], arrays["feats"], name="feats")
-    p = found.activation["probabilities"][None]
-    relative(p, arrays["probs"], name="probs")
-    relative(found.activation["weights"], arrays["grad_weights"], name="weights", share=share)
-    relative(found.activation["raw"], arrays["raw_cam"], name="raw", share=share)
+    absolute = 2 * noise["feats_max_abs"]
+    cases.close(found.tokens[::16], arrays["feats"], absolute=absolute, name="feats")
+    p, absolute = found.activation["probabilities"][None], 6 * noise["probs_max_abs"]
+    cases.close(p, arrays["probs"], absolute=absolute, name="probs")
+    share = 3 * noise["raw_cam_max_abs"] / noise["raw_cam_max"]
+    weights, raw = found.activation["weights"], found.activation["raw"]
+    cases.near(weights, arrays["grad_weights"], share=share, name="weights")
+    cases.near(raw, arrays["raw_cam"], share=share, name="raw")
     cases.close(found.cams["cam"], arrays["cam"], absolute=share, name="cam")
     np.testing.assert_array_equal(found.cams["boxes"], arrays["aff_mask"])
     affinity = found.activation["affinity"]
     balanced = np.asarray(sinkhorn_normalize(jnp.asarray(affinity)[None])[0])
     # Attention is sharp in these weights: the original is up to 2.1e-4 off its float64.
-    relative(affinity[::4], arrays["attn_mean"], name="affinity", share=4e-4)
-    relative(balanced[::8], arrays["sym"], name="sym", share=4e-4)
-    relative((balanced @ balanced)[::8], arrays["sq"], name="sq")
-    relative(found.cams["refined"], arrays["refined"], name="refined")
+    cases.near(affinity[::4], arrays["attn_mean"], share=4e-4, name="affinity")
+    cases.near(balanced[::8], arrays["sym"], share=4e-4, name="sym")
+    # Sums over all patches, in which that averages: seen 6e-5 of the largest.
+    cases.near((balanced @ balanced)[::8], arrays["sq"], share=1.2e-4, name="sq")
+    cases.near(found.cams["refined"], arrays["refined"], share=1e-4, name="refined")
     assert found.cams["cam"].shape[1:] == tuple(config["grid"])
     sides = jnp.asarray([config["grid"]]), jnp.asarray([image.shape[:2]])
     highres = upsample(jnp.asarray(found.cams["cam"])[None], *sides, image.shape[:2])[0]
     cases.close(highres[:, ::4, ::4], arrays["cam_highres"], absolute=share, name="cam_highres")
     assert labels == arrays["saved_keys"].tolist()
-    same_half(found.saved, arrays["saved_attn_highres"])
-
-
-def same_half(actual, expected):
-    """Fails unless float16 numbers in [0, 1] differ by one unit in the last place at most."""
-    assert actual.dtype == expected.dtype == np.float16
-    cases.close(actual, expected.astype(np.float64), absolute=2**-11, name="saved")
+    clip_es_models.same_saved(found.saved, arrays["saved_attn_highres"])
 
 
 def check_eval_cam(case, arrays, goldens):
@@ -151,7 +149,7 @@ def check_crf_pseudo(case, arrays, goldens):
     shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
     k = max(len(keys) for keys, _ in saved) + 1
     refine = jax.jit(dense_crf, static_argnums=2)
-    classes, confusion = 21, 0
+    confusion, apart = 0, 0.0
     for i, ((keys, maps), image, truth) in enumerate(zip(saved, images, truths, strict=True)):
         height, width = image.shape[:2]
         wrapped = np.asarray(wrapped_image(image))
@@ -169,34 +167,39 @@ def check_crf_pseudo(case, arrays, goldens):
             sizes=jnp.asarray([[height, width]]),
         )
         q = np.moveaxis(np.asarray(marginals)[own], -1, 0)
-        cases.close(q[:, ::3, ::3], arrays[f"q{i}"], absolute=2e-3, name=f"q{i}")
+        cases.close(q[:, ::3, ::3], arrays[f"q{i}"], absolute=2.5e-5, name=f"q{i}")
         meaning = np.zeros((1, k + 1), np.int32)
         meaning[0, 1 : len(keys) + 1] = keys + 1
         label, pseudo = (
             np.asarray(pseudo_labels(marginals, jnp.asarray(meaning), share))[0, :height, :width]
             for share in (0.0, config["confidence"])
         )
-        cases.same_labels(label, arrays[f"label{i}"], share=0.999, name=f"label{i}")
-        cases.same_labels(pseudo, arrays[f"pseudo{i}"], share=0.999, name=f"pseudo{i}")
-        h, w, _, seed = map(int, re.search(r"\(([\d, ]+)\)", truth).group(1).split(","))
+        cases.same_labels(label, arrays[f"label{i}"], name=f"label{i}")
+        cases.same_labels(pseudo, arrays[f"pseudo{i}"], name=f"pseudo{i}")
+        apart += np.mean(label != arrays[f"label{i}"])
+        h, w, classes, seed = map(int, re.search(r"\(([\d, ]+)\)", truth).group(1).split(","))
         labels = seeded.label_map(h, w, classes, seed)
         confusion = confusion + np.asarray(confusion_matrix(labels, label, classes))
     metrics = SegmentationMetrics.from_confusion(confusion)
-    assert abs(metrics.miou_of_labelled - arrays["miou"]) < 1e-3
-    assert abs(metrics.all_accuracy - arrays["pixel_acc"]) < 1e-3
+    # Equal where all labels are; those that are not move small classes most.
+    assert abs(metrics.miou_of_labelled - arrays["miou"]) <= 1e-12 + classes * apart
+    assert abs(metrics.all_accuracy - arrays["pixel_acc"]) <= 1e-12 + apart
 
 
 def check_pos_embed(case, arrays, goldens):
-    table = seeded.tensor("visual.positional_embedding", (197, 768), 101)
+    name = re.match(r"[\w.]+", case["weights"]).group()
+    rows, width = clip_es_models.shapes(goldens)[name]
+    table = seeded.tensor(name, (rows, width), int(re.search(r"seed (\d+)", case["weights"])[1]))
     cfg = ViTConfig(
-        image_px=14, patch_px=1, width=768, layers=0, heads=1, embed_dim=1,
+        image_px=math.isqrt(rows - 1), patch_px=1, width=width, layers=0, heads=1, embed_dim=1,
         position_resize="bilinear",
     )  # fmt: skip
     visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
     visual.positional_embedding[...] = jnp.asarray(table)
     for name, expected in arrays.items():
         grid = tuple(map(int, name.removeprefix("p").split("x")))
-        cases.close(visual.positions(grid)[0, ::8], expected, absolute=1e-6, name=name)
+        step = int(re.search(r"rows ::(\d+)", case["arrays"][name]["meaning"]).group(1))
+        cases.near(visual.positions(grid)[0, ::step], expected, share=3e-6, name=name)
 
 
 def check_text(case, arrays, goldens):
@@ -216,7 +219,7 @@ def check_text(case, arrays, goldens):
         batch_size=15,  # both sets' longest prompt is the same: one program
     )
     expected = np.concatenate([arrays["fg"], arrays["bg"]])
-    cases.close(rows, expected, absolute=2e-5, name="rows")
+    cases.near(rows, expected, name="rows")
 
 
 def check_tokenizer(case, arrays, goldens):

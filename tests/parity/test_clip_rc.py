@@ -1,7 +1,6 @@
 """CLIP-RC against the published code: cases in the `clip_rc` folder of goldens.
 
-Everything is read from the case's json; weights pass through the converter's key map. Bounds are
-those of the jsons.
+Everything is read from the case's json; weights pass through the converter's key map.
 """
 
 from __future__ import annotations
@@ -63,11 +62,11 @@ def test_case(path, goldens, monkeypatch):
     found[0](case, arrays, goldens, **more)
 
 
-def compare(made, arrays, case, *, absolute):
-    """All arrays of `made`, thinned as the json says, within a bound."""
+def compare(made, arrays, case, *, share=cases.FORWARD):
+    """All arrays of `made`, thinned as the json says, within a share of the largest value."""
     for name, value in made.items():
         value = models.thinned(value, models.meaning(case, name))
-        cases.close(value, arrays[name], absolute=absolute, name=name)
+        cases.near(value, arrays[name], share=share, name=name)
 
 
 def check_mask(case, arrays, goldens):
@@ -84,7 +83,7 @@ def check_mask(case, arrays, goldens):
         np.testing.assert_array_equal(np.asarray(maps) > 0, expected, err_msg=name)
         scores = np.asarray(q[0, 0] @ k[0, 0].T) / np.sqrt(8)
         masked = jax.nn.softmax(jnp.where(expected, scores, -jnp.inf), axis=-1)
-        cases.close(maps, np.asarray(masked), absolute=1e-6, name=name)
+        cases.near(maps, np.asarray(masked), share=8e-7, name=name)
 
 
 def check_clip_init(case, arrays, goldens):
@@ -106,7 +105,7 @@ def check_clip_init(case, arrays, goldens):
             f"positional_embedding_{crop}": tower.positional_embedding[...],
             f"region_level_bridge_{crop}": first_regions(tower, round(regions**0.5)),
         }
-        compare(made, arrays, case, absolute=1e-6)
+        compare(made, arrays, case, share=6e-7)
 
 
 def check_text_encoder(case, arrays, goldens):
@@ -134,14 +133,13 @@ def check_text_encoder(case, arrays, goldens):
     np.testing.assert_array_equal(ids, arrays["tokens"])
     names = COCO_STUFF_164K.class_names
     columns = arrays["coco_tokens"].shape[1]
-    coco = tokenizer([f"a photo of a {name}." for name in names])
+    template = re.search(r"in template '(.+?)'", models.meaning(case, "coco_tokens")).group(1)
+    coco = tokenizer([template.format(name) for name in names])
     np.testing.assert_array_equal(coco[:, :columns], arrays["coco_tokens"])
     assert not np.any(coco[:, columns:])
     rows = jax.jit(lambda text, ids: text(ids))(text, jnp.asarray(ids))
     for name, made in (("embedding", rows), ("normalised", l2_normalize(rows))):
-        np.testing.assert_allclose(made, arrays[name], rtol=1e-3, atol=1e-4, err_msg=name)
-    cosines = jnp.sum(l2_normalize(rows) * arrays["normalised"], axis=1)
-    assert float(jnp.min(cosines)) > 0.99999
+        cases.near(made, arrays[name], name=name)
 
 
 def check_encoder(case, arrays, goldens):
@@ -159,11 +157,11 @@ def check_encoder(case, arrays, goldens):
     encoding, first, read = run(encoder, models.network_images(case))
     index = arrays["token_index"]
     tokens = {"tokens_in": first} | {f"block{i}": x for i, x in read.items()}
-    compare({name: x[:, index] for name, x in tokens.items()}, arrays, case, absolute=1e-4)
+    compare({name: x[:, index] for name, x in tokens.items()}, arrays, case)
     patches, regions = cases.nchw(encoding.patches), cases.nchw(encoding.regions)
     made = {"global_embedding": encoding.image, "region": regions}
     made |= {name: patches[int(name[7:])] for name in arrays if name.startswith("visual_")}
-    compare(made, arrays, case, absolute=1e-5)
+    compare(made, arrays, case)
 
 
 def check_head(case, arrays, goldens):
@@ -203,7 +201,7 @@ def check_head(case, arrays, goldens):
 
     made = run(model.head, encoding, jnp.asarray(text))
     assert made.keys() == arrays.keys()
-    compare(made, arrays, case, absolute=2e-4)
+    compare(made, arrays, case, share=8e-6)
 
 
 def scores(model, case, masks):
@@ -253,17 +251,17 @@ def check_losses(case, arrays, goldens):
 
     gradients, made = run(np.moveaxis(masks, 1, -1), given["q"], given["lateral"])
     for name, value in made.items():
-        np.testing.assert_allclose(value, arrays[name][0], rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(value, arrays[name][0], rtol=1.2e-6, err_msg=name)
     names = ("grad_pred_masks", "grad_q", "grad_lateral")
     for name, value in zip(names, (cases.nchw(gradients[0]), *gradients[1:]), strict=True):
         value = models.thinned(value, case["arrays"][name]["meaning"])
-        np.testing.assert_allclose(value, arrays[name], rtol=1e-4, atol=1e-7, err_msg=name)
+        cases.near(value, arrays[name], share=1e-6, name=name)
 
 
 def check_forward(case, arrays, goldens):
     text = None
     if "text" in case:
-        text = np.load(models.golden(goldens, case["text"].rsplit("/", 1)[1]))
+        text = np.load(models.text_file(goldens, case["text"]))
         assert text.dtype == np.float16
     model = models.model(case, goldens, text)
     images = models.network_images(case)
@@ -283,9 +281,9 @@ def check_forward(case, arrays, goldens):
             "region": cases.nchw(encoding.regions)[0],
         }
     assert made.keys() == arrays.keys()
-    share = float(re.search(r"labels agree on >= ([\d.]+)%", case["tolerance"]).group(1)) / 100
-    absolute = float(re.search(r"atol ([\de-]+)", case["tolerance"]).group(1))
-    labels = {name: made.pop(name) for name in [*made] if name.startswith("label")}
-    compare(made, arrays, case, absolute=absolute)
-    for name, value in labels.items():
-        cases.same_labels(value, arrays[name], share=share, name=name)
+    for name, value in made.items():
+        if name.startswith("label"):
+            cases.same_labels(value, arrays[name], name=name)
+        else:  # sigmoids are of sums over many channels
+            share = 2e-5 if name.startswith("prob") else cases.FORWARD
+            compare({name: value}, arrays, case, share=share)

@@ -28,6 +28,7 @@ from tests.parity import cases
 
 FOLDER = "densecrf"
 SLOW = ("exact_small", "photo")
+MARGINAL = 8e-6  # five times what rounding does to a probability here; the jsons allow 1e-4
 
 
 def test_case(path, goldens):
@@ -53,14 +54,12 @@ def limit(text, before):
     return float(re.search(rf"{re.escape(before)} *([\d.e-]+)", text).group(1))
 
 
-def close(actual, arrays, name, case):
+def close(actual, arrays, name, absolute=MARGINAL):
     """Marginals (h, w, c) against every k-th pixel of (c, h, w), as the array's meaning says."""
     expected = arrays[name]
     step = round(np.asarray(actual).shape[1] / expected.shape[-1])
-    text = case["tolerance"]
-    tolerance = limit(text if isinstance(text, str) else text["lattice"], "max abs")
     actual = np.moveaxis(np.asarray(actual), -1, 0)[:, ::step, ::step]
-    cases.close(actual, expected, absolute=tolerance, name=name)
+    cases.close(actual, expected, absolute=absolute, name=name)
 
 
 def same(labels, arrays, name, case):
@@ -103,15 +102,15 @@ def check_softmax_unary(case, arrays, _):
     unary, cfg = unary_from_softmax(prob), config(case["config"])
     for n in wanted:
         q = run(unary, image, cfg, n)
-        close(q, arrays, f"q{n}", case)
+        close(q, arrays, f"q{n}")
         if f"label{n}" in arrays:
             same(np.argmax(q, -1), arrays, f"label{n}", case)
     if "kl" in arrays:
         most = len(arrays["kl"]) - 1
         q, seen = monitored(unary[None], image[None], cfg.replace(iterations=most))
-        close(q[0], arrays, f"q{most}", case)
-        tolerance = limit(case["arrays"]["kl"]["meaning"], "rtol")
-        np.testing.assert_allclose(seen[0], arrays["kl"], rtol=tolerance)
+        close(q[0], arrays, f"q{most}")
+        # A sum over all pixels and labels, whose terms cancel; the json allows 1e-3.
+        np.testing.assert_allclose(seen[0], arrays["kl"], rtol=4e-5)
 
 
 def check_label_unary(case, arrays, _):
@@ -121,10 +120,10 @@ def check_label_unary(case, arrays, _):
     unary = unary_from_labels(labels, c, given["gt_prob"], zero_unsure=False)
     expected = arrays["unary"]
     np.testing.assert_allclose(
-        np.asarray(unary).reshape(-1, c).T[:, : expected.shape[1]], expected, rtol=1e-6
+        np.asarray(unary).reshape(-1, c).T[:, : expected.shape[1]], expected, rtol=2.5e-7
     )
     q = run(unary, seeded.image(h, w, seed), config(case["config"]), 10)
-    close(q, arrays, "q10", case)
+    close(q, arrays, "q10")
     same(np.argmax(q, -1), arrays, "label10", case)
 
 
@@ -141,14 +140,15 @@ def check_exact(case, arrays, _):
             tolerance = limit(text, "atol" if kind == "exact" else "max abs")
             for n in wanted:
                 actual = np.moveaxis(np.asarray(run(unary, image, cfg, n)), -1, 0)
-                cases.close(actual, arrays[f"{stem}{n}"], absolute=tolerance, name=f"{stem}{n}")
+                # Ten rounds carry rounding on where two classes are nearly equal: the json's bound.
+                absolute = MARGINAL if n <= 5 else tolerance
+                cases.close(actual, arrays[f"{stem}{n}"], absolute=absolute, name=f"{stem}{n}")
 
 
 def check_lattice(case, arrays, _):
     h, w, c, seed = (case["inputs"][key] for key in ("h", "w", "C", "seed"))
     image = seeded.image(h, w, seed)
     values = np.sqrt(h * w) * seeded.unit_rows("lattice_values", c, h * w, seed)
-    tolerance = limit(case["tolerance"], "rtol")
     rows, columns = np.indices((h, w)).reshape(2, -1)
     index = [columns, rows, *image.reshape(-1, 3).T]
     for name, points in case["lattice_points"].items():
@@ -175,8 +175,7 @@ def check_lattice(case, arrays, _):
         assert count == points if h * w % 4 == 0 else count <= points
         for key, actual in out.items():
             expected = arrays[f"{name}_{key}"]
-            absolute = tolerance * float(np.abs(expected).max())
-            cases.close(actual, expected, absolute=absolute, name=f"{name}_{key}")
+            cases.near(actual, expected, share=cases.ULPS, name=f"{name}_{key}")
 
 
 def check_options(case, arrays, goldens):
@@ -204,7 +203,9 @@ def check_options(case, arrays, goldens):
     }
     unary = unary_from_softmax(prob)
     for name, changes in chosen.items():
-        close(run(unary, image, base.replace(**changes)), arrays, name, case)
+        # Without normalisation messages are sums over all pixels, and so is their rounding.
+        absolute = 4e-5 if name == "norm_none" else MARGINAL
+        close(run(unary, image, base.replace(**changes)), arrays, name, absolute)
 
 
 def eval_tuple(text):
@@ -243,7 +244,7 @@ def check_photo(case, arrays, goldens):
     assert upstream == UPSTREAM
     bgr, wrapped = image[..., ::-1], wrapped_image(image)
     q = run(unary, bgr, upstream)
-    close(q, arrays, "q5", case)
+    close(q, arrays, "q5")
     same(np.argmax(q, -1), arrays, "label5", case)
     generic = np.argmax(run(unary, bgr, upstream.replace(rows_first=True)), -1)
     same(generic, arrays, "label5_generic", case)
@@ -258,7 +259,7 @@ def check_photo(case, arrays, goldens):
     np.testing.assert_array_equal(np.asarray(wrapped)[::3, ::3], arrays["wrapped"])
     cfg = config(clip_es).replace(iterations=case["config"]["clip_es_iterations"])
     q = run(unary, wrapped, cfg)
-    close(q, arrays, "clip_es_q", case)
+    close(q, arrays, "clip_es_q")
     sure = np.max(q, -1) >= case["config"]["confidence"]
     same(np.where(sure, np.argmax(q, -1), 255), arrays, "clip_es_label", case)
 

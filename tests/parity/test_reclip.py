@@ -46,6 +46,7 @@ from tests.parity.reclip_train_cases import check_train
 
 __all__ = ["FOLDER"]
 SLOW = ("pseudo_labels",)
+LOGITS = 1.6e-5  # of the largest: `output` of the forward cases, whose float32 runs are 4e-6 off
 NOT_HERE = ("preprocess", "reclip_distill", "reclippp_distill")  # other modules' cases
 
 
@@ -69,18 +70,18 @@ def check_text_embeddings(case, arrays, goldens):
     tokenizer, encoder = Tokenizer.openai(), text_encoder(clip.text)
     chosen = templates("maskclip_85")
     rows = class_embeddings(case["classes"], encoder, tokenizer, prompt_templates=chosen)
-    cases.close(rows, arrays["embeddings"], absolute=1e-5, name="embeddings")
+    cases.near(rows, arrays["embeddings"], name="embeddings")
     count = len(arrays["tokens_class1_first8"])
     ids = tokenizer([template.format(case["classes"][1]) for template in chosen[:count]])
     np.testing.assert_array_equal(ids, arrays["tokens_class1_first8"])
     raw = encoder(jnp.asarray(ids))
-    cases.close(raw, arrays["raw_class1_first8"], absolute=1e-4, name="raw_class1_first8")
+    cases.near(raw, arrays["raw_class1_first8"], name="raw_class1_first8")
     blocks = tuple(name for name in arrays if name.startswith("block"))
     _, read = jax.jit(lambda text, ids: text.hidden(ids, read=blocks))(clip.text, ids[:1])
     for name in blocks:
         expected = arrays[name]
         made = read[name][0, : expected.shape[0], :: clip.text.cfg.width // expected.shape[1]]
-        cases.close(made, expected, absolute=1e-4 * np.abs(expected).max(), name=name)
+        cases.near(made, expected, name=name)
     check_reference(case, arrays, goldens, clip.text)
 
 
@@ -90,12 +91,12 @@ def check_reference(case, arrays, goldens, text):
     both = jax.jit(lambda reference: (reference.features(), reference()))
     reference = ReferencePrompt(text, ids)
     np.testing.assert_array_equal(reference.prompt[-1], arrays["prompt_init_row"])
-    cases.close(both(reference)[0], arrays["prompt_init_features"], absolute=1e-4, name="initial")
+    cases.near(both(reference)[0], arrays["prompt_init_features"], name="initial")
     told = case["inputs"]["prompt_token"]
     scale = np.float32(re.search(r"\) \* ([\d.]+)", told).group(1))
     features, normalised = both(ReferencePrompt(text, ids, tensor(told)[0] * scale))
-    cases.close(features, arrays["prompt_seeded_features"], absolute=1e-4, name="seeded")
-    cases.close(normalised, arrays["prompt_seeded_normalised"], absolute=1e-5, name="normalised")
+    cases.near(features, arrays["prompt_seeded_features"], name="seeded")
+    cases.near(normalised, arrays["prompt_seeded_normalised"], name="normalised")
 
 
 def check_pseudo_labels(case, arrays, goldens, folder):
@@ -119,15 +120,16 @@ def check_pseudo_labels(case, arrays, goldens, folder):
 
     pixels = resize_and_crop(image, classifier.image_px)
     inputs = np.moveaxis(np.asarray(normalize(pixels, CLIP_MEAN, CLIP_STD)), -1, 0)
-    cases.close(inputs[None, :, ::8, ::8], arrays["image_input"], absolute=1e-5, name="image_input")
+    pixels = inputs[None, :, ::8, ::8]
+    cases.near(pixels, arrays["image_input"], share=cases.ULPS, name="image_input")
     whole, window = np.split(np.concatenate(logits), [1])
-    cases.close(whole, arrays["image_logits"], absolute=1e-3, name="image_logits")
+    cases.near(whole, arrays["image_logits"], name="image_logits")
     forced = whole_image_tags(whole[0], told["threshold_forcing_fallback"], told["K"])
     assert forced == expected["ReCLIP_fallback"]
     boxes = windows(*image.shape[:2], told["CROP_SIZE"])
     np.testing.assert_array_equal(boxes[:, [1, 0]], arrays["window_xy"])
     assert set(boxes[:, 2] - boxes[:, 0]) == {told["window"]}
-    cases.close(window, arrays["window_logits"], absolute=1e-3, name="window_logits")
+    cases.near(window, arrays["window_logits"], name="window_logits")
     np.testing.assert_array_equal(window.argmax(1), arrays["window_top1"])
 
 
@@ -151,9 +153,8 @@ def check_forward(case, arrays, goldens):
             value = made[name][:, step] if expected.ndim == 4 else made[name][..., step]
         else:
             value = made[name]
-        # Two bounds in the json; the greater is for numbers of some units before the last norm.
-        large = tokens or name in ("v_map", "z_global", "prompt_raw", "pe_feat")
-        absolute = 1e-4 * np.abs(expected).max() if large else 5e-5
+        # Both float32 runs are off float64; theirs as the case states.
+        absolute = 6 * case["f32_vs_f64_max_abs"][name]
         cases.close(value, expected, absolute=absolute, name=name)
 
 
@@ -220,24 +221,21 @@ def check_infer(case, arrays, goldens):
 
     pixels, (filtered, plain), full, labels = run(model, jnp.asarray(padded))
     pixels = cases.nchw(pixels[:, : size[0], : size[1]])[:, :, ::4, ::4]
-    wrong = np.abs(pixels - arrays["input"]) > 1e-5  # OpenCV's grey levels, normalised
-    assert np.mean(wrong) < 2e-3
-    # The json's own bounds if the resize is one level off somewhere.
+    # OpenCV's grey levels, all of them, so none of the json's bounds for others.
+    cases.near(pixels, arrays["input"], share=cases.ULPS, name="input")
     expected = arrays["logits"]
-    inexact = 2e-2 if model.cfg.plus_plus else 1e-3
-    absolute = inexact if wrong.any() else 1e-4 * np.abs(expected).max()
+    absolute = LOGITS * float(np.abs(expected).max())
     rows, columns = expected.shape[2:]
     logits = plain.logits[:, :rows, :columns]
     cases.close(cases.nchw(logits), expected, absolute=absolute, name="logits")
     probability = np.asarray(jax.nn.softmax(told["filter_scale"] * logits, axis=-1))
     best = probability.max((0, 1, 2))
-    bound = 1e-2 if wrong.any() else 1e-4
-    cases.close(best, arrays["max_confidence"], absolute=bound, name="max_confidence")
+    cases.near(best, arrays["max_confidence"], share=2e-5, name="max_confidence")
     kept = np.any(filtered.logits[0, :rows, :columns] != -100, axis=(0, 1))
     np.testing.assert_array_equal(kept, arrays["kept"])
-    np.testing.assert_allclose(full, arrays["upsampled"], rtol=1e-6, atol=absolute)
+    np.testing.assert_allclose(full, arrays["upsampled"], rtol=cases.ULPS, atol=absolute)
     for name, made in zip(("label", "label_no_pd"), labels, strict=True):
-        cases.same_labels(made[0, :h, :w], arrays[name], share=0.999, name=name)
+        cases.same_labels(made[0, :h, :w], arrays[name], name=name)
 
 
 def check_metric(case, arrays, _):
@@ -262,6 +260,6 @@ def check_metric(case, arrays, _):
         figures = {"IoU": metrics.iou, "Acc": metrics.accuracy, "Prec": metrics.precision}
         for name, values in figures.items():
             values = np.append(np.nan_to_num(values), 0)  # the goldens' last bin is no class
-            cases.close(values, arrays[f"{kind}.{name}"], absolute=1e-6, name=f"{kind} {name}")
-        cases.close(metrics.all_accuracy, arrays[f"{kind}.aAcc"], absolute=1e-6, name="aAcc")
-        cases.close(metrics.miou_absent_as_0, arrays[f"{kind}.miou"], absolute=1e-6, name="miou")
+            cases.near(values, arrays[f"{kind}.{name}"], share=cases.ULPS, name=f"{kind} {name}")
+        cases.near(metrics.all_accuracy, arrays[f"{kind}.aAcc"], share=cases.ULPS, name="aAcc")
+        cases.near(metrics.miou_absent_as_0, arrays[f"{kind}.miou"], share=cases.ULPS, name="miou")

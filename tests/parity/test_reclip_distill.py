@@ -43,9 +43,6 @@ FOLDER = "reclip"
 ONLY = ("reclip_distill", "reclippp_distill")
 SLOW = ONLY
 LONG = ("reclip_distill_train",)  # ReCLIP++'s takes the same path
-VALUES = 1e-5  # relative, of losses and batch statistics
-# Relative L2, of gradients and updates; the json allows 2e-2, for ReLU's kinks.
-GRADIENTS = 2e-3
 
 
 def test_case(path, goldens):
@@ -236,6 +233,9 @@ def check_train(case, arrays, goldens):
 
     gaps = case["f32_vs_f64_relative_l2"]
 
+    # Where a ReLU's sign flips by rounding gradients jump, not in ours and theirs alike.
+    jump = 2 * max(gap for name, gap in gaps.items() if name.startswith("grad."))
+
     def compare(name, value, least):
         """Relative L2 distance from the float64 run; `least`, or three times the reference's."""
         expected = arrays.get(f"f64.{name}", arrays[name]).astype(np.float64)
@@ -253,25 +253,26 @@ def check_train(case, arrays, goldens):
             )
             check_stages(case, arrays, made, batch)
         params, stats, slots, value, gradient, metrics = step(params, stats, rest, slots, batch)
-        compare(f"loss_step{s}", value, VALUES)
-        compare(f"mask_ce_step{s}", metrics["mask_loss"], VALUES)
+        compare(f"loss_step{s}", value, 2e-6)
+        compare(f"mask_ce_step{s}", metrics["mask_loss"], 2e-6)
         # The last L1 is the one that counts; ReCLIP++ has one before, unused.
         l1, text = arrays[f"l1_step{s}"][-1], np.mean(arrays[f"contrast_step{s}"])
-        np.testing.assert_allclose(metrics["feature_loss"], l1, rtol=VALUES)
-        np.testing.assert_allclose(metrics["text_loss"], text, rtol=VALUES)
+        np.testing.assert_allclose(metrics["feature_loss"], l1, rtol=1e-6)
+        # Of 100 times cosines of the student's features, which are 2e-6 apart.
+        np.testing.assert_allclose(metrics["text_loss"], text, rtol=1e-5)
         if s == 0:
             gradient = published(gradient)
-            compare("grad_norms", [np.linalg.norm(gradient[key]) for key in keys], GRADIENTS)
+            compare("grad_norms", [np.linalg.norm(gradient[key]) for key in keys], jump)
             for name in [n for n in arrays if n.startswith("grad.")]:
-                compare(name, picked(gradient[name.removeprefix("grad.")]), GRADIENTS)
+                compare(name, picked(gradient[name.removeprefix("grad.")]), jump)
     last = published(params)
     moved = {key: last[key] - first[key] for key in keys}
-    compare("delta_norms", [np.linalg.norm(moved[key]) for key in keys], GRADIENTS)
+    compare("delta_norms", [np.linalg.norm(moved[key]) for key in keys], jump)
     for name in [n for n in arrays if n.startswith("delta.")]:
-        compare(name, picked(moved[name.removeprefix("delta.")]), GRADIENTS)
+        compare(name, picked(moved[name.removeprefix("delta.")]), jump)
     stats = published(stats)
     for name in [n for n in arrays if n.startswith("bn.")]:
-        compare(name, stats[name.removeprefix("bn.")], VALUES)
+        compare(name, stats[name.removeprefix("bn.")], cases.FORWARD)
 
 
 def look(model, batch, cfg):
@@ -301,7 +302,7 @@ def look(model, batch, cfg):
 
 def check_stages(case, arrays, made, batch):
     """The step-0 arrays of a training case."""
-    cases.same_labels(made["pseudo_label"], arrays["pseudo_label"], share=0.999, name="labels")
+    cases.same_labels(made["pseudo_label"], arrays["pseudo_label"], name="labels")
     for name, expected in arrays.items():
         if name.startswith("similarity"):
             i = int(name.removeprefix("similarity"))
@@ -312,9 +313,8 @@ def check_stages(case, arrays, made, batch):
                 value = value[cases.steps(case["arrays"][name]["what"])]
         else:
             continue
-        np.testing.assert_allclose(
-            value, expected, rtol=1e-4, atol=2e-5 * np.abs(expected).max(), err_msg=name
-        )
+        gap = case["f32_vs_f64_relative_l2"].get(name, 0)
+        cases.near(value, expected, share=max(cases.FORWARD, 5 * gap), name=name)
 
 
 def check_infer(case, arrays, train, goldens):
@@ -355,7 +355,7 @@ def check_infer(case, arrays, train, goldens):
         return label_maps([view], view_cfg)[0], upsampled, features, unfiltered
 
     labels, upsampled, features, logits = run(task.model, jnp.asarray(padded))
-    cases.same_labels(labels[0, :height, :width], arrays["label"], share=0.999, name="label")
+    cases.same_labels(labels[0, :height, :width], arrays["label"], name="label")
     made = {
         "student_feat": features,
         "logits": logits,
@@ -365,8 +365,8 @@ def check_infer(case, arrays, train, goldens):
         value = cases.nchw(value)
         if "::" in case["arrays"][name]["what"]:
             value = value[cases.steps(case["arrays"][name]["what"])]
-        absolute = 1e-4 * np.abs(arrays[name]).max()
-        cases.close(value, arrays[name], absolute=absolute, name=name)
+        share = 1.6e-5 if name == "logits" else cases.FORWARD  # batch norms scale the logits up
+        cases.near(value, arrays[name], share=share, name=name)
     if "max_confidence" in arrays:
         surest = jax.nn.softmax(cfg.test_scale * logits[0], axis=-1).max(axis=(0, 1))
         cases.close(surest, arrays["max_confidence"], absolute=1e-5, name="max_confidence")

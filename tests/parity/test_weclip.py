@@ -29,7 +29,7 @@ from input_pipeline.datasets.class_sets import prompt_set
 from tests import seeded
 from tests.parity import cases
 from tests.parity.weclip_head_cases import check_head
-from tests.parity.weclip_models import normalised, pictures, relative, visual_of
+from tests.parity.weclip_models import normalised, pictures, visual_of
 from tests.parity.weclip_train_cases import check_train
 from weights_convert.clip.build import install
 from weights_convert.clip.keys import OPENAI
@@ -92,13 +92,14 @@ def check_features(case, arrays):
 
     tokens, maps, probabilities = run(model, images)
     positions = visual.positions(shape)[0, ::5, ::16]
-    relative(positions, arrays["pos_embed_sub"], name="pos_embed_sub")
+    cases.near(positions, arrays["pos_embed_sub"], share=cases.ULPS, name="pos_embed_sub")
     index = arrays["token_index"]
-    relative(tokens[:, index, ::6], arrays["tokens"], name="tokens")
+    # Sharp attention, as in CLIP-ES's cases, if less so.
+    cases.near(tokens[:, index, ::6], arrays["tokens"], share=2e-5, name="tokens")
     size = np.sqrt(np.mean(np.square(tokens, dtype=np.float64), axis=(1, 2)))
-    np.testing.assert_allclose(size, arrays["token_rms"], rtol=1e-5)
-    cases.close(maps[:, index], arrays["attn_rows"], absolute=1e-5, name="attn_rows")
-    cases.close(probabilities[0], arrays["probs"], absolute=1e-4, name="probs")
+    np.testing.assert_allclose(size, arrays["token_rms"], rtol=1e-6)
+    cases.near(maps[:, index], arrays["attn_rows"], share=3e-5, name="attn_rows")
+    cases.near(probabilities[0], arrays["probs"], share=6e-5, name="probs")  # of 100 cosines
 
 
 def check_losses(case, arrays):
@@ -127,10 +128,10 @@ def check_losses(case, arrays):
     run = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
     gradients, losses = run(jnp.asarray(logits.reshape(b, h, w, classes)), attention)
     counts = [jnp.sum(targets == kind) + 1 for kind in (1, 0)]
-    np.testing.assert_allclose([*losses, *counts], arrays["losses"], rtol=1e-5)
+    np.testing.assert_allclose([*losses, *counts], arrays["losses"], rtol=cases.ULPS)
     sub = cases.nchw(gradients[0])[:, :, ::2, ::2]
-    relative(sub, arrays["grad_logits_sub"], name="grad_logits_sub")
-    relative(gradients[1][:, ::11, ::7], arrays["grad_attn_sub"], name="grad_attn_sub")
+    cases.near(sub, arrays["grad_logits_sub"], name="grad_logits_sub")
+    cases.near(gradients[1][:, ::11, ::7], arrays["grad_attn_sub"], name="grad_attn_sub")
     check_rates(case, arrays)
 
 
@@ -144,7 +145,7 @@ def check_rates(case, arrays):
         cfg = dataclasses.replace(RATES, least_rate=RATES.rate / total)
         with jax.enable_x64(True):
             rates = [group.rate * float(learning_rate(cfg, total)(step)) for step in steps]
-        np.testing.assert_allclose(rates, arrays[f"lr_{name}"], rtol=1e-7)
+        np.testing.assert_allclose(rates, arrays[f"lr_{name}"], rtol=1e-10)
 
 
 RATES = OptimConfig(
@@ -161,18 +162,19 @@ def check_par(case, arrays):
     masks = jnp.asarray(arrays["masks"])
     weights = jax.jit(neighbour_weights)(image)  # (b, h, n, w)
     sub = np.asarray(weights)[0].swapaxes(0, 1)[:, ::13, ::17]
-    relative(sub, arrays["aff_sub"], name="aff_sub")
-    relative(position_weights(), arrays["pos_weights"], name="pos_weights")
+    cases.near(sub, arrays["aff_sub"], name="aff_sub")
+    cases.near(position_weights(), arrays["pos_weights"], share=cases.ULPS, name="pos_weights")
     once = jax.jit(diffuse, static_argnums=2)(
         weights, masks.swapaxes(1, 2), dataclasses.replace(cfg, iterations=1)
     )
     once = np.asarray(once).swapaxes(1, 2)[:, :, ::3, ::3]
-    relative(once, arrays["out_1iter_sub"], name="out_1iter_sub")
+    cases.near(once, arrays["out_1iter_sub"], name="out_1iter_sub")
     run = jax.jit(par)
     out = run(image, masks)
-    relative(out, arrays["out"], name="out")
-    cases.same_labels(np.argmax(out, axis=1), arrays["argmax"], share=0.999, name="argmax")
-    relative(run(image, jnp.asarray(arrays["masks_small"])), arrays["out_small"], name="out_small")
+    cases.near(out, arrays["out"], share=2e-5, name="out")  # rounding, carried on 20 times
+    cases.same_labels(np.argmax(out, axis=1), arrays["argmax"], name="argmax")
+    small = run(image, jnp.asarray(arrays["masks_small"]))
+    cases.near(small, arrays["out_small"], share=2e-5, name="out_small")
 
 
 def check_text(case, arrays):
@@ -215,7 +217,7 @@ def check_text(case, arrays):
         step = re.search(r"classes 0::(\d+)", case["arrays"][f"{name}_features"]["meaning"])
         step = int(step.group(1)) if step else 1
         kept = rows[[place[word] for word in own]][::step]
-        cases.close(kept, expected, absolute=2e-5, name=name)
+        cases.near(kept, expected, name=name)
 
 
 def check_transition(case, arrays):
@@ -227,4 +229,4 @@ def check_transition(case, arrays):
     logits = seeded.unit_rows("attn_logits", n, n, inputs["seed"]) * sharpness * math.sqrt(n)
     balanced = sinkhorn_normalize(share * jax.nn.softmax(jnp.asarray(logits)[None], axis=-1))[0]
     squared = jnp.matmul(balanced, balanced, precision="highest")
-    relative(squared, arrays["trans_mat"], name="trans_mat", share=1e-5)
+    cases.near(squared, arrays["trans_mat"], share=1e-6, name="trans_mat")

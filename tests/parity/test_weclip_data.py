@@ -75,7 +75,7 @@ def check_augment(case, arrays):
         pixels = network_input(made[None], np.array([crop_hw]), IMAGENET_MEAN, IMAGENET_STD)
         step = int(re.search(r"::(\d+)", case["arrays"][f"norm{i}_sub"]["meaning"]).group(1))
         picked = cases.nchw(pixels)[0][:, ::step, ::step]
-        cases.close(picked, arrays[f"norm{i}_sub"], absolute=1e-5, name=f"norm{i}")
+        cases.near(picked, arrays[f"norm{i}_sub"], share=cases.ULPS, name=f"norm{i}")
 
 
 def numbers(text):

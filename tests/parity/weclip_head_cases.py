@@ -11,16 +11,16 @@ from flax import nnx
 
 from clipseg_jax.methods.weclip.head import affinity
 from tests import seeded
+from tests.parity import cases
 from tests.parity.weclip_models import (
     Arrays,
     Case,
     head_of,
     published,
-    relative,
     stride,
     thinned,
 )
-from weights_convert.trained.weclip.keys import MADE
+from weights_convert.trained.weclip.keys import COMPUTED
 
 
 def check_head(case: Case, arrays: Arrays) -> None:
@@ -53,7 +53,7 @@ def check_head(case: Case, arrays: Arrays) -> None:
         return jax.value_and_grad(scalar, has_aux=True)(state)
 
     (value, made), gradient = run(state, layers)
-    np.testing.assert_allclose(value, arrays["scalar"], rtol=1e-5)
+    np.testing.assert_allclose(value, arrays["scalar"], rtol=cases.FORWARD)
     for name in arrays.keys() & made.keys():
         about = case["arrays"][name]["meaning"]
         actual = np.asarray(made[name])
@@ -61,7 +61,7 @@ def check_head(case: Case, arrays: Arrays) -> None:
             actual = actual[:, :: stride(about, "channel")]
         if "rows 0::" in about:
             actual = actual[:, :: stride(about, "row")]
-        relative(actual, arrays[name], name=name)
+        cases.near(actual, arrays[name], name=name)
     checked = {name for name in arrays if not name.startswith("grad") and name != "scalar"}
     assert checked <= made.keys()
     check_gradients(case, arrays, published(gradient))
@@ -89,12 +89,13 @@ def stages(head, layers, logits, fused, learned, shape):
     return out
 
 
-def check_gradients(case: Case, arrays: Arrays, gradient: Arrays, *, share: float = 1e-4) -> None:
+def check_gradients(case: Case, arrays: Arrays, gradient: Arrays, *, share: float = 8e-6) -> None:
     """Norms of all gradients, and the kept elements of some."""
-    names = [name for name in case["grad_norm_names"] if name not in MADE]
+    names = [name for name in case["grad_norm_names"] if name not in COMPUTED]
     assert sorted(names) == sorted(gradient)
     norms = dict(zip(case["grad_norm_names"], arrays["grad_norms"], strict=True))
-    lengths = [np.linalg.norm(gradient[name]) for name in names]
-    np.testing.assert_allclose(lengths, [norms[name] for name in names], rtol=share)
+    # Theirs are float32 sums of up to millions of squares: seen 1.4e-5 off where gradients are not.
+    lengths = [np.linalg.norm(gradient[name].astype(np.float64)) for name in names]
+    np.testing.assert_allclose(lengths, [norms[name] for name in names], rtol=max(share, 6e-5))
     for name in (n for n in arrays if n.startswith("grad:")):
-        relative(thinned(gradient[name[5:]]), arrays[name], name=name, share=share)
+        cases.near(thinned(gradient[name[5:]]), arrays[name], name=name, share=share)

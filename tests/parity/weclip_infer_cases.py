@@ -27,11 +27,11 @@ from clipseg_jax.ops.resize import resize
 from clipseg_jax.ops.window import grid_to_image
 from tests import seeded
 from tests.parity import cases
-from tests.parity.weclip_models import Arrays, Case, model_of, normalised, pictures, relative
+from tests.parity.weclip_models import Arrays, Case, model_of, normalised, pictures
 from weights_convert.clip.build import install
 
-# The json asks for 99.5 % of the labels, and 98 % after the CRF.
-LABELS, CRF_LABELS = 0.999, 0.99
+LABELS = 0.9997  # 99.5 % in the json; seen: 6e-5 have another
+LOGITS = 6e-5  # of the largest; the case multiplies the last layer, on what all blocks have rounded
 
 
 def check_infer(case: Case, arrays: Arrays) -> None:
@@ -101,10 +101,10 @@ def _check_views(case, arrays, predict, state, sizes, cfg):
         view = first if ratio == 1 else resize(first, size, scale_factor=(ratio, ratio))
         both = jnp.concatenate([view, view[:, :, ::-1]])
         found.append(predict(state, both, jnp.asarray([size, size])))
-        relative(cases.nchw(found[-1]), arrays[name], name=name)
+        cases.near(cases.nchw(found[-1]), arrays[name], share=LOGITS, name=name)
     means = [(one[:1] + one[1:, :, ::-1]) / 2 for one in found]
     mean = (means[0] + resize(means[1], means[0].shape[1:3])) / 2
-    relative(cases.nchw(mean), arrays["msc_segs"], name="msc_segs")
+    cases.near(cases.nchw(mean), arrays["msc_segs"], share=LOGITS, name="msc_segs")
     return found[0]
 
 
@@ -127,7 +127,7 @@ def _check_scores(case, arrays, labels):
     confusion = confusion_matrix(_mask(case), labels[0], classes)
     made = SegmentationMetrics.from_confusion(np.asarray(confusion))
     scores = made.all_accuracy, np.nanmean(made.accuracy), made.miou_of_labelled
-    np.testing.assert_allclose(scores, arrays["scores"], atol=1e-3)
+    np.testing.assert_allclose(scores, arrays["scores"], rtol=0, atol=1 - LABELS)
 
 
 def _mask(case):
@@ -154,7 +154,7 @@ def _check_crf(case, arrays, image, cfg):
         lambda scores, image: crf_label_maps([scores], image, jnp.asarray([size]), cfg)[0]
     )
     made = labels(_scores(logits, size), jnp.asarray(image))
-    cases.same_labels(made[0], arrays["crf_label"], share=CRF_LABELS, name="crf_label")
+    cases.same_labels(made[0], arrays["crf_label"], share=LABELS, name="crf_label")
 
 
 def _check_cam(case, arrays, model, size):

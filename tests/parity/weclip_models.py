@@ -19,9 +19,8 @@ from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIP
 from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from tests import seeded
-from tests.parity import cases
 from weights_convert.clip.build import install
-from weights_convert.trained.weclip.keys import HEAD, MADE
+from weights_convert.trained.weclip.keys import COMPUTED, HEAD
 
 Case = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -50,7 +49,7 @@ def head_arrays(case: Case) -> dict[str, np.ndarray]:
     inputs = case["inputs"]
     scales = {"decoder_fts_fuse.linear_fuse.weight": inputs["fuse_gain"]}
     scales |= inputs.get("head_scales", case["config"].get("head_scales", {}))
-    shapes = {k: s for k, s in case["head_shapes"].items() if k not in MADE}
+    shapes = {k: s for k, s in case["head_shapes"].items() if k not in COMPUTED}
     made = seeded.state_dict(shapes, inputs["weight_seed"])
     return {key: value * np.float32(scales.get(key, 1)) for key, value in made.items()}
 
@@ -127,11 +126,6 @@ def published(state: nnx.State | dict[str, Any], prefix: str = "head.") -> dict[
 def thinned(array: np.ndarray) -> np.ndarray:
     """What the goldens keep of an array: "reshape(-1)[::step][:64], step = max(1, size // 64)"."""
     return array.reshape(-1)[:: max(1, array.size // 64)][:64]
-
-
-def relative(actual: Any, expected: np.ndarray, *, name: str, share: float = 1e-4) -> None:
-    """Fails if any element differs by more than `share` of the largest."""
-    cases.close(actual, expected, absolute=share * float(np.max(np.abs(expected))), name=name)
 
 
 def stride(meaning: str, what: str) -> int:

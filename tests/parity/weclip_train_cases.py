@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,15 +33,21 @@ from tests.parity.weclip_models import (
     normalised,
     pictures,
     published,
-    relative,
     stride,
     thinned,
 )
 
 THRESHOLD = {"voc": 15000, "coco": 40000}  # forward passes before the late phase
-# Relative bounds where all labels are equal, and what the share of pixels that are not adds: at the
-# 99.9 % that must be, about what the json allows end to end (losses 2e-3, gradients 1e-2).
-EQUAL, LOSSES, GRADIENTS = 1e-4, 2, 10
+# What the share of pixels that have another label adds to relative bounds: as pixels of some
+# hundred times the mean loss would, and gradients follow the largest.
+LOSSES, GRADIENTS = 2, 10
+# Of the largest value, four times what is seen: Grad-CAM differences small parts of large sums, and
+# what is scaled to 0 .. 1 carries that on.
+SHARES = {
+    "seg_logits": 1.2e-5, "fuse_sub": 2.5e-5, "attn_pred_rows": 1.4e-5,
+    "probs": 1.4e-5, "act_ln1_sub": 2e-5, "channel_weights": 6e-5, "cam_raw": 6e-5, "cam": 1e-4,
+    "attn_weight_rows": 5e-5, "cam_refined": 3e-5, "trans_mat_rows": 7e-6, "refined_up_sub": 1.3e-4,
+}  # fmt: skip
 
 
 def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,12 +94,13 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
         if s == 0:
             apart = float(np.mean(parts["labels"].labels != arrays["pseudo_label"]))
         ours = [metrics["segmentation_loss"], metrics["affinity_loss"], value]
-        bound = EQUAL + LOSSES * apart
+        # From the second step on parameters differ too, where Adam scales up small gradients.
+        bound = (1.5e-4 if s else 1e-5) + LOSSES * apart
         np.testing.assert_allclose(ours, expected, rtol=bound, err_msg=f"losses of step {s}")
-        np.testing.assert_allclose(group.rate * rate(s), arrays["lrs_head"][s], rtol=1e-6)
+        np.testing.assert_allclose(group.rate * rate(s), arrays["lrs_head"][s], rtol=cases.ULPS)
         if s == 0:
             _check_labels(case, arrays, parts, shape)
-            length, bound = optax.global_norm(gradient), EQUAL + GRADIENTS * apart
+            length, bound = optax.global_norm(gradient), 6e-5 + GRADIENTS * apart
             np.testing.assert_allclose(length, arrays["grad_total_norm"], rtol=bound)
             start = published(gradient)
             check_gradients(case, arrays, start, share=bound)
@@ -102,14 +110,17 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _check_moved(name: str, moved: np.ndarray, gradient: np.ndarray, expected: np.ndarray) -> None:
-    """The json's bound: 4e-6 where the gradient is more than a thousandth of its largest."""
+    """Where the gradient is more than a thousandth of its largest; the json allows 4e-6.
+
+    Two units in the last place of weights of 1, in three steps of up to 1e-4.
+    """
     counted = np.abs(gradient) > 1e-3 * np.abs(gradient).max()
     if name.endswith("in_proj_bias"):  # the keys' true gradient is 0: what is there is rounding
         third = len(gradient) // 3
         counted[third : 2 * third] = False
     counted = thinned(counted)
     assert counted.any()
-    cases.close(thinned(moved)[counted], expected[counted], absolute=4e-6, name=name)
+    cases.close(thinned(moved)[counted], expected[counted], absolute=1e-6, name=name)
 
 
 def _task(case: Case, model: WeCLIP) -> Any:
@@ -209,27 +220,29 @@ def _check_labels(
 ) -> None:
     """The chain from Grad-CAM to the pseudo labels, and what the head said."""
     labels, decoded = parts["labels"], parts["decoded"]
-    relative(cases.nchw(decoded.logits), arrays["seg_logits"], name="seg_logits")
+    near(cases.nchw(decoded.logits), arrays, "seg_logits")
     about = case["arrays"]
     b = decoded.fused.shape[0]
     fused = np.moveaxis(np.asarray(decoded.fused), 1, 2).reshape(b, -1, *shape)
     fused = fused[:, :: stride(about["fuse_sub"]["meaning"], "channel")]
-    relative(fused, arrays["fuse_sub"], name="fuse_sub")
+    near(fused, arrays, "fuse_sub")
     learned = np.asarray(affinity(decoded.fused))
     step = stride(about["attn_pred_rows"]["meaning"], "row")
-    cases.close(learned[:, ::step], arrays["attn_pred_rows"], absolute=1e-4, name="attn_pred_rows")
+    near(learned[:, ::step], arrays, "attn_pred_rows")
     if "layer_mask" in arrays:
         np.testing.assert_array_equal(parts["chosen"], arrays["layer_mask"])
     for i in range(b):
         _check_image(case, arrays, parts, shape, i)
-    cases.same_labels(labels.labels, arrays["pseudo_label"], share=0.999, name="pseudo_label")
+    cases.same_labels(labels.labels, arrays["pseudo_label"], name="pseudo_label")
     targets = affinity_targets(labels.labels, shape, case["config"]["radius"])
     step = stride(about["aff_label_rows"]["meaning"], "row")
-    cases.same_labels(
-        targets[:, ::step], arrays["aff_label_rows"], share=0.999, name="aff_label_rows"
-    )
+    cases.same_labels(targets[:, ::step], arrays["aff_label_rows"], name="aff_label_rows")
     counts = [jnp.sum(targets == kind) + 1 for kind in (1, 0)]
-    np.testing.assert_allclose(counts, arrays["aff_counts"], rtol=1e-3)
+    np.testing.assert_allclose(counts, arrays["aff_counts"], rtol=1 - cases.LABELS)
+
+
+def near(value: Any, arrays: Arrays, key: str) -> None:
+    cases.near(value, arrays[key], share=SHARES[re.sub(r"^img\d+_", "", key)], name=key)
 
 
 def _check_image(
@@ -268,9 +281,9 @@ def _check_image(
             value = value[:, ::4, ::4]
         elif name.endswith("_rows"):
             value = value[:: stride(meaning, "row")]
-        relative(value, arrays[key], name=key)
+        near(value, arrays, key)
     sums = arrays[f"img{i}_attn_patch_sums"][-parts["sums"].shape[1] :]
-    np.testing.assert_allclose(parts["sums"][i], sums, rtol=1e-4)
+    np.testing.assert_allclose(parts["sums"][i], sums, rtol=1.5e-6)
     np.testing.assert_array_equal(
         labels.cams.boxes[i, :k], _boxes_mask(arrays[f"img{i}_boxes"], shape)
     )

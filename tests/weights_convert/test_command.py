@@ -64,13 +64,13 @@ def test_inspect_clip(source, tmp_path, capsys):
     for path, kind in ((source, "torch zip"), (converted, "converted")):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(line.split(maxsplit=1) for line in lines[:8])
-        assert told["kind"] == kind
-        assert told["bytes"] == f"{path.stat().st_size:,}"
-        assert len(told["sha256"]) == 64
-        assert "patch 8, width 128, 2 layers, 2 heads" in told["sizes"]
-        assert "openai" in told["layout"]
-        assert "float16" in told["tensors"]
+        facts = dict(line.split(maxsplit=1) for line in lines[:8])
+        assert facts["kind"] == kind
+        assert facts["bytes"] == f"{path.stat().st_size:,}"
+        assert len(facts["sha256"]) == 64
+        assert "patch 8, width 128, 2 layers, 2 heads" in facts["sizes"]
+        assert "openai" in facts["layout"]
+        assert "float16" in facts["tensors"]
         assert any(line.split()[:2] == ["visual.proj", "float16"] for line in lines[8:])
 
 
@@ -83,7 +83,7 @@ def test_inspect_what_is_no_clip(tmp_path, capsys):
     for path in sorted(tmp_path.iterdir()):
         assert main(["--inspect", str(path)]) == 0
         said[path.stem] = capsys.readouterr().out
-        assert "not a whole CLIP" in said[path.stem]
+        assert "not a complete CLIP" in said[path.stem]
     assert "layer1.0.conv1.weight  float64   [4, 3, 1, 1]" in said["resnet"]
     assert "float32   [20, 512]" in said["text"]
     assert "0 (none)" in said["nothing"]
@@ -98,8 +98,8 @@ def test_user_errors_are_one_line(source, tmp_path, capsys):
     bad["visual.more"] = np.zeros(2, np.float32)
     write_torch(tmp_path / "bad.pt", bad)
     assert "no checkpoint at" in _fails(capsys, tmp_path / "lost.pt", "-o", out)
-    assert "no readable checkpoint" in _fails(capsys, text, "-o", out)
-    assert "no readable checkpoint" in _fails(capsys, "--inspect", text)
+    assert "not a readable checkpoint" in _fails(capsys, text, "-o", out)
+    assert "not a readable checkpoint" in _fails(capsys, "--inspect", text)
     both = _fails(capsys, tmp_path / "bad.pt", "-o", out)
     assert "- visual.ln_pre.bias: missing" in both
     assert "+ visual.more (2,): unexpected" in both

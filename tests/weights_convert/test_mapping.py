@@ -13,7 +13,7 @@ from tests import seeded
 from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.clip import layouts as names
-from weights_convert.clip.build import config_of, wanted_shapes
+from weights_convert.clip.build import config_of, expected_shapes
 from weights_convert.clip.keys import OPENAI, RELEASED
 from weights_convert.clip.maskclip_keys import RESNET_WEIGHTS, VIT_WEIGHTS
 from weights_convert.mapping import KeyMap, Rule
@@ -28,7 +28,7 @@ def test_variant_keys_and_shapes(variant):
     shapes = {key: tuple(shape) for key, shape in SHAPES[variant].items()}
     shapes = {k: s for k, s in shapes.items() if not k.endswith("num_batches_tracked")}
     empty = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
-    assert wanted_shapes(config_of(empty)) == shapes
+    assert expected_shapes(config_of(empty)) == shapes
 
 
 @pytest.mark.parametrize("variant", sorted(SHAPES))
@@ -39,7 +39,7 @@ def test_variant_there_and_back(variant):
     shapes = {
         key: tuple(shape)
         for key, shape in SHAPES[variant].items()
-        if not (found := deep.search(key)) or int(found[1]) < DEEPEST
+        if not (match := deep.search(key)) or int(match[1]) < DEEPEST
     }
     pattern = seeded.tensor("pattern.weight", (99991, 1), 3)[:, 0]
     weights = {
@@ -78,21 +78,23 @@ def test_linear_and_convolution_layouts():
 
 @pytest.mark.parametrize(("model", "variant"), [("ViT16", "ViT-B/16"), ("RN50", "RN50")])
 def test_maskclip_names(model, variant):
-    told = json.loads((toys.GOLDEN / "maskclip" / "converter_keys.json").read_text())[model]
+    golden = json.loads((toys.GOLDEN / "maskclip" / "converter_keys.json").read_text())[model]
     source = {k: np.broadcast_to(np.float16(0), shape) for k, shape in SHAPES[variant].items()}
     content = names.to_maskclip(source)
-    made = {f"{group}/{leaf}": v for group, leaves in content.items() for leaf, v in leaves.items()}
-    assert set(made) == set(told["keys"])
-    for key, row in told["keys"].items():
-        assert list(made[key].shape) == row["shape"], key
-        assert made[key].dtype == np.float32, key
+    arrays = {
+        f"{group}/{leaf}": v for group, leaves in content.items() for leaf, v in leaves.items()
+    }
+    assert set(arrays) == set(golden["keys"])
+    for key, row in golden["keys"].items():
+        assert list(arrays[key].shape) == row["shape"], key
+        assert arrays[key].dtype == np.float32, key
     tower = names.to_maskclip(source, backbone=True)["state_dict"]
     assert set(tower) == {f"backbone.{key}" for key in content["clip"]}
 
 
 def test_maskclip_keys_come_from_the_told_sources():
-    told = json.loads((toys.GOLDEN / "maskclip" / "converter_keys.json").read_text())
-    for table, keys in ((VIT_WEIGHTS, told["ViT16"]), (RESNET_WEIGHTS, told["RN50"])):
+    golden = json.loads((toys.GOLDEN / "maskclip" / "converter_keys.json").read_text())
+    for table, keys in ((VIT_WEIGHTS, golden["ViT16"]), (RESNET_WEIGHTS, golden["RN50"])):
         for key, row in keys["keys"].items():
             assert table.right(key.replace("/", "."))[0] == row["source"]
 
@@ -133,7 +135,7 @@ TELLING = {
 
 
 @pytest.mark.parametrize("make", [toys.vit, toys.resnet])
-def test_telling_keys_missing_or_of_another_rank(make):
+def test_required_keys_missing_or_of_another_rank(make):
     """The error names the key, also when the model's sizes are read from it."""
     weights = make()
     for key in sorted(TELLING & set(weights)):
@@ -159,7 +161,7 @@ def test_table_rows_are_exclusive():
             if not names.is_carried(key):
                 assert OPENAI.left(OPENAI.right(key)[0])[0] == key
     twice = KeyMap([Rule("a.{i}", "b.{i}"), Rule("a.{n:[0-9]}", "c.{n:[0-9]}")])
-    with pytest.raises(AssertionError, match="several rows"):
+    with pytest.raises(AssertionError, match="several rules"):
         twice.right("a.1")
 
 

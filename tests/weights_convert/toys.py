@@ -156,9 +156,9 @@ def legacy(path, structure, storages=()):
     return path
 
 
-def assert_same(found, expected):
-    assert set(found) == set(expected)
+def assert_same(arrays, expected):
+    assert set(arrays) == set(expected)
     for key, value in expected.items():
-        assert found[key].dtype == value.dtype, key
-        assert found[key].shape == value.shape, key
-        np.testing.assert_array_equal(found[key], value, err_msg=key)
+        assert arrays[key].dtype == value.dtype, key
+        assert arrays[key].shape == value.shape, key
+        np.testing.assert_array_equal(arrays[key], value, err_msg=key)

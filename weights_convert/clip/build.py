@@ -24,9 +24,9 @@ _KEYS_PER_BLOCK = 12
 
 @functools.lru_cache(maxsize=8)
 def abstract(config: CLIPConfig) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """A CLIP's structure, and the shape of each parameter and statistic by its path.
+    """A CLIP's graph, and the shape of each parameter and statistic by its path.
 
-    Nothing is computed or allocated. Tracing takes a second, so the last ones are remembered.
+    Nothing is computed or allocated. Tracing takes a second, so recent results are cached.
     """
     graph, state = nnx.split(abstract_module(lambda rngs: CLIP(config, rngs=rngs)))
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
@@ -34,25 +34,25 @@ def abstract(config: CLIPConfig) -> tuple[Any, dict[str, tuple[int, ...]]]:
 
 
 def build(arrays: Mapping[str, np.ndarray], config: CLIPConfig) -> CLIP:
-    """A CLIP with float32 parameters from arrays by our paths, complete and of the right shapes."""
+    """A CLIP with float32 parameters from arrays by our paths; all of them, in the right shapes."""
     graph, shapes = abstract(config)
     return nnx.merge(graph, _state({path: arrays[path] for path in shapes}))
 
 
 def _state(arrays: Mapping[str, np.ndarray]) -> nnx.State:
-    """Float32 copies of arrays by path as a model's state."""
+    """A model's state from arrays by path, as float32 copies."""
     tree: dict[tuple, Any] = {}
     for path, array in arrays.items():
         parts = tuple(int(part) if part.isdigit() else part for part in path.split("."))
-        tree[parts] = jnp.asarray(_own_copy(array))
+        tree[parts] = jnp.asarray(_aligned_copy(array))
         release(array)
     return nnx.State(traverse_util.unflatten_dict(tree))
 
 
-def _own_copy(array: np.ndarray) -> np.ndarray:
-    """A float32 copy in C order that JAX takes over as it is, for its address is a multiple of 64.
+def _aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A float32 copy in C order, 64-byte aligned, so that JAX uses it without another copy.
 
-    Copied at all, because a mapped file can change on disk under the parameters.
+    Copied because a mapped file may change on disk, and the parameters with it.
     """
     memory = np.empty(array.size + 16, np.float32)
     first = -memory.ctypes.data % 64 // 4
@@ -68,49 +68,53 @@ def flat_arrays(model: nnx.Module) -> dict[str, Any]:
 
 
 def shapes_of(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the same; the model may be of shapes alone."""
+    """The shapes of a model's parameters and statistics by path; the model may be abstract."""
     return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
 
 
 def install(
     model: nnx.Module, arrays: Mapping[str, np.ndarray], *, complete: tuple[str, ...] = ()
 ) -> None:
-    """Puts arrays by our paths into a model, as float32; what they don't name stays.
+    """Puts arrays by path into a model, as float32; its other arrays keep their values.
+
+    Args:
+      complete: starts of paths for which all arrays of the model must be given.
 
     Raises:
-      CheckpointError: lists every path that the model lacks (+) or has in another shape (~), and
-        (-) those that start with one of `complete` and are not given. Then nothing is changed.
+      CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) path; the
+        model is unchanged.
     """
-    own = shapes_of(model)
+    shapes = shapes_of(model)
     problems = [
-        f"~ {path}: shape {array.shape}, expected {own[path]}"
-        if path in own
+        f"~ {path}: shape {array.shape}, expected {shapes[path]}"
+        if path in shapes
         else f"+ {path} {array.shape}: unexpected"
         for path, array in arrays.items()
-        if own.get(path) != array.shape
+        if shapes.get(path) != array.shape
     ]
-    missing = [path for path in own if path.startswith(complete) and path not in arrays]
+    missing = [path for path in shapes if path.startswith(complete) and path not in arrays]
     problems += [f"- {path}: missing" for path in missing]
     if problems:
         problems.sort(key=lambda line: ("-+~".index(line[0]), line))
         listed = "\n  ".join(problems)
-        raise CheckpointError(f"these weights don't fit the model; nothing was loaded:\n  {listed}")
+        raise CheckpointError(f"the weights don't fit the model; nothing was loaded:\n  {listed}")
     nnx.update(model, _state(arrays))
 
 
 def with_config(clip: CLIP, config: CLIPConfig) -> CLIP:
-    """The same parameters, not copied, in a CLIP with other choices (activation, epsilon, dtype).
+    """The same parameters, not copied, in a CLIP with another activation, epsilon or dtype.
 
     Raises:
-      ValueError: a config of other sizes.
+      ValueError: the sizes in `config` differ.
     """
     graph, shapes = abstract(config)
-    own = shapes_of(clip)
-    if own != shapes:
-        path = sorted(p for p in own.keys() | shapes.keys() if own.get(p) != shapes.get(p))[0]
+    present = shapes_of(clip)
+    if present != shapes:
+        paths = present.keys() | shapes.keys()
+        path = min(p for p in paths if present.get(p) != shapes.get(p))
         raise ValueError(
-            f"a config of other sizes: {path} is {own.get(path)}, the config wants "
-            f"{shapes.get(path)}; only choices such as activation, norm_eps, dtype may differ"
+            f"the sizes of the config differ: {path} is {present.get(path)}, by the config "
+            f"{shapes.get(path)}; only fields such as activation, norm_eps and dtype may differ"
         )
     return nnx.merge(graph, nnx.state(clip))
 
@@ -118,10 +122,10 @@ def with_config(clip: CLIP, config: CLIPConfig) -> CLIP:
 def clip_from_state_dict(
     state_dict: Mapping[str, np.ndarray], config: CLIPConfig | None = None
 ) -> CLIP:
-    """A CLIP from an OpenAI-named state dict; image tower keys (`visual.`) alone are enough.
+    """A CLIP from a state dict by OpenAI's names; the keys of the image tower alone are enough.
 
-    `config` defaults to the sizes in the shapes with OpenAI's choices. The released archives' three
-    numbers and BatchNorm's counters are left out.
+    `config` defaults to the sizes of the arrays, and OpenAI's activation and epsilon. The three
+    scalars of the released archives and the counters of BatchNorm are ignored.
 
     Raises:
       CheckpointError: lists every missing, unexpected and wrongly shaped key.
@@ -133,40 +137,40 @@ def clip_from_state_dict(
 
 
 def clip_to_state_dict(model: CLIP) -> dict[str, np.ndarray]:
-    """A CLIP's weights float32 by OpenAI's names, in PyTorch's layout."""
+    """A CLIP's weights by OpenAI's names, float32, in PyTorch's layout."""
     out = OPENAI.to_left({path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()})
     return {key: np.asarray(value, order="C") for key, value in (out | counters(out)).items()}
 
 
-def wanted_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each weight by OpenAI's names, in PyTorch's layout."""
+def expected_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight by OpenAI's names, in PyTorch's layout."""
     shapes = abstract(config)[1]
     zeros = {path: np.broadcast_to(np.float32(0), shape) for path, shape in shapes.items()}
     return {key: zero.shape for key, zero in OPENAI.to_left(zeros).items()}
 
 
 def counters(keys: Iterable[str]) -> dict[str, np.ndarray]:
-    """PyTorch's counts of batches, which nothing reads, for the running means among `keys`."""
+    """PyTorch's `num_batches_tracked` for each running mean among `keys`; nothing reads them."""
     ending = ".running_mean"
     names = [key.removesuffix(ending) for key in keys if key.endswith(ending)]
     return {f"{name}.num_batches_tracked": np.zeros((), np.int64) for name in names}
 
 
 def is_carried(key: str) -> bool:
-    """True for what state dicts hold beside weights: an exported file needs it, no model does."""
+    """True for entries of state dicts that exported files need and models do not."""
     return key in ("input_resolution", "context_length", "vocab_size", "logit_bias") or (
         key.endswith((".num_batches_tracked", ".embeddings.position_ids"))
     )
 
 
 def config_of(weights: Mapping[str, np.ndarray]) -> CLIPConfig:
-    """The sizes of OpenAI-named weights, with OpenAI's choices.
+    """The sizes of weights by OpenAI's names, with OpenAI's activation and epsilon.
 
-    A single missing key does not hide what model it is: sizes are taken from its neighbours where
-    possible, so that the engine can name the key.
+    If a key is missing, the size is taken from another one where possible, so that the key map can
+    name what is missing.
 
     Raises:
-      CheckpointError: no CLIP, or so incomplete that its sizes cannot be told.
+      CheckpointError: not a CLIP, or too incomplete to determine its sizes.
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     try:
@@ -180,15 +184,15 @@ def config_of(weights: Mapping[str, np.ndarray]) -> CLIPConfig:
         return CLIPConfig(vision, text)
     except KeyError as error:
         raise CheckpointError(
-            f"- {error.args[0]}: missing; without it the model's sizes cannot be told. Check that "
-            "the checkpoint is whole"
+            f"- {error.args[0]}: missing; without it the sizes cannot be determined. Check that "
+            "the checkpoint is complete"
         ) from error
     except (ValueError, IndexError, TypeError) as error:
         raise CheckpointError(f"not the weights of a CLIP: {error}") from error
 
 
 def _fill(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Gives the keys that sizes are read from, when one is missing, the shape it must have had."""
+    """Adds the shapes of missing keys that sizes are read from, where others determine them."""
 
     def first(key: str) -> int | None:
         return shapes[key][0] if key in shapes else None
@@ -201,14 +205,14 @@ def _fill(shapes: dict[str, tuple[int, ...]]) -> None:
     if any(key.startswith(("transformer.", "token_embedding.", "ln_final.")) for key in shapes):
         width = first("text_projection") or first("ln_final.weight") or first("ln_final.bias")
         width = width or shapes["token_embedding.weight"][1]
-        shapes.setdefault("text_projection", (width, 0))  # as wide as the image tower's embedding
+        shapes.setdefault("text_projection", (width, 0))  # the image tower has the embedding width
         shapes.setdefault("ln_final.weight", (width,))
         shapes.setdefault("positional_embedding", (77, width))
         shapes.setdefault("token_embedding.weight", (49408, width))
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """Blocks of a transformer: the highest index that has most of a block's keys, plus one."""
+    """The number of blocks: the highest index with at least half of a block's keys, plus one."""
     pattern = re.compile(rf"{prefix}transformer\.resblocks\.([0-9]+)\.")
     counts = collections.Counter(int(m.group(1)) for key in shapes if (m := pattern.match(key)))
     return 1 + max((i for i, n in counts.items() if 2 * n >= _KEYS_PER_BLOCK), default=-1)

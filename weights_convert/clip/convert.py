@@ -1,4 +1,4 @@
-"""From any supported checkpoint to a CLIP, and back to files that PyTorch loads."""
+"""From any supported checkpoint to a CLIP."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer
-from weights_convert.clip import layouts as names
-from weights_convert.clip.build import abstract, build, config_of, wanted_shapes
+from weights_convert.clip import layouts
+from weights_convert.clip.build import abstract, build, config_of, expected_shapes
 from weights_convert.clip.cache import (
     config_from_dict,
     config_to_dict,
@@ -20,7 +20,7 @@ from weights_convert.clip.cache import (
     tokenizer_from_dict,
     tokenizer_to_dict,
 )
-from weights_convert.clip.huggingface import weights_file, with_choices
+from weights_convert.clip.huggingface import weights_file, with_side_files
 from weights_convert.clip.keys import OPENAI, RELEASED
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, is_converted, load_converted
@@ -38,10 +38,11 @@ class LoadedCLIP(NamedTuple):
 
 
 def convert(path: str | Path, *, vision_only: bool = False) -> Converted:
-    """Any supported checkpoint by our paths; views of the mapped file where the layout allows it.
+    """Any supported checkpoint as arrays by our paths; views of the mapped file where possible.
 
     Raises:
-      CheckpointError, FileNotFoundError: see `reader.read`; keys that don't fit are all listed.
+      CheckpointError: as `read`; or lists every missing, unexpected and wrongly shaped key.
+      FileNotFoundError: no file.
     """
     path = Path(path)
     weights_path = weights_file(path)
@@ -69,19 +70,19 @@ def convert(path: str | Path, *, vision_only: bool = False) -> Converted:
 
 def fit(
     checkpoint: Checkpoint, path: Path, weights_path: Path, *, vision_only: bool = False
-) -> tuple[names.Named, CLIPConfig, dict[str, np.ndarray]]:
-    """A checkpoint's layout, its model by shapes and JSON files beside it, arrays by our paths.
+) -> tuple[layouts.Named, CLIPConfig, dict[str, np.ndarray]]:
+    """A checkpoint's layout; its config, by shapes and JSON files beside it; arrays by our paths.
 
     Raises:
-      CheckpointError: no CLIP; or lists every missing, unexpected and wrongly shaped key.
+      CheckpointError: not a CLIP; or lists every missing, unexpected and wrongly shaped key.
     """
     try:
-        named = names.identify(checkpoint.content)
-        named = names.vision_only(named) if vision_only else named
-        config = with_choices(config_of(names.sketch(named)), named.layout, weights_path)
+        named = layouts.identify(checkpoint.content)
+        named = layouts.vision_only(named) if vision_only else named
+        config = with_side_files(config_of(layouts.sketch(named)), named.layout, weights_path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    weights = names.weights(named, wanted_shapes(config), str(path))
+    weights = layouts.weights(named, expected_shapes(config), str(path))
     return named, config, OPENAI.to_right(weights, abstract(config)[1], str(path))
 
 
@@ -100,18 +101,25 @@ def _image_tower(converted: Converted) -> Converted:
 
 
 def load_clip(
-    path: str | Path, *, cache_dir: str | Path | None = None, vision_only: bool = False,
-    **choices: Any,
-) -> LoadedCLIP:  # fmt: skip
+    path: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    vision_only: bool = False,
+    activation: str | None = None,
+    norm_eps: float | None = None,
+    dtype: str | None = None,
+) -> LoadedCLIP:
     """A CLIP from a raw checkpoint, a Hugging Face directory or a converted file.
 
     Large raw files are converted once and kept in `cache_dir` (default: $CLIPSEG_JAX_CACHE, else
-    ~/.cache/clipseg_jax). `choices` override what the file says or cannot say, in each tower that
-    has the choice: activation="gelu", norm_eps=1e-6, dtype="bfloat16".
+    ~/.cache/clipseg_jax).
+
+    Args:
+      vision_only: whether the text tower is left out.
+      activation, norm_eps, dtype: replace those of the file, in each tower that has them.
 
     Raises:
-      CheckpointError, FileNotFoundError: the file cannot be used; nothing is partly loaded.
-      ValueError: an unknown choice.
+      CheckpointError, FileNotFoundError: the file cannot be used.
     """
     path = Path(path)
     weights_path = weights_file(path)
@@ -124,13 +132,15 @@ def load_clip(
     else:
         converted = through_cache(path, weights_path, cache_dir, vision_only, fresh)
     record = converted.record
-    config = config_from_dict(record["config"]).replace(**choices)
+    replaced = {"activation": activation, "norm_eps": norm_eps, "dtype": dtype}
+    replaced = {name: value for name, value in replaced.items() if value is not None}
+    config = config_from_dict(record["config"]).replace(**replaced)
     model = build(converted.arrays, config)
     meta = {k: v for k, v in record.items() if k not in ("carried", "tokenizer")}
     tokenizer = tokenizer_from_dict(record["tokenizer"]) if config.text else None
     if tokenizer and config.text and len(tokenizer.ids) > config.text.vocabulary:
         _log.warning(
-            "%s has %d token embeddings, fewer than the %d symbols of the tokenizer; give a "
+            "%s has %d token embeddings, fewer than the %d tokens of the tokenizer; give a "
             "directory with its vocab.json and merges.txt",
             path, config.text.vocabulary, len(tokenizer.ids),
         )  # fmt: skip
@@ -144,11 +154,11 @@ def sha256(path: Path) -> str:
 
 
 def released(digest: str, path: Path) -> str | None:
-    """The released model that a digest is of; warns if only the file's name is a released one."""
+    """The released model with this digest; warns if only the file's name is that of one."""
     if digest[:16] in RELEASED:
         return RELEASED[digest[:16]][0]
     if path.name in {file for _, file in RELEASED.values()}:
         _log.warning(
-            "%s is named like a released checkpoint but its sha256 is another (%s)", path, digest
+            "%s has the name of a released checkpoint but another sha256 (%s)", path, digest
         )
     return None

@@ -1,4 +1,4 @@
-"""From a converted checkpoint back to files that PyTorch loads."""
+"""From a converted CLIP back to files that PyTorch loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer, ViTConfig
-from weights_convert.clip import layouts as names
+from weights_convert.clip import layouts
 from weights_convert.clip.build import clip_to_state_dict
 from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
 from weights_convert.clip.keys import OPENAI
@@ -26,7 +26,7 @@ LAYOUTS: tuple[str, ...] = get_args(Layout)
 
 
 def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
-    """The source's state dict in OpenAI's names, bit for bit, with what it carried."""
+    """The source's state dict by OpenAI's names, bit for bit, including entries beside weights."""
     return _weights(converted) | {
         key: value
         for key, value in _carried(converted).items()
@@ -35,20 +35,20 @@ def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
 
 
 def export(converted: Converted, path: str | Path, layout: str = "openai") -> Path:
-    """Writes what PyTorch loads, of the source's types and bit for bit.
+    """Writes a file or directory that PyTorch code loads; dtypes and bits as in the source.
 
     Layouts: "openai", a state dict in a torch zip file; "maskclip" and "maskclip_backbone", the two
     files (float32) that the MaskCLIP code reads; "huggingface", a directory with model.safetensors,
     config.json and the tokenizer's files.
 
     Raises:
-      ValueError: unknown layout. CheckpointError: the model has no such layout. OSError: cannot
-        be written.
+      ValueError: unknown layout. CheckpointError: the layout does not support the model.
+      OSError: it cannot be written.
     """
     if layout == "openai":
         return write_torch(path, to_state_dict(converted))
     if layout in ("maskclip", "maskclip_backbone"):
-        content = names.to_maskclip(
+        content = layouts.to_maskclip(
             to_state_dict(converted), backbone=layout == "maskclip_backbone"
         )
         return write_torch(path, content)
@@ -65,7 +65,7 @@ def export_huggingface(model: CLIP, directory: str | Path, *, dtype: Any = np.fl
     """Writes model.safetensors and config.json as `transformers.CLIPModel` reads them.
 
     Raises:
-      CheckpointError: a ResNet, or an image tower alone.
+      CheckpointError: a ResNet, or a CLIP without its text tower.
     """
     weights = {key: value.astype(dtype) for key, value in clip_to_state_dict(model).items()}
     return _write_huggingface(Path(directory), weights, model.cfg, {})
@@ -79,7 +79,7 @@ def _weights(converted: Converted) -> dict[str, np.ndarray]:
 def _carried(converted: Converted) -> dict[str, np.ndarray]:
     out = {}
     for key, (dtype, value) in converted.record["carried"].items():
-        # MaskCLIP's files count batches in floats.
+        # MaskCLIP's files store these counts as floats.
         counter = key.endswith(".num_batches_tracked")
         out[key] = np.asarray(value, np.int64 if counter else np.dtype(dtype))
     return out
@@ -93,14 +93,14 @@ def _write_huggingface(
 ) -> Path:
     vision, text = config.vision, config.text
     if not isinstance(vision, ViTConfig) or text is None:
-        raise CheckpointError("Hugging Face's CLIP has ViT towers with a text tower only")
-    renamed = names.to_huggingface(weights) | dict(extra)
+        raise CheckpointError("Hugging Face's CLIP supports only ViT towers, with a text tower")
+    renamed = layouts.to_huggingface(weights) | dict(extra)
     write_atomic(
         directory / "model.safetensors",
         lambda file: safetensors_file.write(file, renamed, {"format": "pt"}),
     )
     end = text.vocabulary - 1
-    told = {
+    content = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": vision.embed_dim,
@@ -133,7 +133,7 @@ def _write_huggingface(
             "projection_dim": vision.embed_dim,
         },
     }
-    write_json(directory / "config.json", told)
+    write_json(directory / "config.json", content)
     return directory
 
 

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face and open_clip: which file holds the weights, what their JSON files tell.
+"""Directories of Hugging Face and open_clip: their weights file, and the JSON files beside it.
 
 Sources: spec clip, sections 10.4 and 10.5; the defaults of `transformers.CLIPConfig`.
 """
@@ -21,19 +21,19 @@ _WEIGHTS = (
     "open_clip_pytorch_model.bin",
 )
 _HF_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-# Read beside the weights; a converted file in the cache is of no use once they change.
+# Read with the weights; a cached conversion is outdated once they change.
 SIDE_FILES = (_HF_CONFIG, _OPEN_CLIP_CONFIG, "vocab.json", "merges.txt")
-# transformers leaves out of config.json what equals its defaults: those of ViT-B/32.
+# transformers omits its defaults in config.json: those of ViT-B/32.
 _HF_DEFAULTS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _HF_HEADS = {"vision_config": 12, "text_config": 8}
 _ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 def weights_file(path: Path) -> Path:
-    """The file that holds the weights: `path` itself, or one in the folder `path`.
+    """The file that holds the weights: `path` itself, or one in the directory `path`.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: it does not exist.
     """
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; give a file or a Hugging Face directory")
@@ -42,58 +42,57 @@ def weights_file(path: Path) -> Path:
     for name in _WEIGHTS:
         if (path / name).is_file():
             return path / name
-    raise FileNotFoundError(f"{path} holds no weights: none of {', '.join(_WEIGHTS)}")
+    raise FileNotFoundError(f"{path} holds no weights: it has none of {', '.join(_WEIGHTS)}")
 
 
-def with_choices(config: CLIPConfig, layout: str, weights_path: Path) -> CLIPConfig:
-    """`config` with the heads, activation and norm epsilon that a JSON file beside weights tells.
+def with_side_files(config: CLIPConfig, layout: str, weights_path: Path) -> CLIPConfig:
+    """`config` with the heads, activation and norm epsilon of a JSON file beside the weights.
 
-    Hugging Face's config.json counts for its own key names (`layout`), open_clip_config.json for
-    OpenAI's.
+    For the layout "huggingface" that is config.json, for OpenAI's names open_clip_config.json.
 
     Raises:
-      CheckpointError: the JSON file is damaged, or asks for an activation that CLIP lacks here.
+      CheckpointError: the JSON file is damaged, or has an unsupported activation.
     """
     names = {"huggingface": _HF_CONFIG, "openai": _OPEN_CLIP_CONFIG, "open_clip": _OPEN_CLIP_CONFIG}
     path = weights_path.parent / names.get(layout, "")
     if not path.is_file():
         return config
     try:
-        told = json.loads(path.read_text("utf-8"))
-        chosen = (_huggingface if layout == "huggingface" else _open_clip)(config, told)
+        content = json.loads(path.read_text("utf-8"))
+        updated = (_huggingface if layout == "huggingface" else _open_clip)(config, content)
     except (ValueError, TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path} is no readable CLIP config: {error!r}") from error
-    for tower in (chosen.vision, chosen.text):
+        raise CheckpointError(f"{path} is not a readable CLIP config: {error!r}") from error
+    for tower in (updated.vision, updated.text):
         if not isinstance(tower, (ViTConfig, TextConfig)):
             continue
         if tower.activation not in _ACTIVATIONS:
             raise CheckpointError(
-                f"{path} asks for the activation {tower.activation!r}; known are "
+                f"{path} has the activation {tower.activation!r}; supported are "
                 f"{' and '.join(_ACTIVATIONS)}"
             )
         if tower.heads < 1 or tower.width % tower.heads:
             raise CheckpointError(f"{path}: {tower.heads} heads don't divide width {tower.width}")
-    return chosen
+    return updated
 
 
-def _huggingface(config: CLIPConfig, told: Mapping[str, Any]) -> CLIPConfig:
-    def tower(mine: Any, section: str) -> Any:
-        said = {"num_attention_heads": _HF_HEADS[section], **_HF_DEFAULTS, **told[section]}
+def _huggingface(config: CLIPConfig, content: Mapping[str, Any]) -> CLIPConfig:
+    def tower(sizes: Any, section: str) -> Any:
+        values = {"num_attention_heads": _HF_HEADS[section], **_HF_DEFAULTS, **content[section]}
         return dataclasses.replace(
-            mine,
-            heads=int(said["num_attention_heads"]),
-            activation=said["hidden_act"],
-            norm_eps=float(said["layer_norm_eps"]),
+            sizes,
+            heads=int(values["num_attention_heads"]),
+            activation=values["hidden_act"],
+            norm_eps=float(values["layer_norm_eps"]),
         )
 
-    if not told.get("vision_config"):  # another model's, or one of the oldest: sizes tell the rest
+    if not content.get("vision_config"):  # of another model, or a very old one
         return config
-    text = tower(config.text, "text_config") if config.text and told.get("text_config") else None
+    text = tower(config.text, "text_config") if config.text and content.get("text_config") else None
     return CLIPConfig(tower(config.vision, "vision_config"), text or config.text)
 
 
-def _open_clip(config: CLIPConfig, told: Mapping[str, Any]) -> CLIPConfig:
-    model = told["model_cfg"]
+def _open_clip(config: CLIPConfig, content: Mapping[str, Any]) -> CLIPConfig:
+    model = content["model_cfg"]
     config = config.replace(activation="quick_gelu" if model.get("quick_gelu") else "gelu")
     vision, text = config.vision, config.text
     if isinstance(vision, ViTConfig):

@@ -1,4 +1,7 @@
-"""Key maps of CLIP. Left: as stored; right: our paths, or OpenAI's names. Spec clip, section 10."""
+"""Key maps of CLIP. Left: as published; right: our paths, or OpenAI's names.
+
+Spec clip, section 10.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ from weights_convert.mapping import CONV, LINEAR, KeyMap, Rule
 
 
 def block(left: str, right: str) -> list[Rule]:
-    """Rows of the blocks of a transformer that OpenAI's code makes."""
+    """Rules for the blocks of a transformer as OpenAI's code names them."""
     left, right = f"{left}.resblocks.{{i}}", f"{right}.resblocks.{{i}}"
-    rows = [
+    rules = [
         Rule(f"{left}.attn.in_proj_weight", f"{right}.attn.in_proj.kernel", LINEAR),
         Rule(f"{left}.attn.in_proj_bias", f"{right}.attn.in_proj.bias"),
     ]
     for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
-        rows.append(Rule(f"{left}.{name}.weight", f"{right}.{name}.kernel", LINEAR))
-        rows.append(Rule(f"{left}.{name}.bias", f"{right}.{name}.bias"))
+        rules.append(Rule(f"{left}.{name}.weight", f"{right}.{name}.kernel", LINEAR))
+        rules.append(Rule(f"{left}.{name}.bias", f"{right}.{name}.bias"))
     for name in ("ln_1", "ln_2"):
-        rows += _layer_norm(f"{left}.{name}", f"{right}.{name}")
-    return rows
+        rules += _layer_norm(f"{left}.{name}", f"{right}.{name}")
+    return rules
 
 
 def _layer_norm(left: str, right: str) -> list[Rule]:
@@ -25,7 +28,7 @@ def _layer_norm(left: str, right: str) -> list[Rule]:
 
 
 def batch_norm(left: str, right: str) -> list[Rule]:
-    """Rows of a batch norm with its running statistics."""
+    """Rules for a batch norm and its running statistics."""
     return [
         *_layer_norm(left, right),
         Rule(f"{left}.running_mean", f"{right}.mean"),
@@ -35,7 +38,7 @@ def batch_norm(left: str, right: str) -> list[Rule]:
 
 OPENAI = KeyMap(
     [
-        # Both image towers. A ViT has conv1 alone, a ResNet conv1 to conv3.
+        # Both image towers: a ViT has conv1 only, a ResNet conv1 to conv3.
         Rule("visual.{c:conv[0-9]}.weight", "visual.{c:conv[0-9]}.kernel", CONV),
         # ViT
         Rule("visual.class_embedding", "visual.class_embedding"),
@@ -84,11 +87,11 @@ _HF_TEXT, _HF_VISION = "text_model", "vision_model"
 
 def _hf_layer(tower: str, ours: str) -> list[Rule]:
     left, right = f"{tower}.encoder.layers.{{i}}", f"{ours}.resblocks.{{i}}"
-    rows = []
-    # OpenAI's packed projection is three equal blocks of rows; "#n" marks a block, joined later.
+    rules = []
+    # OpenAI packs query, key and value into one matrix; "#n" is part n, joined by `layouts`.
     for n, part in enumerate("qkv"):
         for leaf in ("weight", "bias"):
-            rows.append(
+            rules.append(
                 Rule(f"{left}.self_attn.{part}_proj.{leaf}", f"{right}.attn.in_proj_{leaf}#{n}")
             )
     names = {
@@ -99,10 +102,10 @@ def _hf_layer(tower: str, ours: str) -> list[Rule]:
         "mlp.fc2": "mlp.c_proj",
     }
     for theirs, name in names.items():
-        rows.append(
+        rules.append(
             Rule(f"{left}.{theirs}.{{leaf:weight|bias}}", f"{right}.{name}.{{leaf:weight|bias}}")
         )
-    return rows
+    return rules
 
 
 # Hugging Face -> OpenAI.

@@ -1,4 +1,4 @@
-"""Finds out which names a checkpoint uses, and gives its tensors OpenAI's; and the way back."""
+"""Which names a checkpoint uses; its arrays by OpenAI's names, and back."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transfo
 _KNOWN = ("visual.", "vision_model.", "text_model.", "clip.layer", "backbone.layer")
 _POOL_POSITIONS = "visual.attnpool.positional_embedding"
 _PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
-# Side of the attention pool's grid by tower width; MaskCLIP's files leave its positions out.
+# Side of the attention pool's grid by tower width: MaskCLIP's files omit its positions.
 _POOL_GRIDS = {64: 7, 80: 9, 96: 12, 128: 14}
 _IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
-# What a MaskCLIP state dict holds beside the CLIP.
+# Entries of a MaskCLIP state dict that are not of the CLIP.
 _NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
 
 
 class Named(NamedTuple):
-    """A checkpoint whose layout is known."""
+    """The arrays of a checkpoint, and its layout."""
 
     layout: str  # "openai", "open_clip", "huggingface", "maskclip" (weights), "maskclip state dict"
     stored: dict[str, np.ndarray]  # weights by the layout's names
-    carried: dict[str, np.ndarray]  # no weights, but part of an exported file; OpenAI's names
-    table: KeyMap | None = None  # from the layout's names to OpenAI's; None: they are OpenAI's
-    absent: tuple[str, ...] = ()  # weights that this layout never has
+    carried: dict[str, np.ndarray]  # what exports need beside weights; OpenAI's names
+    table: KeyMap | None = None  # from the layout's names to OpenAI's; None: the same
+    absent: tuple[str, ...] = ()  # weights that this layout omits
 
 
 def unwrap(content: Any) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by the names they are stored under, wrapper keys taken off."""
+    """The arrays of a checkpoint's state dict, which may be inside a wrapping dictionary."""
     for key in ("state_dict", "model"):  # training scripts put epoch, optimizer, ... beside it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -52,19 +52,19 @@ def unwrap(content: Any) -> dict[str, np.ndarray]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """A file's tensors under the names they are stored by, without a wrapping dictionary.
+    """The arrays of a file's state dict, by their stored names.
 
     Raises:
-      CheckpointError: not a checkpoint, damaged, or one that would run code.
+      CheckpointError: not a checkpoint, a damaged one, or one that would run code.
     """
     return unwrap(read(path).content)
 
 
 def identify(content: Any) -> Named:
-    """Which layout a checkpoint's content has, by its keys.
+    """Determines a checkpoint's layout by its keys.
 
     Raises:
-      CheckpointError: no CLIP in it, or a MaskCLIP backbone without its projections.
+      CheckpointError: not a CLIP, or a MaskCLIP backbone without its projections.
     """
     stored = _without_prefix(unwrap(content))
     if any(key.startswith(("vision_model.", "text_model.")) for key in stored):
@@ -78,14 +78,14 @@ def identify(content: Any) -> Named:
     if "text.text_projection" in stored or "logit_bias" in stored:
         layout = "open_clip"
         stored = {
-            key[5:] if key.startswith("text.") and key[5:].startswith(_TEXT) else key: value
+            key.removeprefix("text.") if key.startswith(_PREFIXED_TEXT) else key: value
             for key, value in stored.items()
         }
     return _split(layout, stored)
 
 
 def vision_only(named: Named) -> Named:
-    """The same without what belongs to the text tower."""
+    """The same without the text tower."""
     table = named.table
     stored = {}
     for key, value in named.stored.items():
@@ -97,15 +97,15 @@ def vision_only(named: Named) -> Named:
 
 
 def sketch(named: Named) -> dict[str, np.ndarray]:
-    """OpenAI's names for what can be named, complete or not: enough to tell the model's sizes."""
+    """The arrays that have OpenAI names, complete or not: enough to determine the sizes."""
     if named.table is None:
         return named.stored
     renamed, _ = named.table.rename(named.stored)
     return _join(renamed) | _nan(renamed, named.absent)
 
 
-def weights(named: Named, wanted: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
-    """OpenAI-named weights of the shapes in `wanted`; a layout without some has NaN there.
+def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
+    """Weights by OpenAI's names, of these shapes; NaN for weights that the layout omits.
 
     Raises:
       CheckpointError: lists every missing, unexpected and wrongly shaped key by its stored name.
@@ -114,7 +114,7 @@ def weights(named: Named, wanted: Mapping[str, Shape], source: str) -> dict[str,
         return named.stored  # OpenAI's names already: `mapping` checks them
     parts = {
         part: shape
-        for key, whole in wanted.items()
+        for key, whole in shapes.items()
         if key not in named.absent
         for part, shape in _parts(key, whole, named.layout)
     }
@@ -123,7 +123,7 @@ def weights(named: Named, wanted: Mapping[str, Shape], source: str) -> dict[str,
 
 
 def _without_prefix(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Takes off what wrappers put before every key: "module." (DataParallel), "backbone."."""
+    """Removes a prefix that all keys share, such as "module." (DataParallel) or "backbone."."""
     while stored and not any(key.startswith(_KNOWN) for key in stored):
         firsts = {key.split(".")[0] for key in stored}
         if len(firsts) > 1 or any("." not in key for key in stored):
@@ -149,8 +149,8 @@ def _maskclip(stored: Mapping[str, np.ndarray]) -> Named:
     if not any(key.endswith(("proj.weight", "c_proj.weight")) and key.count(".") < 3
                for key in stored):  # fmt: skip
         raise CheckpointError(
-            "a MaskCLIP backbone without its projections; use the *_clip_weights.pth that was "
-            "made with it"
+            "a MaskCLIP backbone without its projections; use the *_clip_weights.pth that "
+            "belongs to it"
         )
     if any(key.startswith(("clip.layer1.", "backbone.layer1.")) for key in stored):
         table = RESNET_WEIGHTS if layout == "maskclip" else RESNET_STATE_DICT
@@ -162,23 +162,23 @@ def _maskclip(stored: Mapping[str, np.ndarray]) -> Named:
 
 
 def _nan(renamed: Mapping[str, np.ndarray], absent: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """NaN, not zeros: MaskCLIP never looks at these, and whoever does shall see that they lack."""
+    """NaN rather than zeros for absent weights, so that a use of them is noticed."""
     if not absent or "visual.layer1.0.conv1.weight" not in renamed:
         return {}
     width = renamed["visual.layer1.0.conv1.weight"].shape[0]
-    rows = _POOL_GRIDS.get(width, 7) ** 2 + 1
-    return {key: np.broadcast_to(np.float32(np.nan), (rows, 32 * width)) for key in absent}
+    positions = _POOL_GRIDS.get(width, 7) ** 2 + 1
+    return {key: np.broadcast_to(np.float32(np.nan), (positions, 32 * width)) for key in absent}
 
 
 def _parts(key: str, shape: Shape, layout: str) -> list[tuple[str, Shape]]:
-    """How a layout divides a weight: Hugging Face has query, key and value apart."""
+    """The parts of a weight in a layout: Hugging Face stores query, key and value separately."""
     if layout == "huggingface" and _IN_PROJ.search(key):
         return [(f"{key}#{n}", (shape[0] // 3, *shape[1:])) for n in range(3)]
     return [(key, shape)]
 
 
 def _join(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Puts "name#0", "name#1", "name#2" together as "name", one below the other."""
+    """Concatenates "name#0", "name#1", "name#2" along the first axis as "name"."""
     out = {key: value for key, value in renamed.items() if "#" not in key}
     for whole in dict.fromkeys(key.split("#")[0] for key in renamed if "#" in key):
         parts = [renamed[key] for n in range(3) if (key := f"{whole}#{n}") in renamed]
@@ -188,10 +188,10 @@ def _join(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenAI-named ViT weights in Hugging Face's names.
+    """Weights of a ViT by Hugging Face's names, from OpenAI's.
 
     Raises:
-      CheckpointError: a ResNet; Hugging Face has none.
+      CheckpointError: a ResNet, which Hugging Face does not support.
     """
     parts: dict[str, np.ndarray] = {}
     for key, value in weights.items():
@@ -202,13 +202,15 @@ def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     try:
         return HUGGINGFACE.to_left(parts)
     except KeyError as error:
-        raise CheckpointError("Hugging Face's CLIP has ViT towers only, not ResNets") from error
+        raise CheckpointError(
+            "Hugging Face's CLIP supports only ViT towers, not ResNets"
+        ) from error
 
 
 def to_maskclip(weights: Mapping[str, np.ndarray], *, backbone: bool = False) -> dict[str, Any]:
-    """OpenAI-named weights and counters as MaskCLIP's `{M}_clip_weights.pth`, all float32.
+    """The content of MaskCLIP's `{M}_clip_weights.pth`, from OpenAI's names; all float32.
 
-    With `backbone` as its `{M}_clip_backbone.pth`, which leaves the projections out.
+    With `backbone` that of its `{M}_clip_backbone.pth`, without the projections.
     """
     visual = {
         key: np.asarray(value, np.float32)

@@ -43,23 +43,23 @@ def _vit(prefix: str) -> list[Rule]:
 
 
 def _resnet(prefix: str) -> list[Rule]:
-    rows = [Rule(f"{prefix}stem.{n}.{_ANY}", f"visual.{name}.{_ANY}") for n, name in _STEM.items()]
+    rules = [Rule(f"{prefix}stem.{n}.{_ANY}", f"visual.{name}.{_ANY}") for n, name in _STEM.items()]
     block = "layer{l}.{i}"
-    rows.append(
+    rules.append(
         Rule(
             f"{prefix}{block}.{{m:conv[0-9]|bn[0-9]}}.{_ANY}",
             f"visual.{block}.{{m:conv[0-9]|bn[0-9]}}.{_ANY}",
         )
     )
-    # One higher than OpenAI's: the average pool is a child of its own there.
+    # One higher than OpenAI's: the average pool is a module of its own there.
     for theirs, ours in ((1, 0), (2, 1)):
-        rows.append(
+        rules.append(
             Rule(
                 f"{prefix}{block}.downsample.{theirs}.{_ANY}",
                 f"visual.{block}.downsample.{ours}.{_ANY}",
             )
         )
-    return rows
+    return rules
 
 
 def _projections(prefix: str, linear: Transform, matrix: Transform) -> list[Rule]:
@@ -74,7 +74,7 @@ def _projections(prefix: str, linear: Transform, matrix: Transform) -> list[Rule
 _PARTS = _projections("", LINEAR, SAME)
 _PARTS_1X1 = _projections("decode_head.", CONV_1X1_LINEAR, CONV_1X1)
 
-# A table for each tower: both have a conv1, which MaskCLIP calls differently.
+# One key map per tower: MaskCLIP names the conv1 of each differently.
 VIT_WEIGHTS = KeyMap([*_vit("clip."), *_PARTS])
 RESNET_WEIGHTS = KeyMap([*_resnet("clip."), *_PARTS])
 VIT_STATE_DICT = KeyMap([*_vit(BACKBONE_PREFIX), *_PARTS_1X1])

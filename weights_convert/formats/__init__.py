@@ -1,1 +1,1 @@
-"""File formats of other frameworks and our own; nothing here knows CLIP."""
+"""File formats, of other frameworks and our own; independent of CLIP."""

@@ -1,7 +1,7 @@
-"""Reads a `.caffemodel` of DeepLab without Caffe: deeplab-pytorch's names for what it holds.
+"""Reads a `.caffemodel` of DeepLab without Caffe, and renames its layers as deeplab-pytorch does.
 
-A caffemodel is a protocol buffer (caffe.proto: NetParameter). Only layers' names and blobs are
-looked at. Names: spec deeplab, section 9.
+A caffemodel is a protocol buffer (caffe.proto: NetParameter). Only the names and blobs of its
+layers are read. Names: spec deeplab, section 9.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weights_convert.formats.reader import DAMAGE, map_file
 SUFFIX = ".caffemodel"
 
 # Numbers of fields in caffe.proto.
-_LAYER, _OLD_LAYER = 100, 2  # of NetParameter; the old kind was left in 2015
+_LAYER, _OLD_LAYER = 100, 2  # of NetParameter; V1LayerParameter is obsolete since 2015
 _NAME, _BLOBS = 1, 7  # of LayerParameter
 _SHAPE, _DATA = 7, 5  # of BlobProto
 _OLD_SHAPE = (1, 2, 3, 4)
@@ -39,12 +39,12 @@ _COPIES = ("res075", "res05")  # the same layers at the other scales
 
 
 def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by deeplab-pytorch's names without "base."; other layers by their own.
+    """Arrays by deeplab-pytorch's names without "base."; other layers by their Caffe names.
 
-    Means and variances are divided by the count that Caffe stores beside them.
+    Means and variances are divided by the scale factor that Caffe stores with them.
 
     Raises:
-      CheckpointError: not such a file, damaged or cut short. FileNotFoundError: no file.
+      CheckpointError: not a caffemodel, or a damaged or truncated one. FileNotFoundError: no file.
     """
     mapped = map_file(Path(path))
     out: dict[str, np.ndarray] = {}
@@ -52,21 +52,21 @@ def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
         for number, value in _fields(memoryview(mapped)):
             if number == _OLD_LAYER:
                 raise CheckpointError(
-                    f"{path} is of the form that Caffe left in 2015; upgrade it with Caffe's "
+                    f"{path} has layers of before 2015 (V1LayerParameter); upgrade it with Caffe's "
                     "upgrade_net_proto_binary"
                 )
             if number == _LAYER:
                 out |= _named(*_layer(value))
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is no readable caffemodel ({type(error).__name__}: {error}); it is damaged, "
-            "cut short, or of another format"
+            f"{path} is not a readable caffemodel ({type(error).__name__}: {error}); it is "
+            "damaged, truncated, or of another format"
         ) from error
     return out
 
 
 def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """A layer's blobs by their names."""
+    """The blobs of a layer, by name."""
     if not blobs or any(copy in name for copy in _COPIES):
         return {}
     if aspp := _ASPP.fullmatch(name):
@@ -74,15 +74,15 @@ def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
     kind, unit = _STEM.get(name, ("", ""))
     if block := _BLOCK.fullmatch(name):
         kind, stage, letter, number, branch = block.groups()
-        place = int(number) + 1 if number else "abcdefgh".index(letter) + 1
-        unit = f"layer{stage}.block{place}.{_BRANCHES[branch]}"
+        position = int(number) + 1 if number else "abcdefgh".index(letter) + 1
+        unit = f"layer{stage}.block{position}.{_BRANCHES[branch]}"
     if kind == "res":
         return _leaves(f"{unit}.conv", ("weight", "bias"), blobs)
     if kind == "scale":
         return _leaves(f"{unit}.bn", ("weight", "bias"), blobs)
     if kind == "bn":
         mean, var, count = blobs
-        divisor = count.reshape(-1)[0] or np.float32(1)  # 0 of a net that was never trained
+        divisor = count.reshape(-1)[0] or np.float32(1)  # 0 if the network was never trained
         return _leaves(
             f"{unit}.bn", ("running_mean", "running_var"), [mean / divisor, var / divisor]
         )
@@ -105,9 +105,9 @@ def _layer(message: memoryview) -> tuple[str, list[np.ndarray]]:
 
 
 def _blob(message: memoryview) -> np.ndarray:
-    """A read-only view of a blob's numbers."""
+    """A read-only view of the data of a blob."""
     shape: list[int] | None = None
-    old: dict[int, int] = {}
+    old_shape: dict[int, int] = {}
     parts = []
     for number, value in _fields(message):
         if number == _SHAPE:
@@ -115,21 +115,21 @@ def _blob(message: memoryview) -> np.ndarray:
                     for n, v in _fields(value) if n == _DIM]  # fmt: skip
             shape = [dim for part in dims for dim in part]
         elif number in _OLD_SHAPE and isinstance(value, int):
-            old[number] = value
+            old_shape[number] = value
         elif number == _DATA:
             parts.append(np.frombuffer(value, "<f4"))
     if shape is None:
-        shape = [old.get(number, 1) for number in _OLD_SHAPE]
+        shape = [old_shape.get(number, 1) for number in _OLD_SHAPE]
         while len(shape) > 1 and shape[0] == 1:  # vectors were stored as (1, 1, 1, n)
             shape.pop(0)
     data = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
     if data.size != math.prod(shape):
-        raise ValueError(f"a blob of {data.size} numbers for the shape {shape}")
+        raise ValueError(f"a blob of {data.size} values for the shape {shape}")
     return data.reshape(shape)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a message: an int, or the memory of anything else."""
+    """(number, value) of each field of a message; the value is an int or a memoryview."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -145,13 +145,13 @@ def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
         if at + length > len(message):
-            raise EOFError(f"field {number} reaches beyond the end")
+            raise EOFError(f"field {number} extends beyond the end")
         yield number, message[at : at + length]
         at += length
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """A number of base 128, least digits first, and where it ends."""
+    """A base-128 integer, least significant group first, and the position after it."""
     value = shift = 0
     while True:
         byte = message[at]
@@ -161,7 +161,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError(f"a number of more than 64 bits before byte {at}")
+            raise ValueError(f"an integer of more than 64 bits before byte {at}")
 
 
 def _varints(message: memoryview) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,21 +15,21 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
 from weights_convert.formats.reader import DAMAGE, map_file, release
 
-FORMAT = "clipseg_jax CLIP 2"  # changes whenever older converted files must not be read
+FORMAT = "clipseg_jax CLIP 2"  # changed whenever older converted files must not be read
 
 
 class Converted(NamedTuple):
-    """A checkpoint by our paths and in our layout, values and dtypes as in the source."""
+    """Arrays by the model's paths and in its layout, values and dtypes as in the source."""
 
     arrays: dict[str, np.ndarray]
     record: dict[str, Any]
 
 
 def save_converted(path: str | Path, converted: Converted) -> Path:
-    """Writes one safetensors file by our paths, its record in the metadata; atomic, checksummed.
+    """Writes one safetensors file, its record in the metadata; atomic, with a checksum.
 
     Raises:
-      OSError: the folder cannot be written or the disk is full.
+      OSError: the folder cannot be written, or the disk is full.
     """
     record = json.dumps(converted.record)
     metadata = {"clipseg_jax": record, "crc32": str(_checksum(record, converted.arrays))}
@@ -39,28 +39,29 @@ def save_converted(path: str | Path, converted: Converted) -> Path:
     )
 
 
-def load_converted(path: str | Path, wanted: str = FORMAT) -> Converted:
-    """What `save_converted` wrote in the format `wanted`, as views of the mapped file.
+def load_converted(path: str | Path, tag: str = FORMAT) -> Converted:
+    """Reads a file of `save_converted` whose record has the format `tag`; views of the mapped file.
 
     Raises:
-      CheckpointError: not such a file, of another version, or damaged. FileNotFoundError: no file.
+      CheckpointError: another file, one of another format, or a damaged one.
+      FileNotFoundError: no file.
     """
     mapped = map_file(Path(path))
     try:
         arrays, metadata = safetensors_file.parse(mapped)
         text = metadata.get("clipseg_jax", "{}")
         record = json.loads(text)
-        if record.get("format") != wanted:
+        if record.get("format") != tag:
             raise CheckpointError(
-                f"{path} is of format {record.get('format')!r}, not {wanted!r}; give a file of "
-                "that kind, or if it was written by another version convert its source again"
+                f"{path} is of format {record.get('format')!r}, not {tag!r}; give a file of that "
+                "format, or convert its source again if it was written by another version"
             )
         damaged = str(_checksum(text, arrays)) != metadata["crc32"]
     except CheckpointError:
         raise
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or cut short ({error}); convert its source again"
+            f"{path} is damaged or truncated ({error}); convert its source again"
         ) from error
     if damaged:
         raise CheckpointError(f"{path} is damaged: its checksum differs; convert its source again")
@@ -68,52 +69,19 @@ def load_converted(path: str | Path, wanted: str = FORMAT) -> Converted:
 
 
 def is_converted(path: Path) -> bool:
-    """Whether a file starts like one of `save_converted`."""
+    """Whether a file starts like a file of `save_converted`."""
     with path.open("rb") as file:
         head = file.read(4096)
     return head[8:9] == b"{" and b'"clipseg_jax"' in head
 
 
 def stored_format(path: Path) -> str | None:
-    """The format of a file of `save_converted`, unchecked; None of a damaged one."""
+    """The format of a file of `save_converted`, without its checksum; None if it is damaged."""
     try:
         _, metadata = safetensors_file.parse(map_file(path))
         return json.loads(metadata["clipseg_jax"]).get("format")
     except (CheckpointError, *DAMAGE):
         return None
-
-
-def told_classes(record: Mapping[str, Any]) -> str:
-    """How many classes a trained file has, and the first of their names where it knows them."""
-    names = record["classes"]
-    named = f" ({', '.join(names[:3])}, ...)" if names else ", whose names it doesn't tell"
-    return f"{record['class_count']} classes{named}"
-
-
-def check_classes(
-    path: str | Path, record: Mapping[str, Any], classes: Sequence[str] | None
-) -> None:
-    """Whether a trained file's `class_count` and, where it knows them, `classes` are these.
-
-    None: any will do.
-
-    Raises:
-      CheckpointError: they aren't.
-    """
-    if classes is None:
-        return
-    count, known, names = record["class_count"], record["classes"], list(classes)
-    if count != len(names):
-        raise CheckpointError(
-            f"{path} was trained for {count} classes, the class list has {len(names)}; give the "
-            "class list that it was trained with"
-        )
-    if known not in (None, names):
-        i = next(i for i, name in enumerate(names) if known[i] != name)
-        raise CheckpointError(
-            f"{path} was trained with other classes: number {i} is {known[i]!r}, in the class list "
-            f"{names[i]!r}; give the class list that it was trained with"
-        )
 
 
 def _checksum(record: str, arrays: Mapping[str, np.ndarray]) -> int:

@@ -1,22 +1,26 @@
-"""Unpickles the structure of a PyTorch checkpoint without PyTorch, and runs nothing it contains.
+"""The structure of a PyTorch checkpoint without PyTorch: what its pickle may name.
 
-A pickle may only name what `_ALLOWED` lists by its exact (module, name), each entry a stand-in that
-a pickle can neither change nor use for anything else; every other name stops the reading. Formats:
-spec clip, section 10.
+Read by `safe_pickle.SafeUnpickler` with the table `_TORCH`. Formats: spec clip, section 10.
 """
 
 from __future__ import annotations
 
-import codecs
 import collections
 import pickle
-import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from clipseg_jax.core.safe_pickle import (
+    ENCODE,
+    ForbiddenNameError,
+    Function,
+    NumpyDtype,
+    SafeUnpickler,
+    Sealed,
+)
 from weights_convert.errors import CheckpointError
 
 STORAGES: dict[str, Any] = {
@@ -37,29 +41,8 @@ STORAGES: dict[str, Any] = {
 }
 
 
-class _Sealed:
-    """An object whose attributes no pickle can set (the BUILD instruction asks `__setstate__`)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a state for what has none")
-
-
-class _Function(_Sealed):
-    """What a pickle may call."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[..., Any]):
-        self._make = make
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
-
-
-class _StorageType(_Sealed):
-    """A name such as torch.HalfStorage."""
+class _StorageType(Sealed):
+    """Stand-in for a storage class such as torch.HalfStorage."""
 
     __slots__ = ("dtype",)
 
@@ -67,8 +50,8 @@ class _StorageType(_Sealed):
         self.dtype = np.dtype(dtype)
 
 
-class Storage(_Sealed):
-    """Elements of one dtype; legacy files fill them in after the pickle that names them."""
+class Storage(Sealed):
+    """Elements of one dtype; in legacy files their data follow the pickle that refers to them."""
 
     __slots__ = ("count", "data", "dtype")
 
@@ -80,23 +63,23 @@ class Storage(_Sealed):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the elements take."""
+        """The size of the elements in bytes."""
         return self.count * self.dtype.itemsize
 
     def fill(self, raw: memoryview) -> None:
-        """Takes the first `nbytes` bytes of `raw` as the elements, not copied."""
+        """Uses the first `nbytes` bytes of `raw` as the elements, without a copy."""
         self.data = elements(raw[: self.nbytes], self.dtype)
 
 
 def elements(raw: memoryview, dtype: np.dtype) -> np.ndarray:
-    """Raw bytes as elements, without a copy but for booleans: there any byte but 0 means True."""
+    """Raw bytes as elements, without a copy except for booleans: any byte but 0 is True."""
     if dtype == np.bool_:
         return np.frombuffer(raw, np.uint8) != 0
     return np.frombuffer(raw, np.uint8).view(dtype)
 
 
-class _Tensor(_Sealed):
-    """A view of a storage, made into an array once the storage is there."""
+class _Tensor(Sealed):
+    """A view of a storage, to become an array once the storage has its data."""
 
     __slots__ = ("offset", "size", "storage", "stride")
 
@@ -113,7 +96,7 @@ class _Tensor(_Sealed):
         last = self.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if data is None or (0 not in size and last >= len(data)):
             raise CheckpointError(
-                f"tensor of size {size} reaches beyond its storage of {self.storage.count} "
+                f"tensor of size {size} extends beyond its storage of {self.storage.count} "
                 "elements; the file is damaged, download it again"
             )
         if 0 in size:
@@ -123,119 +106,79 @@ class _Tensor(_Sealed):
 
 
 class Module(dict):
-    """A TorchScript module: its attributes, nothing else."""
+    """Stand-in for a TorchScript module: its attributes only."""
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
-            raise pickle.UnpicklingError("a module whose state is no dictionary")
+            raise pickle.UnpicklingError("a module whose state is not a dictionary")
         self.update(state)
 
 
 class _Namespace(Module):
-    """argparse.Namespace as training scripts save it."""
-
-
-class _NumpyType:
-    """numpy.dtype(code, align, copy) and then its state, of which the byte order counts.
-
-    A real dtype would not do: numpy's are shared, and a pickle's state would change them.
-    """
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: Any, *_: Any):
-        if not re.fullmatch(r"[biufcSU][0-9]{1,4}", str(code)):
-            raise pickle.UnpicklingError(f"a numpy dtype {code!r}")
-        self.code, self.order = str(code), "<"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = ">" if state[1] == ">" else "<"
+    """Stand-in for argparse.Namespace, which training scripts save."""
 
 
 def _numpy_scalar(kind: Any, data: Any) -> Any:
-    if not isinstance(kind, _NumpyType):
-        raise pickle.UnpicklingError("a numpy scalar of no plain dtype")
+    if not isinstance(kind, NumpyDtype):
+        raise pickle.UnpicklingError("a numpy scalar without a plain dtype")
     raw = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(raw, np.dtype(kind.order + kind.code), count=1)[0].item()
-
-
-def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
-    if encoding not in ("latin1", "utf-8"):
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
-    return codecs.encode(str(text), encoding)
+    return np.frombuffer(raw, kind.dtype, count=1)[0].item()
 
 
 def _first(value: Any, *_: Any) -> Any:
     return value
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
-    # Classes, since pickles make objects of them without calling; C types cannot be changed.
+_TORCH: dict[tuple[str, str], Any] = {
+    **ENCODE,
+    # Classes, since pickles create objects of them without a call; C types cannot be changed.
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): _Namespace,
-    ("collections", "defaultdict"): _Function(lambda *_: {}),
-    ("torch", "Size"): _Function(tuple),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_Tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(_first),
-    ("torch.serialization", "_get_layout"): _Function(lambda *_: None),
-    ("_codecs", "encode"): _Function(_encode),
-    ("numpy", "dtype"): _Function(_NumpyType),
+    ("__torch__", "*"): Module,  # of TorchScript
+    ("collections", "defaultdict"): Function(lambda *_: {}),
+    ("torch", "Size"): Function(tuple),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(_Tensor),
+    ("torch._utils", "_rebuild_parameter"): Function(_first),
+    ("torch.serialization", "_get_layout"): Function(lambda *_: None),
+    ("numpy", "dtype"): Function(NumpyDtype),
 }
 for _name, _dtype in STORAGES.items():
-    _ALLOWED["torch", _name] = _ALLOWED["torch.storage", _name] = _StorageType(_dtype)
+    _TORCH["torch", _name] = _TORCH["torch.storage", _name] = _StorageType(_dtype)
 for _module in ("builtins", "__builtin__"):
-    _ALLOWED[_module, "set"] = _Function(set)
-    _ALLOWED[_module, "dict"] = _Function(dict)
+    _TORCH[_module, "set"] = Function(set)
+    _TORCH[_module, "dict"] = Function(dict)
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ALLOWED[_module, "scalar"] = _Function(_numpy_scalar)
+    _TORCH[_module, "scalar"] = Function(_numpy_scalar)
 for _name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"):
-    _ALLOWED["torch.jit._pickle", _name] = _Function(_first)
-_ALLOWED["torch.jit._pickle", "restore_type_tag"] = _Function(_first)
+    _TORCH["torch.jit._pickle", _name] = Function(_first)
+_TORCH["torch.jit._pickle", "restore_type_tag"] = Function(_first)
 
 
-# The C unpickler reserves memory for whatever index or length a damaged file names, until the
-# machine has none left; this one is slower, which a structure of some thousand names can bear.
-_PureUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
-
-
-def _no_bytearray(_: Any) -> None:
-    raise pickle.UnpicklingError("a bytearray, of which no state dict has any")
-
-
-class SafeUnpickler(_PureUnpickler):
-    """Builds only what `_ALLOWED` names; modules of TorchScript become plain dictionaries.
+def unpickle(file: Any, load_storage: Callable[..., Storage]) -> Any:
+    """The structure of one pickle, with stand-ins for tensors; `resolve` turns them into arrays.
 
     `load_storage` gets the (kind, key, count, ...) of each reference to a storage.
+
+    Raises:
+      CheckpointError: the pickle names something that is not part of a state dict.
+      UnpicklingError and others: it is damaged.
     """
 
-    dispatch: ClassVar[dict] = {**_PureUnpickler.dispatch, pickle.BYTEARRAY8[0]: _no_bytearray}
-
-    def __init__(self, file: Any, load_storage: Callable[..., Storage]):
-        super().__init__(file, encoding="utf-8")
-        self._load_storage = load_storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name.
-
-        Raises:
-          CheckpointError: any other name.
-        """
-        if module == "__torch__" or module.startswith("__torch__."):
-            return Module
-        if (module, name) not in _ALLOWED:
-            raise CheckpointError(
-                f"the pickle asks for {module}.{name}, which is no part of a state dict; nothing "
-                "was run. Save the weights alone (torch.save(model.state_dict(), ...)) or as "
-                ".safetensors"
-            )
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> Storage:
-        """The storage that a reference ("storage", kind, key, location, count, ...) means."""
+    def persistent_load(pid: Any) -> Storage:
+        """The storage behind a reference ("storage", kind, key, location, count, ...)."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError(f"unknown reference {pid!r}")
         _, kind, key, _, count, *rest = pid
-        return self._load_storage(kind, key, count, *rest)
+        return load_storage(kind, key, count, *rest)
+
+    try:
+        return SafeUnpickler(file, _TORCH, persistent_load).load()
+    except ForbiddenNameError as error:
+        raise CheckpointError(
+            f"the pickle asks for {error.module}.{error.name}, which is not part of a state dict; "
+            "nothing was run. Save the weights alone (torch.save(model.state_dict(), ...)) or as "
+            ".safetensors"
+        ) from error
 
 
 def is_scripted(content: Any) -> bool:
@@ -244,10 +187,10 @@ def is_scripted(content: Any) -> bool:
 
 
 def resolve(content: Any) -> Any:
-    """Arrays for tensor stand-ins, plain dictionaries and lists for every container.
+    """The structure with arrays for tensors, and plain dictionaries and lists for containers.
 
     Raises:
-      CheckpointError: a tensor that is larger than its storage.
+      CheckpointError: a tensor extends beyond its storage.
     """
     if isinstance(content, _Tensor):
         return content.array()

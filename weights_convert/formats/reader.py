@@ -1,6 +1,6 @@
-"""Reads PyTorch checkpoints and safetensors without PyTorch; tensor bytes are mapped, not copied.
+"""Reads PyTorch checkpoints and safetensors without PyTorch; tensors are mapped, not copied.
 
-Formats: spec clip, section 10. What a pickle may name, and why nothing in it runs: `pickles`.
+Formats: spec clip, section 10. Pickles are read by `pickles`, which runs nothing that they name.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weights_convert.errors import CheckpointError
-from weights_convert.formats.pickles import SafeUnpickler, Storage, is_scripted, resolve
+from weights_convert.formats.pickles import Storage, is_scripted, resolve, unpickle
 from weights_convert.formats.safetensors import parse
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _WORTH_RELEASING = 2**20
 
-# What damaged bytes make the standard library raise while it reads a structure.
+# What the standard library raises while it reads a damaged structure.
 DAMAGE = (
     pickle.UnpicklingError, EOFError, struct.error, ValueError, TypeError, KeyError, IndexError,
     AttributeError, OverflowError, MemoryError, RecursionError, NotImplementedError,
@@ -32,32 +32,32 @@ DAMAGE = (
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     kind: str  # "torchscript", "torch zip", "torch legacy", "safetensors"
     content: Any  # nested dicts, lists and numbers; tensors are read-only arrays
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """A file as read-only memory.
+    """Maps a file read-only.
 
     Raises:
-      CheckpointError: fewer bytes than any checkpoint has. OSError: it cannot be read.
+      CheckpointError: too short for a checkpoint. OSError: it cannot be read.
     """
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         if size < 16:
-            raise CheckpointError(f"{path} holds {size} bytes: no checkpoint")
+            raise CheckpointError(f"{path} holds {size} bytes, too few for a checkpoint")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def release(array: np.ndarray) -> None:
-    """Gives the memory of a mapped array's file back; pages that are needed again are read again.
+    """Frees the memory of the file that an array maps; the pages are read again when needed.
 
-    Without it a converted file would stay in memory beside the parameters made of it.
+    Otherwise the file would stay in memory beside the parameters that are copied from it.
     """
     base: Any = array
-    while hasattr(base, "base"):  # arrays, and what as_strided puts between two of them
+    while hasattr(base, "base"):  # of arrays, and of the objects that as_strided puts between them
         base = base.base
     mapped = base.obj if isinstance(base, memoryview) else None
     if (
@@ -69,10 +69,10 @@ def release(array: np.ndarray) -> None:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Everything in a .pt, .pth, .bin or .safetensors file, tensors as read-only mapped arrays.
+    """The content of a .pt, .pth, .bin or .safetensors file, tensors as read-only mapped arrays.
 
     Raises:
-      CheckpointError: not such a file, damaged or cut short, or one that would run code.
+      CheckpointError: another file, a damaged or truncated one, or one that would run code.
       FileNotFoundError: no file.
     """
     path = Path(path)
@@ -88,8 +88,8 @@ def read(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is no readable checkpoint ({type(error).__name__}: {error}); it is damaged, "
-            "cut short, or of another format than .pt, .pth, .bin, .safetensors"
+            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); it is "
+            "damaged, truncated, or of another format than .pt, .pth, .bin, .safetensors"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
             return {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(
-            f"a damaged zip archive ({error}), probably cut short; download it again"
+            f"a damaged zip archive ({error}), probably truncated; download it again"
         ) from error
 
 
@@ -113,18 +113,20 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
     def raw(name: str) -> memoryview:
         info = names.get(name)
         if info is None:
-            raise CheckpointError(f"the archive lacks {name}; it is damaged, download it again")
+            raise CheckpointError(
+                f"{name} is missing in the archive; it is damaged, download it again"
+            )
         if info.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
-                f"{name} is compressed, which PyTorch never does; unpack the archive and zip it "
-                "again without compression, or download it again"
+                f"{name} is compressed, which PyTorch does not support; zip the archive again "
+                "without compression, or download it again"
             )
         start = info.header_offset
         if mapped[start : start + 4] != b"PK\x03\x04":
             raise CheckpointError(f"the header of {name} is damaged; download the file again")
         start += 30 + sum(struct.unpack("<HH", mapped[start + 26 : start + 30]))
         if start + info.file_size > len(mapped):
-            raise CheckpointError(f"{name} reaches beyond the file's end; download it again")
+            raise CheckpointError(f"{name} extends beyond the end of the file; download it again")
         return memoryview(mapped)[start : start + info.file_size]
 
     storages: dict[str, Storage] = {}
@@ -143,18 +145,19 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
 
     if f"{root}/byteorder" in names and bytes(raw(f"{root}/byteorder")) not in (b"little", b""):
         raise CheckpointError("written on a big-endian machine; convert it there")
-    content = SafeUnpickler(io.BytesIO(raw(f"{root}/data.pkl")), load_storage).load()
+    content = unpickle(io.BytesIO(raw(f"{root}/data.pkl")), load_storage)
     return Checkpoint("torchscript" if is_scripted(content) else "torch zip", resolve(content))
 
 
-def _same_or_new(storages: dict[str, Storage], key: str, made: Storage) -> Storage:
-    known = storages.setdefault(key, made)
-    if (known.dtype, known.count) != (made.dtype, made.count):
+def _same_or_new(storages: dict[str, Storage], key: str, new: Storage) -> Storage:
+    """The storage `key`, which is `new` when it is first referred to."""
+    first = storages.setdefault(key, new)
+    if (first.dtype, first.count) != (new.dtype, new.count):
         raise CheckpointError(
-            f"storage {key} is used as {known.count} x {known.dtype} and as {made.count} x "
-            f"{made.dtype}; the file is damaged"
+            f"storage {key} is used as {first.count} x {first.dtype} and as {new.count} x "
+            f"{new.dtype}; the file is damaged"
         )
-    return known
+    return first
 
 
 def _read_legacy(mapped: mmap.mmap) -> Any:
@@ -175,11 +178,11 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         views.append((part, whole, int(offset)))
         return part
 
-    def load() -> Any:  # reads from the map itself: a copy in memory would be as large as the file
-        return SafeUnpickler(mapped, load_storage).load()
+    def load() -> Any:  # from the map itself: a copy would be as large as the file
+        return unpickle(mapped, load_storage)
 
     if load() != _LEGACY_MAGIC or load() != _LEGACY_PROTOCOL:
-        raise CheckpointError("a pickle, but none that torch.save wrote")
+        raise CheckpointError("a pickle that torch.save did not write")
     if not load().get("little_endian", True):
         raise CheckpointError("written on a big-endian machine; convert it there")
     content = load()
@@ -187,12 +190,12 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         (count,) = struct.unpack("<q", mapped.read(8))
         storage = storages.get(key)
         if storage is None:
-            raise CheckpointError(f"storage {key} belongs to no tensor")
+            raise CheckpointError(f"no tensor uses storage {key}")
         start = mapped.tell()
         if count != storage.count or start + storage.nbytes > len(mapped):
             raise CheckpointError(
-                f"storage {key} of {storage.count} elements has {count} or reaches beyond the "
-                "file's end; download it again"
+                f"storage {key} of {storage.count} elements has {count} or extends beyond the end "
+                "of the file; download it again"
             )
         storage.fill(memoryview(mapped)[start : start + storage.nbytes])
         mapped.seek(start + storage.nbytes)
@@ -204,7 +207,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
 
 
 def tensors(content: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """All arrays in nested dictionaries, by their keys joined with dots."""
+    """All arrays of nested dictionaries, by their keys joined with dots."""
     if not isinstance(content, Mapping):
         return {}
     out: dict[str, np.ndarray] = {}

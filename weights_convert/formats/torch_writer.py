@@ -1,7 +1,7 @@
-"""Writes a file that `torch.load(weights_only=True)` reads, without PyTorch.
+"""Writes files that `torch.load(weights_only=True)` reads, without PyTorch.
 
-The container is that of torch.save since 1.6: a zip of stored members, one pickle of the structure,
-one member of raw bytes for each tensor. Spec clip, section 10.3.
+The format is that of torch.save since 1.6: an uncompressed zip archive with one pickle of the
+structure and one member of raw bytes per tensor. Spec clip, section 10.3.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def write_torch(path: str | Path, content: Mapping[str, Any]) -> Path:
     """Writes nested dictionaries of arrays, numbers and text as a torch zip file, atomically.
 
     Raises:
-      CheckpointError: a value that is none of these, or an array type PyTorch doesn't have.
-      OSError: the folder cannot be written or the disk is full.
+      CheckpointError: a value of another type, or an array of a dtype that PyTorch doesn't have.
+      OSError: the folder cannot be written, or the disk is full.
     """
     return write_atomic(path, lambda file: _write(file, content))
 
@@ -42,7 +42,7 @@ def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
 
         def add(name: str, data: bytes | memoryview) -> None:
             info = zipfile.ZipInfo(f"archive/{name}", date_time=(1980, 1, 1, 0, 0, 0))
-            # torch maps tensors from 64-byte boundaries; an extra field "FB" fills the gap.
+            # PyTorch maps tensors at 64-byte boundaries; an extra field "FB" fills the gap.
             start = file.tell() + 30 + len(info.filename) + 4
             padding = -start % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
@@ -51,7 +51,7 @@ def _write(file: BinaryIO, content: Mapping[str, Any]) -> None:
         add("data.pkl", structure)
         add("byteorder", b"little")
         for key, array in enumerate(arrays):
-            # One tensor at a time is made contiguous, so memory stays that of the largest.
+            # Tensors are made contiguous one by one, so the largest determines the memory.
             add(f"data/{key}", raw_bytes(array))
         add("version", b"3\n")
 

@@ -1,4 +1,4 @@
-"""ResNets of ImageNet: key maps, loading what open-mmlab and torchvision publish, and writing it.
+"""ResNets trained on ImageNet: key maps; the files of open-mmlab and torchvision, both ways.
 
 `resnet{50,101}_v1c-*.pth` of open-mmlab hold {"state_dict": stem.*, layer{1..4}.*, fc.*}, those of
 torchvision conv1.*, bn1.*, layer{1..4}.*, fc.*. Spec reclip, section 15.1; spec maskclip, sections
@@ -20,8 +20,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.mapping import CONV, KeyMap, Rule
 
-_STEM = {0: 0, 3: 1, 6: 2}  # convolutions in the source's sequence; norms follow each
-
+_STEM = {0: 0, 3: 1, 6: 2}  # of the convolutions: published index, ours; a norm follows each
 
 STAGES = tuple(f"layer{stage}" for stage in (1, 2, 3, 4))
 
@@ -29,20 +28,20 @@ STAGES = tuple(f"layer{stage}" for stage in (1, 2, 3, 4))
 def resnet_rules(
     left: str, right: str, stages: Sequence[str] = STAGES, norm: str = "bn"
 ) -> list[Rule]:
-    """Rows between a v1c by the source's names and our `DilatedResNet`.
+    """Rules between a published v1c and our `DilatedResNet`.
 
-    `stages` are the source's names of the stages, `norm` is what it calls norm1 to norm3.
+    `stages` are the published names of the stages, `norm` that of norm1 to norm3 without the digit.
     """
-    rows = []
+    rules = []
     for theirs, ours in _STEM.items():
         stem = f"{right}stem.{ours}"
-        rows.append(Rule(f"{left}stem.{theirs}.weight", f"{stem}.conv.kernel", CONV))
-        rows += batch_norm(f"{left}stem.{theirs + 1}", f"{stem}.norm")
-    return rows + _stage_rules(left, right, stages, norm)
+        rules.append(Rule(f"{left}stem.{theirs}.weight", f"{stem}.conv.kernel", CONV))
+        rules += batch_norm(f"{left}stem.{theirs + 1}", f"{stem}.norm")
+    return rules + _stage_rules(left, right, stages, norm)
 
 
 def resnet_v1_rules(left: str, right: str) -> list[Rule]:
-    """Rows between a v1, as torchvision and mmsegmentation name it, and our `DilatedResNet`."""
+    """Rules between a v1 by the names of torchvision and mmsegmentation and our `DilatedResNet`."""
     return [
         Rule(f"{left}conv1.weight", f"{right}stem.0.conv.kernel", CONV),
         *batch_norm(f"{left}bn1", f"{right}stem.0.norm"),
@@ -51,21 +50,21 @@ def resnet_v1_rules(left: str, right: str) -> list[Rule]:
 
 
 def _stage_rules(left: str, right: str, stages: Sequence[str], norm: str) -> list[Rule]:
-    rows = []
+    rules = []
     for ours, stage in enumerate(stages):
         theirs_block, block = f"{left}{stage}.{{i}}", f"{right}layers.{ours}.{{i}}"
         for n in (1, 2, 3):
-            rows.append(Rule(f"{theirs_block}.conv{n}.weight", f"{block}.conv{n}.kernel", CONV))
-            rows += batch_norm(f"{theirs_block}.{norm}{n}", f"{block}.norm{n}")
+            rules.append(Rule(f"{theirs_block}.conv{n}.weight", f"{block}.conv{n}.kernel", CONV))
+            rules += batch_norm(f"{theirs_block}.{norm}{n}", f"{block}.norm{n}")
         shortcut = f"{theirs_block}.downsample"
-        rows.append(Rule(f"{shortcut}.0.weight", f"{block}.shortcut_conv.kernel", CONV))
-        rows += batch_norm(f"{shortcut}.1", f"{block}.shortcut_norm")
-    return rows
+        rules.append(Rule(f"{shortcut}.0.weight", f"{block}.shortcut_conv.kernel", CONV))
+        rules += batch_norm(f"{shortcut}.1", f"{block}.shortcut_norm")
+    return rules
 
 
 OPEN_MMLAB = KeyMap(resnet_rules("", ""))
 TORCHVISION = KeyMap(resnet_v1_rules("", ""))
-_PUBLISHED = {  # variant -> who publishes it, the stem's first key, table
+_PUBLISHED = {  # variant -> publisher, the stem's first key, key map
     "v1c": ("open-mmlab", "stem.0.weight", OPEN_MMLAB),
     "v1": ("torchvision", "conv1.weight", TORCHVISION),
 }
@@ -77,8 +76,8 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
     The file's classifier is left out.
 
     Args:
-      statistics: the running ones as well. ReCLIP's distillation doesn't take them (spec reclip,
-        section 15.1), MaskCLIP+ does.
+      statistics: whether running means and variances are loaded too. ReCLIP's distillation does
+        not load them (spec reclip, section 15.1), MaskCLIP+ does.
 
     Raises:
       CheckpointError: another variant or depth, or lists every missing, unexpected and wrongly
@@ -95,28 +94,28 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
         if other != variant and stem in stored:
             raise CheckpointError(
                 f"{path} is a ResNet of {publisher} (variant {other!r}), the backbone is of "
-                f"variant {variant!r}; give the weights of the same variant, or choose {other!r}"
+                f"variant {variant!r}; give weights of the same variant, or choose {other!r}"
             )
-    found = blocks_of(stored)
-    if found != backbone.cfg.blocks:
+    blocks = blocks_of(stored)
+    if blocks != backbone.cfg.blocks:
         raise CheckpointError(
-            f"{path} has {found} blocks in its stages, the backbone {backbone.cfg.blocks}; give "
-            "the weights of the same depth"
+            f"{path} has {blocks} blocks in its stages, the backbone {backbone.cfg.blocks}; give "
+            "weights of the same depth"
         )
     arrays = table.to_right(stored, shapes_of(backbone), str(path))
-    kept = {
+    chosen = {
         name: value
         for name, value in arrays.items()
         if statistics or not name.endswith((".mean", ".var"))
     }
-    install(backbone, kept)
+    install(backbone, chosen)
 
 
 def export_imagenet(backbone: DilatedResNet, path: str | Path) -> Path:
-    """Writes a backbone by the names that `load_imagenet` reads, without a classifier.
+    """Writes a backbone under the names that `load_imagenet` reads, without a classifier.
 
     Raises:
-      CheckpointError: a variant that nobody publishes so. OSError: the folder cannot be written.
+      CheckpointError: a variant without published names. OSError: the folder cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in flat_arrays(backbone).items()}
     stored = _table(backbone.cfg.variant).to_left(arrays)
@@ -124,7 +123,7 @@ def export_imagenet(backbone: DilatedResNet, path: str | Path) -> Path:
 
 
 def blocks_of(stored: Iterable[str], prefix: str = "") -> tuple[int, ...]:
-    """Blocks of each stage among the keys of a state dict, whose names follow `prefix`."""
+    """The number of blocks in each stage, by the keys of a state dict that start with `prefix`."""
     return tuple(
         len(
             {
@@ -140,7 +139,7 @@ def blocks_of(stored: Iterable[str], prefix: str = "") -> tuple[int, ...]:
 def _table(variant: str) -> KeyMap:
     if variant not in _PUBLISHED:
         raise CheckpointError(
-            f"ResNets of variant {variant!r} have no ImageNet weights by these names; choose one "
-            f"of {[*_PUBLISHED]}"
+            f"ResNets of variant {variant!r} have no published ImageNet weights; choose one of "
+            f"{[*_PUBLISHED]}"
         )
     return _PUBLISHED[variant][2]

@@ -45,7 +45,7 @@ from clipseg_jax.stages.image_classes import (
     padded_classes,
     present_classes,
 )
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -95,7 +95,7 @@ def _make(
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
-        batches = pipeline.evaluation(
+        batches = evaluation_batches(
             find_dataset(config.dataset),
             members,
             batch_size=config.cams.batch_size,
@@ -107,7 +107,7 @@ def _make(
         )
 
         def with_classes(
-            batches: pipeline.EvaluationBatches = batches,
+            batches: EvaluationBatches = batches,
             members: list[Example] = members,
             bound: int = bound,
         ) -> Iterator[dict[str, Any]]:

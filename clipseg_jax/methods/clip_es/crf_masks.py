@@ -33,7 +33,7 @@ from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import label_of_class
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
@@ -77,7 +77,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
     step = _step(config)
-    skipped: list[pipeline.Skipped] = []
+    skipped: list[Skipped] = []
     mesh = make_mesh(config.masks.devices)
     crf = jax.jit(
         jax.shard_map(

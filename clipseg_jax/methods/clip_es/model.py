@@ -18,6 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import VisionTransformer, l2_normalize
+from clipseg_jax.models.clip.dense import after_attention
 from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
 from clipseg_jax.ops.cam import activation_maps, box_masks, min_max_normalize, upsample
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
@@ -49,7 +50,7 @@ class Encoding(NamedTuple):
 
     tokens: Array  # (b, t, d) going into the last block
     affinity: Array  # (b, n, n) summed over the chosen blocks so far, head-averaged
-    bias: Array  # (b, 1, 1, t) that hides padding from attention
+    bias: Array  # (b, 1, t) that masks padding
     grids: Array  # (b, 2) real patches
 
 
@@ -152,8 +153,7 @@ class CLIPES(nnx.Module):
             moved = projected + pooled * (shift @ kernel)[:, None]
             q, k, v = jnp.split(moved, 3, axis=-1)
             mixed, attention = block.attn.mix_and_map(q, k, v, encoding.bias)
-            y = x + mixed
-            z = self.visual.ln_post(y + block.mlp(block.ln_2(y)))
+            z = after_attention(self.visual, x + mixed)
             feature = jnp.sum(z * pooled, axis=1) / count @ self.visual.proj[...]
             return jax.nn.softmax(self._logits(feature, classes, real), axis=-1), attention
 

@@ -1,8 +1,8 @@
-"""Class activation maps on disk, in the layout of the published files.
+"""Class activation maps (CAMs) on disk, in the layout of the published files.
 
-One `<id>.npy` for each image: a pickled dictionary with `keys` int64 (m,), 0-based class ids, and
-`attn_highres` float16 (m, h, w). Spec clip_es, section 7. Such files can make a plain unpickler run
-anything; the reader here knows arrays, numbers and texts only.
+One `<id>.npy` per image: a pickled dictionary with `keys` int64 (m,), 0-based class ids, and
+`attn_highres` float16 (m, h, w). Spec clip_es, section 7. Loading one with NumPy can run any
+code; `safe_pickle` reads arrays, numbers and text only.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from clipseg_jax.core.safe_pickle import read_dictionary
 
 
 class SavedCAM(NamedTuple):
-    """An image's maps, in the order in which its labels name the classes."""
+    """The CAMs of one image, in the order of its labels."""
 
     classes: np.ndarray  # (m,) int64, 0-based ids
     maps: np.ndarray  # (m, h, w) float16, in [0, 1]
 
 
 def write_cam(path: str | Path, classes: np.ndarray, maps: np.ndarray) -> Path:
-    """Writes the maps (m, h, w) of m classes, atomically.
+    """Writes the CAMs (m, h, w) of m classes, atomically.
 
     Raises:
-      ValueError: not as many maps as classes.
+      ValueError: the number of maps differs from the number of classes.
     """
     classes, maps = np.asarray(classes, np.int64), np.asarray(maps, np.float16)
     if maps.ndim != 3 or classes.shape != maps.shape[:1]:
@@ -37,10 +37,10 @@ def write_cam(path: str | Path, classes: np.ndarray, maps: np.ndarray) -> Path:
 
 
 def read_cam(path: str | Path) -> SavedCAM:
-    """The maps that `write_cam` or the published code saved.
+    """Reads the CAMs that `write_cam` or the published code saved.
 
     Raises:
-      ValueError: no such file layout; says what is wrong with it.
+      ValueError: another file or a damaged one; the message says what is wrong with it.
     """
     try:
         saved = read_dictionary(path)
@@ -51,7 +51,7 @@ def read_cam(path: str | Path) -> SavedCAM:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is no file of class activation maps ({error or type(error).__name__}); "
-            "delete it and make the maps again"
+            f"{path} is not a file of class activation maps ({error or type(error).__name__}); "
+            "delete it and compute the maps again"
         ) from error
     return SavedCAM(classes.astype(np.int64), maps.astype(np.float16, copy=False))

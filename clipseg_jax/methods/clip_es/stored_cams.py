@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import Present, by_class_count, padded_classes
-from input_pipeline.batches import evaluation as pipeline
+from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evaluation_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -61,18 +61,18 @@ def batches_with_cams(
     workdir: Path,
     examples: Sequence[Example],
     patch_px: int,
-    skipped: list[pipeline.Skipped],
+    skipped: list[Skipped],
 ) -> Iterator[tuple[list[Example], Iterator[dict[str, Any]]]]:
     """Groups of `examples` with stored CAMs, and each group's batches, for `annotate`.
 
-    A batch has besides what `pipeline.evaluation` gives: `maps` (b, k, hp, wp) float32, `grids`
+    A batch has besides what `evaluation_batches` gives: `maps` (b, k, hp, wp) float32, `grids`
     (b, 2), `classes` and `real` (b, k); k is the group's static bound. Images that can't be read
     are added to `skipped`.
     """
     stored = {e.name: read_cams(cam_path(workdir, e.name)).classes for e in examples}
     present: Present = {name: tuple(int(i) for i in ids) for name, ids in stored.items()}
     for bound, members in by_class_count(examples, present):
-        batches = pipeline.evaluation(
+        batches = evaluation_batches(
             find_dataset(config.dataset),
             members,
             batch_size=config.masks.batch_size,
@@ -83,7 +83,7 @@ def batches_with_cams(
         )
 
         def with_cams(
-            batches: pipeline.EvaluationBatches = batches,
+            batches: EvaluationBatches = batches,
             members: list[Example] = members,
             bound: int = bound,
         ) -> Iterator[dict[str, Any]]:

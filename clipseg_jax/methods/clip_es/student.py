@@ -31,7 +31,7 @@ from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
-from input_pipeline.batches.deeplab_views import training_at_scales
+from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
 
 
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         )
     dataset = find_dataset(config.dataset)
     crops = functools.partial(
-        training_at_scales,
+        multi_scale_batches,
         dataset,
         examples_with_masks(config, workdir),
         scales=tuple(student.scales),
@@ -61,9 +61,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     if student.weights == "random":
         calibrate_batch_norm(model, next(crops().batches()))
     else:
-        found = weights_convert.load_initial(student.weights, model)
-        if found.skipped:
-            logging.warning("%s: not used: %s", student.weights, ", ".join(found.skipped))
+        loaded = weights_convert.load_deeplab_backbone(student.weights, model)
+        if loaded.skipped:
+            logging.warning("%s: not used: %s", student.weights, ", ".join(loaded.skipped))
     data = crops(process_index=jax.process_index(), process_count=jax.process_count())
     optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.groups(student.head_rate))
     task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
@@ -73,8 +73,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     if jax.process_index() == 0:
         made = trained.model
         assert isinstance(made, DeepLabV2)
-        weights_convert.save_deeplab(
-            workdir / "student.safetensors", made, dataset.class_names, figures=trained.metrics
+        weights_convert.save_trained(
+            workdir / "student.safetensors",
+            weights_convert.DEEPLAB,
+            made,
+            classes=dataset.class_names,
+            details={"figures": trained.metrics},
         )
     barrier("student written")
     return trained.metrics
@@ -160,6 +164,6 @@ def inference(config: ConfigDict) -> InferenceConfig:
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     names = find_dataset(config.dataset).class_names
     path = config.student.trained or workdir / "student.safetensors"
-    trained = weights_convert.load_deeplab(path, classes=names)
-    model = weights_convert.deeplab_from(trained, dtype=config.student.dtype)
+    trained = weights_convert.load_trained(path, weights_convert.DEEPLAB, classes=names)
+    model = weights_convert.build_deeplab(trained, dtype=config.student.dtype)
     return Evaluation(config, cfg).write(deeplab.build(model), workdir, suffix)

@@ -13,7 +13,7 @@ from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from input_pipeline.batches.zero_shot import seen_classes
-from weights_convert.trained.clip_rc.files import is_whole
+from weights_convert.trained.clip_rc.format import is_whole
 
 
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
@@ -55,11 +55,11 @@ def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
     Raises:
       CheckpointError: it isn't one, doesn't fit, or was trained with another CLIP.
     """
-    result = weights_convert.load_clip_rc(path)
+    result = weights_convert.load_trained(path, weights_convert.CLIP_RC)
     if is_whole(result) and not config.clip.weights:
         rows = read_embeddings(config, workdir, class_words(config))
         choices = {name: config.clip_rc[name] for name in ("heads", "dropout", "remat")}
-        return weights_convert.clip_rc_from(result, rows, dtype=config.clip.dtype, **choices)
+        return weights_convert.build_clip_rc(result, rows, dtype=config.clip.dtype, **choices)
     model = build_model(config, workdir)
     weights_convert.install_clip_rc(model, result, path)
     return model

@@ -33,8 +33,7 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
 from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
 from clipseg_jax.stages.evaluation import Evaluation, validation
-from input_pipeline.batches.training import TrainingBatches
-from input_pipeline.batches.training import training as batches_of_views
+from input_pipeline.batches.training import TrainingBatches, random_view_batches
 from input_pipeline.batches.zero_shot import hide_unseen
 
 HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
@@ -132,13 +131,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def keep(name: str, figures: dict[str, Any]) -> Callable[[nnx.Module], None]:
         def write(model: Any) -> None:
             if jax.process_index() == 0:
-                weights_convert.save_clip_rc(
+                weights_convert.save_trained(
                     workdir / name,
+                    weights_convert.CLIP_RC,
                     model,
                     classes=class_words(config),
-                    seen=cfg.seen,
-                    setting=cfg.setting,
-                    figures=figures,
+                    details={"seen": cfg.seen, "setting": cfg.setting, "figures": figures},
                 )
 
         return write
@@ -185,7 +183,7 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     """Views of the training split, without the labels that the setting doesn't know."""
     dataset = find_dataset(config.dataset)
     crop = config.clip_rc.crop_px
-    data = batches_of_views(
+    data = random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split),
         batch_size=config.learn.batch_size,

@@ -9,7 +9,7 @@ the text embeddings become a 1x1 classifier. Spec maskclip, sections 4 to 6.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
-from clipseg_jax.ops.image import valid_mask
+from clipseg_jax.models.clip.dense import Dense, dense_features
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removed
 _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
@@ -38,68 +38,6 @@ class MaskCLIPConfig:
 
 
 PLAIN = MaskCLIPConfig()
-
-
-class Dense(NamedTuple):
-    """Dense read-outs of an image tower on a grid (hp, wp)."""
-
-    features: Array  # (b, hp, wp, e) in the text's space, not normalised
-    values: Array  # (b, hp, wp, d) before the last projection
-    keys: Array  # (b, hp, wp, d) for key smoothing
-    real: Array  # (b, hp, wp) bool, False in the padding
-
-
-def dense_features(
-    visual: VisionTransformer | ModifiedResNet,
-    images: Array,
-    sizes: Array | None = None,
-    *,
-    attn_pooling: bool = False,
-) -> Dense:
-    """Dense read-outs of normalised images (b, h, w, 3); `sizes` (b, 2) are their real pixels."""
-    if isinstance(visual, ModifiedResNet):
-        return _dense_resnet(visual, images, sizes, attn_pooling)
-    return _dense_vit(visual, images, sizes)
-
-
-def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) -> Dense:
-    grid = visual.grid_shape(images.shape[1], images.shape[2])
-    x, bias = visual.embed(images, sizes)
-    x, _ = visual.transformer(x, bias, stop=-1)
-    last = visual.transformer.resblocks[-1]
-    _, k, v = last.attn.qkv(last.ln_1(x))
-    # No heads, no scaling, no softmax: the class token and the queries play no part from here on.
-    k, v, x = k[:, 1:], v[:, 1:], x[:, 1:]
-    v = last.attn.out_proj(v) + x
-    v = visual.ln_post(v + last.mlp(last.ln_2(v)))
-    keys = last.attn.out_proj(k)  # the published code smooths with these, not with the raw keys
-
-    def spatial(tokens: Array) -> Array:
-        return tokens.reshape(tokens.shape[0], *grid, -1).astype(jnp.float32)
-
-    real = _real(None if sizes is None else visual.grid_sizes(sizes), images.shape[0], grid)
-    return Dense(spatial(v @ visual.proj[...]), spatial(v), spatial(keys), real)
-
-
-def _dense_resnet(
-    visual: ModifiedResNet, images: Array, sizes: Array | None, attn_pooling: bool
-) -> Dense:
-    maps, sizes = visual.stages(images, sizes)
-    x, pool = maps["layer4"], visual.attnpool
-    grid = (x.shape[1], x.shape[2])
-    keys = pool.k_proj(x).astype(jnp.float32)
-    values = pool.v_proj(x)
-    if attn_pooling:  # without position embedding, as the published head
-        tokens, real = pool.tokens(x, sizes)
-        features = pool.attend(tokens, tokens, real)[0][:, 1:].reshape(*x.shape[:3], -1)
-    else:
-        features = pool.c_proj(values)
-    real = _real(sizes, images.shape[0], grid)
-    return Dense(features.astype(jnp.float32), values.astype(jnp.float32), keys, real)
-
-
-def _real(grids: Array | None, b: int, grid: tuple[int, int]) -> Array:
-    return jnp.ones((b, *grid), bool) if grids is None else valid_mask(grids, grid)
 
 
 def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array:

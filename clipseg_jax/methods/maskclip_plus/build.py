@@ -21,8 +21,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.task import Task
-from input_pipeline.batches.training import TrainingBatches
-from input_pipeline.batches.training import training as batches_of_views
+from input_pipeline.batches.training import TrainingBatches, random_view_batches
 
 # Width, and patches or blocks, of the released image towers.
 _TOWERS: dict[tuple[int, int | tuple[int, ...]], str] = {
@@ -121,13 +120,13 @@ def training_batches(config: ConfigDict) -> TrainingBatches:
     held_out = unseen(config)
     # Without annotation the label files only say what is ignored.
     labels = bool(held_out) or student.use_gt_ignore
-    return batches_of_views(
+    return random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split, labels=labels),
         batch_size=student.batch_size,
         scale=tuple(student.scale_px),
         crop_hw=tuple(student.crop_px),
-        unlabeled=held_out or True,
+        unlabelled=held_out or True,
         seed=config.train.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -14,8 +14,9 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.methods.maskclip.model import Dense, dense_features, text_rows
+from clipseg_jax.methods.maskclip.model import text_rows
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
+from clipseg_jax.models.clip.dense import Dense, dense_features
 from clipseg_jax.models.deeplab import DeepLab, DeepLabV3Plus
 from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
 from clipseg_jax.ops.image import mask_padding

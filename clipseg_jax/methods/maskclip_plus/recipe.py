@@ -73,14 +73,17 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     def keep(model: MaskCLIPPlus, name: str, steps: int, **more: Any) -> None:
         if jax.process_index() == 0:
-            weights_convert.save_maskclip_plus(
+            weights_convert.save_trained(
                 workdir / name,
+                weights_convert.MASKCLIP_PLUS,
                 model,
-                find_dataset(config.dataset).class_names,
-                steps=steps,
-                clip_sha256=clip_sha256,
-                setting=student.setting,
-                **more,
+                classes=find_dataset(config.dataset).class_names,
+                details={
+                    "steps": steps,
+                    "clip_sha256": clip_sha256,
+                    "setting": student.setting,
+                    **more,
+                },
             )
 
     trained = training.run(
@@ -142,8 +145,8 @@ def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
 def _load(config: ConfigDict, path: str | Path) -> Task:
     """A trained student, ours or released; needs no CLIP."""
     names = find_dataset(config.dataset).class_names
-    trained = weights_convert.load_maskclip_plus(path, classes=names)
-    return alone(weights_convert.maskclip_plus_from(trained, dtype=config.student.dtype))
+    trained = weights_convert.load_trained(path, weights_convert.MASKCLIP_PLUS, classes=names)
+    return alone(weights_convert.build_maskclip_plus(trained, dtype=config.student.dtype))
 
 
 def _validation(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from flax import nnx
@@ -19,8 +18,8 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.stages.clip import load_clip, read_embeddings, row_labels, row_words
 from clipseg_jax.task import Task
-from weights_convert.clip.build import install
-from weights_convert.trained.reclip import files as results
+from weights_convert import RECLIP, install, load_trained
+from weights_convert.trained.reclip.format import METHODS
 
 
 def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
@@ -50,7 +49,13 @@ def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
     """The trained rectifier, its reference computed, and the sha256 of the CLIP's file."""
     model, clip_sha256 = build_rectifier(config, workdir)
     path = config.rectify.weights or workdir / f"rectified_{config.rectify.use}.safetensors"
-    loaded = results.load_rectification(path, **expected(config), visual=model.visual)
+    loaded = load_trained(
+        path,
+        RECLIP,
+        classes=row_words(config),
+        expected=expected(config, "rectification"),
+        visual=model.visual,
+    )
     if loaded.record["classes"] is None:
         logging.warning(
             "%s does not say which state of the code it is of; it is read as %s. If its figures "
@@ -106,10 +111,7 @@ def distilled_inference(config: ConfigDict) -> InferenceConfig:
     )
 
 
-def expected(config: ConfigDict) -> dict[str, Any]:
-    """What a result file must be of."""
-    return {
-        "plus_plus": config.model == "reclip++",
-        "classes": row_words(config),
-        "revision": config.revision,
-    }
+def expected(config: ConfigDict, stage: str) -> dict[str, str]:
+    """The entries that the record of a trained file must have."""
+    method = METHODS[config.model == "reclip++"]
+    return {"stage": stage, "method": method, "revision": config.revision}

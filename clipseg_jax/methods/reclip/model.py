@@ -20,7 +20,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.maskclip.model import denoise_prompts, dense_features, text_rows
+from clipseg_jax.methods.maskclip.model import denoise_prompts, text_rows
 from clipseg_jax.methods.reclip.heads import BiasDecoder, Over, PositionNet, apply_mask, cosines
 from clipseg_jax.models.clip import (
     ModifiedResNet,
@@ -29,7 +29,9 @@ from clipseg_jax.models.clip import (
     VisionTransformer,
     l2_normalize,
 )
-from clipseg_jax.models.clip.transformer import Activation, Attention
+from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.transformer import Activation
+from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
 
 _NAME_TOKENS = 3  # of each class name; longer names lose the rest and their end token
 
@@ -119,11 +121,15 @@ class ReferencePrompt(nnx.Module):
         prefix = jnp.concatenate([start, self.prompt[...]]) + positions[:-_NAME_TOKENS]
         prefix = prefix[None]  # (1, 1 + k, w)
         names = text.token_embedding(ids) + positions[-_NAME_TOKENS:]
-        causal = _causal(prefix.shape[1])
+        causal, among_names = _causal(prefix.shape[1]), _causal(names.shape[1])
         for block in text.transformer.resblocks:
             prefix, parts = block(prefix, causal)
             q, k, v = block.attn.qkv(block.ln_1(names))
-            names = names + _attend_to(block.attn, (parts["k"][0], parts["v"][0]), (q, k, v))
+            q, k, v, prefix_k, prefix_v = (
+                split_heads(x, block.attn.heads) for x in (q, k, v, parts["k"], parts["v"])
+            )
+            groups = [KeyValues(prefix_k, prefix_v), KeyValues(k, v, among_names)]
+            names = names + block.attn.out_proj(join_heads(attention(q, groups)))
             names = names + block.mlp(block.ln_2(names))
         # The end token has the highest id. A name that lost it is read at its highest word id.
         end = jnp.argmax(ids, axis=1)
@@ -137,31 +143,8 @@ class ReferencePrompt(nnx.Module):
 
 
 def _causal(length: int) -> Array:
-    return jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, -jnp.inf)
-
-
-def _attend_to(
-    attention: Attention, prefix: tuple[Array, Array], own: tuple[Array, Array, Array]
-) -> Array:
-    """Tokens (c, t, w) attending to a common prefix (p, w) and causally among themselves.
-
-    `prefix` holds keys and values, `own` queries, keys and values.
-    """
-
-    def heads(x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], attention.heads, -1)
-
-    before_k, before_v = map(heads, prefix)
-    q, k, v = map(heads, own)
-    q = q * q.shape[-1] ** -0.5
-    before = jnp.einsum("cqnd,pnd->cnqp", q, before_k, preferred_element_type=jnp.float32)
-    among = jnp.einsum("cqnd,cknd->cnqk", q, k, preferred_element_type=jnp.float32)
-    among = among + _causal(among.shape[-1])
-    weights = jax.nn.softmax(jnp.concatenate([before, among], axis=-1), axis=-1).astype(v.dtype)
-    split = before.shape[-1]
-    mixed = jnp.einsum("cnqp,pnd->cqnd", weights[..., :split], before_v)
-    mixed = mixed + jnp.einsum("cnqk,cknd->cqnd", weights[..., split:], v)
-    return attention.out_proj(mixed.reshape(*mixed.shape[:2], -1))
+    """Attention bias (1, t, t) that masks later tokens."""
+    return jnp.where(jnp.tril(jnp.ones((1, length, length), bool)), 0.0, -jnp.inf)
 
 
 class ReferenceRows(nnx.Module):

@@ -35,10 +35,8 @@ from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.task import Task
 from clipseg_jax.train import TrainResult
-from input_pipeline.batches.training import training as batches_of_views
-from weights_convert.clip.build import install
-from weights_convert.trained.imagenet import load_imagenet
-from weights_convert.trained.reclip import files as results
+from input_pipeline.batches.training import random_view_batches
+from weights_convert import RECLIP, install, load_imagenet, load_trained, save_trained
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -107,7 +105,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
         task,
         workdir,
         "distill",
-        unlabeled=True,
+        unlabelled=True,
         evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
     )
     return _keep(config, workdir, trained, "distilled", clip_sha256)
@@ -118,7 +116,13 @@ def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     task, _ = build_distillation(config, workdir)
     path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
     model: Any = task.model
-    loaded = results.load_distillation(path, **expected(config), visual=model.teacher.visual)
+    loaded = load_trained(
+        path,
+        RECLIP,
+        classes=row_words(config),
+        expected=expected(config, "distillation"),
+        visual=model.teacher.visual,
+    )
     install(model, loaded.arrays)
     return Evaluation(config, distilled_inference(config)).write(task, workdir, "_distilled")
 
@@ -142,22 +146,22 @@ def _train(
     workdir: Path,
     name: str,
     *,
-    unlabeled: bool = False,
+    unlabelled: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]],
 ) -> TrainResult:
     """Trains as a section (rectify, distill) says; the rate changes once an epoch.
 
-    `unlabeled`: classes in the labels are hidden (-1); what is ignored stays so.
+    `unlabelled`: classes in the labels are hidden (-1); what is ignored stays so.
     """
     dataset = find_dataset(config.dataset)
-    data = batches_of_views(
+    data = random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split),
         batch_size=section.batch_size,
         scale=tuple(section.scale_px),
         crop_hw=tuple(section.crop_px),
         saturation_wrap=section.saturation_wrap,
-        unlabeled=unlabeled,
+        unlabelled=unlabelled,
         reshuffle=section.reshuffle,
         seed=config.train.seed,
         process_index=jax.process_index(),
@@ -195,16 +199,16 @@ def _keep(
 ) -> dict[str, Any]:
     """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's figures."""
     for which, model in (("best", trained.best), ("last", trained.model)):
-        made: Any = model
-        distilled = isinstance(made, Distillation)
-        record = results.record(
-            "distillation" if distilled else "rectification",
-            **expected(config),
-            clip_sha256=clip_sha256,
-            visual=made.teacher.visual if distilled else made.visual,
-            figures=trained.metrics,
-        )
         if jax.process_index() == 0:
-            arrays = results.kept_arrays(made)
-            results.save_result(workdir / f"{name}_{which}.safetensors", arrays, record)
+            save_trained(
+                workdir / f"{name}_{which}.safetensors",
+                RECLIP,
+                model,
+                classes=row_words(config),
+                details={
+                    "revision": config.revision,
+                    "clip_sha256": clip_sha256,
+                    "figures": trained.metrics,
+                },
+            )
     return trained.metrics

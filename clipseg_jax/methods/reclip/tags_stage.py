@@ -12,9 +12,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.json_lines import append_partial, partial_files, read_partial
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.core.writer import read_lines
 from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset
@@ -51,7 +50,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
         if process == 0:
             known = _partial(path.parent)
             write_tags(path, (known[i] for i in range(len(examples))))
-            for left in path.parent.glob("*.partial.jsonl"):
+            for left in partial_files(path.parent):
                 left.unlink()
         barrier("tags written")
     found = read_tags(path, len(rows), len(examples))
@@ -78,13 +77,8 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
                 logging.warning("no tags: %s", error)
                 yield index, None
 
-    folder.mkdir(parents=True, exist_ok=True)
-    own = folder / f"{jax.process_index()}.partial.jsonl"
-    if own.exists():  # a kill may have cut its last line short
-        whole = "".join(json.dumps(line) + "\n" for line in read_lines(own))
-        write_atomic(own, lambda file: file.write(whole.encode("utf-8")))
     quiet = None if jax.process_index() == 0 else True
-    with own.open("a", encoding="utf-8") as file:
+    with append_partial(folder) as file:
         stream = annotate(images(), classifier, cfg)
         for index, ids in tqdm(stream, total=len(todo), unit="image", desc="tags", disable=quiet):
             file.write(json.dumps({"index": index, "tags": ids}) + "\n")
@@ -93,5 +87,4 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
 
 def _partial(folder: Path) -> dict[int, list[int]]:
     """Tags by image, of all processes' interrupted runs."""
-    lines = [line for path in folder.glob("*.partial.jsonl") for line in read_lines(path)]
-    return {line["index"]: line["tags"] for line in lines}
+    return {line["index"]: line["tags"] for line in read_partial(folder)}

@@ -19,6 +19,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip import VisionTransformer, l2_normalize
+from clipseg_jax.models.clip.dense import VALUE, last_block
 from clipseg_jax.ops.affinity import patch_affinity
 from clipseg_jax.ops.cam import box_masks, min_max_normalize
 from clipseg_jax.ops.components import bounding_box
@@ -129,12 +130,10 @@ class TagCLIP(nnx.Module):
         assert bias is not None
         x, out = visual.transformer(x, bias, stop=-1, read=[f"map{i}" for i in range(layers - 1)])
         # In the last block every token attends to itself; its votes come from its usual attention.
-        last = visual.transformer.resblocks[-1]
-        q, k, v = last.attn.qkv(last.ln_1(x))
-        out[f"map{layers - 1}"] = last.attn.mix_and_map(q, k, v, bias)[1]
-        x = x + last.attn.out_proj(v)
-        x = visual.ln_post(x + last.mlp(last.ln_2(x)))
-        features = l2_normalize((x @ visual.proj[...]).astype(jnp.float32))
+        last = last_block(visual, x, VALUE)
+        attn = visual.transformer.resblocks[-1].attn
+        out[f"map{layers - 1}"] = attn.mix_and_map(last.queries, last.keys, last.values, bias)[1]
+        features = l2_normalize((last.tokens @ visual.proj[...]).astype(jnp.float32))
 
         grids = visual.grid_sizes(sizes)
         cells = valid_mask(grids, shape)
@@ -254,7 +253,7 @@ class TagCLIP(nnx.Module):
         hidden = jnp.where(seen.reshape(len(images), -1), 0.0, _HIDDEN)
         hidden = jnp.pad(hidden, ((0, 0), (1, 0)))  # the class token sees itself
         tokens = jnp.arange(hidden.shape[1])
-        bias = jnp.where(tokens[:, None] == 0, hidden[:, None], 0.0)[:, None]  # (m, 1, t, t)
+        bias = jnp.where(tokens[:, None] == 0, hidden[:, None], 0.0)  # (m, t, t)
         x, _ = self.visual.embed(crops)
         x, _ = self.visual.transformer(x, bias)
         return jax.nn.softmax(self._logits(l2_normalize(self.visual.pool(x).astype(jnp.float32))))

@@ -1,4 +1,4 @@
-"""The stage `tags` of TagCLIP: image labels from the frozen CLIP, for those that have none.
+"""The stage `tags` of TagCLIP: image labels from the frozen CLIP, for images that have none.
 
 Spec tagclip, sections 2 to 7.
 """
@@ -17,10 +17,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from clipseg_jax.annotate import annotate
-from clipseg_jax.core.files import write_atomic, write_json
+from clipseg_jax.core.files import write_json
+from clipseg_jax.core.json_lines import append_partial, read_partial
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.core.writer import read_lines
 from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_figures
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
@@ -31,38 +31,43 @@ from clipseg_jax.stages.clip import (
     word_lists,
 )
 from clipseg_jax.stages.data import find_dataset
-from clipseg_jax.stages.image_classes import class_count, tags_path
+from clipseg_jax.stages.image_classes import (
+    class_count,
+    multi_hot,
+    read_image_classes,
+    tag_list_path,
+)
 from clipseg_jax.stages.label_list import write_label_list
-from input_pipeline.batches import evaluation as pipeline
-from input_pipeline.datasets.image_labels import has_annotations, image_labels
+from input_pipeline.batches.evaluation import evaluation_batches
+from input_pipeline.datasets.image_labels import has_annotations
 from input_pipeline.datasets.layout import Example
 
 _EMBEDDINGS = "tag_embeddings.npy"
 
 
 def tags(config: ConfigDict, workdir: Path) -> dict:
-    """A line `<id> <class> ...` for each training image; goes on where it was.
+    """Writes a label list with a line `<id> <class> ...` for each training image; resumes.
 
-    Where the dataset has image labels, mAP and F1 against them: metrics_tags.json.
+    Where the dataset has image labels, mAP and F1 against them are in metrics_tags.json.
     """
     split = config.dataset.train_split
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
     folder = workdir / "tags"
-    known = _partial(folder)
-    todo = [i for i in range(len(examples)) if i not in known]
+    before = _partial_scores(folder)
+    todo = [i for i in range(len(examples)) if i not in before]
     barrier("tags begin")
     if todo:
         _score(config, workdir, folder, examples, todo)
     barrier("tags")
-    known = _partial(folder)
-    scored = [i for i in range(len(examples)) if i in known]
+    all_scores = _partial_scores(folder)
+    scored = [i for i in range(len(examples)) if i in all_scores]
     if not scored:
         raise ValueError(f"none of the {len(examples)} images of split {split} could be read")
-    scores = np.asarray([known[i] for i in scored], np.float32)
+    scores = np.asarray([all_scores[i] for i in scored], np.float32)
     chosen = relative_tags(scores, config.tags.relative_threshold)
     chosen[np.arange(len(chosen)), scores.argmax(axis=1)] |= ~chosen.any(axis=1)
     names = [examples[i].name for i in scored]
-    path = tags_path(config, workdir)
+    path = tag_list_path(config, workdir)
     record: dict[str, Any] = {
         "images": len(scored),
         "left_out": len(examples) - len(scored),
@@ -70,7 +75,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
         "classes_per_image": round(float(chosen.sum(axis=1).mean()), 2),
     }
     if has_annotations(find_dataset(config.dataset), config.dataset.root, split):
-        record |= _figures(config, workdir, [examples[i] for i in scored], scores, chosen)
+        record |= _metrics(config, workdir, [examples[i] for i in scored], scores, chosen)
     if jax.process_index() == 0:
         lines = zip(names, (np.flatnonzero(row).tolist() for row in chosen), strict=True)
         write_label_list(path, lines)
@@ -80,22 +85,16 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
     return record
 
 
-def _figures(
+def _metrics(
     config: ConfigDict, workdir: Path, examples: list[Example], scores: np.ndarray, chosen: Any
 ) -> dict[str, float]:
     """mAP, F1, precision and recall in percent, over the images with labels."""
-    split = config.dataset.train_split
-    labels, _ = image_labels(
-        find_dataset(config.dataset), config.dataset.root, split, examples, cache=workdir,
-        on_bad="skip",
-    )  # fmt: skip
-    truth = np.zeros(scores.shape, bool)
-    for row, ids in zip(truth, labels, strict=True):
-        row[list(ids)] = True
+    labels, _ = read_image_classes(config, workdir, config.dataset.train_split, examples)
+    truth = multi_hot(labels, scores.shape[1])
     shown = truth.any(axis=1)
-    figures = tag_figures(chosen[shown], truth[shown])
-    made = {"mAP": average_precision(scores[shown], truth[shown]).mean()} | figures._asdict()
-    return {name: round(100 * float(value), 2) for name, value in made.items()}
+    mean_ap = average_precision(scores[shown], truth[shown]).mean()
+    metrics = {"mAP": mean_ap} | tag_figures(chosen[shown], truth[shown])._asdict()
+    return {name: round(100 * float(value), 2) for name, value in metrics.items()}
 
 
 def _score(
@@ -113,7 +112,7 @@ def _score(
         model = nnx.merge(graph, state)
         return {"scores": model(batch["image"], batch["image_size"], batch["valid"]).scores}
 
-    batches = pipeline.evaluation(
+    batches = evaluation_batches(
         find_dataset(config.dataset),
         [examples[i] for i in todo],
         batch_size=config.cams.batch_size,
@@ -123,15 +122,10 @@ def _score(
         process_count=jax.process_count(),
         on_bad="skip",
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    own = folder / f"{jax.process_index()}.partial.jsonl"
-    if own.exists():  # a kill may have cut its last line short
-        whole = "".join(json.dumps(line) + "\n" for line in read_lines(own))
-        write_atomic(own, lambda file: file.write(whole.encode("utf-8")))
-    with own.open("a", encoding="utf-8") as file:
+    with append_partial(folder) as file:
 
-        def keep(index: int, made: dict, row: int, batch: Any) -> None:
-            rounded = [float(np.float32(x)) for x in made["scores"]]
+        def keep(index: int, result: dict, row: int, batch: Any) -> None:
+            rounded = [float(np.float32(x)) for x in result["scores"]]
             file.write(json.dumps({"index": todo[index], "scores": rounded}) + "\n")
             file.flush()
 
@@ -139,8 +133,8 @@ def _score(
             batches, lambda arrays, _: scores(state, arrays), keep, mesh=mesh, total=len(todo),
             desc="tags",
         )  # fmt: skip
-    for one in batches.skipped:
-        logging.warning("no tags of %s: %s", one.name, one.reason)
+    for example in batches.skipped:
+        logging.warning("no tags of %s: %s", example.name, example.reason)
 
 
 def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
@@ -151,7 +145,7 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     if not (workdir / _EMBEDDINGS).exists():
         embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
         barrier("tag words")
-    rows = read_embeddings(config, workdir, words, _EMBEDDINGS)
+    text_embeddings = read_embeddings(config, workdir, words, _EMBEDDINGS)
     names = (
         *("affinity_blocks", "relative_threshold", "votes", "mix", "skip_empty_boxes"),
         "crops_at_once",
@@ -159,13 +153,14 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     cfg = TagCLIPConfig(
         **{name: config.tags[name] for name in names}, temperature=config.cams.temperature
     )
-    rest = rows[len(classes) :] if background else None
-    # Unlike CLIP-ES, TagCLIP takes the stored positions as they are (spec tagclip, section 4).
+    split_at = len(classes)
+    of_background = text_embeddings[split_at:] if background else None
+    # Unlike CLIP-ES, TagCLIP uses the stored position embeddings as they are (spec tagclip,
+    # section 4).
     visual = image_tower(config, position_half_stored=config.tags.position_half_stored)
-    return TagCLIP(visual, rows[: len(classes)], rest, cfg)
+    return TagCLIP(visual, text_embeddings[:split_at], of_background, cfg)
 
 
-def _partial(folder: Path) -> dict[int, list[float]]:
-    """Scores by image, of all processes' interrupted runs."""
-    lines = [line for path in folder.glob("*.partial.jsonl") for line in read_lines(path)]
-    return {line["index"]: line["scores"] for line in lines}
+def _partial_scores(folder: Path) -> dict[int, list[float]]:
+    """Index of an image -> its scores, from all processes and all interrupted runs."""
+    return {line["index"]: line["scores"] for line in read_partial(folder)}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+import weights_convert
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import HeadConfig
@@ -13,8 +14,6 @@ from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.stages.clip import image_tower, read_embeddings, word_lists
 from clipseg_jax.stages.data import find_dataset
-from weights_convert import load_weclip
-from weights_convert.clip.build import install
 
 
 def method(config: ConfigDict) -> str:
@@ -65,8 +64,14 @@ def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
         )
     model = build_model(config, workdir)
     names = find_dataset(config.dataset).class_names
-    trained = load_weclip(path, method=method(config), classes=names, visual=model.clip.visual)
-    install(model, trained.arrays, complete=("head.",))
+    trained = weights_convert.load_trained(
+        path,
+        weights_convert.WECLIP,
+        classes=names,
+        expected={"method": method(config)},
+        visual=model.clip.visual,
+    )
+    weights_convert.install(model, trained.arrays, complete=("head.",))
     return model
 
 

@@ -145,7 +145,7 @@ class Decoder(nnx.Module):
     ) -> Array:
         """Tokens (b, n, width) on the patch grid `shape` -> logits (b, *shape, classes).
 
-        `bias` (b, 1, 1, n) and `grids` (b, 2) tell patches from padding.
+        `bias` (b, 1, n) and `grids` (b, 2) tell patches from padding.
         """
         x, _ = self.transformer(fused, bias)
         x = x.reshape(x.shape[0], *shape, -1)

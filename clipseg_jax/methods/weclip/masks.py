@@ -27,13 +27,13 @@ from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip.build import inference, load_trained
-from clipseg_jax.methods.weclip.image_labels import tagged_examples
 from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.methods.weclip.task import pseudo_labels
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.stages.data import find_dataset
-from input_pipeline.batches import evaluation as pipeline
+from clipseg_jax.stages.image_classes import tagged_examples
+from input_pipeline.batches.evaluation import evaluation_batches
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
@@ -43,13 +43,11 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     """
     dataset, own = find_dataset(config.dataset), config.masks
     examples, tags = tagged_examples(config, workdir, own.split, label_maps=own.score)
-    if not own.score:
-        examples = [dataclasses.replace(each, label_path=None) for each in examples]
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
         inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
     )
-    batches = pipeline.evaluation(
+    batches = evaluation_batches(
         dataset,
         examples,
         batch_size=own.batch_size,

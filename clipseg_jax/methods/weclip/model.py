@@ -57,7 +57,7 @@ class Features(NamedTuple):
     layers: tuple[Array, ...]  # of each block, patch tokens (b, n, d)
     tokens: Array  # (b, 1 + n, d) going into the last block
     maps: tuple[Array, ...]  # (b, n, n) head-averaged attention of the last blocks but one
-    bias: Array  # (b, 1, 1, 1 + n) that hides padding from attention
+    bias: Array  # (b, 1, 1 + n) that masks padding
     grids: Array  # (b, 2) real patches
     shape: tuple[int, int]  # of the padded grid of patches
 

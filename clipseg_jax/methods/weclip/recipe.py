@@ -20,7 +20,6 @@ from clipseg_jax.core.processes import barrier, broadcast_from_main
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
-from clipseg_jax.methods.weclip.image_labels import tagged_examples
 from clipseg_jax.methods.weclip.masks import masks
 from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.ops.crf import CRFConfig
@@ -28,9 +27,11 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import embed_words, word_lists
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.image_classes import tagged_examples
 from clipseg_jax.train import TrainResult
-from input_pipeline.batches.weclip_views import boxes, training_placed
-from weights_convert import save_weclip
+from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
+from weights_convert import WECLIP as WECLIP_FORMAT
+from weights_convert import save_trained
 
 Batch = Mapping[str, np.ndarray]
 
@@ -66,9 +67,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     dataset = find_dataset(config.dataset)
     split = config.dataset.train_split
     examples, tags = tagged_examples(config, workdir, split, label_maps=False)
-    batches = training_placed(
+    batches = random_placement_batches(
         dataset,
-        [dataclasses.replace(each, label_path=None) for each in examples],  # nobody reads them
+        examples,
         crop_hw=tuple(fit.crop_px),
         ratio_range=tuple(fit.ratio_range),
         batch_size=fit.batch_size,
@@ -82,7 +83,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def add(batch: Batch) -> Batch:
         made = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
         if cfg.padding == "ignored":
-            made["image_box"] = boxes(batch["label"], dataset.ignore_label)
+            made["image_box"] = image_boxes(batch["label"], dataset.ignore_label)
         return made
 
     model = build_model(config, workdir)
@@ -118,7 +119,8 @@ def _keep(config: ConfigDict, workdir: Path, trained: TrainResult) -> None:
         assert isinstance(model, WeCLIP)
         if jax.process_index() == 0:
             path = workdir / f"head_{which}.safetensors"
-            save_weclip(path, model, names, figures=trained.metrics)
+            details = {"figures": trained.metrics}
+            save_trained(path, WECLIP_FORMAT, model, classes=names, details=details)
     barrier("head written")
 
 

@@ -9,11 +9,17 @@ import dataclasses
 from collections.abc import Collection
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.ops.attention import (
+    KeyValues,
+    attention,
+    attention_maps,
+    join_heads,
+    split_heads,
+)
 from clipseg_jax.ops.image import mask_padding, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
@@ -137,21 +143,23 @@ class AttentionPool(nnx.Module):
         first = jnp.ones((b, 1), bool)
         return jnp.concatenate([mean, flat], axis=1), jnp.concatenate([first, real], axis=1)
 
-    def attend(self, queries: Array, tokens: Array, real: Array) -> tuple[Array, Array]:
-        """Queries (b, q, d) over tokens (b, t, d) -> (b, q, e), and the maps (b, n, q, t)."""
-
-        def split(x: Array) -> Array:
-            return x.reshape(*x.shape[:2], self.cfg.heads, -1)
-
-        q, k = split(self.q_proj(queries)), split(self.k_proj(tokens))
-        scores = jnp.einsum(
-            "bqnd,bknd->bnqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+    def attend(self, queries: Array, tokens: Array, real: Array) -> Array:
+        """Queries (b, q, d) over the real tokens (b, t, d) -> (b, q, e)."""
+        q, k, v = (
+            split_heads(x, self.cfg.heads)
+            for x in (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
         )
-        scores = jnp.where(real[:, None, None, :], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1)
-        v = split(self.v_proj(tokens))
-        mixed = jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
-        return self.c_proj(mixed.reshape(*mixed.shape[:2], -1)), weights
+        return self.c_proj(join_heads(attention(q, [KeyValues(k, v, _masked(real))])))
+
+    def maps(self, queries: Array, tokens: Array, real: Array) -> Array:
+        """The attention maps (b, n, q, t) of `attend`."""
+        q, k = (split_heads(x, self.cfg.heads) for x in (self.q_proj(queries), self.k_proj(tokens)))
+        return attention_maps(q, k, _masked(real))
+
+
+def _masked(real: Array) -> Array:
+    """Bias (b, 1, t) of attention scores from a mask (b, t) of real tokens."""
+    return jnp.where(real, 0.0, -jnp.inf)[:, None, :]
 
 
 class ModifiedResNet(nnx.Module):
@@ -223,12 +231,12 @@ class ModifiedResNet(nnx.Module):
         last = out["layer4"]
         tokens, real = self.attnpool.tokens(last, sizes)
         tokens = tokens + self.attnpool.positions((last.shape[1], last.shape[2]), sizes)
-        pooled, weights = self.attnpool.attend(tokens[:, :1], tokens, real)
+        pooled = self.attnpool.attend(tokens[:, :1], tokens, real)
         out |= {
             "q": self.attnpool.q_proj(tokens[:, :1]),
             "k": self.attnpool.k_proj(tokens),
             "v": self.attnpool.v_proj(tokens),
-            "attn": weights,
+            "attn": self.attnpool.maps(tokens[:, :1], tokens, real),
         }
         if unknown := sorted(set(read) - set(out)):
             raise ValueError(f"cannot read {unknown} from a ResNet; it has {sorted(out)}")

@@ -54,7 +54,7 @@ class TextTransformer(nnx.Module):
         """
         t = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[...][:t]
-        causal = jnp.where(jnp.tril(jnp.ones((t, t), bool)), 0.0, -jnp.inf)
+        causal = jnp.where(jnp.tril(jnp.ones((1, t, t), bool)), 0.0, -jnp.inf)
         x, out = self.transformer(x, causal, read=read)
         return self.ln_final(x), out
 

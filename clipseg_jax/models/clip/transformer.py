@@ -14,8 +14,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.ops.attention import (
+    KeyValues,
+    attention,
+    attention_and_mean_map,
+    attention_maps,
+    join_heads,
+    split_heads,
+)
+
 Activation = Literal["quick_gelu", "gelu"]
-_SCORES_AT_ONCE = 2**20  # attention scores a CPU makes at once: 4 MB, about what its caches hold
 
 
 def quick_gelu(x: Array) -> Array:
@@ -28,7 +36,10 @@ def _activate(x: Array, activation: Activation) -> Array:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one packed projection."""
+    """Multi-head self-attention with one packed projection.
+
+    A `bias` (1 or b, 1 or t, t) is added to the scores of all heads; it masks padding.
+    """
 
     def __init__(self, width: int, heads: int, dtype: str, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -40,83 +51,22 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
         return q, k, v
 
-    def weights(self, q: Array, k: Array, bias: Array | None = None) -> Array:
-        """Attention maps (b, n, t, t) float32: softmax over the last axis."""
-        q, k = self._split(q), self._split(k)
-        scale = q.shape[-1] ** -0.5
-        scores = jnp.einsum("bqnd,bknd->bnqk", q * scale, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
-
-    def attend(self, weights: Array, v: Array) -> Array:
-        """Projected mixture (b, t, d) of values under attention maps (b, n, t, t)."""
-        v = self._split(v)
-        mixed = jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
-        return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
-
     def mix(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-        """`attend(weights(q, k, bias), v)`, on CPUs without ever holding all attention maps.
-
-        There, writing and reading maps of b*n*t*t numbers would take longer than all products.
-        """
-        b, t, _ = k.shape
-        if b * self.heads * t * t <= _SCORES_AT_ONCE:
-            return self.attend(self.weights(q, k, bias), v)
-        bias = jnp.zeros((1, t)) if bias is None else bias
-        return jax.lax.platform_dependent(
-            q,
-            k,
-            v,
-            bias,
-            cpu=self._mix_in_turn,
-            default=lambda q, k, v, bias: self.attend(self.weights(q, k, bias), v),
-        )
+        """Projected mixture (b, t, d) of the values that each query attends to."""
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+        return self.out_proj(join_heads(attention(q, [KeyValues(k, v, bias)])))
 
     def mix_and_map(
         self, q: Array, k: Array, v: Array, bias: Array | None = None
     ) -> tuple[Array, Array]:
-        """`mix` (b, t, d), and the mean (b, t, t) over heads of its attention maps.
+        """`mix` (b, t, d), and the mean (b, t, t) over heads of its attention maps."""
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+        mixed, mean = attention_and_mean_map(q, k, v, bias)
+        return self.out_proj(join_heads(mixed)), mean
 
-        One head of all images at a time: the maps of all heads are never held.
-        """
-        b, t, _ = k.shape
-        bias = jnp.zeros((1, t)) if bias is None else bias
-        bias = jnp.broadcast_to(bias, (b, 1, *bias.shape[-2:]))[:, 0]
-
-        def one(total: Array, head: list[Array]) -> tuple[Array, Array]:
-            q, k, v = head  # (b, t, d / heads) each
-            scores = jnp.einsum(
-                "bqd,bkd->bqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
-            )
-            weights = jax.nn.softmax(scores + bias, axis=-1)
-            return total + weights, jnp.einsum("bqk,bkd->bqd", weights.astype(v.dtype), v)
-
-        split = [jnp.moveaxis(self._split(x), 2, 0) for x in (q, k, v)]
-        total, mixed = jax.lax.scan(one, jnp.zeros((b, t, t), jnp.float32), split)
-        mixed = jnp.moveaxis(mixed, 0, 2).reshape(b, t, -1)
-        return self.out_proj(mixed), total / self.heads
-
-    def _mix_in_turn(self, q: Array, k: Array, v: Array, bias: Array) -> Array:
-        """`mix`, a few heads of a few images at a time."""
-        b, t, d = q.shape
-        bias = jnp.broadcast_to(bias, (b, self.heads, *bias.shape[-2:]))
-
-        def one(args: tuple[Array, Array, Array, Array]) -> Array:
-            q, k, v, bias = args  # (t, d) each, bias (t or 1, t)
-            scores = jnp.matmul(q * q.shape[-1] ** -0.5, k.T, preferred_element_type=jnp.float32)
-            scores = scores + bias
-            top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-            weights = jnp.exp(scores - top)
-            total = jnp.sum(weights, axis=-1, keepdims=True)
-            # Dividing t*d numbers instead of t*t.
-            return ((weights.astype(v.dtype) @ v) / total).astype(v.dtype)
-
-        heads = [self._split(x).swapaxes(1, 2).reshape(b * self.heads, t, -1) for x in (q, k, v)]
-        heads.append(bias.reshape(b * self.heads, *bias.shape[-2:]))
-        mixed = jax.lax.map(one, tuple(heads), batch_size=max(_SCORES_AT_ONCE // (t * t), 1))
-        return self.out_proj(mixed.reshape(b, self.heads, t, -1).swapaxes(1, 2).reshape(b, t, d))
-
-    def _split(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:2], self.heads, -1)
+    def maps(self, q: Array, k: Array, bias: Array | None = None) -> Array:
+        """Attention maps (b, n, t, t) float32."""
+        return attention_maps(split_heads(q, self.heads), split_heads(k, self.heads), bias)
 
 
 class MLP(nnx.Module):
@@ -160,20 +110,18 @@ class Block(nnx.Module):
     ) -> tuple[Array, dict[str, Array]]:
         """Tokens (b, t, d) -> tokens, and this block's {"q", "k", "v"}.
 
-        With `maps` also "attn", with either also "map". What the caller doesn't use, jit
-        removes. `bias` is added to the attention scores.
+        With `maps` also {"attn"}, with `mean_map` also {"map"}. What the caller doesn't use, jit
+        removes. `bias` (1 or b, 1 or t, t) is added to the attention scores.
         """
         q, k, v = self.attn.qkv(self.ln_1(x))
         parts = {"q": q, "k": k, "v": v}
         if maps:
-            parts["attn"] = self.attn.weights(q, k, bias)
-            parts["map"] = jnp.mean(parts["attn"], axis=1)
-            x = x + self.attn.attend(parts["attn"], v)
-        elif mean_map:
+            parts["attn"] = self.attn.maps(q, k, bias)
+        if mean_map:
             mixed, parts["map"] = self.attn.mix_and_map(q, k, v, bias)
-            x = x + mixed
         else:
-            x = x + self.attn.mix(q, k, v, bias)
+            mixed = self.attn.mix(q, k, v, bias)
+        x = x + mixed
         return x + self.mlp(self.ln_2(x)), parts
 
 

@@ -123,7 +123,7 @@ class VisionTransformer(nnx.Module):
     def embed(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array | None]:
         """Images (b, h, w, 3) -> tokens after `ln_pre` (b, 1 + hp*wp, d), and the attention bias.
 
-        The bias (b, 1, 1, t) hides padding tokens; None when `sizes` is None.
+        The bias (b, 1, t) masks padding tokens; None when `sizes` is None.
         """
         b, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
@@ -142,7 +142,7 @@ class VisionTransformer(nnx.Module):
         tokens = self.ln_pre(tokens + self.positions(grid, grids))
         real = valid_mask(grids, grid).reshape(b, -1)
         real = jnp.concatenate([jnp.ones((b, 1), bool), real], axis=1)
-        return tokens, jnp.where(real, 0.0, _MASKED)[:, None, None, :]
+        return tokens, jnp.where(real, 0.0, _MASKED)[:, None, :]
 
     def pool(self, x: Array) -> Array:
         """Tokens (b, t, d) -> image features (b, e) from the class token, not normalised."""

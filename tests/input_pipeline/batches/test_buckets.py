@@ -1,4 +1,4 @@
-"""The plan: few shapes, every picture once, the same for every process."""
+"""The plan: few shapes, every image once, the same for every process."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def network_size(height, width):
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (7, 1), (97, 8), (64, 64)])
 @pytest.mark.parametrize("max_buckets", [1, 3, 8])
-def test_every_picture_once(count, batch_size, max_buckets):
+def test_every_image_once(count, batch_size, max_buckets):
     given = sizes(count)
     plan = plan_batches(given, batch_size, network_size=network_size, max_buckets=max_buckets)
     valid = [i for b in plan for i, v in zip(b.indices, b.valid, strict=True) if v]
@@ -42,7 +42,7 @@ def test_every_picture_once(count, batch_size, max_buckets):
 
 @pytest.mark.parametrize(
     ("small", "expected"),
-    # Widening 20 small ones is cheaper than padding the 2 wide and 3 tall ones; widening 50 isn't.
+    # Widening 20 small ones is cheaper than padding the 2 wide and 3 tall ones; widening 50 is not.
     [(20, [(600, 100), (100, 160)]), (50, [(600, 160), (100, 100)])],
 )
 def test_merges_what_costs_least(small, expected):
@@ -68,5 +68,5 @@ def test_errors():
     assert plan_batches([], 4) == []
     with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
         plan_batches([(1, 1)], 0)
-    with pytest.raises(ValueError, match=r"Picture 1 has size .*at the network"):
+    with pytest.raises(ValueError, match=r"Image 1 has size .*at the network"):
         plan_batches([(5, 5), (0, 5)], 1)

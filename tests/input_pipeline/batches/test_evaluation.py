@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.batches import evaluation as pipeline
 from input_pipeline.batches.corruptions import corrupt
-from input_pipeline.batches.evaluation import evaluation
+from input_pipeline.batches.evaluation import evaluation_batches
 from input_pipeline.batches.transforms import rescaled_size, sample_rng
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import BadImage, BadLabel, read_image, read_label
 from tests import seeded
 
@@ -18,7 +17,7 @@ CLASSES = ("sky", "cat", "dog")
 
 @pytest.fixture
 def world(tmp_path):
-    """A labelled folder of seven pictures."""
+    """A labelled folder of seven images."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     for i, (height, width) in enumerate(SIZES):
@@ -26,7 +25,7 @@ def world(tmp_path):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
         label = seeded.label_map(height, width, len(CLASSES), i)
         Image.fromarray(label).save(tmp_path / "labels" / f"{i}.png")
-    return datasets.folder(tmp_path, CLASSES)
+    return catalog.folder(tmp_path, CLASSES)
 
 
 def network_size(height, width):
@@ -35,7 +34,7 @@ def network_size(height, width):
 
 def batches(dataset, **options):
     options = {"batch_size": 4, "network_size": network_size, "bucket_px": 16, **options}
-    return evaluation(dataset, dataset.index(""), **options)
+    return evaluation_batches(dataset, dataset.index(""), **options)
 
 
 def same(first, second):
@@ -47,9 +46,9 @@ def same(first, second):
 @pytest.mark.slow
 def test_rows(world):
     examples = world.index("")
-    made = batches(world, max_buckets=2)
+    loaded = batches(world, max_buckets=2)
     seen = []
-    for batch in made:
+    for batch in loaded:
         height, width = batch["bucket_hw"]
         assert batch["image"].shape == (4, height, width, 3)
         assert batch["image"].dtype == np.uint8
@@ -76,8 +75,8 @@ def test_rows(world):
             assert (batch["label"][row] == 255).all()
             assert (batch["image_size"][row] > 0).all()
     assert sorted(seen) == list(range(len(SIZES)))
-    assert made.skipped == []
-    assert len(made) == len(made.plan)
+    assert loaded.skipped == []
+    assert len(loaded) == len(loaded.plan)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -101,10 +100,12 @@ def test_resume_equals_tail(world):
     whole = list(batches(world, batch_size=2))
     assert len(whole) > 2
     for start in range(len(whole) + 1):
-        tail = batches(world, batch_size=2, start_batch=start)
+        tail = batches(world, batch_size=2).starting_at(start)
         assert len(tail) == len(whole) - start
         for resumed, batch in zip(tail, whole[start:], strict=True):
             same(resumed, batch)
+    with pytest.raises(ValueError, match=r"batch 99 is not in 0\.\."):
+        batches(world).starting_at(99)
 
 
 def test_resume_does_not_decode(world, monkeypatch):
@@ -114,26 +115,26 @@ def test_resume_does_not_decode(world, monkeypatch):
         "input_pipeline.batches.loading.read_image",
         lambda path: read.append(path) or read_image(path),
     )
-    last = list(batches(world, batch_size=2, start_batch=len(whole) - 1))
+    last = list(whole.starting_at(len(whole) - 1))
     assert len(read) == last[0]["valid"].sum()
 
 
 def test_twice_the_same(world):
-    made = batches(world)
-    for first, second in zip(made, made, strict=True):
+    loaded = batches(world)
+    for first, second in zip(loaded, loaded, strict=True):
         same(first, second)
 
 
 def test_without_labels(world, tmp_path):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
     for batch in batches(plain):
         assert "label" not in batch
     mixed = world.index("")[:2] + plain.index("")[:1]
     with pytest.raises(ValueError, match="2 of 3 examples have a label"):
-        evaluation(world, mixed, batch_size=1)
+        evaluation_batches(world, mixed, batch_size=1)
 
 
-def test_corruption_depends_on_the_picture_alone(world):
+def test_corruption_depends_on_the_image_alone(world):
     examples = world.index("")
     for options in ({"batch_size": 4}, {"batch_size": 3, "max_buckets": 1}):
         for batch in batches(world, corruption=("speckle_noise", 2), seed=9, **options):
@@ -145,20 +146,20 @@ def test_corruption_depends_on_the_picture_alone(world):
 
 
 def test_corrupted_again_reads_no_header(world, monkeypatch):
-    """Whatever was done to the pictures before: the same as planned anew."""
-    made = batches(world)
+    """Whatever was done to the images before: the same as planned anew."""
+    loaded = batches(world)
     expected = list(batches(world, corruption=("speckle_noise", 2), seed=9))
-    monkeypatch.setattr(pipeline, "example_sizes", None)
-    again = made.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
+    monkeypatch.setattr("input_pipeline.batches.evaluation.example_sizes", None)
+    again = loaded.corrupted("spatter", 5, 0).corrupted("speckle_noise", 2, 9)
     for first, second in zip(again, expected, strict=True):
         same(first, second)
     with pytest.raises(ValueError, match="No corruption 'fog'"):
-        made.corrupted("fog", 1, 0)
+        loaded.corrupted("fog", 1, 0)
 
 
 def spoil(root):
-    """One file of every bad kind; pictures 0, 2, 4, 5 and 6 are affected."""
-    (root / "images" / "0.png").write_bytes(b"not a picture")  # no header
+    """One file of every bad kind; images 0, 2, 4, 5 and 6 are affected."""
+    (root / "images" / "0.png").write_bytes(b"not an image")  # no header
     whole = (root / "images" / "2.png").read_bytes()
     (root / "images" / "2.png").write_bytes(whole[: len(whole) // 2])  # header only
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(root / "labels" / "4.png")  # no class 3
@@ -171,20 +172,20 @@ def test_bad_files_are_skipped_and_counted_once(world, tmp_path, processes):
     spoil(tmp_path)
     skipped, valid = [], []
     for p in range(processes):
-        made = batches(world, on_bad="skip", process_index=p, process_count=processes)
-        for batch in made:
+        loaded = batches(world, on_bad="skip", process_index=p, process_count=processes)
+        for batch in loaded:
             valid += batch["index"][batch["valid"]].tolist()
             for row in np.flatnonzero(~batch["valid"]):
                 assert (batch["label"][row] == 255).all()
-        list(made)  # a second pass counts anew
-        skipped += made.skipped
+        list(loaded)  # a second pass counts anew
+        skipped += loaded.skipped
     assert sorted(valid) == [1, 3]
     reasons = {entry.name: entry.reason for entry in skipped}
     assert len(skipped) == len(reasons) == 5
-    assert "0.png: not a picture" in reasons["0"]
-    assert "2.png: can't decode the picture" in reasons["2"]
+    assert "0.png: not an image" in reasons["0"]
+    assert "2.png: cannot decode the image" in reasons["2"]
     assert "label 3 at" in reasons["4"]
-    assert "5.png: 5 x 6 pixels, but its picture" in reasons["5"]
+    assert "5.png: 5 x 6 pixels, but its image" in reasons["5"]
     assert "59 x 41" in reasons["5"]
     assert "6.png: not a label map" in reasons["6"]
 
@@ -192,10 +193,10 @@ def test_bad_files_are_skipped_and_counted_once(world, tmp_path, processes):
 def test_bad_files_raise(world, tmp_path):
     whole = (tmp_path / "images" / "2.png").read_bytes()
     (tmp_path / "images" / "2.png").write_bytes(whole[:-40])
-    with pytest.raises(BadImage, match=r"2\.png: can't decode"):
+    with pytest.raises(BadImage, match=r"2\.png: cannot decode"):
         list(batches(world))
     (tmp_path / "images" / "2.png").write_bytes(b"")
-    with pytest.raises(BadImage, match=r"2\.png: not a picture"):
+    with pytest.raises(BadImage, match=r"2\.png: not an image"):
         batches(world)
     (tmp_path / "images" / "2.png").write_bytes(whole)
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(tmp_path / "labels" / "4.png")
@@ -218,10 +219,10 @@ def test_size_that_the_network_refuses(world):
             raise ValueError("too thin; crop it")
         return height, width
 
-    made = batches(world, network_size=refuse, on_bad="skip")
-    list(made)
-    assert [(s.index, s.name) for s in made.skipped] == [(2, "2")]
-    assert "2.png: too thin; crop it" in made.skipped[0].reason
+    loaded = batches(world, network_size=refuse, on_bad="skip")
+    list(loaded)
+    assert [(s.index, s.name) for s in loaded.skipped] == [(2, "2")]
+    assert "2.png: too thin; crop it" in loaded.skipped[0].reason
     with pytest.raises(BadImage, match=r"2\.png: too thin"):
         batches(world, network_size=refuse)
 
@@ -230,8 +231,7 @@ def test_size_that_the_network_refuses(world):
     ("options", "message"),
     [
         ({"process_count": 3}, "batch_size 4 is not divisible by 3 processes; set it to 6"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
-        ({"start_batch": 99}, "start_batch is 99, but there are"),
+        ({"process_index": 2, "process_count": 2}, "process_index 2 is not in 0..1"),
         ({"on_bad": "ignore"}, 'must be "raise" or "skip"'),
         ({"corruption": ("fog", 1)}, "No corruption 'fog'; choose one of: gaussian_noise"),
         ({"corruption": ("spatter", 6)}, "level is 6"),
@@ -245,5 +245,5 @@ def test_errors(world, options, message):
 def test_nothing_left(world, tmp_path):
     for i in range(len(SIZES)):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"none of the 7 pictures .*0\.png: not a picture"):
+    with pytest.raises(ValueError, match=r"none of the 7 images .*0\.png: not an image"):
         batches(world, on_bad="skip")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.batches.deeplab_views import multi_scale_crop, training_at_scales
-from input_pipeline.batches.training import training
+from input_pipeline.batches.deeplab_views import multi_scale_batches, multi_scale_crop
+from input_pipeline.batches.training import random_view_batches
 from input_pipeline.batches.transforms import random_view, sample_rng
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import BadFile, BadImage, read_image, read_label
 from tests import seeded
 
@@ -30,22 +30,22 @@ def write(root, sizes):
         image.save(root / "images" / f"{i:03}.png")
         label = Image.fromarray(seeded.label_map(height, width, len(CLASSES), i))
         label.save(root / "labels" / f"{i:03}.png")
-    return datasets.folder(root, CLASSES)
+    return catalog.folder(root, CLASSES)
 
 
 @pytest.fixture
 def world(tmp_path):
-    """A labelled folder of seven pictures."""
+    """A labelled folder of seven images."""
     return write(tmp_path, SIZES)
 
 
-def made(dataset, **options):
-    return training(dataset, dataset.index(""), **{"batch_size": 4, **RECIPE, **options})
+def view_batches(dataset, **options):
+    return random_view_batches(dataset, dataset.index(""), **{"batch_size": 4, **RECIPE, **options})
 
 
 def made_at_scales(dataset, **options):
     options = {"batch_size": 4, **AT_SCALES, **options}
-    return training_at_scales(dataset, dataset.index(""), **options)
+    return multi_scale_batches(dataset, dataset.index(""), **options)
 
 
 def taken(data, count, start=0):
@@ -58,11 +58,11 @@ def same(first, second):
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
 
 
-@pytest.mark.parametrize("unlabeled", [False, True, (1,)])
-def test_rows(world, unlabeled):
+@pytest.mark.parametrize("unlabelled", [False, True, (1,)])
+def test_rows(world, unlabelled):
     """Each row is its example's view, padded; nothing beyond its size is real."""
     examples = world.index("")
-    data = made(world, seed=3, unlabeled=unlabeled, saturation_wrap=True)
+    data = view_batches(world, seed=3, unlabelled=unlabelled, saturation_wrap=True)
     small = 0
     for step, batch in enumerate(taken(data, 5)):
         assert {k: v.dtype for k, v in batch.items()} == {
@@ -74,7 +74,7 @@ def test_rows(world, unlabeled):
         for row, index in enumerate(batch["index"]):
             image = read_image(examples[index].image_path)
             label = read_label(examples[index].label_path)
-            hidden = unlabeled or () if unlabeled is not True else range(3)
+            hidden = unlabelled or () if unlabelled is not True else range(3)
             label = np.where(np.isin(label, hidden), -1, label.astype(np.int32))
             rng = sample_rng(3, step // 2, int(index))
             view, ids = random_view(image, label, rng, saturation_wrap=True, **RECIPE)
@@ -92,8 +92,8 @@ def test_rows(world, unlabeled):
 
 
 def test_unlabeled_classes_exist(world):
-    with pytest.raises(ValueError, match=r"unlabeled is \(1, 3\); give some of 0 to 2"):
-        made(world, unlabeled=[1, 3])
+    with pytest.raises(ValueError, match=r"unlabelled \(1, 3\) is not in 0\.\.2"):
+        view_batches(world, unlabelled=[1, 3])
 
 
 def test_rows_at_scales(world):
@@ -188,7 +188,7 @@ def test_at_scales_going_on_sharing_and_bad_files(world, tmp_path):
 
 
 def test_at_scales_without_labels(world, tmp_path):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
     (batch,) = taken(made_at_scales(plain), 1)
     assert (batch["label"] == 255).all()
 
@@ -200,16 +200,16 @@ def test_at_scales_errors(world, scales):
 
 
 def test_an_epoch_shows_every_example(world):
-    data = made(world, seed=1)
+    data = view_batches(world, seed=1)
     assert data.steps_per_epoch == 2
     epochs = [np.concatenate([data.indices(2 * e), data.indices(2 * e + 1)]) for e in range(5)]
     for order in epochs:
         assert sorted(order[:7]) == list(range(7))
         assert order[7] == order[0]  # filled up from the epoch's own start
     assert len({tuple(order) for order in epochs}) == 5
-    assert (made(world, seed=2).indices(0) != epochs[0][:4]).any()
+    assert (view_batches(world, seed=2).indices(0) != epochs[0][:4]).any()
 
-    fixed = made(world, seed=1, reshuffle=False)
+    fixed = view_batches(world, seed=1, reshuffle=False)
     assert all((fixed.indices(2 * e) == epochs[0][:4]).all() for e in range(5))
     first, second = taken(fixed, 1)[0], taken(fixed, 1, start=2)[0]
     np.testing.assert_array_equal(first["index"], second["index"])
@@ -217,16 +217,18 @@ def test_an_epoch_shows_every_example(world):
 
 
 def test_more_rows_than_examples(world):
-    data = made(world, batch_size=16)
+    data = view_batches(world, batch_size=16)
     assert data.steps_per_epoch == 1
     assert sorted(np.bincount(data.indices(3))) == [2, 2, 2, 2, 2, 3, 3]
     assert taken(data, 2)[1]["image"].shape[0] == 16
 
 
 def test_going_on_equals_the_unbroken_run(world):
-    whole = taken(made(world), 9)
+    whole = taken(view_batches(world), 9)
     for start in (1, 4, 8):
-        for resumed, batch in zip(taken(made(world), 9 - start, start), whole[start:], strict=True):
+        for resumed, batch in zip(
+            taken(view_batches(world), 9 - start, start), whole[start:], strict=True
+        ):
             same(resumed, batch)
 
 
@@ -237,7 +239,7 @@ def test_going_on_is_no_skip(world, monkeypatch):
         "input_pipeline.batches.loading.read_image",
         lambda path: read.append(path) or read_image(path),
     )
-    stream = made(world, batch_size=1, threads=1).batches(10**12)
+    stream = view_batches(world, batch_size=1, threads=1).batches(10**12)
     next(stream)
     stream.close()
     assert len(read) < 8
@@ -245,9 +247,10 @@ def test_going_on_is_no_skip(world, monkeypatch):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_each_batch(world, processes):
-    whole = taken(made(world), 5)
+    whole = taken(view_batches(world), 5)
     parts = [
-        taken(made(world, process_index=p, process_count=processes), 5) for p in range(processes)
+        taken(view_batches(world, process_index=p, process_count=processes), 5)
+        for p in range(processes)
     ]
     for step, batch in enumerate(whole):
         rows = [part[step] for part in parts]
@@ -260,7 +263,7 @@ def test_processes_read_their_own_rows(world, monkeypatch):
         "input_pipeline.batches.loading.read_image",
         lambda path: read.add(path.stem) or read_image(path),
     )
-    data = made(world, process_index=1, process_count=2, reshuffle=False)
+    data = view_batches(world, process_index=1, process_count=2, reshuffle=False)
     taken(data, 6)
     own = {f"{i:03}" for step in (0, 1) for i in data.indices(step)[2:]}
     assert read == own
@@ -270,7 +273,7 @@ def test_processes_read_their_own_rows(world, monkeypatch):
 def test_views_depend_on_epoch_and_example_alone(world):
     views = {}
     for options in ({"batch_size": 7}, {"batch_size": 1, "threads": 3}, {"batch_size": 4}):
-        data = made(world, reshuffle=False, **options)
+        data = view_batches(world, reshuffle=False, **options)
         for step, batch in enumerate(taken(data, 2 * data.steps_per_epoch)):
             for row, index in enumerate(batch["index"]):
                 key = step // data.steps_per_epoch, int(index)
@@ -282,7 +285,7 @@ def test_views_depend_on_epoch_and_example_alone(world):
 
 def spoil(root):
     """One file of every bad kind: examples 0, 2, 4 and 5."""
-    (root / "images" / "000.png").write_bytes(b"not a picture")
+    (root / "images" / "000.png").write_bytes(b"not an image")
     whole = (root / "images" / "002.png").read_bytes()
     (root / "images" / "002.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.full(SIZES[4], 3, np.uint8)).save(root / "labels" / "004.png")  # no class 3
@@ -291,11 +294,11 @@ def spoil(root):
 
 def test_bad_files_give_their_place_to_the_next(world, tmp_path, caplog):
     good = {}
-    for step, batch in enumerate(taken(made(world), 8)):
+    for step, batch in enumerate(taken(view_batches(world), 8)):
         for row, index in enumerate(batch["index"]):
             good[step // 2, int(index)] = batch["image"][row]
     spoil(tmp_path)
-    data = made(world, on_bad="skip")
+    data = view_batches(world, on_bad="skip")
     whole = taken(data, 8)
     for step, batch in enumerate(whole):
         order = np.concatenate([data.indices(step - step % 2), data.indices(step - step % 2 + 1)])
@@ -307,37 +310,42 @@ def test_bad_files_give_their_place_to_the_next(world, tmp_path, caplog):
             np.testing.assert_array_equal(batch["image"][row], good[step // 2, int(index)])
     reasons = {entry.name: entry.reason for entry in data.skipped}
     assert len(data.skipped) == len(reasons) == 4
-    assert "000.png: not a picture" in reasons["000"]
-    assert "002.png: can't decode the picture" in reasons["002"]
+    assert "000.png: not an image" in reasons["000"]
+    assert "002.png: cannot decode the image" in reasons["002"]
     assert "label 3 at" in reasons["004"]
-    assert "5 x 6 pixels, but its picture" in reasons["005"]
+    assert "5 x 6 pixels, but its image" in reasons["005"]
     assert caplog.text.count("left out 002") == 1
 
-    parts = [taken(made(world, on_bad="skip", process_index=p, process_count=2), 8) for p in (0, 1)]
+    parts = [
+        taken(view_batches(world, on_bad="skip", process_index=p, process_count=2), 8)
+        for p in (0, 1)
+    ]
     for step, batch in enumerate(whole):
         same({k: np.concatenate([part[step][k] for part in parts]) for k in batch}, batch)
-    same(taken(made(world, on_bad="skip"), 1, start=7)[0], whole[7])
+    same(taken(view_batches(world, on_bad="skip"), 1, start=7)[0], whole[7])
 
 
 def test_bad_files_raise(world, tmp_path):
     (tmp_path / "images" / "002.png").write_bytes(b"")
-    with pytest.raises(BadImage, match=r"002\.png: not a picture"):
-        taken(made(world), 2)
+    with pytest.raises(BadImage, match=r"002\.png: not an image"):
+        taken(view_batches(world), 2)
 
 
 def test_nothing_left(world, tmp_path):
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(BadFile, match=r": 7 examples one after another .*\.png: not a picture"):
-        taken(made(world, on_bad="skip"), 1)
+    with pytest.raises(BadFile, match=r": 7 examples in a row .*\.png: not an image"):
+        taken(view_batches(world, on_bad="skip"), 1)
 
 
 def test_many_bad_in_a_row(tmp_path):
     """A disk that went away is not papered over with the few files that are left."""
-    data = made(write(tmp_path, [(8, 8)] * 50), on_bad="skip", reshuffle=False, batch_size=1)
+    data = view_batches(
+        write(tmp_path, [(8, 8)] * 50), on_bad="skip", reshuffle=False, batch_size=1
+    )
     for index in data.indices(0).tolist() + [int(data.indices(i)[0]) for i in range(1, 32)]:
         (tmp_path / "images" / f"{index:03}.png").unlink()
-    with pytest.raises(BadFile, match="32 examples one after another can't be used"):
+    with pytest.raises(BadFile, match="32 examples in a row cannot be used"):
         taken(data, 1)
     assert taken(data, 1, start=1)[0]["index"] == data.indices(32)
 
@@ -348,16 +356,16 @@ def test_other_errors_always_raise(world, monkeypatch):
 
     monkeypatch.setattr("input_pipeline.batches.loading.read_image", broken)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
-        taken(made(world, on_bad="skip"), 1)
+        taken(view_batches(world, on_bad="skip"), 1)
 
 
-@pytest.mark.parametrize(("unlabeled", "value"), [(False, 255), (True, -1)])
-def test_without_labels(world, tmp_path, unlabeled, value):
-    plain = datasets.image_folder(tmp_path / "images", CLASSES)
-    (batch,) = taken(made(plain, unlabeled=unlabeled), 1)
+@pytest.mark.parametrize(("unlabelled", "value"), [(False, 255), (True, -1)])
+def test_without_labels(world, tmp_path, unlabelled, value):
+    plain = catalog.folder(tmp_path, CLASSES, labels=None)
+    (batch,) = taken(view_batches(plain, unlabelled=unlabelled), 1)
     for row, (h, w) in enumerate(batch["image_size"]):
         assert (batch["label"][row][:h, :w] == value).all()
-        assert (batch["label"][row] == value).sum() == (h * w if unlabeled else 32 * 40)
+        assert (batch["label"][row] == value).sum() == (h * w if unlabelled else 32 * 40)
 
 
 @pytest.mark.parametrize(
@@ -365,19 +373,19 @@ def test_without_labels(world, tmp_path, unlabeled, value):
     [
         ({"process_count": 3}, "batch_size 4 is not divisible by 3 processes; set it to 6"),
         ({"batch_size": 0}, "batch_size 0 is not divisible by 1 processes; set it to 1"),
-        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"process_index": 2, "process_count": 2}, "process_index 2 is not in 0..1"),
         ({"on_bad": "ignore"}, 'must be "raise" or "skip"'),
         ({"seed": -1}, "seed is -1; it must not be negative"),
     ],
 )
 def test_errors(world, options, message):
     with pytest.raises(ValueError, match=message):
-        made(world, **options)
+        view_batches(world, **options)
 
 
 def test_no_examples(world):
     with pytest.raises(ValueError, match="no examples to train on"):
-        training(world, [], batch_size=4, **RECIPE)
+        random_view_batches(world, [], batch_size=4, **RECIPE)
 
 
 @pytest.mark.slow
@@ -386,10 +394,12 @@ def test_a_program_may_end_in_the_middle(tmp_path):
     write(tmp_path, [(500, 375)] * 8)  # large enough to be at work when it ends
     code = f"""
 import itertools
-from input_pipeline import datasets
-from input_pipeline.batches.training import training
-world = datasets.folder({str(tmp_path)!r}, {CLASSES!r})
-data = training(world, world.index(""), batch_size=4, scale=(2048, 512), crop_hw=(512, 512))
+from input_pipeline.datasets.catalog import folder
+from input_pipeline.batches.training import random_view_batches
+world = folder({str(tmp_path)!r}, {CLASSES!r})
+data = random_view_batches(
+    world, world.index(""), batch_size=4, scale=(2048, 512), crop_hw=(512, 512)
+)
 stream = data.batches()
 print(len(list(itertools.islice(stream, 3))))
 """

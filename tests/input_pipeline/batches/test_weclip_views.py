@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from input_pipeline.batches.transforms import sample_rng
-from input_pipeline.batches.weclip_views import boxes, random_placement_view, training_placed
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.batches.weclip_views import (
+    image_boxes,
+    random_placement_batches,
+    random_placement_view,
+)
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import read_image
 from tests import seeded
 
@@ -39,7 +43,7 @@ def test_a_view_step_by_step():
         np.testing.assert_array_equal(view, canvas[part])
         assert (ids[~real[part]] == 255).all()
         padded, cropped = padded + (not real[part].all()), cropped + (h > 32)
-        y0, x0, y1, x1 = boxes(np.where(real[part], 0, 255)[None])[0]
+        y0, x0, y1, x1 = image_boxes(np.where(real[part], 0, 255)[None])[0]
         expected = np.zeros((32, 40), bool)
         expected[y0:y1, x0:x1] = True
         np.testing.assert_array_equal(real[part], expected)
@@ -48,7 +52,7 @@ def test_a_view_step_by_step():
     assert cropped
 
 
-def test_a_picture_smaller_than_a_pixel():
+def test_an_image_smaller_than_a_pixel():
     view, ids = random_placement_view(
         np.full((1, 90, 3), 7, np.uint8), np.zeros((1, 90), np.int16), sample_rng(1, 0, 0),
         crop_hw=(16, 16), ratio_range=(0.1, 0.1),
@@ -59,16 +63,16 @@ def test_a_picture_smaller_than_a_pixel():
 
 @pytest.fixture
 def world(tmp_path):
-    """Five pictures without labels."""
+    """Five images without labels."""
     (tmp_path / "images").mkdir()
     for i, (height, width) in enumerate([(40, 60), (60, 40), (20, 90), (33, 60), (10, 10)]):
         Image.fromarray(seeded.image(height, width, i)).save(tmp_path / "images" / f"{i}.png")
-    return datasets.folder(tmp_path, ("background", "cat"), labels=None)
+    return catalog.folder(tmp_path, ("background", "cat"), labels=None)
 
 
 def test_batches(world):
     """Every row is its example's view; labels say what is padding; a start skips nothing."""
-    data = training_placed(world, world.index(""), batch_size=2, seed=3, **RECIPE)
+    data = random_placement_batches(world, world.index(""), batch_size=2, seed=3, **RECIPE)
     taken = list(itertools.islice(data.batches(), 7))
     for step, batch in enumerate(taken):
         assert (batch["image"].shape, batch["image"].dtype) == ((2, 32, 40, 3), np.uint8)
@@ -84,6 +88,6 @@ def test_batches(world):
         for key, value in one.items():
             np.testing.assert_array_equal(value, two[key], err_msg=key)
     with pytest.raises(ValueError, match=r"ratio_range is \(2.0, 0.5\); give"):
-        training_placed(
+        random_placement_batches(
             world, world.index(""), batch_size=2, crop_hw=(8, 8), ratio_range=(2.0, 0.5)
         )

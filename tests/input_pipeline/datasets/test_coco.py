@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_smaller_objects_are_on_top():
         drawn(2, box(4, 4, 6, 6), 36.0),  # as large as the first, which stays on top
         drawn(79, box(3, 3, 1, 1), 1.0),
     ]
-    labels = coco.draw(coco.Picture("x", SIZE, objects))
+    labels = coco.draw(coco.AnnotatedImage("x", SIZE, objects))
     assert (labels.dtype, labels.shape) == (np.uint8, SIZE)
     expected = np.zeros(SIZE, np.uint8)
     expected[:20, :30] = 1
@@ -58,28 +59,28 @@ def test_outlines(compress):
     """Polygons in parts, and run-length codes, of which crowds are drawn as their class."""
     parts = [*box(0, 0, 2, 2), *box(10, 10, 3, 4)]
     labels = coco.draw(
-        coco.Picture("x", SIZE, [drawn(5, parts), drawn(0, coded(20, 36, 4, 4, compress))])
+        coco.AnnotatedImage("x", SIZE, [drawn(5, parts), drawn(0, coded(20, 36, 4, 4, compress))])
     )
     expected = np.zeros(SIZE, np.uint8)
     expected[:2, :2] = expected[10:13, 10:14] = 6
     expected[20:, 36:] = 1
     np.testing.assert_array_equal(labels, expected)
-    assert not coco.draw(coco.Picture("x", SIZE)).any()
+    assert not coco.draw(coco.AnnotatedImage("x", SIZE)).any()
 
 
 @pytest.mark.parametrize(
     ("outline", "said"),
     [
-        ([], "can't draw an object of class 3"),
-        (None, "can't draw an object of class 3"),
-        ([["a", "b"]], "can't draw an object of class 3"),
-        ({"size": [3, 4], "counts": [12]}, "it is of a picture of 3 x 4"),
-        ({"size": [3, 4]}, "can't draw an object of class 3 .KeyError: 'counts'"),
+        ([], "cannot draw an object of class 3"),
+        (None, "cannot draw an object of class 3"),
+        ([["a", "b"]], "cannot draw an object of class 3"),
+        ({"size": [3, 4], "counts": [12]}, "it is for an image of 3 x 4"),
+        ({"size": [3, 4]}, "cannot draw an object of class 3 .KeyError: 'counts'"),
     ],
 )
 def test_outlines_that_cannot_be_drawn(outline, said):
     with pytest.raises(BadLabel, match=f"^x: .*{said}"):
-        coco.draw(coco.Picture("x", SIZE, [drawn(3, outline)]))
+        coco.draw(coco.AnnotatedImage("x", SIZE, [drawn(3, outline)]))
 
 
 def test_unknown_category_is_not_drawn(tmp_path):
@@ -88,7 +89,7 @@ def test_unknown_category_is_not_drawn(tmp_path):
     (tmp_path / "i.json").write_text(json.dumps(content))
     (read,) = coco.read_instances(tmp_path / "i.json").values()
     assert (read.labels, read.unknown, read.size) == ((0,), [91], SIZE)
-    with pytest.raises(BadLabel, match=r"^a: category 91 is none of COCO's 80"):
+    with pytest.raises(BadLabel, match=r"^a: category 91 is not one of COCO's 80"):
         coco.draw(read)
 
 
@@ -108,31 +109,33 @@ def train_and_val(root, year=2014):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The command as it is, but for two and one pictures with objects."""
+    """The command as it is, but for two and one images with objects."""
     for name, counts in (
         ("coco14", (("train", (2,)), ("val", (1,)))),
         ("coco17", (("val", (1,)),)),
     ):
-        known = PREPARATIONS[name]
+        preparation = PREPARATIONS[name]
         expected = dataclasses.replace(
-            known.expected, counts=counts, lists=(), shares=((0, 0.4, 0.9), (255, 0, 0.1))
+            preparation.expected, counts=counts, lists=(), shares=((0, 0.4, 0.9), (255, 0, 0.1))
         )
-        monkeypatch.setitem(PREPARATIONS, name, dataclasses.replace(known, expected=expected))
+        monkeypatch.setitem(PREPARATIONS, name, dataclasses.replace(preparation, expected=expected))
 
 
 def test_prepare(tmp_path, capsys, tiny):
     """From the download to a dataset that is whole, and again without work."""
     root = train_and_val(tmp_path)
     assert main(["coco14", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
-    assert "missing list: 2\n  ImageSets/train2014.txt\n" in told
-    assert "then --write makes the lists in ImageSets/ and" in told
+    output = capsys.readouterr().out
+    assert "missing list: 2\n  ImageSets/train2014.txt\n" in output
+    assert "then --write makes the lists in ImageSets/ and" in output
     assert main(["coco14", "--root", str(root), "--write"]) == 0
-    told = capsys.readouterr().out
-    assert "  train: 2 pictures (published: 2)\n  val: 1 pictures (published: 1)\n" in told
-    assert "labels: 3 read, 81 of 81 classes, 66.7% of the pixels 0, 0.0% of the pixels 255" in told
-    assert "converted: 3, there already: 0, failed: 0" in told
-    assert told.endswith("\nok\n")
+    output = capsys.readouterr().out
+    assert "  train: 2 images (published: 2)\n  val: 1 images (published: 1)\n" in output
+    assert (
+        "labels: 3 read, 81 of 81 classes, 66.7% of the pixels 0, 0.0% of the pixels 255" in output
+    )
+    assert "converted: 3, already there: 0, failed: 0" in output
+    assert output.endswith("\nok\n")
     ids = " ".join(map(str, range(80)))
     lines = (root / "ImageSets/train2014.txt").read_text().splitlines()
     assert lines == [f"COCO_train2014_{number:012d} {ids}" for number in (1, 2)]
@@ -147,13 +150,13 @@ def test_prepare(tmp_path, capsys, tiny):
     first.write_bytes(first.read_bytes()[:-3])
     second.unlink()
     assert main(["coco14", "--root", str(root), "--write"]) == 0
-    assert "converted: 2, there already: 1, failed: 0" in capsys.readouterr().out
+    assert "converted: 2, already there: 1, failed: 0" in capsys.readouterr().out
     assert example.label_path.stat().st_mtime_ns == stamp
     assert {path.suffix for path in (root / "SegmentationClass").iterdir()} == {".png"}
 
 
 def test_val_alone(tmp_path, capsys, tiny):
-    """TagCLIP's COCO 2017 needs no pictures to train on; published lists come before our own."""
+    """TagCLIP's COCO 2017 needs no images to train on; published lists come before our own."""
     root = tmp_path / "COCO2017"
     write(root, {"000000000139.jpg": every_class(), "000000000285.jpg": []}, "images/val2017", 2017)
     assert main(["coco17", "--root", str(tmp_path), "--write"]) == 0
@@ -165,7 +168,7 @@ def test_val_alone(tmp_path, capsys, tiny):
     (root / "imageset/coco2017/val.txt").write_text("000000000139 7\n")
     capsys.readouterr()
     assert main(["coco17", "--root", str(root), "--write"]) == 0
-    assert "converted: 0, there already: 1" in capsys.readouterr().out
+    assert "converted: 0, already there: 1" in capsys.readouterr().out
     assert not (root / "ImageSets/val2017.txt").exists()
     assert image_labels(COCO17_81, root, "val").labels == [(7,)]
 
@@ -177,26 +180,27 @@ def test_damaged(tmp_path, capsys, tiny):
     content["annotations"][0]["segmentation"] = [[1, 2]]
     path.write_text(json.dumps(content))
     assert main(["coco14", "--root", str(root), "--write"]) == 1
-    told = capsys.readouterr().out
-    assert "converted: 2, there already: 0, failed: 1" in told
+    output = capsys.readouterr().out
+    assert "converted: 2, already there: 0, failed: 1" in output
     assert (
-        "not converted: 1\n  COCO_train2014_000000000001: can't draw an object of class 0" in told
+        "not converted: 1\n  COCO_train2014_000000000001: cannot draw an object of class 0"
+        in output
     )
-    assert "missing label: 1\n  SegmentationClass/COCO_train2014_000000000001.png" in told
+    assert "missing label: 1\n  SegmentationClass/COCO_train2014_000000000001.png" in output
     path.write_text(path.read_text()[:-9])
     assert main(["coco14", "--root", str(root), "--write"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: can't read COCO's objects (")
+    assert line.startswith(f"error: {path}: cannot read COCO's objects (")
     path.unlink()
     listed = root / "ImageSets/train2014.txt"
     listed.write_text("COCO_train2014_000000000001 0 90\nCOCO_train2014_000000000002\n")
     assert main(["coco14", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "no image labels: 2\n"
         "  COCO_train2014_000000000001: unknown class 90, left out\n"
         "  COCO_train2014_000000000002: shows no object of the dataset's classes\n"
-    ) in told
+    ) in output
     listed.write_text("COCO_train2014_000000000001\nCOCO_train2014_000000000002\n")
     assert main(["coco14", "--root", str(root)]) == 1
     assert f"no image labels: 1\n  train: {path}: no such file\n" in capsys.readouterr().out
@@ -204,34 +208,33 @@ def test_damaged(tmp_path, capsys, tiny):
 
 def test_stopped_drawing_goes_on(tmp_path, monkeypatch, tiny):
     root = train_and_val(tmp_path)
-    write_file, calls = writing._write, []
+    move, calls = os.replace, []
 
-    def failing(path, content):
+    def failing(temporary, path):
         calls.append(path)
         if len(calls) == 4:  # after two lists and a mask
-            path.write_bytes(content[:10])
             raise KeyboardInterrupt
-        write_file(path, content)
+        move(temporary, path)
 
-    monkeypatch.setattr(writing, "_write", failing)
+    monkeypatch.setattr(writing.os, "replace", failing)
     assert main(["coco14", "--root", str(root), "--write"]) == 130
     assert len(list((root / "SegmentationClass").iterdir())) == 1
     assert main(["coco14", "--root", str(root), "--write"]) == 0
     assert len(calls) == 4 + 2
 
 
-def test_other_pictures(tmp_path, capsys, monkeypatch, tiny):
+def test_other_images(tmp_path, capsys, monkeypatch, tiny):
     """As many as published, but not the same."""
-    known = PREPARATIONS["coco17"]
+    preparation = PREPARATIONS["coco17"]
     sha = (("val", "40bd001563085fc35165329ea1ff5c5ecbdbbeef"),)  # of "123"
-    expected = dataclasses.replace(known.expected, lists=sha)
-    monkeypatch.setitem(PREPARATIONS, "coco17", dataclasses.replace(known, expected=expected))
+    expected = dataclasses.replace(preparation.expected, lists=sha)
+    monkeypatch.setitem(PREPARATIONS, "coco17", dataclasses.replace(preparation, expected=expected))
     for number, code in (("123", 0), ("124", 1)):
         root = tmp_path / number
         write(root, {f"{number}.jpg": every_class()}, "val2017", 2017)
         assert main(["coco17", "--root", str(root), "--write"]) == code
-    told = capsys.readouterr().out
-    assert "other pictures: 1\n  val has as many as the published one, but others\n" in told
+    output = capsys.readouterr().out
+    assert "other images: 1\n  val has as many as the published one, but others\n" in output
 
 
 def test_category_numbers():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from input_pipeline.datasets import catalog as datasets
+from input_pipeline.datasets import catalog
 from input_pipeline.datasets import image_labels as module
 from input_pipeline.datasets.catalog import (
     COCO14_81,
@@ -19,7 +19,6 @@ from input_pipeline.datasets.catalog import (
 )
 from input_pipeline.datasets.image_labels import NO_OBJECT, has_annotations, image_labels
 from input_pipeline.datasets.images import BadFile
-from input_pipeline.prepare import conversions
 from tests.input_pipeline import coco_files
 
 OBJECT = "<object><name>{}</name>{}<part><name>head</name></part></object>"
@@ -55,12 +54,12 @@ def voc(root, stems="cab", split="ImageSets/Segmentation/train"):
 
 def test_voc(tmp_path):
     """Every object counts, in order of first appearance; no label maps are needed."""
-    found = image_labels(VOC12_AUG, voc(tmp_path), "train")
-    assert found.labels == [(14, 11), (19, 0), (7,)]
-    assert found.problems == []
-    assert [VOC12_AUG.foreground[i] for i in found.labels[0]] == ["person", "dog"]
+    result = image_labels(VOC12_AUG, voc(tmp_path), "train")
+    assert result.labels == [(14, 11), (19, 0), (7,)]
+    assert result.problems == []
+    assert [VOC12_AUG.foreground[i] for i in result.labels[0]] == ["person", "dog"]
     for record in (VOC12_20, VOC12_21):  # the same ids, whatever the rule of the label maps
-        assert image_labels(record, tmp_path, "train") == found
+        assert image_labels(record, tmp_path, "train") == result
     some = VOC12_AUG.index(tmp_path, "train", labels=False)[2:0:-1]
     assert image_labels(VOC12_AUG, tmp_path, "train", some).labels == [(7,), (19, 0)]
     voc(tmp_path / "VOCdevkit" / "VOC2007", "bc", "ImageSets/Main/test")
@@ -75,17 +74,17 @@ def test_bad_xml_is_named_and_the_others_go_on(tmp_path):
     (folder / "d.xml").unlink()
     (folder / "e.xml").write_bytes((folder / "e.xml").read_bytes()[:-20])
     (folder / "f.xml").write_bytes(b"")
-    found = image_labels(VOC12_AUG, tmp_path, "train", on_bad="skip")
-    assert found.labels == [(19, 0), (7,), (), (), (), (), (7,)]
-    reasons = dict(found.problems)
+    result = image_labels(VOC12_AUG, tmp_path, "train", on_bad="skip")
+    assert result.labels == [(19, 0), (7,), (), (), (), (), (7,)]
+    reasons = dict(result.problems)
     assert list(reasons) == list("bcdef")
     assert reasons["b"] == "unknown class 'unicorn', 'gnu', left out"
     assert reasons["c"] == "shows no object of the dataset's classes"
     assert reasons["d"] == "there is no Annotations/d.xml"
-    assert reasons["e"].startswith("can't read Annotations/e.xml (unclosed token")
-    assert reasons["f"].startswith("can't read Annotations/f.xml (no element found")
-    # A picture without objects is no bad file.
-    with pytest.raises(BadFile, match="4 of 7 pictures have image labels that can't be") as error:
+    assert reasons["e"].startswith("cannot read Annotations/e.xml (unclosed token")
+    assert reasons["f"].startswith("cannot read Annotations/f.xml (no element found")
+    # An image without objects is no bad file.
+    with pytest.raises(BadFile, match="4 of 7 images have image labels that cannot be") as error:
         image_labels(VOC12_AUG, tmp_path, "train")
     assert "\n  d: there is no Annotations/d.xml\n" in str(error.value)
     assert "\n  c: " not in str(error.value)
@@ -101,13 +100,13 @@ def test_label_maps_instead(tmp_path):
     folder.mkdir()
     for stem, ids in {"c": [0, 20, 3, 255], "a": [0, 255], "b": [1]}.items():
         Image.fromarray(np.asarray([ids], np.uint8)).save(folder / f"{stem}.png")
-    found = image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work")
-    assert found.labels == [(2, 19), (), (0,)]
-    assert found.problems == [("a", NO_OBJECT)]
+    result = image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work")
+    assert result.labels == [(2, 19), (), (0,)]
+    assert result.problems == [("a", NO_OBJECT)]
     annotated = image_labels(VOC12_AUG, tmp_path, "train", cache=tmp_path / "work")
     assert annotated.labels == [(14, 11), (19, 0), (7,)]
     assert len(list((tmp_path / "work").iterdir())) == 2  # neither is taken for the other
-    assert image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work") == found
+    assert image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work") == result
     (folder / "b.png").write_bytes(b"")
     with pytest.raises(BadFile, match=r"b: .*b\.png: not a label map"):
         image_labels(VOC12_AUG, tmp_path, "train", maps=True, cache=tmp_path / "work")
@@ -149,13 +148,13 @@ def test_coco(tmp_path):
     assert image_labels(COCO14_81, tmp_path, "train").labels == expected
     assert [COCO14_81.foreground[i] for i in (0, 58, 79)] == ["person", "pottedplant", "toothbrush"]
     coco(tmp_path, [f"{NAMES[1]} 58 0 58", f"{NAMES[0]} 3"])
-    found = image_labels(COCO14_81, tmp_path, "train", cache=tmp_path / "work")
-    assert found == ([(58, 0), (3,)], [])
+    result = image_labels(COCO14_81, tmp_path, "train", cache=tmp_path / "work")
+    assert result == ([(58, 0), (3,)], [])
     assert not (tmp_path / "work").exists()  # a list is as fast as a cache of it
     coco(tmp_path, [f"{NAMES[1]} 58 80", NAMES[0]])
-    found = image_labels(COCO14_81, tmp_path, "train", on_bad="skip")
-    assert found.labels == [(58,), ()]
-    assert dict(found.problems) == {
+    result = image_labels(COCO14_81, tmp_path, "train", on_bad="skip")
+    assert result.labels == [(58,), ()]
+    assert dict(result.problems) == {
         NAMES[1]: "unknown class 80, left out",
         NAMES[0]: "shows no object of the dataset's classes",
     }
@@ -167,18 +166,18 @@ def test_bad_coco_annotations(tmp_path):
     content = json.loads(path.read_text())
     content["annotations"][0]["category_id"] = 12  # a gap in COCO's numbers
     path.write_text(json.dumps(content))
-    found = image_labels(COCO14_81, tmp_path, "train", on_bad="skip")
-    assert found.labels == [(79,), (0, 58), ()]
-    assert found.problems == [
+    result = image_labels(COCO14_81, tmp_path, "train", on_bad="skip")
+    assert result.labels == [(79,), (0, 58), ()]
+    assert result.problems == [
         (NAMES[1], "unknown category 12, left out"),
         ("COCO_train2014_000000000031", "is not in instances_train2014.json"),
     ]
     content["categories"][0]["name"] = "unicorn"
     for damaged, said in (
-        (json.dumps(content), "category 1 is 'unicorn', and COCO's is 'person'"),
-        (json.dumps(content)[:-100], "can't read COCO's objects .*; unpack annotations_trainval"),
-        ("[]", "can't read COCO's objects"),
-        ('{"images": []}', "can't read COCO's objects .KeyError: 'categories'"),
+        (json.dumps(content), "category 1 is 'unicorn'; COCO's is 'person'"),
+        (json.dumps(content)[:-100], "cannot read COCO's objects .*; unpack annotations_trainval"),
+        ("[]", "cannot read COCO's objects"),
+        ('{"images": []}', "cannot read COCO's objects .KeyError: 'categories'"),
         (None, "no such file; unpack COCO's annotations"),
     ):
         path.write_text(damaged) if damaged else path.unlink()
@@ -205,10 +204,10 @@ def test_coco_stuff(tmp_path):
     listed = tmp_path / "imageset/cocostuff/val.txt"
     listed.write_text(f"{stems[0]} 0 12 181\n{stems[1]} 11 13\n")
     assert [e.name for e in COCO_STUFF_27.index(tmp_path, "tagclip_val")] == stems
-    found = image_labels(COCO_STUFF_27, tmp_path, "tagclip_val", on_bad="skip")
-    assert found.labels == [(0, 11, 170), (12,)]
-    assert found.problems == [(stems[1], "unknown class 255, left out")]
-    assert conversions.coco_stuff_171_to_27()[list(found.labels[0])].tolist() == [9, 8, 24]
+    result = image_labels(COCO_STUFF_27, tmp_path, "tagclip_val", on_bad="skip")
+    assert result.labels == [(0, 11, 170), (12,)]
+    assert result.problems == [(stems[1], "unknown class 255, left out")]
+    assert [COCO_STUFF_27.image_class_labels[i] for i in result.labels[0]] == [9, 8, 24]
     listed.write_text(f"{stems[0]}\n{stems[1]}\n")
     with pytest.raises(FileNotFoundError, match=r"no list with ids .*imageset/cocostuff/val\.txt"):
         image_labels(COCO_STUFF_27, tmp_path, "tagclip_val")
@@ -226,24 +225,24 @@ def labelled(root, ids):
 def test_label_maps(tmp_path):
     """Any other dataset has the labels that its maps show, without background and ignored ones."""
     labelled(tmp_path, {"a": [2, 0, 255, 2, 1], "b": [0, 0, 0, 255, 0], "c": [1, 1, 1, 1, 1]})
-    record = datasets.folder(tmp_path, ["background", "cat", "dog"], background=True)
-    found = image_labels(record, "", "val")
-    assert found.labels == [(0, 1), (), (0,)]
-    assert found.problems == [("b", "shows no object of the dataset's classes")]
-    reduced = datasets.folder(tmp_path, ["cat", "dog"], reduce_zero_label=True)
-    assert image_labels(reduced, "", "val").labels == found.labels
-    plain = datasets.folder(tmp_path, ["ground", "cat", "dog"])
+    record = catalog.folder(tmp_path, ["background", "cat", "dog"], background=True)
+    result = image_labels(record, "", "val")
+    assert result.labels == [(0, 1), (), (0,)]
+    assert result.problems == [("b", "shows no object of the dataset's classes")]
+    reduced = catalog.folder(tmp_path, ["cat", "dog"], reduce_zero_label=True)
+    assert image_labels(reduced, "", "val").labels == result.labels
+    plain = catalog.folder(tmp_path, ["ground", "cat", "dog"])
     assert image_labels(plain, "", "val").labels == [(0, 1, 2), (0,), (1,)]
     content = (tmp_path / "labels" / "c.png").read_bytes()
     (tmp_path / "labels" / "c.png").write_bytes(content[:-25])
     (tmp_path / "labels" / "b.png").write_bytes(b"")
-    fewer = datasets.folder(tmp_path, ["background", "cat"], background=True)
-    found = image_labels(fewer, "", "val", on_bad="skip")
-    assert found.labels == [(), (), ()]
-    assert "label 2 at 2 pixels is out of range" in found.problems[0][1]
-    assert "not a label map" in found.problems[1][1]
-    assert "can't decode the label map" in found.problems[2][1]
-    bare = datasets.image_folder(tmp_path / "images", ["cat"])
+    fewer = catalog.folder(tmp_path, ["background", "cat"], background=True)
+    result = image_labels(fewer, "", "val", on_bad="skip")
+    assert result.labels == [(), (), ()]
+    assert "label 2 at 2 pixels is out of range" in result.problems[0][1]
+    assert "not a label map" in result.problems[1][1]
+    assert "cannot decode the label map" in result.problems[2][1]
+    bare = catalog.folder(tmp_path, ["cat"], labels=None)
     assert image_labels(bare, "", "val", on_bad="skip").problems[0] == ("a", "has no label map")
 
 
@@ -259,8 +258,8 @@ def test_cache(tmp_path, monkeypatch, caplog):
 
     def read(record=VOC12_AUG):
         parsed.clear()
-        found = image_labels(record, root, "train", cache=cache, on_bad="skip")
-        return found.labels, sorted(parsed)
+        result = image_labels(record, root, "train", cache=cache, on_bad="skip")
+        return result.labels, sorted(parsed)
 
     (root / "Annotations" / "b.xml").write_text("<annotation>")
     assert read() == ([(14, 11), (19, 0), ()], ["a", "b", "c"])
@@ -280,25 +279,25 @@ def test_cache(tmp_path, monkeypatch, caplog):
     for content in (whole[:-5], "[]", '{"format":1}', whole.replace("aeroplane", "plane")):
         file.write_text(content)
         assert read() == ([(7,), (14, 11)], ["b", "c"])
-    assert caplog.text.count("damaged; the image labels are read again") == 3
+    assert caplog.text.count("damaged; reading the image labels again") == 3
     assert [path.name for path in cache.iterdir()] == [file.name]
 
 
 def test_cache_that_cannot_be_written(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     (tmp_path / "file").touch()
-    found = image_labels(VOC12_AUG, voc(tmp_path / "voc"), "train", cache=tmp_path / "file" / "x")
-    assert len(found.labels) == 3
-    assert "image labels are not kept: cannot write" in caplog.text
+    result = image_labels(VOC12_AUG, voc(tmp_path / "voc"), "train", cache=tmp_path / "file" / "x")
+    assert len(result.labels) == 3
+    assert "image labels are not cached: cannot write" in caplog.text
     assert "damaged" not in caplog.text
 
 
 def test_coco_cache_opens_no_annotations(tmp_path, monkeypatch):
     path = coco(tmp_path)
     options = {"cache": tmp_path / "work"}
-    found = image_labels(COCO14_81, tmp_path, "train", **options)
+    result = image_labels(COCO14_81, tmp_path, "train", **options)
     monkeypatch.setattr(module, "read_instances", None)
-    assert image_labels(COCO14_81, tmp_path, "train", **options) == found
+    assert image_labels(COCO14_81, tmp_path, "train", **options) == result
     path.touch()
     with pytest.raises(TypeError):
         image_labels(COCO14_81, tmp_path, "train", **options)

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB, and every bad file one clear error."""
+"""Every kind of image becomes upright RGB, and every bad file one clear error."""
 
 import io
 
@@ -110,12 +110,12 @@ def test_truncated(tmp_path):
     path = tmp_path / "cut.jpg"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     assert image_size(path) == (120, 160)
-    with pytest.raises(BadImage, match=r"cut\.jpg: can't decode.*truncated.*remove it"):
+    with pytest.raises(BadImage, match=r"cut\.jpg: cannot decode.*truncated.*remove it"):
         read_image(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"])
-def test_not_a_picture(tmp_path, content):
+def test_not_an_image(tmp_path, content):
     path = tmp_path / "odd.png"
     path.write_bytes(content)
     for read in (read_image, image_size):
@@ -128,10 +128,10 @@ def test_not_a_picture(tmp_path, content):
 def test_missing_and_float(tmp_path):
     with pytest.raises(BadImage, match=r"gone\.jpg: no such file"):
         read_image(tmp_path / "gone.jpg")
-    with pytest.raises(BadImage, match="can't decode"):
+    with pytest.raises(BadImage, match="cannot decode"):
         read_image(tmp_path)
     path = saved(tmp_path / "f.tif", Image.fromarray(RGB[..., 0].astype(np.float32)))
-    with pytest.raises(BadImage, match="save it as 8 bits"):
+    with pytest.raises(BadImage, match="save it with 8 bits"):
         read_image(path)
 
 
@@ -161,7 +161,7 @@ def test_label_out_of_range(tmp_path, reduced, message):
 
 def test_colour_label(tmp_path):
     path = saved(tmp_path / "rgb.png", Image.fromarray(RGB))
-    with pytest.raises(BadLabel, match=r"colour picture.*save the ids"):
+    with pytest.raises(BadLabel, match=r"colour image.*save the ids"):
         read_label(path, 5)
 
 

@@ -18,10 +18,9 @@ pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 from input_pipeline import records_build
-from input_pipeline.batches.evaluation import evaluation
-from input_pipeline.batches.training import training
-from input_pipeline.datasets import catalog as datasets
-from input_pipeline.datasets import records
+from input_pipeline.batches.evaluation import evaluation_batches
+from input_pipeline.batches.training import random_view_batches
+from input_pipeline.datasets import catalog, records
 from input_pipeline.datasets.catalog import ADE20K, VOC12_20, VOC12_21
 from input_pipeline.datasets.image_labels import image_labels
 from input_pipeline.datasets.images import BadFile, image_size, read_image, read_label
@@ -35,7 +34,7 @@ EXIF_SIDEWAYS = 6
 
 
 def write_voc(root):
-    """VOC's layout: palette labels; one picture is grey, one lies on its side."""
+    """VOC's layout: palette labels; one image is grey, one lies on its side."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for split, names in (("train", TRAIN), ("val", VAL)):
@@ -61,7 +60,7 @@ def write_voc(root):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """(folder, records): shards of one to three pictures."""
+    """(folder, records): shards of one to three images."""
     root = tmp_path_factory.mktemp("datasets")
     write_voc(root / "VOC2012")
     built = root / "records"
@@ -92,13 +91,15 @@ def test_examples(places):
     for dataset, split, names in ((VOC12_20, "train", TRAIN), (VOC12_21, "val", VAL)):
         ours = pickle.loads(pickle.dumps(dataset.index(places[1], split)))
         assert [example.name for example in ours] == list(names)
-        for own, plain in zip(ours, dataset.index(places[0], split), strict=True):
-            assert own.image_path.read_bytes() == plain.image_path.read_bytes()
-            assert image_size(own.image_path) == image_size(plain.image_path)
-            np.testing.assert_array_equal(read_label(own.label_path), read_label(plain.label_path))
-            with Image.open(io.BytesIO(own.label_path.read_bytes())) as label:
+        for stored, plain in zip(ours, dataset.index(places[0], split), strict=True):
+            assert stored.image_path.read_bytes() == plain.image_path.read_bytes()
+            assert image_size(stored.image_path) == image_size(plain.image_path)
+            np.testing.assert_array_equal(
+                read_label(stored.label_path), read_label(plain.label_path)
+            )
+            with Image.open(io.BytesIO(stored.label_path.read_bytes())) as label:
                 assert (label.mode, label.format) == ("L", "PNG")
-            assert own.name in str(own.image_path)
+            assert stored.name in str(stored.image_path)
 
 
 def test_sizes_open_no_shard(places, monkeypatch):
@@ -106,12 +107,12 @@ def test_sizes_open_no_shard(places, monkeypatch):
     monkeypatch.setattr(records, "open_shard", None)
     records._opened.cache_clear()
     monkeypatch.setattr(records, "_last", threading.local())
-    assert len(evaluation(VOC12_20, examples, batch_size=2)) > 0
+    assert len(evaluation_batches(VOC12_20, examples, batch_size=2)) > 0
     with pytest.raises(TypeError):
         examples[0].image_path.read_bytes()
 
 
-def test_a_picture_and_its_label_are_one_read(places, monkeypatch):
+def test_an_image_and_its_label_are_one_read(places, monkeypatch):
     reads = []
 
     class Counting:
@@ -128,8 +129,8 @@ def test_a_picture_and_its_label_are_one_read(places, monkeypatch):
 
 
 def test_evaluation_batches(places):
-    made = [
-        evaluation(
+    streams = [
+        evaluation_batches(
             VOC12_20,
             VOC12_20.index(place, "val"),
             batch_size=3,
@@ -138,14 +139,14 @@ def test_evaluation_batches(places):
         )
         for place in places
     ]
-    assert made[0].plan == made[1].plan
-    for first, second in zip(*made, strict=True):
+    assert streams[0].plan == streams[1].plan
+    for first, second in zip(*streams, strict=True):
         same(first, second)
 
 
 def test_training_batches(places):
-    made = [
-        training(
+    streams = [
+        random_view_batches(
             VOC12_20,
             VOC12_20.index(place, "train"),
             batch_size=4,
@@ -156,7 +157,7 @@ def test_training_batches(places):
         for place in places
     ]
     for _ in range(4):  # two epochs
-        same(*(next(batches) for batches in made))
+        same(*(next(batches) for batches in streams))
 
 
 def test_threads(places):
@@ -196,7 +197,7 @@ def test_beyond_memory_the_order_stays(places, tmp_path, monkeypatch):
     assert len(used) == len(VAL)
     assert max(used) > 800
     for example in examples:
-        example.image_path.read_bytes()  # would say that another picture lies here
+        example.image_path.read_bytes()  # would say that the record is of another image
 
 
 def test_plain_folder(tmp_path):
@@ -210,15 +211,15 @@ def test_plain_folder(tmp_path):
         label.save(tmp_path / "in" / "labels" / f"{name[0]}.png")
     out, again = tmp_path / "out", tmp_path / "again"
     assert records_build.main(["folder", "--root", str(tmp_path / "in"), "--out", str(out)]) == 0
-    dataset = records_build.known("folder", tmp_path / "in")
+    dataset = records_build.find_record("folder", tmp_path / "in")
     assert all(e.label_path is None for e in dataset.index(tmp_path / "in", "train"))
-    pets, rebuilt = (datasets.folder(place, ("cat", "dog")) for place in (out, again))
+    pets, rebuilt = (catalog.folder(place, ("cat", "dog")) for place in (out, again))
     examples = pets.index("")
     assert [read_label(e.label_path, 2).max() for e in examples] == [0, 1]
     records_build.build(pets, out, again, ["val"])
     for first, second in zip(examples, rebuilt.index(""), strict=True):
         assert first.image_path.read_bytes() == second.image_path.read_bytes()
-    unlabelled = records_build.known("folder", out)
+    unlabelled = records_build.find_record("folder", out)
     assert all(e.label_path is None for e in unlabelled.index(out, "train"))
 
 
@@ -247,7 +248,7 @@ def test_image_labels(places, tmp_path):
 
 @pytest.fixture
 def copy(places, tmp_path):
-    """Records to be damaged, by one shard for each picture of val."""
+    """Records to be damaged, by one shard for each image of val."""
     built = tmp_path / "copy"
     records_build.build(VOC12_20, places[0], built, ["val"], name="voc", shards=len(VAL))
     return built
@@ -264,8 +265,8 @@ def test_damaged_record(copy):
     path.write_bytes(content)
     examples = VOC12_20.index(copy, "val")
     with pytest.raises(BadFile, match=f"{path.name} record 0 .image of {VAL[2]}.*Corrupted"):
-        list(evaluation(VOC12_20, examples, batch_size=2))
-    left_out = evaluation(VOC12_20, examples, batch_size=2, on_bad="skip")
+        list(evaluation_batches(VOC12_20, examples, batch_size=2))
+    left_out = evaluation_batches(VOC12_20, examples, batch_size=2, on_bad="skip")
     assert sum(batch["valid"].sum() for batch in left_out) == len(VAL) - 1
     assert [skipped.name for skipped in left_out.skipped] == [VAL[2]]
 
@@ -292,11 +293,11 @@ def test_damaged_folder(copy, tmp_path):
         content[-(1 << 16) :] = bytes(1 << 16)
         path.write_bytes(content)
 
-    check(lambda folder: (folder / records.INDEX).unlink(), "no index.array_record, so they")
+    check(lambda folder: (folder / records.INDEX).unlink(), "no index.array_record: it is")
     check(lambda folder: cut(folder / records.INDEX), "not readable")
     check(lambda folder: cut(shard(folder, 4)), "bytes, not")
     check(lambda folder: shard(folder, 4).unlink(), "missing; copy the whole")
-    check(swap, "another picture lies here")
+    check(swap, "the record is of another image")
     check(lambda folder: zero_end(shard(folder, 4)), "readable .*; copy or build")
 
 
@@ -305,19 +306,19 @@ def test_wrong_root(places):
         VOC12_20.index(places[1], "trainaug")
     with pytest.raises(ValueError, match="There is no split 'test'"):
         VOC12_20.index(places[1], "test")
-    with pytest.raises(ValueError, match="another dataset's records"):
+    with pytest.raises(ValueError, match="records of another dataset"):
         ADE20K.index(places[1], "val")
 
 
 def test_bad_files_stop_the_build(places, tmp_path):
     root, out = tmp_path / "VOC2012", tmp_path / "out"
     shutil.copytree(places[0], root)
-    picture = root / f"JPEGImages/{VAL[1]}.jpg"
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = root / f"JPEGImages/{VAL[1]}.jpg"
+    image.write_bytes(image.read_bytes()[:200])
     Image.fromarray(np.full((4, 4), 77, np.uint8)).save(root / f"SegmentationClass/{VAL[4]}.png")
-    with pytest.raises(BadFile, match="2 of 7 pictures can't be used") as error:
+    with pytest.raises(BadFile, match="2 of 7 images cannot be used") as error:
         records_build.build(VOC12_20, root, out, ["val"])
-    assert str(picture) in str(error.value)
+    assert str(image) in str(error.value)
     assert f"{VAL[4]}.png: label 77" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["VOC2012"]
 
@@ -342,9 +343,9 @@ def test_command(places, tmp_path, capsys):
     code, shown = run("--out", out, "--split", "train", "--shards", "2")
     assert (code, shown.out) == (0, f"{out}: train 5\n")
     for arguments, message in (
-        (["--out", out], "is there already"),
+        (["--out", out], "already exists"),
         (["--out", f"{out}2", "--split", "test"], "There is no split 'test'"),
-        (["--out", f"{out}2", "--shards", "6"], "--shards 6: split train has 5 pictures"),
+        (["--out", f"{out}2", "--shards", "6"], "--shards 6: split train has 5 images"),
         (["--out", "gs://bucket/voc"], "gcloud storage cp"),
     ):
         code, shown = run(*arguments)
@@ -399,15 +400,17 @@ def test_bucket(places, monkeypatch):
         examples = VOC12_20.index("gs://bucket/records", "val")
         assert [example.name for example in examples] == list(VAL)
         plain = VOC12_20.index(places[0], "val")
-        made = [evaluation(VOC12_20, e, batch_size=3, max_buckets=2) for e in (examples, plain)]
-        for first, second in zip(*made, strict=True):
+        streams = [
+            evaluation_batches(VOC12_20, e, batch_size=3, max_buckets=2) for e in (examples, plain)
+        ]
+        for first, second in zip(*streams, strict=True):
             same(first, second)
         # The index and three shards are opened, and each record is fetched once.
         assert len(Bucket.asked) == 2 + 3 + len(VAL)
         with pytest.raises(records.RecordsError, match=r"gs://bucket/nothing/index\.array"):
             VOC12_20.index("gs://bucket/nothing", "val")
-        mine = datasets.folder("gs://bucket/records", ("cat",))
-        with pytest.raises(ValueError, match="another dataset's records"):
+        mine = catalog.folder("gs://bucket/records", ("cat",))
+        with pytest.raises(ValueError, match="records of another dataset"):
             mine.index("", "val")
     finally:
         server.shutdown()

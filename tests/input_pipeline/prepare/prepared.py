@@ -1,4 +1,4 @@
-"""Datasets of three small pictures in each layout, to check and to convert."""
+"""Datasets of three small images in each layout, to check and to convert."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ LISTED = {
 LAYOUTS = ("voc", "context", "ade20k", "cityscapes", "coco_stuff_27")
 
 
-def image(name: str, split: str, stem: str) -> str:
+def image_file(name: str, split: str, stem: str) -> str:
     if name in LISTED:
         return f"JPEGImages/{stem}.jpg"
     if name == "cityscapes":
@@ -40,7 +40,7 @@ def label(name: str, split: str, stem: str) -> str:
 def small(name: str) -> Expected:
     counts = tuple((split, (len(stems),)) for split, stems in STEMS.items())
     expected = PREPARATIONS[name].expected
-    return dataclasses.replace(expected, counts=counts, lists=(), pictures_of=())
+    return dataclasses.replace(expected, counts=counts, lists=(), images_per_class=())
 
 
 def plausible(name: str) -> np.ndarray:
@@ -53,7 +53,7 @@ def plausible(name: str) -> np.ndarray:
     return np.array(ids, np.uint8).reshape(SIZE)
 
 
-def picture(path: Path, size: tuple[int, int] = SIZE) -> None:
+def save_image(path: Path, size: tuple[int, int] = SIZE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(noise).save(path)
@@ -67,7 +67,7 @@ def save(path: Path, ids: np.ndarray) -> None:
 def whole(root: Path, name: str) -> Path:
     for split, stems in STEMS.items():
         for stem in stems:
-            picture(root / image(name, split, stem))
+            save_image(root / image_file(name, split, stem))
             save(root / label(name, split, stem), plausible(name))
         if name in LISTED:
             path = root / "ImageSets" / LISTED[name][1] / f"{split}.txt"

@@ -15,27 +15,27 @@ from tests.input_pipeline.prepare.prepared import (
     LISTED,
     SIZE,
     STEMS,
-    image,
+    image_file,
     label,
-    picture,
     plausible,
     save,
+    save_image,
     small,
     whole,
 )
 
 
 def problems(root: Path, name: str, *, deep: bool = False) -> dict[str, list[str]]:
-    found = check(root, small(name), deep=deep).problems
-    assert all(problem.remedy for problem in found)
-    return {problem.kind: problem.items for problem in found}
+    faults = check(root, small(name), deep=deep).problems
+    assert all(problem.remedy for problem in faults)
+    return {problem.kind: problem.items for problem in faults}
 
 
 @pytest.mark.parametrize("name", [*LAYOUTS, "coco_stuff_171"])
 def test_whole(tmp_path, name):
     checked = check(whole(tmp_path, name), small(name), deep=True)
     assert checked.problems == []
-    assert checked.pictures == {"train": 2, "val": 1}
+    assert checked.images == {"train": 2, "val": 1}
     assert checked.labels == 3
     assert checked.histogram.sum() == 3 * 400
 
@@ -43,13 +43,13 @@ def test_whole(tmp_path, name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_missing_files(tmp_path, name):
     whole(tmp_path, name)
-    lost_image, lost_label = image(name, "train", "a"), label(name, "val", "c")
+    lost_image, lost_label = image_file(name, "train", "a"), label(name, "val", "c")
     (tmp_path / lost_image).unlink()
     (tmp_path / lost_label).unlink()
-    found = {"missing picture": [lost_image], "missing label": [lost_label]}
+    faults = {"missing image": [lost_image], "missing label": [lost_label]}
     if name not in LISTED:
-        found["number of pictures"] = ["train has 1, the published one 2"]
-    assert problems(tmp_path, name) == found
+        faults["number of images"] = ["train has 1, the published one 2"]
+    assert problems(tmp_path, name) == faults
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -69,12 +69,12 @@ def test_lists(tmp_path, name):
     (lists / "train.txt").unlink()
     assert problems(tmp_path, name) == {
         "missing list": [f"ImageSets/{LISTED[name][1]}/train.txt"],
-        "number of pictures": ["train has 0, the published one 2"],
+        "number of images": ["train has 0, the published one 2"],
     }
     (lists / "train.txt").write_text("a\na\nb\nc\n")
     assert problems(tmp_path, name) == {
         "listed twice": ["a (train)"],
-        "number of pictures": ["train has 3, the published one 2"],
+        "number of images": ["train has 3, the published one 2"],
         "in two splits": ["c (train, val)"],
     }
 
@@ -88,7 +88,7 @@ def test_both_published_numbers_count(tmp_path):
 def test_list_of_cityscapes_is_used(tmp_path):
     (whole(tmp_path, "cityscapes") / "train.txt").write_text("ulm/a\nulm/x\n")
     assert problems(tmp_path, "cityscapes") == {
-        "missing picture": ["leftImg8bit/train/ulm/x_leftImg8bit.png"],
+        "missing image": ["leftImg8bit/train/ulm/x_leftImg8bit.png"],
         "missing label": ["gtFine/train/ulm/x_gtFine_labelTrainIds.png"],
     }
 
@@ -96,30 +96,30 @@ def test_list_of_cityscapes_is_used(tmp_path):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_damaged_files(tmp_path, name):
     whole(tmp_path, name)
-    first, second = image(name, "train", "a"), image(name, "train", "b")
+    first, second = image_file(name, "train", "a"), image_file(name, "train", "b")
     (tmp_path / first).write_bytes((tmp_path / first).read_bytes()[:-200])
     (tmp_path / second).write_bytes(b"")
     empty, colour = label(name, "train", "b"), label(name, "val", "c")
     (tmp_path / empty).write_bytes(b"")
     save(tmp_path / colour, np.zeros((*SIZE, 3), np.uint8))
-    found = problems(tmp_path, name)
-    assert found.pop("unreadable label") == [f"{empty}: not a label map in a known format"]
-    assert found.pop("colour label") == [colour]
+    faults = problems(tmp_path, name)
+    assert faults.pop("unreadable label") == [f"{empty}: not a label map in a known format"]
+    assert faults.pop("colour label") == [colour]
     # The header of a JPEG that was cut short is whole. Of a PNG all is read, for its EXIF data.
-    *cut, gone = found.pop("unreadable picture")
+    *cut, gone = faults.pop("unreadable image")
     assert len(cut) == first.endswith(".png")
-    assert gone == f"{second}: not a picture in a known format"
-    assert found == {}
-    short, gone = problems(tmp_path, name, deep=True)["unreadable picture"]
-    assert short.startswith(f"{first}: can't decode the picture (")
-    assert gone.startswith(f"{second}: not a picture")
+    assert gone == f"{second}: not an image in a known format"
+    assert faults == {}
+    short, gone = problems(tmp_path, name, deep=True)["unreadable image"]
+    assert short.startswith(f"{first}: cannot decode the image (")
+    assert gone.startswith(f"{second}: not an image")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_sizes_differ(tmp_path, name):
-    picture(whole(tmp_path, name) / image(name, "val", "c"), (20, 10))
+    save_image(whole(tmp_path, name) / image_file(name, "val", "c"), (20, 10))
     assert problems(tmp_path, name) == {
-        "sizes differ": [f"{label(name, 'val', 'c')}: 20 x 20, the picture 20 x 10"]
+        "sizes differ": [f"{label(name, 'val', 'c')}: 20 x 20, the image 20 x 10"]
     }
 
 
@@ -155,7 +155,7 @@ def test_every_id_raw(tmp_path):
         for stem in stems:
             save(tmp_path / label("cityscapes", split, stem), raw.astype(np.uint8))
     assert problems(tmp_path, "cityscapes") == {
-        "implausible share of pixels": ["id 255 has 0.0%, and should have 3.0% to 30.0%"]
+        "implausible share of pixels": ["id 255 has 0.0%, expected 3.0% to 30.0%"]
     }
 
 
@@ -169,12 +169,12 @@ def test_classes_and_shares(tmp_path):
             save(tmp_path / label("voc", split, stem), ids)
     assert problems(tmp_path, "voc") == {
         "class without a pixel": ["7 (car)"],
-        "implausible share of pixels": ["id 255 has 0.0%, and should have 1.0% to 15.0%"],
+        "implausible share of pixels": ["id 255 has 0.0%, expected 1.0% to 15.0%"],
     }
-    # A part of the dataset isn't judged as the whole.
+    # A part of the dataset is not judged as the whole.
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("")
     assert problems(tmp_path, "voc") == {
-        "number of pictures": ["val has 0, the published one 1"],
+        "number of images": ["val has 0, the published one 1"],
     }
 
 
@@ -190,7 +190,7 @@ def test_palette_labels_are_fine(tmp_path):
 
 
 def test_published_numbers():
-    counts = {name: dict(known.expected.counts) for name, known in PREPARATIONS.items()}
+    counts = {name: dict(preparation.expected.counts) for name, preparation in PREPARATIONS.items()}
     assert counts == {
         "voc": {"train": (1464,), "val": (1449,)},
         "voc_aug": {"train_aug": (10582,), "val": (1449,)},
@@ -204,32 +204,32 @@ def test_published_numbers():
     }
 
 
-def test_published_pictures_and_classes(tmp_path):
-    """As many pictures as published, but others, or with other classes."""
+def test_published_images_and_classes(tmp_path):
+    """As many images as published, but others, or with other classes."""
     whole(tmp_path, "voc")
     names = b"a\nb"
     digest = hashlib.sha1(names, usedforsecurity=False).hexdigest()
     expected = dataclasses.replace(
-        small("voc"), lists=(("train", digest),), pictures_of=(("train", (2,) * 20),)
+        small("voc"), lists=(("train", digest),), images_per_class=(("train", (2,) * 20),)
     )
     assert check(tmp_path, expected).problems == []
     ids = plausible("voc")
     ids[ids == 9] = 8
     save(tmp_path / label("voc", "train", "a"), ids)
     other = dataclasses.replace(expected, lists=(("train", digest), ("val", digest)))
-    found = {problem.kind: problem.items for problem in check(tmp_path, other).problems}
-    assert found == {
-        "other pictures": ["val has as many as the published one, but others"],
-        "pictures with a class": ["train: 1 with chair, not 2"],
+    faults = {problem.kind: problem.items for problem in check(tmp_path, other).problems}
+    assert faults == {
+        "other images": ["val has as many as the published one, but others"],
+        "images with a class": ["train: 1 with chair, not 2"],
     }
 
 
 def test_published_facts():
-    """Digests are of 20 bytes; each class is in fewer pictures than there are."""
-    for known in PREPARATIONS.values():
-        counts = dict(known.expected.counts)
-        assert all(len(bytes.fromhex(digest)) == 20 for _, digest in known.expected.lists)
-        assert {split for split, _ in known.expected.lists} <= set(counts)
-        for split, numbers in known.expected.pictures_of:
-            assert len(numbers) == len(known.expected.foreground)
+    """Digests are of 20 bytes; each class is in fewer images than there are."""
+    for preparation in PREPARATIONS.values():
+        counts = dict(preparation.expected.counts)
+        assert all(len(bytes.fromhex(digest)) == 20 for _, digest in preparation.expected.lists)
+        assert {split for split, _ in preparation.expected.lists} <= set(counts)
+        for split, numbers in preparation.expected.images_per_class:
+            assert len(numbers) == len(preparation.expected.foreground)
             assert max(numbers) < counts[split][0] < sum(numbers)

@@ -1,6 +1,7 @@
 """Tables against known ids; raw maps become labels whole or not at all, and runs go on."""
 
 import errno
+import os
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from scipy.io import savemat
 from input_pipeline import writing
 from input_pipeline.datasets.class_sets import (
     class_set,
-    coco_stuff_train_ids,
+    coco_stuff_171_labels,
+    coco_stuff_171_to_27,
     pascal_context_raw_ids,
 )
 from input_pipeline.datasets.images import BadLabel, read_label
 from input_pipeline.prepare import conversions
 from input_pipeline.prepare.conversions import Job, by_table, convert
-from input_pipeline.writing import CannotWrite, write_whole
+from input_pipeline.writing import CannotWrite, write_atomic
 
 RAW = np.array([[0, 1, 181, 255], [90, 91, 181, 12]], np.uint8)
 
@@ -36,25 +38,25 @@ def names(folder):
 
 def test_coco_27_against_the_171_names():
     """COCO-Stuff's own names fall into the super-classes that they are called after."""
-    to_171, to_27 = coco_stuff_train_ids(), conversions.coco_stuff_27_table()
+    to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
     names_171, names_27 = class_set("stuff").names, class_set("stuff27").names
-    found = {
+    super_class = {
         names_171[to_171[raw]]: names_27[to_27[raw]] for raw in range(182) if to_171[raw] < 255
     }
-    assert len(found) == 171
-    assert found["person"] == "person"
-    assert found["car"] == "vehicle"
-    assert found["zebra"] == "animal"
-    assert found["pizza"] == "food things"
-    assert found["tv"] == "electronic"
-    assert found["tree"] == found["grass"] == "plant"
-    assert found["sky-other"] == found["clouds"] == "sky"
-    assert found["sea"] == found["river"] == "water"
-    assert {v for k, v in found.items() if k.startswith("wall")} == {"wall"}
-    assert {v for k, v in found.items() if k.startswith("window")} == {"window"}
-    assert {v for k, v in found.items() if k.startswith("ceiling")} == {"ceiling"}
-    assert {v for k, v in found.items() if k.startswith("floor")} == {"floor"}
-    assert set(found.values()) == set(names_27)
+    assert len(super_class) == 171
+    assert super_class["person"] == "person"
+    assert super_class["car"] == "vehicle"
+    assert super_class["zebra"] == "animal"
+    assert super_class["pizza"] == "food things"
+    assert super_class["tv"] == "electronic"
+    assert super_class["tree"] == super_class["grass"] == "plant"
+    assert super_class["sky-other"] == super_class["clouds"] == "sky"
+    assert super_class["sea"] == super_class["river"] == "water"
+    assert {v for k, v in super_class.items() if k.startswith("wall")} == {"wall"}
+    assert {v for k, v in super_class.items() if k.startswith("window")} == {"window"}
+    assert {v for k, v in super_class.items() if k.startswith("ceiling")} == {"ceiling"}
+    assert {v for k, v in super_class.items() if k.startswith("floor")} == {"floor"}
+    assert set(super_class.values()) == set(names_27)
     assert (to_27[255], to_27[182], to_27[254]) == (255, -1, -1)
     assert conversions.coco_stuff_171_table()[[0, 12, 181, 182, 255]].tolist() == [
         *(0, 11, 170, -1, 255)
@@ -62,11 +64,11 @@ def test_coco_27_against_the_171_names():
 
 
 def test_171_to_27():
-    to_171, to_27 = coco_stuff_train_ids(), conversions.coco_stuff_27_table()
-    table = conversions.coco_stuff_171_to_27()
+    to_171, to_27 = coco_stuff_171_labels(), conversions.coco_stuff_27_table()
+    table = coco_stuff_171_to_27()
     assert table.shape == (171,)
-    known = [raw for raw in range(182) if to_171[raw] < 255]
-    assert [table[to_171[raw]] for raw in known] == [to_27[raw] for raw in known]
+    raw_ids = [raw for raw in range(182) if to_171[raw] < 255]
+    assert [table[to_171[raw]] for raw in raw_ids] == [to_27[raw] for raw in raw_ids]
     assert table[[0, 11, 80, 170]].tolist() == [9, 8, 17, 24]
 
 
@@ -142,9 +144,7 @@ def test_pascal_context(tmp_path):
     assert read_label(folder / "a.png").tolist() == [[1, 0, 59, 0]]
     assert read_label(folder / "b.png").tolist() == [[58, 0]]
     assert done.written == 2
-    assert done.failures == [
-        f"{raw / 'c.png'}: id 460 at 1 pixels is none of this dataset's raw ids"
-    ]
+    assert done.failures == [f"{raw / 'c.png'}: id 460 at 1 pixels is not a raw id of this dataset"]
 
 
 def sbd(root, source):
@@ -169,7 +169,7 @@ def test_sbd(tmp_path):
         save(root / "SegmentationClass" / f"{stem}.png", np.array([[0, 3], [20, 255]], np.uint8))
     done = convert(conversions.sbd_jobs(root, source), by_table(conversions.voc_table()))
     aug = root / "ImageSets" / "Segmentation" / "aug.txt"
-    assert aug.read_text() == "d\ne\nf\n"  # SBD's pictures that VOC's lists don't have
+    assert aug.read_text() == "d\ne\nf\n"  # SBD's images that VOC's lists do not have
     folder = root / "SegmentationClassAug"
     # VOC's own labels go there as well, as in the published folder.
     assert names(folder) == ["a.png", "b.png", "c.png", "d.png", "f.png"]
@@ -186,7 +186,7 @@ def test_sbd(tmp_path):
     assert train_aug.read_text() == "a\nb\nd\ne\nf\n"
     aug.unlink()
     (source / "val.txt").unlink()
-    with pytest.raises(ValueError, match=r"no list .*val\.txt.*Unpack both datasets whole"):
+    with pytest.raises(ValueError, match=r"no list .*val\.txt.*Unpack both datasets completely"):
         conversions.sbd_jobs(root, source)
 
 
@@ -205,10 +205,10 @@ def test_damaged_maps_are_named_and_the_others_go_on(tmp_path):
         str(folder / f"{stem}.png") for stem in "bcde"
     ]
     said = [failure.partition(": ")[2] for failure in done.failures]
-    assert "can't decode" in said[0]
+    assert "cannot decode" in said[0]
     assert "not a label map" in said[1]
-    assert said[2].startswith("id 200 at 4 pixels is none")
-    assert "colour picture" in said[3]
+    assert said[2].startswith("id 200 at 4 pixels is not")
+    assert "colour image" in said[3]
     assert [n for n in names(folder) if "TrainIds" in n] == ["a_labelTrainIds.png"]
 
 
@@ -219,13 +219,13 @@ def test_damaged_maps_are_named_and_the_others_go_on(tmp_path):
         ({"LabelMap": np.array([[0.5]])}, "type float64"),
         ({"LabelMap": np.zeros((0, 0))}, "shape"),
         ({"Other": np.zeros((2, 2))}, "neither LabelMap nor GTcls"),
-        (b"MATLAB 5.0 MAT-file, cut short", "can't read"),
+        (b"MATLAB 5.0 MAT-file, cut short", "cannot read"),
     ],
 )
 def test_bad_mat_files(tmp_path, content, said):
     path = tmp_path / "a.mat"
     path.write_bytes(content) if isinstance(content, bytes) else savemat(path, content)
-    with pytest.raises(BadLabel, match=rf"a\.mat: can't read the ids .*{said}|{said}"):
+    with pytest.raises(BadLabel, match=rf"a\.mat: cannot read the ids .*{said}|{said}"):
         conversions.read_raw(path)
 
 
@@ -264,16 +264,15 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
     for stem in "abc":
         save(folder / f"{stem}.png", RAW)
     table = by_table(conversions.coco_stuff_171_table())
-    write, calls = writing._write, []
+    move, calls = os.replace, []
 
-    def failing(path, content):
+    def failing(temporary, path):
         calls.append(path)
         if len(calls) == 2:
-            path.write_bytes(content[:10])
             raise trouble
-        write(path, content)
+        move(temporary, path)
 
-    monkeypatch.setattr(writing, "_write", failing)
+    monkeypatch.setattr(writing.os, "replace", failing)
     with pytest.raises(raised, match=said) as caught:
         convert(coco_jobs(tmp_path), table)
     if said:
@@ -286,5 +285,5 @@ def test_interrupted_run_leaves_no_half_file_and_goes_on(
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CannotWrite, match=r"cannot write .*label\.png: .*goes on where it stopped"):
-        write_whole(tmp_path / "file" / "label.png", b"")
+    with pytest.raises(CannotWrite, match=r"cannot write .*label\.png: .*again to resume"):
+        write_atomic(tmp_path / "file" / "label.png", lambda file: file.write(b""))

@@ -21,11 +21,11 @@ from tests.input_pipeline.prepare.prepared import (
     LAYOUTS,
     SIZE,
     STEMS,
-    image,
+    image_file,
     label,
-    picture,
     plausible,
     save,
+    save_image,
     small,
     whole,
 )
@@ -39,36 +39,36 @@ RAW = {
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The command as it is, but for datasets of two and one pictures."""
+    """The command as it is, but for datasets of two and one images."""
     for name in (*LAYOUTS, "coco_stuff_171"):
-        known = dataclasses.replace(PREPARATIONS[name], expected=small(name))
-        monkeypatch.setitem(PREPARATIONS, name, known)
+        preparation = dataclasses.replace(PREPARATIONS[name], expected=small(name))
+        monkeypatch.setitem(PREPARATIONS, name, preparation)
 
 
 @pytest.mark.parametrize("name", ["coco_stuff_27", "coco_stuff_171", "cityscapes"])
 def test_write_then_check(tmp_path, capsys, tiny, name):
     """From the published files to a dataset that is whole, and again without work."""
-    known = PREPARATIONS[name]
+    preparation = PREPARATIONS[name]
     table, suffix = RAW[name]
     raw_of = {int(to): raw for raw, to in reversed([*enumerate(table())])}
     raw = np.vectorize(raw_of.get)(plausible(name)).astype(np.uint8)
-    layout = known.expected.record.layout
+    layout = preparation.expected.record.layout
     for split, stems in STEMS.items():
         for stem in stems:
-            picture(tmp_path / image(name, split, stem))
+            save_image(tmp_path / image_file(name, split, stem))
             done = label(name, split, stem).removesuffix(layout.label_suffix)
             save(tmp_path / (done + suffix), raw)
     assert main([name, "--root", str(tmp_path)]) == 1
-    told = capsys.readouterr().out
-    assert f"missing label: 3\n  {label(name, 'train', 'a')}\n" in told
-    assert "--write makes the" in told
+    output = capsys.readouterr().out
+    assert f"missing label: 3\n  {label(name, 'train', 'a')}\n" in output
+    assert "--write makes the" in output
     assert main([name, "--root", str(tmp_path), "--write"]) == 0
-    told = capsys.readouterr().out
-    assert "converted: 3, there already: 0, failed: 0" in told
-    assert told.endswith("\nok\n")
+    output = capsys.readouterr().out
+    assert "converted: 3, already there: 0, failed: 0" in output
+    assert output.endswith("\nok\n")
     (tmp_path / label(name, "val", "c")).write_bytes(b"half")
     assert main([name, "--root", str(tmp_path), "--write"]) == 0
-    assert "converted: 1, there already: 2, failed: 0" in capsys.readouterr().out
+    assert "converted: 1, already there: 2, failed: 0" in capsys.readouterr().out
 
 
 def test_write_context(tmp_path, capsys, tiny):
@@ -80,11 +80,11 @@ def test_write_context(tmp_path, capsys, tiny):
         save(tmp_path / "raw" / f"{stem}.png", raw)
     write = ["context", "--root", str(tmp_path), "--write"]
     assert main(write) == 1  # no trainval/ there
-    assert "converted: 0, there already: 0, failed: 0" in capsys.readouterr().out
+    assert "converted: 0, already there: 0, failed: 0" in capsys.readouterr().out
     assert main([*write, "--source", str(tmp_path / "raw")]) == 0
     (tmp_path / "raw").rename(root / "trainval")
     assert main(write) == 0
-    assert "converted: 0, there already: 3" in capsys.readouterr().out
+    assert "converted: 0, already there: 3" in capsys.readouterr().out
 
 
 def test_write_voc_aug(tmp_path, capsys, monkeypatch):
@@ -94,30 +94,32 @@ def test_write_voc_aug(tmp_path, capsys, monkeypatch):
     (source / "train.txt").write_text("a\nd\n")
     (source / "val.txt").write_text("e\nc\n")
     for stem in "de":
-        picture(root / f"JPEGImages/{stem}.jpg")
+        save_image(root / f"JPEGImages/{stem}.jpg")
         savemat(source / "cls" / f"{stem}.mat", {"GTcls": {"Segmentation": plausible("voc")}})
-    known = PREPARATIONS["voc_aug"]
+    preparation = PREPARATIONS["voc_aug"]
     counts = (("train_aug", (4,)), ("val", (1,)))
-    expected = dataclasses.replace(known.expected, counts=counts, lists=(), pictures_of=())
-    known = dataclasses.replace(known, expected=expected)
+    expected = dataclasses.replace(
+        preparation.expected, counts=counts, lists=(), images_per_class=()
+    )
+    preparation = dataclasses.replace(preparation, expected=expected)
     (root / "Annotations").mkdir()
     for stem in "abcde":
         (root / f"Annotations/{stem}.xml").write_text(
             "<annotation><object><name>cat</name></object></annotation>"
         )
-    monkeypatch.setitem(PREPARATIONS, "voc_aug", known)
+    monkeypatch.setitem(PREPARATIONS, "voc_aug", preparation)
     assert main(["voc_aug", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
-    assert "missing list: 1\n  ImageSets/Segmentation/train_aug.txt\n  -> Unpack VOC" in told
+    output = capsys.readouterr().out
+    assert "missing list: 1\n  ImageSets/Segmentation/train_aug.txt\n  -> Unpack VOC" in output
     assert main(["voc_aug", "--root", str(root), "--write"]) == 0
-    told = capsys.readouterr().out
-    assert "train_aug: 4 pictures (published: 4)" in told
-    assert "converted: 5, there already: 0, failed: 0" in told
+    output = capsys.readouterr().out
+    assert "train_aug: 4 images (published: 4)" in output
+    assert "converted: 5, already there: 0, failed: 0" in output
     assert [e.name for e in VOC12_20.index(root, "trainaug")] == [*"abde"]
 
 
 def test_voc_aug_image_labels(tmp_path, capsys, monkeypatch):
-    """Pictures whose labels can't be read from the detection annotations are named."""
+    """Images whose labels cannot be read from the detection annotations are named."""
     root = whole(tmp_path, "voc")
     (root / "SegmentationClass").rename(root / "SegmentationClassAug")
     lists = root / "ImageSets" / "SegmentationAug"
@@ -126,14 +128,19 @@ def test_voc_aug_image_labels(tmp_path, capsys, monkeypatch):
     lists.joinpath("train_aug.txt").write_text(
         "".join(two.format(stem, "SegmentationClassAug") for stem in "ab")
     )
-    known = PREPARATIONS["voc_aug"]
+    preparation = PREPARATIONS["voc_aug"]
     expected = dataclasses.replace(
-        known.expected, counts=(("train_aug", (2,)), ("val", (1,))), lists=(), pictures_of=()
+        preparation.expected,
+        counts=(("train_aug", (2,)), ("val", (1,))),
+        lists=(),
+        images_per_class=(),
     )
-    monkeypatch.setitem(PREPARATIONS, "voc_aug", dataclasses.replace(known, expected=expected))
+    monkeypatch.setitem(
+        PREPARATIONS, "voc_aug", dataclasses.replace(preparation, expected=expected)
+    )
     assert main(["voc_aug", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
-    assert f"no image labels: 2\n  train_aug: no image labels: there is no folder {root}" in told
+    output = capsys.readouterr().out
+    assert f"no image labels: 2\n  train_aug: no image labels: there is no folder {root}" in output
     (root / "Annotations").mkdir()
     inside = "<object><name>{}</name></object>"
     for stem, names in (("a", ("cat",)), ("b", ("unicorn", "dog"))):
@@ -146,9 +153,9 @@ def test_voc_aug_image_labels(tmp_path, capsys, monkeypatch):
     ) in capsys.readouterr().out
     lists.joinpath("train_aug.txt").write_text(two.format("a", "masks"))
     assert main(["voc_aug", "--root", str(root)]) == 1
-    told = capsys.readouterr().out
-    assert "list of another folder: 1\n" in told
-    assert "train_aug.txt: names labels like /masks/a.png, and this dataset's are in " in told
+    output = capsys.readouterr().out
+    assert "list of another folder: 1\n" in output
+    assert "train_aug.txt: names labels like /masks/a.png, but this dataset's are in " in output
 
 
 def test_report(tmp_path, capsys, tiny):
@@ -156,19 +163,19 @@ def test_report(tmp_path, capsys, tiny):
     raw = root / "annotations" / "val2017"
     save(raw / "c.png", np.full(SIZE, 200, np.uint8))
     (raw / "c_27labelTrainIds.png").unlink()
-    told = tmp_path / "report.json"
-    argv = ["coco_stuff_27", "--root", str(root), "--write", "--report", str(told)]
+    output = tmp_path / "report.json"
+    argv = ["coco_stuff_27", "--root", str(root), "--write", "--report", str(output)]
     assert main(argv) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"coco_stuff_27 in {root}",
-        "  train: 2 pictures (published: 2)",
-        "  val: 1 pictures (published: 1)",
+        "  train: 2 images (published: 2)",
+        "  val: 1 images (published: 1)",
         "  labels: 2 read, 27 of 27 classes, 12.8% of the pixels 255",
-        "  converted: 0, there already: 0, failed: 1",
+        "  converted: 0, already there: 0, failed: 1",
         "",
         "not converted: 1",
-        f"  {raw / 'c.png'}: id 200 at 400 pixels is none of this dataset's raw ids",
-        "  -> Unpack these again; then --write goes on where it stopped.",
+        f"  {raw / 'c.png'}: id 200 at 400 pixels is not a raw id of this dataset",
+        "  -> Unpack these again; then run with --write again to resume.",
         "",
         "missing label: 1",
         "  annotations/val2017/c_27labelTrainIds.png",
@@ -176,7 +183,7 @@ def test_report(tmp_path, capsys, tiny):
         "",
         "not ok: 2 kinds of problem",
     ]
-    content = json.loads(told.read_text())
+    content = json.loads(output.read_text())
     assert content["ok"] is False
     assert content["pictures"]["train"] == {"found": 2, "published": [2]}
     assert content["converted"] == {"written": 0, "kept": 0}
@@ -191,9 +198,9 @@ def test_long_lists_are_cut_in_words_alone(tmp_path, capsys, tiny):
     root = whole(tmp_path, "voc")
     (root / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join("qrstuvw"))
     assert main(["voc", "--root", str(root), "--report", str(root / "r.json")]) == 1
-    told = capsys.readouterr().out
-    assert "missing picture: 7\n  JPEGImages/q.jpg\n" in told
-    assert "  JPEGImages/u.jpg\n  ...\n" in told
+    output = capsys.readouterr().out
+    assert "missing image: 7\n  JPEGImages/q.jpg\n" in output
+    assert "  JPEGImages/u.jpg\n  ...\n" in output
     content = json.loads((root / "r.json").read_text())
     assert [len(p["items"]) for p in content["problems"]] == [7, 7, 1]
 
@@ -202,10 +209,10 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
     root = whole(tmp_path, "coco_stuff_27")
     save(root / "annotations" / "val2017" / "d.png", np.zeros(SIZE, np.uint8))
 
-    def full(path, content):
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "_write", full)
+    monkeypatch.setattr(writing.os, "replace", full)
     assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write ")
@@ -216,11 +223,11 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
     ("argv", "said"),
     [
         (["voc", "--root", "{}/nowhere"], "nowhere is not a folder"),
-        (["voc", "--root", "{}", "--source", "{}"], "--source goes with --write"),
+        (["voc", "--root", "{}", "--source", "{}"], "--source needs --write"),
         (["voc", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
         (["coco14", "--root", "{}", "--write", "--source", "{}"], "--source is for voc_aug and"),
-        (["voc_aug", "--root", "{}", "--write", "--source", "{}"], "is no folder with cls/"),
-        (["context", "--root", "{}", "--write", "--source", "{}/x"], "x is no folder"),
+        (["voc_aug", "--root", "{}", "--write", "--source", "{}"], "is not a folder with cls/"),
+        (["context", "--root", "{}", "--write", "--source", "{}/x"], "x is not a folder"),
         (["voc", "--root", "{}", "--report", "{}/no/r.json"], "must be a file in a folder that"),
         (["pets", "--root", "{}"], "invalid choice: 'pets'"),
         (["voc"], "required: --root"),

@@ -22,8 +22,9 @@ from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normali
 from clipseg_jax.ops.components import bounding_box, component_bounds, component_boxes_mask
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
 from input_pipeline.datasets.class_sets import (
-    coco_stuff_coarse_ids,
-    coco_stuff_train_ids,
+    coco_stuff_27_labels,
+    coco_stuff_171_labels,
+    coco_stuff_171_to_27,
     prompt_set,
 )
 from tests import tiny
@@ -229,7 +230,9 @@ def test_cam_files(tmp_path, capsys):
     (tmp_path / "text.npy").write_bytes(b"no array")
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps({"keys": 1}))
     for name in (*bad, "plain", "cut", "text", "pickle"):
-        with pytest.raises(ValueError, match=rf"{name}\.npy is no file of class activation maps"):
+        with pytest.raises(
+            ValueError, match=rf"{name}\.npy is not a file of class activation maps"
+        ):
             cam_files.read_cam(tmp_path / f"{name}.npy")
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
@@ -253,11 +256,12 @@ def test_prompt_sets():
     assert prompt_set("coco_stuff", synonyms=False).background == ()
     with pytest.raises(ValueError, match="No prompt set 'ade'"):
         prompt_set("ade", synonyms=False)
-    raw, fine = coco_stuff_coarse_ids(raw=True), coco_stuff_coarse_ids(raw=False)
-    known = coco_stuff_train_ids() < 255
-    np.testing.assert_array_equal(fine[coco_stuff_train_ids()[known]], raw[known])
-    assert set(fine[:171]) == set(range(27))
-    assert raw[255] == fine[255] == fine[171] == 255
+    raw_to_27, raw_to_171 = coco_stuff_27_labels(), coco_stuff_171_labels()
+    fine, has_class = coco_stuff_171_to_27(), raw_to_171 < 255
+    np.testing.assert_array_equal(fine[raw_to_171[has_class]], raw_to_27[has_class])
+    assert fine.shape == (171,)
+    assert set(fine) == set(range(27))
+    assert raw_to_27[255] == 255
 
 
 def model(cfg=CFG, classes=12, seed=0):
@@ -329,7 +333,7 @@ def test_gradients_are_those_of_the_whole_block(batch):
 
     def probability(u, c):
         q, k, v = block.attn.qkv(u)
-        y = x + block.attn.attend(block.attn.weights(q, k), v)
+        y = x + block.attn.mix(q, k, v)
         z = net.visual.ln_post(y + block.mlp(block.ln_2(y)))
         feature = l2_normalize(jnp.mean(z[0, 1:], axis=0) @ net.visual.proj[...])
         return jax.nn.softmax(100 * rows @ feature)[c]

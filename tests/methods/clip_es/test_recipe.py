@@ -22,7 +22,7 @@ from configs.base.clip_es import tagclip
 from tests import folders, seeded
 from tests.input_pipeline import coco_files
 from tests.kills import run_whole_and_killed, start
-from weights_convert import load_deeplab
+from weights_convert import DEEPLAB, load_trained
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     stored, saved = read_cams(cam_path(tmp_path, name)), read_cam(tmp_path / f"cams_npy/{name}.npy")
     np.testing.assert_array_equal(saved.classes, stored.classes)
     assert saved.maps.shape == (len(stored.classes), *mask.shape)
-    assert load_deeplab(tmp_path / "student.safetensors").record["class_count"] == 13
+    assert load_trained(tmp_path / "student.safetensors", DEEPLAB).record["class_count"] == 13
 
     capsys.readouterr()
     assert main.run(config, tmp_path) == records
@@ -200,7 +200,9 @@ def check_equal(whole, broken):
             else:
                 pair = [np.asarray(Image.open(folder / kind / name)) for folder in (whole, broken)]
             np.testing.assert_array_equal(*pair, err_msg=f"{kind} {name}")
-    one, two = (load_deeplab(folder / "student.safetensors").arrays for folder in (whole, broken))
+    one, two = (
+        load_trained(folder / "student.safetensors", DEEPLAB).arrays for folder in (whole, broken)
+    )
     for key, value in one.items():
         np.testing.assert_array_equal(value, two[key], err_msg=key)
     for name in ("cams", "masks", "student", "student_crf"):

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 
 from clipseg_jax.methods.clip_rc.model import initial
-from clipseg_jax.ops import attention as attention_module
-from clipseg_jax.ops.attention import KeyValues, attention
 from tests import tiny
 from tests.methods.clip_rc.tiny import SMALL, small
 from weights_convert.clip.build import flat_arrays
@@ -38,54 +36,6 @@ def test_layers_start_as_published():
     visual = tiny.clip().visual
     start = visual.class_embedding[...] + visual.positional_embedding[...][0]
     np.testing.assert_array_equal(state["encoder.region_level_bridge"], np.tile(start, (4, 1)))
-
-
-@pytest.mark.parametrize("turns", [False, True])
-def test_attention_is_a_masked_softmax_with_dropout(monkeypatch, turns):
-    """Values and gradients, made together or head by head; the same entries are dropped."""
-    b, n, q, d, rate = 2, 3, 5, 4, 0.4
-    keys = jax.random.split(jax.random.key(0), 8)
-    queries = jax.random.normal(keys[0], (b, n, q, d))
-    ks = [jax.random.normal(key, (b, n, m, d)) for key, m in zip(keys[1:3], (7, 2), strict=True)]
-    vs = [jax.random.normal(key, (b, n, m, d)) for key, m in zip(keys[3:5], (7, 2), strict=True)]
-    bias = jnp.where(jax.random.bernoulli(keys[5], 0.5, (b, q, 2)), 0.0, -jnp.inf)
-
-    def run(queries, ks, vs, key=None):
-        groups = [KeyValues(ks[0], vs[0]), KeyValues(ks[1], vs[1], bias)]
-        return attention(queries, groups, rate=rate, key=key)
-
-    def plain(queries, ks, vs):
-        scores = jnp.einsum("bnqd,bnkd->bnqk", queries, jnp.concatenate(ks, 2)) / d**0.5
-        scores = scores.at[..., 7:].add(bias[:, None])
-        weights = jax.nn.softmax(scores, axis=-1)
-        return jnp.einsum("bnqk,bnkd->bnqd", weights, jnp.concatenate(vs, 2))
-
-    monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", 0 if turns else 2**20)
-    arguments = queries, ks, vs
-    np.testing.assert_allclose(jax.jit(run)(*arguments), plain(*arguments), rtol=1e-5, atol=1e-6)
-
-    def total(function):
-        return jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(function(*args))), (0, 1, 2)))
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        total(run)(*arguments),
-        total(plain)(*arguments),
-    )
-    # With one-hot values dropout shows: entries are 0 or grown, and their mean stays.
-    eyes = jnp.split(jnp.broadcast_to(jnp.eye(9), (b, n, 9, 9)), [7], axis=2)
-    whole = run(queries, ks, eyes)
-    maps = jnp.stack([jax.jit(run)(queries, ks, eyes, jax.random.key(i)) for i in range(20)])
-    kept = maps != 0
-    np.testing.assert_allclose(
-        maps[kept], (jnp.broadcast_to(whole, maps.shape) / (1 - rate))[kept], rtol=1e-5
-    )
-    assert abs(float(jnp.mean(kept[:, whole > 0])) - (1 - rate)) < 0.03
-    assert np.all(np.any(kept[0] != kept[1], axis=(2, 3)))
-    assert np.any(kept[0, 0, 0] != kept[0, 1, 0])
-    monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", 2**20 if turns else 0)
-    other = run(queries, ks, eyes, jax.random.key(0))
-    np.testing.assert_allclose(other, maps[0], rtol=1e-5, atol=1e-7)
 
 
 def test_padding_has_no_influence():

@@ -64,7 +64,7 @@ def config_of(home, dataset, setting, **changes):
 
 
 def arrays(path):
-    return weights_convert.load_clip_rc(path).arrays
+    return weights_convert.load_trained(path, weights_convert.CLIP_RC).arrays
 
 
 def assert_same(one, two):
@@ -97,7 +97,7 @@ def check_run(home, dataset, setting, folder, printed):
     assert metrics["published_metric"] == "hIoU"
     assert len(list((folder / setting / "predictions").iterdir())) == 2
     assert f"{metrics['unseen'][0]} (unseen)" in table
-    told = weights_convert.load_clip_rc(folder / setting / LAST).record
+    told = weights_convert.load_trained(folder / setting / LAST, weights_convert.CLIP_RC).record
     assert (told["setting"], len(told["classes"])) == (setting, classes)
     assert len(told["seen"]) == (classes if setting == "fully" else classes - unseen)
 
@@ -114,7 +114,7 @@ def test_three_settings(home, tmp_path, capsys):
     """Inductive, then transductive from its half-way weights, and fully; with their tables."""
     for setting in ("inductive", "transductive", "fully"):
         check_run(home, "voc", setting, tmp_path, lambda: capsys.readouterr().out)
-    half = weights_convert.load_clip_rc(tmp_path / "inductive" / HALF)
+    half = weights_convert.load_trained(tmp_path / "inductive" / HALF, weights_convert.CLIP_RC)
     assert half.record["figures"] == {"steps": STEPS // 2}
     last, own = arrays(tmp_path / "inductive" / LAST), half.arrays
     assert any(not np.array_equal(own[name], last[name]) for name in own)
@@ -204,8 +204,9 @@ def test_a_published_file_needs_no_clip(home, tmp_path):
     main.run(config, tmp_path / "ours")
     clip = weights_convert.load_clip(home / "clip.safetensors").model
     released = tmp_path / "iter_4.pth"
-    ours = weights_convert.load_clip_rc(tmp_path / "ours" / LAST)
-    weights_convert.export_clip_rc(ours, released, clip)
+    ours = weights_convert.load_trained(tmp_path / "ours" / LAST, weights_convert.CLIP_RC)
+    weights = weights_convert.clip_to_state_dict(clip)
+    weights_convert.export_trained(ours, released, weights_convert.CLIP_RC, clip=weights)
     rows = np.load(tmp_path / "ours" / "text_embeddings.npy")
     np.save(tmp_path / "rows.npy", rows)
     config = config_of(home, "voc", "inductive")
@@ -264,12 +265,12 @@ def test_what_users_get_wrong(home, tmp_path):
         main.run(config, tmp_path / "b")
     config = config_of(home, "voc", "inductive", **{"dataset.unseen": ("zebra",)})
     config.stages = ("text", "train")
-    with pytest.raises(ValueError, match=r"unseen classes \['zebra'\] are none of VOC12_20's"):
+    with pytest.raises(ValueError, match=r"unseen classes \['zebra'\] are not among VOC12_20's"):
         main.run(config, tmp_path / "c")
     config = demo_clip_rc.get_config()
     config.dataset.name, config.dataset.root, config.dataset.unseen = "folder", str(tmp_path), ()
     config.stages = ("text", "train")
-    with pytest.raises(ValueError, match=r"which classes of .* are unseen"):
+    with pytest.raises(ValueError, match=r"has no published unseen classes"):
         main.run(config, tmp_path / "d")
     config = config_of(home, "voc", "inductive")
     config.stages = ("train",)

@@ -19,11 +19,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from clipseg_jax.core.mesh import batch_sharding, make_mesh, parameter_shardings, shard_batch
 from clipseg_jax.core.modules import Keys, abstract, initialised
 from clipseg_jax.core.optim import learning_rate, optimizer
-from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify, dense_features
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
 from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, OPTIM, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import CLIP, l2_normalize
+from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input

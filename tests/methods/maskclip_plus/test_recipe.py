@@ -17,7 +17,7 @@ from configs import coco_stuff_maskclip_plus, context_maskclip_plus, demo_maskcl
 from configs import voc_maskclip_plus as voc
 from tests import folders, seeded
 from tests.kills import run_whole_and_killed, start
-from weights_convert import load_maskclip_plus, maskclip_plus_from
+from weights_convert import MASKCLIP_PLUS, build_maskclip_plus, load_trained
 from weights_convert.clip.build import flat_arrays
 
 LONG = pytest.mark.long
@@ -95,7 +95,9 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     assert found["clean"]["0"]["mIoU"] == last["mIoU"] == records["robustness"]["clean"]
     assert not list(tmp_path.rglob("*.partial*"))
     for name, steps in (("student_guided", 4), ("student", 6)):
-        trained = load_maskclip_plus(tmp_path / f"{name}.safetensors", classes=world.CLASSES)
+        trained = load_trained(
+            tmp_path / f"{name}.safetensors", MASKCLIP_PLUS, classes=world.CLASSES
+        )
         assert trained.record["steps"] == steps
         assert not any(path.startswith("teacher") for path in trained.arrays)
 
@@ -201,7 +203,7 @@ def test_published_layouts(dataset, variant, classes, tmp_path):
     assert records["train"]["steps"] == 4
     assert records["evaluate"]["images"] == 2
     assert ("hIoU" in records["evaluate"]) == zero_shot
-    trained = load_maskclip_plus(tmp_path / "run/student.safetensors")
+    trained = load_trained(tmp_path / "run/student.safetensors", MASKCLIP_PLUS)
     assert trained.record["class_count"] == classes
     assert ("background_embedding" in trained.arrays) == (classes in (21, 60))
 
@@ -216,7 +218,7 @@ def parameters(painted, folder, devices):
     config.student.optim.rate = 0.001  # a larger one makes much of the order in which is summed
     config.train.devices = devices
     main.run(config, folder)
-    made = maskclip_plus_from(load_maskclip_plus(folder / "student.safetensors"))
+    made = build_maskclip_plus(load_trained(folder / "student.safetensors", MASKCLIP_PLUS))
     return {path: np.asarray(leaf) for path, leaf in flat_arrays(made).items()}
 
 
@@ -255,8 +257,8 @@ def test_what_users_get_wrong(painted, tmp_path):
     fails("no backbone; pass", **{"student.backbone": ""})
     fails("is no released CLIP, the config is for rn50", **{"clip.tower": "rn50"})
     fails("setting 'few_shot'", **{"student.setting": "few_shot"})
-    fails("holds no class out; name some", **{"dataset.unseen": ()})
-    fails(r"unseen classes \['zebra'\] are none of", **{"dataset.unseen": ("zebra",)})
+    fails("has no published unseen classes; name some", **{"dataset.unseen": ()})
+    fails(r"unseen classes \['zebra'\] are not among", **{"dataset.unseen": ("zebra",)})
     fails("overlap; end one", **{"student.guided_steps": (1, -1)})
     names = ("background", *world.CLASSES[:11])
     background = {"dataset.class_names": names, "student.setting": "annotation_free"}
@@ -283,7 +285,9 @@ def test_killed_and_resumed(painted, tmp_path):
         lambda workdir: tiny_run(painted, workdir), tmp_path, kills
     )
     for name in ("student_guided", "student"):
-        one, two = (load_maskclip_plus(f / f"{name}.safetensors").arrays for f in (whole, broken))
+        one, two = (
+            load_trained(f / f"{name}.safetensors", MASKCLIP_PLUS).arrays for f in (whole, broken)
+        )
         assert one.keys() == two.keys()
         for key, value in one.items():
             np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")

@@ -91,7 +91,7 @@ def test_the_prefix_runs_once_and_changes_nothing():
         shared = jnp.broadcast_to(shared, (len(IDS), *shared.shape))
         x = jnp.concatenate([shared, text.token_embedding(ids)], axis=1)
         x = x + text.positional_embedding[...]
-        causal = jnp.where(jnp.tril(jnp.ones((77, 77), bool)), 0.0, -jnp.inf)
+        causal = jnp.where(jnp.tril(jnp.ones((1, 77, 77), bool)), 0.0, -jnp.inf)
         x = text.ln_final(text.transformer(x, causal)[0])
         x = x[jnp.arange(len(IDS)), 74 + jnp.argmax(ids, axis=1)] @ text.text_projection[...]
         return x / jnp.linalg.norm(x)

@@ -13,7 +13,7 @@ from clipseg_jax.demo import world
 from configs import demo_reclip, demo_reclippp
 from tests import folders
 from tests.kills import run_whole_and_killed, start
-from weights_convert.trained.reclip import files as results
+from weights_convert import RECLIP, load_trained
 
 ALL = (
     "data",
@@ -70,7 +70,7 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys):
         assert figures["published_metric"] == "mIoU_absent_as_0"
         assert len(list((tmp_path / f"pictures_{stage}").iterdir())) == 2
         assert len(list((tmp_path / f"predictions_{stage}").iterdir())) == 6
-        last = results.load_result(tmp_path / f"{stage}_last.safetensors")
+        last = load_trained(tmp_path / f"{stage}_last.safetensors", RECLIP)
         assert last.record["classes"][:2] == ["boat", "fish"]
         assert last.record["figures"]["steps"] == 6
     assert not list(tmp_path.rglob("*.partial*"))
@@ -184,8 +184,8 @@ def check_kills(make, root, folder, kills):
     """Kills change nothing of the result."""
     whole, broken = run_whole_and_killed(lambda workdir: make(root, workdir), folder, kills)
     for name in ("rectified_best", "rectified_last", "distilled_best", "distilled_last"):
-        one = results.load_result(whole / f"{name}.safetensors").arrays
-        two = results.load_result(broken / f"{name}.safetensors").arrays
+        one = load_trained(whole / f"{name}.safetensors", RECLIP).arrays
+        two = load_trained(broken / f"{name}.safetensors", RECLIP).arrays
         assert one.keys() == two.keys()
         for key, value in one.items():
             np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")

@@ -20,13 +20,13 @@ from clipseg_jax.demo import world
 from clipseg_jax.evaluate import headline
 from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip import build as weclip_models
-from clipseg_jax.methods.weclip import image_labels as weclip_tags
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
+from clipseg_jax.stages.image_classes import tagged_examples
 from configs import demo_weclip, demo_wtclip
 from tests.kills import run_whole_and_killed, start
-from weights_convert import load_weclip
+from weights_convert import WECLIP, load_trained
 
 ALL = ("data", "text", "train", "evaluate", "evaluate_crf")
 KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
@@ -89,7 +89,9 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys, caplog):
     assert [line["step"] for line in lines(tmp_path / "train_evaluations.jsonl")] == [2, 4]
     method = "WTCLIP" if module is demo_wtclip else "WeCLIP"
     for which in ("last", "best"):
-        head = load_weclip(tmp_path / f"head_{which}.safetensors", method=method)
+        head = load_trained(
+            tmp_path / f"head_{which}.safetensors", WECLIP, expected={"method": method}
+        )
         assert head.record["classes"][:2] == ["background", "boat"]
     both = [json.loads((tmp_path / f"metrics{n}.json").read_text()) for n in ("", "_crf")]
     for figures, name in zip(both, ("", "_crf"), strict=True):
@@ -143,7 +145,7 @@ def test_masks_are_the_labels_of_whole_images(painted, tmp_path):
     assert figures["published_metric"] == "mIoU_of_labelled"
     assert figures["classes"]["background"]["IoU"] > 0
 
-    examples, tags = weclip_tags.tagged_examples(config, tmp_path, "train", label_maps=False)
+    examples, tags = tagged_examples(config, tmp_path, "train", label_maps=False)
     cfg = dataclasses.replace(weclip_models.inference(config), ratios=(1.0,))
     graph, state = nnx.split(weclip_models.load_trained(config, tmp_path))
 
@@ -223,7 +225,7 @@ def test_devices_share_a_batch(painted, tmp_path):
         config.stages, config.fit.validate_every_steps = ("text", "train"), 0
         config.train.devices = devices
         main.run(config, tmp_path / str(devices))
-        heads.append(load_weclip(tmp_path / f"{devices}/head_last.safetensors").arrays)
+        heads.append(load_trained(tmp_path / f"{devices}/head_last.safetensors", WECLIP).arrays)
         losses.append([line["loss"] for line in lines(tmp_path / f"{devices}/train.jsonl")])
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], rtol=1e-4)
@@ -255,7 +257,7 @@ def check_kills(make, folder, kills):
     names = sorted(path.name for path in whole.glob("head_*.safetensors"))
     assert names
     for name in names:
-        one, two = (load_weclip(run / name).arrays for run in (whole, broken))
+        one, two = (load_trained(run / name, WECLIP).arrays for run in (whole, broken))
         for key, value in one.items():
             np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")
     for name in ("metrics", "metrics_crf"):

@@ -10,7 +10,7 @@ import pytest
 import weights_convert
 from tests.weights_convert import toys
 from tests.weights_convert.trained.test_deeplab import fresh_model, published
-from weights_convert import CheckpointError
+from weights_convert import DEEPLAB, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.formats.caffe import read_caffe
 from weights_convert.trained.deeplab import from_published
@@ -81,20 +81,20 @@ def caffemodel(weights, *, aspp=True):
     return out
 
 
-def close(found, expected):
+def close(arrays, expected):
     """Equal but for statistics, which were multiplied and divided again."""
-    assert set(found) == set(expected)
+    assert set(arrays) == set(expected)
     for key, value in expected.items():
         if key.endswith((".mean", ".var")):
-            np.testing.assert_allclose(found[key], value, rtol=1e-6, err_msg=key)
+            np.testing.assert_allclose(arrays[key], value, rtol=1e-6, err_msg=key)
         else:
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
+            np.testing.assert_array_equal(arrays[key], value, err_msg=key)
 
 
 def test_a_trained_net(tmp_path, capsys):
     path = tmp_path / "train2_iter_20000.caffemodel"
     path.write_bytes(caffemodel(published()))
-    trained = weights_convert.load_deeplab(path)
+    trained = weights_convert.load_trained(path, DEEPLAB)
     assert trained.record["kind"] == "caffemodel"
     assert trained.record["class_count"] == 4
     close(trained.arrays, from_published(published(), "file"))
@@ -102,7 +102,7 @@ def test_a_trained_net(tmp_path, capsys):
     assert main([str(path), "-o", str(ours)]) == 0
     assert "DeepLabV2, ResNet-17, 4 classes" in capsys.readouterr().out
     toys.assert_same(
-        weights_convert.load_deeplab(ours).arrays,
+        weights_convert.load_trained(ours, DEEPLAB).arrays,
         {key: np.asarray(value) for key, value in trained.arrays.items()},
     )
     assert main(["--inspect", str(path)]) == 0
@@ -113,13 +113,13 @@ def test_initial_weights(tmp_path):
     path = tmp_path / "init.caffemodel"
     path.write_bytes(caffemodel(published(), aspp=False))
     model = fresh_model()
-    done = weights_convert.load_initial(path, model)
+    done = weights_convert.load_deeplab_backbone(path, model)
     assert done.skipped == ("fc1_coco.weight", "fc1_coco.bias")
     expected = from_published(published(), "file")
     kernel = model.backbone.layers[1][1].conv2.kernel[...]
     np.testing.assert_array_equal(kernel, expected["backbone.layers.1.1.conv2.kernel"])
-    with pytest.raises(CheckpointError, match="is no trained network"):
-        weights_convert.load_deeplab(path)
+    with pytest.raises(CheckpointError, match="is not a trained network"):
+        weights_convert.load_trained(path, DEEPLAB)
 
 
 def test_blocks_and_old_shapes(tmp_path):
@@ -129,24 +129,24 @@ def test_blocks_and_old_shapes(tmp_path):
     message = field(100, field(1, b"res4b22_branch2c") + field(7, old))
     message += layer("bn2c_branch1", np.ones(2), np.ones(2), np.zeros(1))
     path.write_bytes(message)
-    found = read_caffe(path)
-    assert list(found) == [
+    arrays = read_caffe(path)
+    assert list(arrays) == [
         "layer4.block23.increase.conv.weight",
         "layer2.block3.shortcut.bn.running_mean",
         "layer2.block3.shortcut.bn.running_var",
     ]
     np.testing.assert_array_equal(
-        found["layer4.block23.increase.conv.weight"], np.arange(6).reshape(2, 3)
+        arrays["layer4.block23.increase.conv.weight"], np.arange(6).reshape(2, 3)
     )
-    np.testing.assert_array_equal(found["layer2.block3.shortcut.bn.running_var"], 1)
+    np.testing.assert_array_equal(arrays["layer2.block3.shortcut.bn.running_var"], 1)
 
 
 def test_damage(tmp_path):
     whole = caffemodel(published())
     path = tmp_path / "net.caffemodel"
     for content, said in [
-        (whole[: len(whole) // 2], "reaches beyond the end"),
-        (b"PK\x03\x04 no protocol buffer", "no readable caffemodel"),
+        (whole[: len(whole) // 2], "extends beyond the end"),
+        (b"PK\x03\x04 no protocol buffer", "not a readable caffemodel"),
         (b"\x0a" + b"\xff" * 40, "more than 64 bits"),
         (field(100, field(1, b"x") + field(7, blob(np.ones(4))[:-4])), "beyond the end"),
         (field(2, field(4, b"conv1") + bytes(20)), "upgrade it with Caffe's"),
@@ -154,4 +154,4 @@ def test_damage(tmp_path):
     ]:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=said):
-            weights_convert.load_deeplab(path)
+            weights_convert.load_trained(path, DEEPLAB)

@@ -16,18 +16,18 @@ from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
 from clipseg_jax.models.clip import ViTConfig
 from tests import seeded
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import CLIP_RC, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.clip.build import clip_from_state_dict, flat_arrays
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.clip_rc.keys import UNUSED
 from weights_convert.trained.clip_rc.published import build, from_published, to_published
-from weights_convert.trained.kinds import kind_of
+from weights_convert.trained.kinds import format_of
 
 GOLDEN = toys.GOLDEN / "clip_rc"
 NAMES = ["cat", "dog", "tree"]
 CFG = CLIPRCConfig(crop_px=32, prompts=3, region_side=2, rounds=2, heads=8, hidden=48)
-TOLD = {"classes": NAMES, "seen": [0, 2], "setting": "inductive"}
+DETAILS = {"seen": [0, 2], "setting": "inductive"}
 
 
 def zeros(of):
@@ -36,20 +36,20 @@ def zeros(of):
 
 
 def test_every_key_of_a_released_file():
-    told = json.loads((GOLDEN / "state_dict_shapes.json").read_text())["shapes"]
-    told = {key: tuple(shape) for key, shape in told.items()}
-    assert len(told) == 496
-    arrays = from_published(zeros(told), "file")
+    shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())["shapes"]
+    shapes = {key: tuple(shape) for key, shape in shapes.items()}
+    assert len(shapes) == 496
+    arrays = from_published(zeros(shapes), "file")
     vision = ViTConfig(512, 16, 768, 12, 12, 512, position_resize="bilinear")
     model = abstract(lambda rngs: build(vision, CLIPRCConfig(), 20, rngs))
-    own = {p: x.shape for p, x in flat_arrays(model).items() if p != "text_embeddings"}
+    model_shapes = {p: x.shape for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     model_paths = {p: x.shape for p, x in arrays.items() if p.startswith(("encoder.", "head."))}
-    assert model_paths == own
+    assert model_paths == model_shapes
     back = to_published(arrays)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     # What nothing uses is made up where it lacks, under the right names.
-    known = {path: x for path, x in arrays.items() if not path.startswith("unused.")}
-    assert {key: value.shape for key, value in to_published(known).items()} == told
+    used = {path: x for path, x in arrays.items() if not path.startswith("unused.")}
+    assert {key: value.shape for key, value in to_published(used).items()} == shapes
 
 
 @functools.cache
@@ -65,13 +65,13 @@ def published():
     model = initial(clip.visual, rows(), CFG)
     shapes = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     shapes |= {f"text.{p}": tuple(x.shape) for p, x in flat_arrays(clip.text).items()}
-    told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
-    made = seeded.state_dict(told, 5)
+    stored_shapes = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
+    stored = seeded.state_dict(stored_shapes, 5)
     for key, value in clip_weights().items():
         name = key.replace("visual.", "backbone.") if "visual." in key else f"text_encoder.{key}"
-        if name in made:
-            made[name] = value
-    return made
+        if name in stored:
+            stored[name] = value
+    return stored
 
 
 def content():
@@ -89,22 +89,22 @@ def rows():
 
 @pytest.mark.slow
 def test_there_and_back_bit_for_bit(raw, tmp_path):
-    released = weights_convert.load_clip_rc(raw)
-    told = released.record
-    assert (told["prompts"], told["region_side"], told["crop_px"]) == (3, 2, 32)
-    assert told["classes"] is None
-    model = weights_convert.clip_rc_from(released, rows())
+    released = weights_convert.load_trained(raw, CLIP_RC)
+    record = released.record
+    assert (record["prompts"], record["region_side"], record["crop_px"]) == (3, 2, 32)
+    assert record["classes"] is None
+    model = weights_convert.build_clip_rc(released, rows())
     assert model.cfg == CFG
     arrays = {path: np.asarray(x) for path, x in flat_arrays(model).items()}
     np.testing.assert_array_equal(arrays.pop("text_embeddings"), rows())
     kept = {p: x for p, x in released.arrays.items() if p.startswith(("encoder.", "head."))}
     toys.assert_same(arrays, kept)
-    back = weights_convert.export_clip_rc(released, tmp_path / "back.pth")
+    back = weights_convert.export_trained(released, tmp_path / "back.pth", CLIP_RC)
     toys.assert_same(weights_convert.read_state_dict(back), published())
 
     ours = weights_convert.save_converted(tmp_path / "ours.safetensors", released)
-    back = weights_convert.export_clip_rc(
-        weights_convert.load_clip_rc(ours), tmp_path / "again.pth"
+    back = weights_convert.export_trained(
+        weights_convert.load_trained(ours, CLIP_RC), tmp_path / "again.pth", CLIP_RC
     )
     toys.assert_same(weights_convert.read_state_dict(back), published())
 
@@ -147,9 +147,9 @@ def trained():
     """What a run of ours would end with: `published`'s weights, but around a CLIP of its own."""
     clip = clip_from_state_dict(clip_weights())
     model = initial(clip.visual, rows(), CFG)
-    own = from_published(published(), "file")
+    arrays = from_published(published(), "file")
     kept = ("encoder.prompt", "encoder.deep", "encoder.region", "head.")
-    weights_convert.install(model, {p: x for p, x in own.items() if p.startswith(kept)})
+    weights_convert.install(model, {p: x for p, x in arrays.items() if p.startswith(kept)})
     return model, clip
 
 
@@ -157,11 +157,12 @@ def trained():
 def test_own_training_becomes_a_published_file(tmp_path):
     model, clip = trained()
     path = tmp_path / "ours.safetensors"
-    weights_convert.save_clip_rc(path, model, **TOLD, figures={"steps": 4})
+    details = DETAILS | {"figures": {"steps": 4}}
+    weights_convert.save_trained(path, CLIP_RC, model, classes=NAMES, details=details)
     first = path.read_bytes()
-    weights_convert.save_clip_rc(path, model, **TOLD, figures={"steps": 4})
+    weights_convert.save_trained(path, CLIP_RC, model, classes=NAMES, details=details)
     assert path.read_bytes() == first
-    ours = weights_convert.load_clip_rc(path)
+    ours = weights_convert.load_trained(path, CLIP_RC)
     assert ours.record["classes"] == NAMES
     assert ours.record["figures"] == {"steps": 4}
     assert not any(".visual." in p or p.startswith("text") for p in ours.arrays)
@@ -172,13 +173,15 @@ def test_own_training_becomes_a_published_file(tmp_path):
         {p: np.asarray(x) for p, x in flat_arrays(other).items()},
         {p: np.asarray(x) for p, x in flat_arrays(model).items()},
     )
-    back = weights_convert.export_clip_rc(ours, tmp_path / "iter_4.pth", clip)
-    made, wanted = weights_convert.read_state_dict(back), published()
-    assert made.keys() == wanted.keys()
-    for key, value in made.items():
+    back = weights_convert.export_trained(
+        ours, tmp_path / "iter_4.pth", CLIP_RC, clip=clip_weights()
+    )
+    written, expected = weights_convert.read_state_dict(back), published()
+    assert written.keys() == expected.keys()
+    for key, value in written.items():
         if not re.fullmatch(UNUSED, key):
-            np.testing.assert_array_equal(value, wanted[key], err_msg=key)
-    again = weights_convert.clip_rc_from(weights_convert.load_clip_rc(back), rows())
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
+    again = weights_convert.build_clip_rc(weights_convert.load_trained(back, CLIP_RC), rows())
     toys.assert_same(
         {p: np.asarray(x) for p, x in flat_arrays(again).items()},
         {p: np.asarray(x) for p, x in flat_arrays(model).items()},
@@ -191,7 +194,7 @@ def test_all_faults_at_once(tmp_path):
     bad["decode_head.conv_seg.bias"] = np.zeros(3, np.float32)
     bad["decode_head.q_proj.bias"] = np.zeros(7, np.float32)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_clip_rc(write_torch(tmp_path / "bad.pth", bad))
+        weights_convert.load_trained(write_torch(tmp_path / "bad.pth", bad), CLIP_RC)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         "- backbone.prompt_norm.bias: missing",
         "+ decode_head.conv_seg.bias (3,): unexpected",
@@ -200,10 +203,10 @@ def test_all_faults_at_once(tmp_path):
     bad = dict(published())
     del bad["text_encoder.ln_final.bias"]
     with pytest.raises(CheckpointError, match=r"text_encoder.*\n  - ln_final.bias: missing"):
-        weights_convert.load_clip_rc(write_torch(tmp_path / "bad.pth", bad))
+        weights_convert.load_trained(write_torch(tmp_path / "bad.pth", bad), CLIP_RC)
     bad = {k: v for k, v in published().items() if k != "backbone.conv1.weight"}
-    with pytest.raises(CheckpointError, match=r"conv1\.weight is missing or no array of 4 axes"):
-        weights_convert.load_clip_rc(write_torch(tmp_path / "bad.pth", bad))
+    with pytest.raises(CheckpointError, match=r"conv1\.weight is missing or not an array of 4"):
+        weights_convert.load_trained(write_torch(tmp_path / "bad.pth", bad), CLIP_RC)
 
 
 def test_files_without_what_nothing_needs(tmp_path):
@@ -213,8 +216,8 @@ def test_files_without_what_nothing_needs(tmp_path):
         for key, value in published().items()
         if not key.startswith("text_encoder.") and not re.fullmatch(UNUSED, key)
     }
-    loaded = weights_convert.load_clip_rc(write_torch(tmp_path / "slim.pth", slim))
-    whole = weights_convert.clip_rc_from(loaded, rows())
+    loaded = weights_convert.load_trained(write_torch(tmp_path / "slim.pth", slim), CLIP_RC)
+    whole = weights_convert.build_clip_rc(loaded, rows())
     np.testing.assert_array_equal(
         whole.head.q_proj.kernel[...], slim["decode_head.q_proj.weight"].T
     )
@@ -222,17 +225,19 @@ def test_files_without_what_nothing_needs(tmp_path):
 
 def test_what_users_confuse(raw, tmp_path):
     model, clip = trained()
-    ours = weights_convert.save_clip_rc(tmp_path / "ours.safetensors", model, **TOLD)
-    assert kind_of(raw) == kind_of(ours) == "clip_rc"
-    loaded = weights_convert.load_clip_rc(ours)
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors", CLIP_RC, model, classes=NAMES, details=DETAILS
+    )
+    assert format_of(raw) is format_of(ours) is CLIP_RC
+    loaded = weights_convert.load_trained(ours, CLIP_RC)
     with pytest.raises(CheckpointError, match="holds what was trained, not the CLIP"):
-        weights_convert.clip_rc_from(loaded, rows())
+        weights_convert.build_clip_rc(loaded, rows())
     with pytest.raises(CheckpointError, match="give the CLIP that it was trained with"):
-        weights_convert.export_clip_rc(loaded, tmp_path / "no.pth")
-    stranger = clip_from_state_dict(seeded.state_dict(toys.vit_shapes(), 4))
+        weights_convert.export_trained(loaded, tmp_path / "no.pth", CLIP_RC)
+    other_weights = seeded.state_dict(toys.vit_shapes(), 4)
     with pytest.raises(CheckpointError, match="trained with another CLIP"):
-        weights_convert.export_clip_rc(loaded, tmp_path / "no.pth", stranger)
-    other = initial(stranger.visual, rows(), CFG)
+        weights_convert.export_trained(loaded, tmp_path / "no.pth", CLIP_RC, clip=other_weights)
+    other = initial(clip_from_state_dict(other_weights).visual, rows(), CFG)
     with pytest.raises(CheckpointError, match=r"ours\.safetensors was trained with another CLIP"):
         weights_convert.install_clip_rc(other, loaded, ours)
     more = dataclasses.replace(CFG, prompts=5)
@@ -240,9 +245,9 @@ def test_what_users_confuse(raw, tmp_path):
     with pytest.raises(CheckpointError, match=r"prompt_embeddings: shape \(3, 128\), expected \(5"):
         weights_convert.install_clip_rc(wider, loaded, ours)
     plain = write_torch(tmp_path / "clip.pt", clip_weights())
-    assert kind_of(plain) is None
+    assert format_of(plain) is None
     with pytest.raises(CheckpointError, match="holds no CLIP-RC"):
-        weights_convert.load_clip_rc(plain)
+        weights_convert.load_trained(plain, CLIP_RC)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax CLIP-RC 1'"):
         weights_convert.load_clip(ours)
 
@@ -250,17 +255,19 @@ def test_what_users_confuse(raw, tmp_path):
 def test_command(raw, tmp_path, capsys):
     whole, back = tmp_path / "whole.safetensors", tmp_path / "back.pth"
     assert main([str(raw), "-o", str(whole)]) == 0
-    line = "CLIP-RC, 3 prompts, 2 x 2 regions, whose classes it doesn't tell"
+    line = "CLIP-RC, 3 prompts, 2 x 2 regions, classes not recorded"
     assert line in capsys.readouterr().out
     for path in (raw, whole):
         assert main(["--inspect", str(path)]) == 0
-        told = dict(row.split(maxsplit=1) for row in capsys.readouterr().out.splitlines()[:8])
-        assert told["layout"] == "CLIP-RC"
-        assert told["sizes"] == line
+        facts = dict(row.split(maxsplit=1) for row in capsys.readouterr().out.splitlines()[:8])
+        assert facts["layout"] == "CLIP-RC"
+        assert facts["sizes"] == line
     assert main([str(whole), "--export", str(back), "--to", "clip_rc"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())
 
-    ours = weights_convert.save_clip_rc(tmp_path / "ours.safetensors", trained()[0], **TOLD)
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors", CLIP_RC, trained()[0], classes=NAMES, details=DETAILS
+    )
     clip = write_torch(tmp_path / "clip.pt", clip_weights())
     capsys.readouterr()
     argv = [ours, "--export", back, "--to", "clip_rc"]

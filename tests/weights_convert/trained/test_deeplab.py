@@ -16,13 +16,13 @@ from clipseg_jax.core.modules import abstract, initialised
 from clipseg_jax.models.deeplab_v2 import BACKBONE, DeepLabV2
 from tests import seeded
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import DEEPLAB, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.clip.build import flat_arrays
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.deeplab import from_published, to_published
-from weights_convert.trained.kinds import kind_of
+from weights_convert.trained.kinds import format_of
 
 GOLDEN = toys.GOLDEN / "deeplab"
 NAMES = ["background", "cat", "dog", "tree"]
@@ -42,14 +42,14 @@ def zeros(of):
 
 
 def test_every_key_of_a_trained_file():
-    told = keys_of("deeplabv2_msc_keys.json")
-    assert len(told) == 632
-    arrays = from_published(zeros(told), "file")
+    shapes = keys_of("deeplabv2_msc_keys.json")
+    assert len(shapes) == 632
+    arrays = from_published(zeros(shapes), "file")
     model = abstract(lambda rngs: DeepLabV2(21, rngs=rngs))
-    own = {path: leaf.shape for path, leaf in flat_arrays(model).items()}
-    assert {path: value.shape for path, value in arrays.items()} == own
+    model_shapes = {path: leaf.shape for path, leaf in flat_arrays(model).items()}
+    assert {path: value.shape for path, value in arrays.items()} == model_shapes
     back = to_published(arrays)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     assert {v.dtype for k, v in back.items() if "num_batches" in k} == {np.dtype(np.int64)}
 
 
@@ -58,16 +58,16 @@ def published():
     """A toy's state dict as deeplab-pytorch saves it."""
     model = abstract(lambda rngs: DeepLabV2(len(NAMES), TOY, rngs=rngs))
     shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
-    told = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
-    return seeded.state_dict(told, 3)
+    stored_shapes = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
+    return seeded.state_dict(stored_shapes, 3)
 
 
 def initial_of(weights):
     """The backbone's names without "base.", another classifier beside them."""
-    made = {
+    backbone = {
         key.removeprefix("base."): value for key, value in weights.items() if ".aspp." not in key
     }
-    return made | {"fc.weight": np.zeros((91, 256, 1, 1), np.float32), "fc.bias": np.zeros(91)}
+    return backbone | {"fc.weight": np.zeros((91, 256, 1, 1), np.float32), "fc.bias": np.zeros(91)}
 
 
 @pytest.fixture
@@ -76,24 +76,26 @@ def raw(tmp_path):
 
 
 def test_there_and_back_bit_for_bit(raw, tmp_path):
-    trained = weights_convert.load_deeplab(raw, classes=NAMES)
+    trained = weights_convert.load_trained(raw, DEEPLAB, classes=NAMES)
     assert trained.record["class_count"] == 4
     assert trained.record["classes"] is None
     assert trained.record["blocks"] == [1, 2, 1, 1]
-    model = weights_convert.deeplab_from(trained)
+    model = weights_convert.build_deeplab(trained)
     assert model.backbone.cfg == TOY
     toys.assert_same({k: np.asarray(v) for k, v in flat_arrays(model).items()}, trained.arrays)
-    back = weights_convert.export_deeplab(trained, tmp_path / "back.pth")
+    back = weights_convert.export_trained(trained, tmp_path / "back.pth", DEEPLAB)
     toys.assert_same(weights_convert.read_state_dict(back), published())
 
-    ours = weights_convert.save_deeplab(tmp_path / "ours.safetensors", model, NAMES, step=7)
-    loaded = weights_convert.load_deeplab(ours, classes=NAMES)
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors", DEEPLAB, model, classes=NAMES, details={"step": 7}
+    )
+    loaded = weights_convert.load_trained(ours, DEEPLAB, classes=NAMES)
     assert loaded.record["classes"] == NAMES
     assert loaded.record["step"] == 7
     toys.assert_same(loaded.arrays, {k: np.asarray(v) for k, v in trained.arrays.items()})
-    half = weights_convert.deeplab_from(loaded, dtype="bfloat16")
+    half = weights_convert.build_deeplab(loaded, dtype="bfloat16")
     assert half.backbone.cfg.dtype == "bfloat16"
-    back = weights_convert.export_deeplab(loaded, tmp_path / "again.pth")
+    back = weights_convert.export_trained(loaded, tmp_path / "again.pth", DEEPLAB)
     toys.assert_same(weights_convert.read_state_dict(back), published())
 
 
@@ -127,16 +129,16 @@ def test_layouts():
 
 def test_every_key_of_the_coco_file(tmp_path):
     """At full size, nothing allocated: what is loaded, skipped and fresh."""
-    told = keys_of("deeplabv1_coco_init_keys.json")
+    shapes = keys_of("deeplabv1_coco_init_keys.json")
     trained = keys_of("deeplabv2_msc_keys.json")
-    theirs = {f"base.{key}" for key in told if not key.startswith("fc.")}
+    theirs = {f"base.{key}" for key in shapes if not key.startswith("fc.")}
     assert theirs == {key for key in trained if ".aspp." not in key}
-    path = write_torch(tmp_path / "init.pth", zeros(told))
+    path = write_torch(tmp_path / "init.pth", zeros(shapes))
     model = abstract(lambda rngs: DeepLabV2(21, rngs=rngs))
-    done = weights_convert.load_initial(path, model)
+    done = weights_convert.load_deeplab_backbone(path, model)
     assert len(done.loaded) == 5 * 104
     assert done.skipped == ("fc.weight", "fc.bias")
-    assert sorted(done.fresh) == sorted(
+    assert sorted(done.unchanged) == sorted(
         f"aspp.{i}.{leaf}" for i in range(4) for leaf in ("kernel", "bias")
     )
 
@@ -157,19 +159,19 @@ def test_initial_weights(tmp_path, wrapped):
     before = {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}
     stored = initial_of(published())
     content = {"state_dict": stored, "epoch": 3} if wrapped else stored
-    done = weights_convert.load_initial(write_torch(tmp_path / "init.pth", content), model)
+    done = weights_convert.load_deeplab_backbone(write_torch(tmp_path / "init.pth", content), model)
     trained = from_published(published(), "file")
     for path, value in flat_arrays(model).items():
         expected = trained[path] if path in done.loaded else before[path]
         np.testing.assert_array_equal(value, expected, err_msg=path)
     assert {path.split(".")[0] for path in done.loaded} == {"backbone"}
-    assert {path.split(".")[0] for path in done.fresh} == {"aspp"}
+    assert {path.split(".")[0] for path in done.unchanged} == {"aspp"}
     assert done.skipped == ("fc.weight", "fc.bias")
 
 
 def test_a_trained_file_as_initial_weights(raw):
     model = fresh_model()
-    done = weights_convert.load_initial(raw, model)
+    done = weights_convert.load_deeplab_backbone(raw, model)
     assert set(done.skipped) == {
         f"base.aspp.c{i}.{leaf}" for i in range(4) for leaf in ("weight", "bias")
     }
@@ -185,7 +187,7 @@ def test_initial_weights_must_hold_the_backbone(tmp_path):
     del stored["layer3.block2.conv3x3.bn.bias"]
     stored["layer2.block1.reduce.conv.weight"] = np.zeros((3, 3, 1, 1), np.float32)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_initial(write_torch(tmp_path / "bad.pth", stored), model)
+        weights_convert.load_deeplab_backbone(write_torch(tmp_path / "bad.pth", stored), model)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         "- layer3.block2.conv3x3.bn.bias: missing",
         "~ layer2.block1.reduce.conv.weight: shape (3, 3, 1, 1), expected (8, 8, 1, 1)",
@@ -195,10 +197,10 @@ def test_initial_weights_must_hold_the_backbone(tmp_path):
     deeper = abstract(lambda rngs: DeepLabV2(4, deep, rngs=rngs))
     path = write_torch(tmp_path / "init.pth", initial_of(published()))
     with pytest.raises(CheckpointError, match=r"\(1, 2, 1, 1\) blocks .* \(1, 2, 2, 1\)"):
-        weights_convert.load_initial(path, deeper)
+        weights_convert.load_deeplab_backbone(path, deeper)
     clip = write_torch(tmp_path / "clip.pt", toys.vit())
     with pytest.raises(CheckpointError, match=r"holds no DeepLabV2 by deeplab-pytorch's names"):
-        weights_convert.load_initial(clip, model)
+        weights_convert.load_deeplab_backbone(clip, model)
 
 
 def test_all_faults_at_once(tmp_path):
@@ -208,7 +210,7 @@ def test_all_faults_at_once(tmp_path):
     bad["base.aspp.c1.bias"] = np.zeros(7, np.float32)
     path = write_torch(tmp_path / "bad.pth", bad)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_deeplab(path)
+        weights_convert.load_trained(path, DEEPLAB)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         "- base.layer5.block1.increase.bn.running_mean: missing",
         "+ base.fc.weight (3,): unexpected",
@@ -217,42 +219,44 @@ def test_all_faults_at_once(tmp_path):
 
 
 def test_what_users_confuse(raw, tmp_path):
-    trained = weights_convert.load_deeplab(raw)
-    model = weights_convert.deeplab_from(trained)
-    ours = weights_convert.save_deeplab(tmp_path / "ours.safetensors", model, NAMES)
+    trained = weights_convert.load_trained(raw, DEEPLAB)
+    model = weights_convert.build_deeplab(trained)
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors", DEEPLAB, model, classes=NAMES
+    )
     for path in (raw, ours):
-        assert kind_of(path) == "deeplab"
+        assert format_of(path) is DEEPLAB
         with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
-            weights_convert.load_deeplab(path, classes=["x"] * 21)
+            weights_convert.load_trained(path, DEEPLAB, classes=["x"] * 21)
     with pytest.raises(CheckpointError, match="number 1 is 'cat', in the class list 'fox'"):
-        weights_convert.load_deeplab(ours, classes=["background", "fox", "dog", "tree"])
+        weights_convert.load_trained(ours, DEEPLAB, classes=["background", "fox", "dog", "tree"])
     initial = write_torch(tmp_path / "init.pth", initial_of(published()))
-    assert kind_of(initial) is None
-    with pytest.raises(CheckpointError, match="is no trained network; initial weights are for"):
-        weights_convert.load_deeplab(initial)
+    assert format_of(initial) is None
+    with pytest.raises(CheckpointError, match=r"is not a trained network: .*aspp"):
+        weights_convert.load_trained(initial, DEEPLAB)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax DeepLabV2 1'"):
         weights_convert.load_clip(ours)
     clip = write_torch(tmp_path / "clip.pt", toys.vit())
     weights_convert.save_converted(tmp_path / "clip.safetensors", weights_convert.convert(clip))
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax CLIP"):
-        weights_convert.load_deeplab(tmp_path / "clip.safetensors")
+        weights_convert.load_trained(tmp_path / "clip.safetensors", DEEPLAB)
     other = Converted({**trained.arrays, "aspp.1.bias": np.zeros(3, np.float32)}, {})
     with pytest.raises(CheckpointError, match=r"~ aspp\.1\.bias: shape \(3,\), expected \(4,\)"):
-        weights_convert.deeplab_from(other)
+        weights_convert.build_deeplab(other)
 
 
 def test_command(raw, tmp_path, capsys):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     assert main([str(raw), "-o", str(ours)]) == 0
-    line = "DeepLabV2, ResNet-17, 4 classes, whose names it doesn't tell"
+    line = "DeepLabV2, ResNet-17, 4 classes, names not recorded"
     assert line in capsys.readouterr().out
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert told["layout"] == "DeepLabV2"
-        assert told["kind"] == "torch zip"
-        assert told["sizes"] == line
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert facts["layout"] == "DeepLabV2"
+        assert facts["kind"] == "torch zip"
+        assert facts["sizes"] == line
         assert any("aspp.0.kernel" in row or "base.aspp.c0.weight" in row for row in lines)
     assert main([str(ours), "--export", str(back), "--to", "deeplab"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())

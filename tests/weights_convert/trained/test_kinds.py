@@ -12,15 +12,15 @@ from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.trained import kinds as trained
-from weights_convert.trained.kinds import TRAINED, kind_of
+from weights_convert.trained import kinds
+from weights_convert.trained.kinds import FORMATS, format_of
 
 
 def listed(name, *at):
-    found = json.loads((toys.GOLDEN / name).read_text())
+    shapes = json.loads((toys.GOLDEN / name).read_text())
     for key in at:
-        found = found[key]
-    return found
+        shapes = shapes[key]
+    return shapes
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def listed(name, *at):
 )
 def test_published_keys_are_of_one_kind(kind, name, at):
     stored = dict.fromkeys(listed(name, *at), np.zeros(1, np.float32))
-    known = [name for name, each in TRAINED.items() if each.recognised(stored)]
-    assert known == [kind] * (kind is not None)
+    recognised = [name for name, fmt in FORMATS.items() if fmt.recognised(stored)]
+    assert recognised == [kind] * (kind is not None)
 
 
 def test_formats_keys_and_what_is_neither(tmp_path, monkeypatch):
@@ -56,24 +56,24 @@ def test_formats_keys_and_what_is_neither(tmp_path, monkeypatch):
         seen.append(path)
         return weights_convert.read_state_dict(path)
 
-    monkeypatch.setattr(trained, "read_state_dict", counted)
-    for name, kind in TRAINED.items():
+    monkeypatch.setattr(kinds, "read_state_dict", counted)
+    for name, fmt in FORMATS.items():
         ours = tmp_path / f"{name}.safetensors"
         weights_convert.save_converted(
-            ours, Converted({"x": np.zeros(4, np.float32)}, {"format": kind.format})
+            ours, Converted({"x": np.zeros(4, np.float32)}, {"format": fmt.tag})
         )
-        assert kind_of(ours) == name
+        assert format_of(ours) is fmt
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(ours.read_bytes()[:-1])
-    assert kind_of(damaged) is None
-    assert kind_of(tmp_path) is None
-    assert kind_of(tmp_path / "lost.caffemodel") == "deeplab"
+    assert format_of(damaged) is None
+    assert format_of(tmp_path) is None
+    assert format_of(tmp_path / "lost.caffemodel") is FORMATS["deeplab"]
     assert not seen
     plain = write_torch(tmp_path / "plain.pth", {"x": np.zeros(4, np.float32)})
-    assert kind_of(plain) is None
+    assert format_of(plain) is None
     assert seen == [plain]
     (tmp_path / "notes.txt").write_text("not a checkpoint at all, but longer than sixteen bytes\n")
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
-        kind_of(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        format_of(tmp_path / "notes.txt")
     with pytest.raises(FileNotFoundError):
-        kind_of(tmp_path / "lost.pth")
+        format_of(tmp_path / "lost.pth")

@@ -15,12 +15,12 @@ from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, make_student
 from clipseg_jax.models.resnet import RESNET50, DilatedResNet, DilatedResNetConfig
 from tests import seeded
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import MASKCLIP_PLUS, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.clip.build import flat_arrays, install
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.trained.kinds import kind_of
+from weights_convert.trained.kinds import format_of
 from weights_convert.trained.maskclip_plus.published import from_published, to_published
 
 SHAPES = json.loads((toys.GOLDEN / "maskclip/shapes.json").read_text())
@@ -39,8 +39,8 @@ def zeros(of):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_key_of_a_trained_file(name):
-    told = {key: tuple(shape) for key, shape in SHAPES[name].items()}
-    arrays, sizes = from_published(zeros(told), "file")
+    shapes = {key: tuple(shape) for key, shape in SHAPES[name].items()}
+    arrays, sizes = from_published(zeros(shapes), "file")
     deep, vit = "deeplabv3plus" in name, "vit16" in name
     assert sizes == {
         "decoder": "deeplabv3plus" if deep else "deeplabv2",
@@ -53,9 +53,9 @@ def test_every_key_of_a_trained_file(name):
     guide = "ViT-B/16" if vit else "RN50x16" if "r50x16" in name else "RN50"
     clip = zeros(json.loads((toys.GOLDEN / "clip/shapes.json").read_text())[guide])
     back = to_published(Converted(arrays, record), clip)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == shapes
     alone = to_published(Converted(arrays, record))
-    assert alone.keys() == {key for key in told if not key.startswith(GUIDE)}
+    assert alone.keys() == {key for key in shapes if not key.startswith(GUIDE)}
 
 
 def filled(model):
@@ -80,11 +80,11 @@ def toy(decoder="deeplabv3plus", background=True, variant="v1c", **more):
 @functools.cache
 def published(decoder="deeplabv3plus", background=True, variant="v1c"):
     """A toy's state dict as mmsegmentation saves it, without a guide."""
-    made = toy(decoder, background, variant)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(made).items()}
+    model = toy(decoder, background, variant)
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
     sizes = {"decoder": decoder, "variant": variant, "background": background}
-    told = to_published(Converted(zeros(shapes), {"student": sizes, "steps": 7}))
-    out = seeded.state_dict({key: value.shape for key, value in told.items()}, 3)
+    stored = to_published(Converted(zeros(shapes), {"student": sizes, "steps": 7}))
+    out = seeded.state_dict({key: value.shape for key, value in stored.items()}, 3)
     return out | {"decode_head._iter_counter": np.asarray(7, np.int64)}
 
 
@@ -105,31 +105,35 @@ def test_there_and_back_bit_for_bit(decoder, background, variant, tmp_path):
     theirs = published(decoder, background, variant)
     clip = toys.vit()
     raw = written(tmp_path / "iter_7.pth", theirs, CLASSES=tuple(NAMES), iter=7)
-    trained = weights_convert.load_maskclip_plus(raw, classes=NAMES)
+    trained = weights_convert.load_trained(raw, MASKCLIP_PLUS, classes=NAMES)
     assert trained.record["classes"] == NAMES
     assert trained.record["steps"] == 7
-    model = weights_convert.maskclip_plus_from(trained)
+    model = weights_convert.build_maskclip_plus(trained)
     assert model.teacher is None
     assert model.student.backbone.cfg == toy(decoder, background, variant).student.backbone.cfg
     toys.assert_same({k: np.asarray(v) for k, v in flat_arrays(model).items()}, trained.arrays)
-    back = weights_convert.export_maskclip_plus(trained, tmp_path / "back.pth")
+    back = weights_convert.export_trained(trained, tmp_path / "back.pth", MASKCLIP_PLUS)
     toys.assert_same(weights_convert.read_state_dict(back), theirs)
 
-    ours = weights_convert.save_maskclip_plus(
-        tmp_path / "ours.safetensors", model, NAMES, steps=7, setting="zero_shot"
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors",
+        MASKCLIP_PLUS,
+        model,
+        classes=NAMES,
+        details={"steps": 7, "setting": "zero_shot"},
     )
-    loaded = weights_convert.load_maskclip_plus(ours, classes=NAMES)
+    loaded = weights_convert.load_trained(ours, MASKCLIP_PLUS, classes=NAMES)
     assert loaded.record["setting"] == "zero_shot"
     toys.assert_same(loaded.arrays, {k: np.asarray(v) for k, v in trained.arrays.items()})
-    assert weights_convert.maskclip_plus_from(loaded, dtype="bfloat16").student.features == 32
+    assert weights_convert.build_maskclip_plus(loaded, dtype="bfloat16").student.features == 32
     # With its guide, as the published code's own files; reading leaves that out.
-    back = weights_convert.export_maskclip_plus(loaded, tmp_path / "again.pth", clip)
+    back = weights_convert.export_trained(loaded, tmp_path / "again.pth", MASKCLIP_PLUS, clip=clip)
     state = weights_convert.read_state_dict(back)
     toys.assert_same({k: v for k, v in state.items() if not k.startswith(GUIDE)}, theirs)
     np.testing.assert_array_equal(
         state["decode_head.proj.weight"][:, :, 0, 0], clip["visual.proj"].T
     )
-    again = weights_convert.load_maskclip_plus(back, classes=NAMES)
+    again = weights_convert.load_trained(back, MASKCLIP_PLUS, classes=NAMES)
     toys.assert_same(dict(again.arrays), dict(trained.arrays))
 
 
@@ -139,9 +143,11 @@ def test_sizes_that_no_key_tells_are_kept(tmp_path):
     student = filled(abstract(lambda rngs: make_student("deeplabv2", cfg, 4, rngs=rngs)))
     rows = np.eye(4, dtype=np.float32)
     model = MaskCLIPPlus(student, rows, rngs=nnx.Rngs(0))
-    path = weights_convert.save_maskclip_plus(tmp_path / "s.safetensors", model, NAMES, steps=1)
-    loaded = weights_convert.load_maskclip_plus(path)
-    assert weights_convert.maskclip_plus_from(loaded).student.backbone.cfg == cfg
+    path = weights_convert.save_trained(
+        tmp_path / "s.safetensors", MASKCLIP_PLUS, model, classes=NAMES, details={"steps": 1}
+    )
+    loaded = weights_convert.load_trained(path, MASKCLIP_PLUS)
+    assert weights_convert.build_maskclip_plus(loaded).student.backbone.cfg == cfg
 
 
 def test_layouts():
@@ -184,7 +190,7 @@ def test_all_faults_at_once(tmp_path):
     bad["decode_head.conv_seg.weight"] = np.zeros(3, np.float32)
     bad[f"{head}.aspp_modules.0.bn.bias"] = np.zeros(7, np.float32)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_maskclip_plus(written(tmp_path / "bad.pth", bad))
+        weights_convert.load_trained(written(tmp_path / "bad.pth", bad), MASKCLIP_PLUS)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         f"- {head}.bottleneck.bn.running_mean: missing",
         "+ decode_head.conv_seg.weight (3,): unexpected",
@@ -193,19 +199,21 @@ def test_all_faults_at_once(tmp_path):
 
 
 def test_what_users_confuse(raw, tmp_path):
-    trained = weights_convert.load_maskclip_plus(raw)
-    assert kind_of(raw) == "maskclip_plus"
+    trained = weights_convert.load_trained(raw, MASKCLIP_PLUS)
+    assert format_of(raw) is MASKCLIP_PLUS
     with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
-        weights_convert.load_maskclip_plus(raw, classes=["x"] * 21)
+        weights_convert.load_trained(raw, MASKCLIP_PLUS, classes=["x"] * 21)
     with pytest.raises(CheckpointError, match="number 1 is 'cat', in the class list 'fox'"):
-        weights_convert.load_maskclip_plus(raw, classes=["background", "fox", "dog", "tree"])
+        weights_convert.load_trained(
+            raw, MASKCLIP_PLUS, classes=["background", "fox", "dog", "tree"]
+        )
     clip = write_torch(tmp_path / "clip.pt", toys.vit())
-    assert kind_of(clip) is None
+    assert format_of(clip) is None
     with pytest.raises(CheckpointError, match=r"holds no MaskCLIP\+ by mmsegmentation's names"):
-        weights_convert.load_maskclip_plus(clip)
+        weights_convert.load_trained(clip, MASKCLIP_PLUS)
     other = toys.vit(embed=16)
-    with pytest.raises(CheckpointError, match="features of 16 numbers for text rows of 32"):
-        weights_convert.export_maskclip_plus(trained, tmp_path / "no.pth", other)
+    with pytest.raises(CheckpointError, match="embedding width is 16, the text embeddings have 32"):
+        weights_convert.export_trained(trained, tmp_path / "no.pth", MASKCLIP_PLUS, clip=other)
     assert not (tmp_path / "no.pth").exists()
 
 
@@ -217,8 +225,8 @@ def test_command(raw, tmp_path, capsys):
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert (told["layout"], told["kind"], told["sizes"]) == ("MaskCLIP+", "torch zip", line)
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert (facts["layout"], facts["kind"], facts["sizes"]) == ("MaskCLIP+", "torch zip", line)
     assert main([str(ours), "--export", str(back), "--to", "maskclip_plus"]) == 0
     toys.assert_same(weights_convert.read_state_dict(back), published())
     clip = write_torch(tmp_path / "clip.pt", toys.vit())
@@ -256,7 +264,7 @@ def test_imagenet_backbones(variant, tmp_path):
     with pytest.raises(CheckpointError, match=rf"\(variant '{variant}'\), the backbone is of"):
         weights_convert.load_imagenet(path, net)
     cfg = DilatedResNetConfig((1, 2, 1, 1), 8, variant="caffe")
-    with pytest.raises(CheckpointError, match="variant 'caffe' have no ImageNet weights"):
+    with pytest.raises(CheckpointError, match="variant 'caffe' have no published ImageNet weights"):
         weights_convert.load_imagenet(path, abstract(lambda rngs: DilatedResNet(cfg, rngs=rngs)))
 
 

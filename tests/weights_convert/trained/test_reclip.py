@@ -12,11 +12,10 @@ from flax import nnx
 
 import weights_convert
 from clipseg_jax.core.modules import abstract
+from clipseg_jax.methods.reclip import model as reclip
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
 from clipseg_jax.methods.reclip.model import (
-    RECLIP,
-    RECLIP_PP,
     ReCLIP,
     ReferencePrompt,
     frozen_reference,
@@ -25,15 +24,16 @@ from clipseg_jax.methods.reclip.model import (
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import RECLIP, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.clip.build import flat_arrays
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.imagenet import OPEN_MMLAB, load_imagenet
-from weights_convert.trained.kinds import kind_of
-from weights_convert.trained.reclip import files as results
+from weights_convert.trained.kinds import format_of
+from weights_convert.trained.reclip.format import METHODS as METHOD_NAMES
+from weights_convert.trained.reclip.format import stored_arrays
 from weights_convert.trained.reclip.keys import DISTILLATION, FLOAT32_ONLY, RECTIFICATION
-from weights_convert.trained.reclip.published import by_our_paths, recognise, to_published
+from weights_convert.trained.reclip.published import from_published, recognise, to_published
 
 GOLDEN = toys.GOLDEN / "reclip"
 NAMES = ["cat", "dog", "tree", "house", "sky"]
@@ -56,41 +56,39 @@ def zeros(of):
 
 @pytest.fixture(scope="module")
 def full_clip():
-    told = json.loads((toys.GOLDEN / "clip" / "shapes.json").read_text())["ViT-B/16"]
-    return zeros({key: tuple(shape) for key, shape in told.items()})
+    clip_shapes = json.loads((toys.GOLDEN / "clip" / "shapes.json").read_text())["ViT-B/16"]
+    return zeros({key: tuple(shape) for key, shape in clip_shapes.items()})
 
 
 @pytest.mark.parametrize("method", ["ReCLIP", "RECLIPPP"])
 def test_every_key_of_a_distilled_file(method, full_clip):
-    told = shapes(f"distill_shapes_{method}.json")
-    found = recognise(zeros(told))
-    assert (found.stage, found.plus_plus, found.class_count) == (
-        "distillation", method == "RECLIPPP", 20
-    )  # fmt: skip
-    arrays = by_our_paths(found, "file")
+    file_shapes = shapes(f"distill_shapes_{method}.json")
+    recognised = recognise(zeros(file_shapes))
+    assert (recognised.stage, recognised.plus_plus) == ("distillation", method == "RECLIPPP")
+    arrays = from_published(recognised, "file")
     back = to_published(arrays, "distillation", full_clip, half=False)
-    assert {key: value.shape for key, value in back.items()} == told
+    assert {key: value.shape for key, value in back.items()} == file_shapes
     halved = to_published(arrays, "distillation", full_clip)
     assert set(back) - set(halved) == {"decode_head.clip.proj"}
 
 
 @pytest.mark.parametrize(("method", "count"), [("ReCLIP", 647), ("RECLIPPP", 614)])
 def test_every_key_of_a_rectified_file(method, count, full_clip):
-    told = shapes(f"rect_shapes_{method}.json")
-    arrays = by_our_paths(recognise(zeros(told | {"vit.cls_token": (1, 1, 768)})), "file")
+    file_shapes = shapes(f"rect_shapes_{method}.json")
+    arrays = from_published(recognise(zeros(file_shapes | {"vit.cls_token": (1, 1, 768)})), "file")
     back = to_published(arrays, "rectification", full_clip)
     assert len(back) == count
     assert all(key.startswith("module.") for key in back)
     stripped = {key.removeprefix("module."): value for key, value in back.items()}
-    assert {key: stripped[key].shape for key in told} == told
+    assert {key: stripped[key].shape for key in file_shapes} == file_shapes
     half = {key for key, value in stripped.items() if value.dtype == np.float16}
     assert half == {"clip.visual.proj", "clip.text_projection"}
     whole = to_published(arrays, "rectification", full_clip, half=False)
     assert {key.removeprefix("module.") for key in set(whole) - set(back)} == set(FLOAT32_ONLY[:2])
     for written in (back, whole):
-        found = recognise(written)
-        assert (found.stage, found.plus_plus) == ("rectification", method == "RECLIPPP")
-        toys.assert_same(by_our_paths(found, "file"), arrays)
+        recognised = recognise(written)
+        assert (recognised.stage, recognised.plus_plus) == ("rectification", method == "RECLIPPP")
+        toys.assert_same(from_published(recognised, "file"), arrays)
 
 
 @functools.cache
@@ -104,7 +102,7 @@ def random_arrays(model, seed):
     rng = np.random.default_rng(seed)
     return {
         path: rng.standard_normal(value.shape).astype(np.float32)
-        for path, value in results.kept_arrays(model).items()
+        for path, value in stored_arrays(model).items()
     }
 
 
@@ -119,7 +117,7 @@ def model_of(stage, plus_plus):
         rows,
         ReferencePrompt(clip.text, [[1, 599, 0]] * len(NAMES)),
         kind(128, toys.EMBED, len(NAMES), rngs=nnx.Rngs(0)),
-        RECLIP_PP if plus_plus else RECLIP,
+        reclip.RECLIP_PP if plus_plus else reclip.RECLIP,
     )
     if stage == "distillation":
         student = DeepLab(STUDENT, toys.EMBED, rngs=nnx.Rngs(0))
@@ -132,40 +130,40 @@ def visual_of(model):
     return model.teacher.visual if isinstance(model, Distillation) else model.visual
 
 
-def record_of(model, plus_plus, **changed):
-    told = {"plus_plus": plus_plus, "revision": "2024", "classes": NAMES, "clip_sha256": "0" * 64}
-    stage = STAGES[isinstance(model, Distillation)]
-    return results.record(stage, **(told | changed), visual=visual_of(model))
+def save(path, model):
+    details = {"revision": "2024", "clip_sha256": "0" * 64}
+    return weights_convert.save_trained(path, RECLIP, model, classes=NAMES, details=details)
 
 
-LOAD = {
-    "rectification": weights_convert.load_rectification,
-    "distillation": weights_convert.load_distillation,
-}
+def load(path, stage, plus_plus, *, revision=None, classes=NAMES, visual=None):
+    expected = {"stage": stage, "method": METHOD_NAMES[plus_plus]}
+    expected |= {"revision": revision} if revision else {}
+    return weights_convert.load_trained(
+        path, RECLIP, classes=classes, expected=expected, visual=visual
+    )
 
 
 @pytest.mark.parametrize("plus_plus", METHODS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_there_and_back_bit_for_bit(stage, plus_plus, tmp_path):
     model, (_, weights) = model_of(stage, plus_plus), clip_and_weights()
-    kept = results.kept_arrays(model)
+    kept = stored_arrays(model)
     assert len(kept) == len(random_arrays(model, 0))
-    ours = results.save_result(tmp_path / "ours.safetensors", kept, record_of(model, plus_plus))
-    expected = {"plus_plus": plus_plus, "classes": NAMES, "visual": visual_of(model)}
-    loaded = LOAD[stage](ours, **expected, revision="2024")
+    ours = save(tmp_path / "ours.safetensors", model)
+    loaded = load(ours, stage, plus_plus, revision="2024", visual=visual_of(model))
     toys.assert_same(loaded.arrays, kept)
 
-    raw = results.export_result(loaded, weights, tmp_path / "best_weight.pth")
+    raw = weights_convert.export_trained(loaded, tmp_path / "best_weight.pth", RECLIP, clip=weights)
     table = DISTILLATION if stage == "distillation" else RECTIFICATION
     trained = {path: v for path, v in kept.items() if table.left(path) is not None}
     assert set(kept) - set(trained) <= {"teacher.text_embeddings", "teacher.reference.rows"}
-    again = LOAD[stage](raw, **expected, revision="2024")
+    again = load(raw, stage, plus_plus, revision="2024", visual=visual_of(model))
     toys.assert_same(again.arrays, trained)
     assert again.record["class_count"] == 5
     assert again.record["revision"] == "2024"
     assert again.record["classes"] is None
     assert again.record["clip_mark"] == loaded.record["clip_mark"]
-    once_more = results.export_result(again, weights, tmp_path / "again.pth")
+    once_more = weights_convert.export_trained(again, tmp_path / "again.pth", RECLIP, clip=weights)
     toys.assert_same(
         weights_convert.read_state_dict(once_more), weights_convert.read_state_dict(raw)
     )
@@ -173,38 +171,40 @@ def test_there_and_back_bit_for_bit(stage, plus_plus, tmp_path):
     other = nnx.merge(*nnx.split(model), copy=True)
     weights_convert.install(other, random_arrays(other, 99))
     weights_convert.install(other, again.arrays)
-    toys.assert_same({path: results.kept_arrays(other)[path] for path in trained}, trained)
+    toys.assert_same({path: stored_arrays(other)[path] for path in trained}, trained)
 
 
 def test_layouts_of_the_published_files():
     """What each name holds: the class token, the twins, convolutions, the prompt."""
     model, (_, weights) = model_of("rectification", False), clip_and_weights()
-    kept = results.kept_arrays(model)
-    made = {
+    stored = stored_arrays(model)
+    written = {
         key.removeprefix("module."): value
-        for key, value in to_published(kept, "rectification", weights).items()
+        for key, value in to_published(stored, "rectification", weights).items()
     }
-    np.testing.assert_array_equal(made["vit.cls_token"][0, 0], kept["visual.class_embedding"])
-    np.testing.assert_array_equal(made["vit.class_embedding"], weights["visual.class_embedding"])
-    np.testing.assert_array_equal(made["text_encoder.prompt_token"][0], kept["reference.prompt"])
+    np.testing.assert_array_equal(written["vit.cls_token"][0, 0], stored["visual.class_embedding"])
+    np.testing.assert_array_equal(written["vit.class_embedding"], weights["visual.class_embedding"])
     np.testing.assert_array_equal(
-        made["proj_net.3.weight"], kept["head.conv2.kernel"].transpose(3, 2, 0, 1)
+        written["text_encoder.prompt_token"][0], stored["reference.prompt"]
     )
-    np.testing.assert_array_equal(made["norm3.running_var"], kept["head.norm3.var"])
-    np.testing.assert_array_equal(made["conv1.bias"], made["proj_net.0.bias"])
-    np.testing.assert_array_equal(made["proj.weight"][..., 0, 0], weights["visual.proj"].T)
-    model = model_of("distillation", True)
-    made = to_published(results.kept_arrays(model), "distillation", weights)
     np.testing.assert_array_equal(
-        made["decode_head.pe_proj_res.weight"][..., 0, 0],
+        written["proj_net.3.weight"], stored["head.conv2.kernel"].transpose(3, 2, 0, 1)
+    )
+    np.testing.assert_array_equal(written["norm3.running_var"], stored["head.norm3.var"])
+    np.testing.assert_array_equal(written["conv1.bias"], written["proj_net.0.bias"])
+    np.testing.assert_array_equal(written["proj.weight"][..., 0, 0], weights["visual.proj"].T)
+    model = model_of("distillation", True)
+    written = to_published(stored_arrays(model), "distillation", weights)
+    np.testing.assert_array_equal(
+        written["decode_head.pe_proj_res.weight"][..., 0, 0],
         np.asarray(model.teacher.head.pe_proj.kernel).T,
     )
     np.testing.assert_array_equal(
-        made["backbone.res_layers.1.0.downsample.1.running_mean"],
+        written["backbone.res_layers.1.0.downsample.1.running_mean"],
         model.student.backbone.layers[1][0].shortcut_norm.mean[...],
     )
     np.testing.assert_array_equal(
-        made["backbone.stem.3.weight"],
+        written["backbone.stem.3.weight"],
         np.asarray(model.student.backbone.stem[1].conv.kernel).transpose(3, 2, 0, 1),
     )
 
@@ -213,10 +213,10 @@ def test_layouts_of_the_published_files():
 def published():
     """A published rectification file's keys without prefix, free to be changed."""
     _, weights = clip_and_weights()
-    made = to_published(
-        results.kept_arrays(model_of("rectification", False)), "rectification", weights
+    written = to_published(
+        stored_arrays(model_of("rectification", False)), "rectification", weights
     )
-    return {key.removeprefix("module."): value for key, value in made.items()}
+    return {key.removeprefix("module."): value for key, value in written.items()}
 
 
 def test_all_faults_at_once(published, tmp_path):
@@ -226,7 +226,7 @@ def test_all_faults_at_once(published, tmp_path):
     published["proj_net.1.bias"] = np.zeros(7, np.float32)
     path = write_torch(tmp_path / "bad.pth", published)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_result(path)
+        weights_convert.load_trained(path, RECLIP)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         "- proj_net.4.weight: missing",
         "- vit.cls_token: missing",
@@ -240,7 +240,7 @@ def test_copies_that_differ(published, tmp_path):
     published["conv2.weight"] = published["conv2.weight"] + 1
     path = write_torch(tmp_path / "bad.pth", published)
     with pytest.raises(CheckpointError, match=r"~ conv2\.weight: differs from proj_net\.3\.weight"):
-        weights_convert.load_result(path)
+        weights_convert.load_trained(path, RECLIP)
 
 
 def test_what_tells_the_sizes_is_missing(published, tmp_path):
@@ -248,7 +248,7 @@ def test_what_tells_the_sizes_is_missing(published, tmp_path):
         others = {k: v for k, v in published.items() if k != key}
         path = write_torch(tmp_path / "bad.pth", others)
         with pytest.raises(CheckpointError, match=key.replace(".", r"\.") + " is missing"):
-            weights_convert.load_result(path)
+            weights_convert.load_trained(path, RECLIP)
 
 
 def test_frozen_copies_may_be_left_out(published, tmp_path):
@@ -257,54 +257,56 @@ def test_frozen_copies_may_be_left_out(published, tmp_path):
         for key, value in published.items()
         if key.startswith(("proj_net.", "text_encoder.prompt")) or key == "vit.cls_token"
     }
-    loaded = weights_convert.load_result(write_torch(tmp_path / "small.pth", needed))
-    toys.assert_same(loaded.arrays, results.kept_arrays(model_of("rectification", False)))
+    loaded = weights_convert.load_trained(write_torch(tmp_path / "small.pth", needed), RECLIP)
+    toys.assert_same(loaded.arrays, stored_arrays(model_of("rectification", False)))
     assert loaded.record["clip_mark"] is None
 
 
 def test_what_users_confuse(published, tmp_path):
     model = model_of("rectification", False)
     raw = write_torch(tmp_path / "raw.pth", published)
-    ours = results.save_result(
-        tmp_path / "ours.safetensors", results.kept_arrays(model), record_of(model, False)
-    )
-    load, right = weights_convert.load_rectification, {"plus_plus": False, "classes": NAMES}
+    ours = save(tmp_path / "ours.safetensors", model)
+    stage = "rectification"
     other_clip = weights_convert.clip_from_state_dict(toys.vit(seed=2)).visual
     for path in (raw, ours):
-        assert kind_of(path) == "reclip"
+        assert format_of(path) is RECLIP
         with pytest.raises(CheckpointError, match=r"for 5 classes, the class list has 20"):
-            load(path, plus_plus=False, classes=["x"] * 20)
-        with pytest.raises(CheckpointError, match=r"is of ReCLIP; give weights of ReCLIP\+\+"):
-            load(path, plus_plus=True, classes=NAMES)
-        with pytest.raises(CheckpointError, match="of rectification; give one of distillation"):
-            weights_convert.load_distillation(path, **right)
+            load(path, stage, False, classes=["x"] * 20)
+        with pytest.raises(CheckpointError, match=r"is of method ReCLIP, not ReCLIP\+\+"):
+            load(path, stage, True)
+        with pytest.raises(CheckpointError, match="of stage rectification, not distillation"):
+            load(path, "distillation", False)
         with pytest.raises(CheckpointError, match="with another CLIP"):
-            load(path, **right, visual=other_clip)
-        loaded = load(path, **right)
+            load(path, stage, False, visual=other_clip)
+        loaded = load(path, stage, False)
         with pytest.raises(CheckpointError, match="with another CLIP"):
-            results.export_result(loaded, toys.vit(seed=2), tmp_path / "no.pth")
+            weights_convert.export_trained(
+                loaded, tmp_path / "no.pth", RECLIP, clip=toys.vit(seed=2)
+            )
     # Only our own file knows its revision and class names.
-    assert load(raw, **right, revision="2025").record["revision"] == "2025"
-    with pytest.raises(CheckpointError, match="belongs to revision 2024, not 2025"):
-        load(ours, **right, revision="2025")
+    assert load(raw, stage, False, revision="2025").record["revision"] == "2025"
+    with pytest.raises(CheckpointError, match="is of revision 2024, not 2025"):
+        load(ours, stage, False, revision="2025")
     with pytest.raises(CheckpointError, match="number 1 is 'dog', in the class list 'fox'"):
-        load(ours, plus_plus=False, classes=["cat", "fox", *NAMES[2:]])
-    with pytest.raises(CheckpointError, match="is no result of ReCLIP"):
-        load(write_torch(tmp_path / "clip.pt", toys.vit()), **right)
+        load(ours, stage, False, classes=["cat", "fox", *NAMES[2:]])
+    with pytest.raises(CheckpointError, match="is not a file of ReCLIP"):
+        load(write_torch(tmp_path / "clip.pt", toys.vit()), stage, False)
     converted = weights_convert.convert(tmp_path / "clip.pt")
     weights_convert.save_converted(tmp_path / "clip.safetensors", converted)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax CLIP"):
-        load(tmp_path / "clip.safetensors", **right)
+        load(tmp_path / "clip.safetensors", stage, False)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax ReCLIP"):
         weights_convert.load_clip(ours)
     tower = {key: value for key, value in toys.vit().items() if key.startswith("visual.")}
     with pytest.raises(CheckpointError, match="text tower"):
-        results.export_result(load(ours, **right), tower, tmp_path / "no.pth")
+        weights_convert.export_trained(
+            load(ours, stage, False), tmp_path / "no.pth", RECLIP, clip=tower
+        )
 
 
 def test_install_is_all_or_nothing():
     model = nnx.merge(*nnx.split(model_of("rectification", True)), copy=True)
-    before = results.kept_arrays(model)
+    before = stored_arrays(model)
     bad = random_arrays(model, 3)
     bad["head.pe_proj.bias"] = np.zeros(3, np.float32)
     bad["head.extra"] = np.zeros(2, np.float32)
@@ -316,7 +318,7 @@ def test_install_is_all_or_nothing():
         "+ head.extra (2,): unexpected",
         "~ head.pe_proj.bias: shape (3,), expected (32,)",
     ]
-    toys.assert_same(results.kept_arrays(model), before)
+    toys.assert_same(stored_arrays(model), before)
 
 
 def open_mmlab(net, seed=1):
@@ -362,21 +364,21 @@ def test_imagenet_weights(tmp_path):
 
 def test_full_size_imagenet_names():
     net = abstract(lambda rngs: DilatedResNet(DilatedResNetConfig(), rngs=rngs))
-    made = {
+    written = {
         key: value.shape
         for key, value in OPEN_MMLAB.to_left(
             zeros({path: leaf.shape for path, leaf in flat_arrays(net).items()})
         ).items()
     }
     # The same network by ReCLIP's names.
-    told = {}
+    expected = {}
     for key, shape in shapes("distill_shapes_ReCLIP.json").items():
         if key.startswith("backbone.") and "num_batches" not in key:
             name = key.removeprefix("backbone.").replace("norm", "bn")
             for stage in range(4):
                 name = name.replace(f"res_layers.{stage}.", f"layer{stage + 1}.")
-            told[name] = shape
-    assert made == told
+            expected[name] = shape
+    assert written == expected
 
 
 def test_command(published, tmp_path, capsys):
@@ -386,15 +388,15 @@ def test_command(published, tmp_path, capsys):
     clip = write_torch(tmp_path / "clip.pt", toys.as_released(toys.vit()))
     ours = tmp_path / "ours.safetensors"
     assert main([str(raw), "-o", str(ours), "--revision", "2024"]) == 0
-    line = "ReCLIP, rectification, revision 2024, 5 classes, whose names it doesn't tell"
+    line = "ReCLIP, rectification, revision 2024, 5 classes, names not recorded"
     assert line in capsys.readouterr().out
     for path, kind in ((raw, "torch zip"), (ours, "torch zip")):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(line.split(maxsplit=1) for line in lines[:8])
-        assert told["kind"] == kind
-        assert told["layout"] == "ReCLIP rectification"
-        assert "5 classes" in told["sizes"]
+        facts = dict(line.split(maxsplit=1) for line in lines[:8])
+        assert facts["kind"] == kind
+        assert facts["layout"] == "ReCLIP rectification"
+        assert "5 classes" in facts["sizes"]
         assert any("head.conv1.kernel" in line or "proj_net.0.weight" in line for line in lines)
     back = tmp_path / "back.pth"
     arguments = ["--export", str(back), "--to", "reclip"]
@@ -426,18 +428,16 @@ def test_command_errors(published, tmp_path, capsys):
     assert "--clip" in fails(clip, "--export", out, "--to", "openai", "--clip", clip)
     assert "invalid choice" in fails(raw, "-o", out, "--revision", "2023")
     assert "--revision is for ReCLIP" in fails(clip, "-o", out, "--revision", "2024")
-    assert "no result of ReCLIP" in fails(clip, "--export", out, "--to", "reclip", "--clip", clip)
+    assert "not a file of ReCLIP" in fails(clip, "--export", out, "--to", "reclip", "--clip", clip)
     assert "no CLIP among" in fails(raw, "--export", out, "--to", "openai")
 
 
 def test_a_distilled_result_needs_no_text_tower(tmp_path):
     """Text rows and reference are in our file: a model with other ones gets them back."""
     model = model_of("distillation", True)
-    path = results.save_result(
-        tmp_path / "d.safetensors", results.kept_arrays(model), record_of(model, True)
-    )
+    path = save(tmp_path / "d.safetensors", model)
     other = nnx.merge(*nnx.split(model), copy=True)
-    weights_convert.install(other, {k: v * 0 for k, v in results.kept_arrays(model).items()})
-    weights_convert.install(other, weights_convert.load_result(path).arrays)
+    weights_convert.install(other, {k: v * 0 for k, v in stored_arrays(model).items()})
+    weights_convert.install(other, weights_convert.load_trained(path, RECLIP).arrays)
     image = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
     np.testing.assert_array_equal(other(image), model(image))

@@ -10,17 +10,18 @@ import pytest
 
 import weights_convert
 from clipseg_jax.core.modules import abstract, initialised
+from clipseg_jax.methods.weclip import head as heads
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head, HeadConfig
+from clipseg_jax.methods.weclip.head import Head, HeadConfig
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from tests import seeded
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import WECLIP, CheckpointError
 from weights_convert.__main__ import main
 from weights_convert.clip.build import flat_arrays, install
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.trained.kinds import kind_of
-from weights_convert.trained.weclip.files import from_published, to_published
+from weights_convert.trained.kinds import format_of
+from weights_convert.trained.weclip.published import from_published, to_published
 
 NAMES = ["background", "cat", "dog", "tree"]
 TOYS = {
@@ -39,23 +40,23 @@ def shapes_of(model):
     return {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
 
 
-@pytest.mark.parametrize(("system", "cfg"), [("weclip", WECLIP), ("wtclip", WTCLIP)])
+@pytest.mark.parametrize(("system", "cfg"), [("weclip", heads.WECLIP), ("wtclip", heads.WTCLIP)])
 def test_every_key_at_full_size(system, cfg):
     """Spec weclip, section 12; spec wtclip, sections 2 and 7, as the goldens list the keys."""
     listed = json.loads((toys.GOLDEN / system / "infer_voc.json").read_text())["head_shapes"]
-    own = {key: tuple(shape) for key, shape in listed.items()}
+    head_shapes = {key: tuple(shape) for key, shape in listed.items()}
     filters = [f"decoder.wtconv.depthwise.{name}_filter" for name in ("wt", "iwt")]
     constants = dict.fromkeys(filters if system == "wtclip" else (), (1024, 1, 2, 2))
     clip = json.loads((toys.GOLDEN / "clip/shapes.json").read_text())["ViT-B/16"]
-    made = to_published(from_published(zeros(own), "file"), zeros(clip))
-    told = {f"encoder.{key}": tuple(shape) for key, shape in clip.items()}
-    assert len(told) == 302
+    written = to_published(from_published(zeros(head_shapes), "file"), zeros(clip))
+    clip_shapes = {f"encoder.{key}": tuple(shape) for key, shape in clip.items()}
+    assert len(clip_shapes) == 302
     constants["par.kernel"] = (8, 1, 3, 3)
-    assert {k: v.shape for k, v in made.items()} == own | told | constants
+    assert {k: v.shape for k, v in written.items()} == head_shapes | clip_shapes | constants
 
     model = abstract(lambda rngs: Head(768, 11, 21, cfg, rngs=rngs))
     wanted = {f"head.{path}": shape for path, shape in shapes_of(model).items()}
-    arrays = from_published(made, "file")
+    arrays = from_published(written, "file")
     assert {path: value.shape for path, value in arrays.items()} == wanted
     learned = sum(int(np.prod(shape)) for shape in wanted.values())
     assert learned == {"weclip": 5_985_045, "wtclip": 5_985_045 + 2_817 + 78_592}[system]
@@ -64,7 +65,7 @@ def test_every_key_at_full_size(system, cfg):
 def test_what_is_half_precision():
     """As the published code keeps its CLIP on a GPU; the head is float32."""
     clip = {key: np.ones(shape, np.float32) for key, shape in toys.vit_shapes(**CLIP).items()}
-    made = to_published(trained("WeCLIP"), clip)
+    written = to_published(trained("WeCLIP"), clip)
     block = "encoder.visual.transformer.resblocks.0."
     for key, dtype in {
         "encoder.visual.conv1.weight": np.float16, "encoder.visual.proj": np.float16,
@@ -74,7 +75,7 @@ def test_what_is_half_precision():
         "encoder.logit_scale": np.float32, "encoder.token_embedding.weight": np.float32,
         "decoder.transformer.resblocks.0.attn.out_proj.weight": np.float32,
     }.items():  # fmt: skip
-        assert made[key].dtype == dtype, key
+        assert written[key].dtype == dtype, key
 
 
 @functools.cache
@@ -82,10 +83,12 @@ def trained(method):
     """A toy's head by our paths."""
     sizes = CLIP["width"], CLIP["layers"] - 1, len(NAMES)
     model = abstract(lambda rngs: Head(*sizes, TOYS[method], rngs=rngs))
-    told = zeros({f"head.{path}": shape for path, shape in shapes_of(model).items()})
-    keys = {key: value.shape for key, value in to_published(told).items()}
+    zero_arrays = zeros({f"head.{path}": shape for path, shape in shapes_of(model).items()})
+    keys = {key: value.shape for key, value in to_published(zero_arrays).items()}
     stored = seeded.state_dict(keys, 3) | {
-        key: value for key, value in to_published(told).items() if "filter" in key or "par" in key
+        key: value
+        for key, value in to_published(zero_arrays).items()
+        if "filter" in key or "par" in key
     }
     return from_published(stored, "toy")
 
@@ -116,26 +119,28 @@ def test_there_and_back_bit_for_bit(raw, method, tmp_path):
     stored = to_published(trained(method), clip())
     stored["encoder.visual.positional_embedding_new"] = np.zeros((26, 128), np.float16)
     raw = write_torch(raw, {f"module.{key}": value for key, value in stored.items()})
-    loaded = weights_convert.load_weclip(raw, method=method, classes=NAMES)
+    loaded = weights_convert.load_trained(raw, WECLIP, expected={"method": method}, classes=NAMES)
     assert loaded.record["class_count"] == 4
     assert loaded.record["classes"] is None
     toys.assert_same(loaded.arrays, trained(method))
     del stored["encoder.visual.positional_embedding_new"]
-    back = weights_convert.export_weclip(loaded, clip(), tmp_path / "back.pth")
+    back = weights_convert.export_trained(loaded, tmp_path / "back.pth", WECLIP, clip=clip())
     toys.assert_same(weights_convert.read_state_dict(back), stored)
 
     model = on(clip(), method)
     install(model, loaded.arrays, complete=("head.",))
-    ours = weights_convert.save_weclip(tmp_path / "ours.safetensors", model, NAMES, step=7)
-    again = weights_convert.load_weclip(
-        ours, method=method, classes=NAMES, visual=model.clip.visual
+    ours = weights_convert.save_trained(
+        tmp_path / "ours.safetensors", WECLIP, model, classes=NAMES, details={"step": 7}
+    )
+    again = weights_convert.load_trained(
+        ours, WECLIP, expected={"method": method}, classes=NAMES, visual=model.clip.visual
     )
     assert (again.record["classes"], again.record["step"]) == (NAMES, 7)
     toys.assert_same(again.arrays, {k: np.asarray(v) for k, v in trained(method).items()})
-    head = weights_convert.export_weclip(again, None, tmp_path / "head.pth")
+    head = weights_convert.export_trained(again, tmp_path / "head.pth", WECLIP)
     alone = {key: value for key, value in stored.items() if not key.startswith("encoder.")}
     toys.assert_same(weights_convert.read_state_dict(head), alone)
-    assert weights_convert.load_weclip(head).record["clip_mark"] is None
+    assert weights_convert.load_trained(head, WECLIP).record["clip_mark"] is None
 
 
 def test_layouts():
@@ -165,10 +170,10 @@ def test_the_wavelet_is_checked():
     stored = dict(to_published(trained("WTCLIP")))
     with np.load(toys.GOLDEN / "wtclip/wavelet.npz") as golden:
         for name, key in (("wt", "dec_filters"), ("iwt", "rec_filters")):
-            found = stored[f"decoder.wtconv.depthwise.{name}_filter"]
-            assert found.shape == (4 * 32, 1, 2, 2)
-            np.testing.assert_allclose(found[4:8], golden[key][4:8], atol=1e-7)
-    stored["decoder.wtconv.depthwise.iwt_filter"] = found[:, :, ::-1]
+            filters = stored[f"decoder.wtconv.depthwise.{name}_filter"]
+            assert filters.shape == (4 * 32, 1, 2, 2)
+            np.testing.assert_allclose(filters[4:8], golden[key][4:8], atol=1e-7)
+    stored["decoder.wtconv.depthwise.iwt_filter"] = filters[:, :, ::-1]
     with pytest.raises(CheckpointError, match=r"iwt_filter is not Haar's wavelet"):
         from_published(stored, "file")
 
@@ -180,7 +185,7 @@ def test_all_faults_at_once(tmp_path):
     bad["decoder.linear_pred.weight"] = np.zeros((4, 32, 3, 3), np.float32)
     path = write_torch(tmp_path / "bad.pth", bad)
     with pytest.raises(CheckpointError) as caught:
-        weights_convert.load_weclip(path)
+        weights_convert.load_trained(path, WECLIP)
     assert [line.strip() for line in str(caught.value).splitlines()[1:-1]] == [
         "- decoder_fts_fuse.linears_modulelist.1.proj_2.bias: missing",
         "+ encoder.visual.proj_2 (3,): unexpected",
@@ -194,33 +199,30 @@ def test_all_faults_at_once(tmp_path):
 def test_what_users_confuse(raw, method, tmp_path):
     other = next(name for name in TOYS if name != method)
     model = on(clip(), method)
-    ours = weights_convert.save_weclip(tmp_path / "ours.safetensors", model, NAMES)
+    ours = weights_convert.save_trained(tmp_path / "ours.safetensors", WECLIP, model, classes=NAMES)
     tower = dict(clip())
     tower["visual.conv1.weight"] = tower["visual.conv1.weight"] + 1
     visual = on(tower, method).clip.visual
     for path in (raw, ours):
-        assert kind_of(path) == "weclip"
-        with pytest.raises(CheckpointError, match=f"is of {method}; give weights of {other}"):
-            weights_convert.load_weclip(path, method=other)
+        assert format_of(path) is WECLIP
+        with pytest.raises(CheckpointError, match=f"is of method {method}, not {other}"):
+            weights_convert.load_trained(path, WECLIP, expected={"method": other})
         with pytest.raises(CheckpointError, match="for 4 classes, the class list has 21"):
-            weights_convert.load_weclip(path, classes=["x"] * 21)
-        with pytest.raises(CheckpointError, match="trained on another CLIP"):
-            weights_convert.load_weclip(path, visual=visual)
+            weights_convert.load_trained(path, WECLIP, classes=["x"] * 21)
+        with pytest.raises(CheckpointError, match="trained with another CLIP"):
+            weights_convert.load_trained(path, WECLIP, visual=visual)
     with pytest.raises(CheckpointError, match="number 1 is 'cat', in the class list 'fox'"):
-        weights_convert.load_weclip(ours, classes=["background", "fox", "dog", "tree"])
-    trained_head = weights_convert.load_weclip(ours)
-    with pytest.raises(CheckpointError, match="trained on another CLIP; give the one"):
-        weights_convert.export_weclip(trained_head, tower, tmp_path / "no.pth")
-    with pytest.raises(CheckpointError, match="repeat the whole CLIP: give one with its text"):
-        weights_convert.export_weclip(
-            trained_head,
-            {key: value for key, value in clip().items() if key.startswith("visual.")},
-            tmp_path / "no.pth",
-        )
+        weights_convert.load_trained(ours, WECLIP, classes=["background", "fox", "dog", "tree"])
+    trained_head = weights_convert.load_trained(ours, WECLIP)
+    with pytest.raises(CheckpointError, match="trained with another CLIP; give the CLIP"):
+        weights_convert.export_trained(trained_head, tmp_path / "no.pth", WECLIP, clip=tower)
+    tower = {key: value for key, value in clip().items() if key.startswith("visual.")}
+    with pytest.raises(CheckpointError, match="repeat the whole CLIP; give one with its text"):
+        weights_convert.export_trained(trained_head, tmp_path / "no.pth", WECLIP, clip=tower)
     plain = write_torch(tmp_path / "clip.pt", clip())
-    assert kind_of(plain) is None
+    assert format_of(plain) is None
     with pytest.raises(CheckpointError, match="holds no head of WeCLIP"):
-        weights_convert.load_weclip(plain)
+        weights_convert.load_trained(plain, WECLIP)
     with pytest.raises(CheckpointError, match="of format 'clipseg_jax WeCLIP 1'"):
         weights_convert.load_clip(ours)
 
@@ -229,13 +231,13 @@ def test_command(raw, method, tmp_path, capsys):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     source = write_torch(tmp_path / "clip.pt", clip())
     assert main([str(raw), "-o", str(ours)]) == 0
-    line = f"{method}, head of 4 classes, whose names it doesn't tell"
+    line = f"{method}, head of 4 classes, names not recorded"
     assert line in capsys.readouterr().out
     for path in (raw, ours):
         assert main(["--inspect", str(path)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        told = dict(row.split(maxsplit=1) for row in lines[:8])
-        assert (told["layout"], told["kind"], told["sizes"]) == (method, "torch zip", line)
+        facts = dict(row.split(maxsplit=1) for row in lines[:8])
+        assert (facts["layout"], facts["kind"], facts["sizes"]) == (method, "torch zip", line)
     argv = [str(ours), "--export", str(back), "--to", "weclip", "--clip", str(source)]
     assert main(argv) == 0
     toys.assert_same(weights_convert.read_state_dict(back), weights_convert.read_state_dict(raw))

@@ -28,7 +28,7 @@ def _layer(left: str, right: str) -> list[Rule]:
     ]
 
 
-# CLIP's own, under other names than OpenAI's.
+# CLIP's image tower, under other names than OpenAI's.
 _TOWER = [
     Rule(rule.left.replace("visual.", "backbone.", 1), f"encoder.{rule.right}", rule.transform)
     for rule in OPENAI.rules
@@ -54,5 +54,5 @@ CLIP_RC = KeyMap(
         *_linear(f"{_HEAD}.{{p:lateral|q}}_proj", "head.{p:lateral|q}_proj"),
     ]
 )
-# In checkpoints, and used by nothing: of each decoder layer, its self-attention and first norm.
+# In checkpoints but unused: the self-attention and first norm of each decoder layer.
 UNUSED = r"decode_head\..*\.(self_attn|norm1)\..*"

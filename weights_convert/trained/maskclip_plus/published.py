@@ -1,7 +1,7 @@
 """MaskCLIP+: the key maps of trained models, and their state dicts both ways.
 
-Left: mmsegmentation's names, which have a copy of the guiding CLIP; right: the paths of
-`MaskCLIPPlus`, without the teacher. Spec maskclip, section 15. Files: `maskclip_plus_files`.
+Left: mmsegmentation's names, which include a copy of the teacher CLIP; right: the paths of
+`MaskCLIPPlus`, without the teacher. Spec maskclip, section 15.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from weights_convert.trained.imagenet import blocks_of, resnet_rules, resnet_v1_
 
 HEAD = "decode_head."
 DECODER = f"{HEAD}decode_module."
-ROWS, BACKGROUND, COUNTER = (
+TEXT_EMBEDDINGS, BACKGROUND, COUNTER = (
     f"{HEAD}{name}" for name in ("text_embeddings", "bg_embeddings", "_iter_counter")
 )
-_GUIDE = re.compile(r"decode_head\.(clip\.|proj\.|[qkvc]_proj\.)")
+_TEACHER = re.compile(r"decode_head\.(clip\.|proj\.|[qkvc]_proj\.)")
 _BACKBONES = {"v1c": resnet_rules, "v1": resnet_v1_rules}
 
 
@@ -62,12 +62,12 @@ _DECODERS = {
 
 @functools.cache
 def key_map(decoder: str, variant: str) -> KeyMap:
-    """Rows between the published names and our `MaskCLIPPlus`, the teacher left out."""
+    """Rules between the published names and `MaskCLIPPlus`, without the teacher."""
     return KeyMap(
         [
             *_BACKBONES[variant]("backbone.", "student.backbone."),
             *_DECODERS[decoder],
-            Rule(ROWS, "text_embeddings"),
+            Rule(TEXT_EMBEDDINGS, "text_embeddings"),
             Rule(BACKGROUND, "background_embedding"),
         ]
     )
@@ -76,36 +76,36 @@ def key_map(decoder: str, variant: str) -> KeyMap:
 def from_published(
     stored: Mapping[str, np.ndarray], source: str
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """A trained model's state dict by our paths, and its sizes; the copy of CLIP is left out.
+    """A published state dict by our paths, and the student's sizes; the copy of CLIP is left out.
 
     Raises:
-      CheckpointError: its sizes cannot be told, or lists every missing, unexpected and wrongly
-        shaped key.
+      CheckpointError: its sizes cannot be determined; or lists every missing, unexpected and
+        wrongly shaped key.
     """
     weights = {
         key: value
         for key, value in stored.items()
-        if not is_carried(key) and key != COUNTER and not _GUIDE.match(key)
+        if not is_carried(key) and key != COUNTER and not _TEACHER.match(key)
     }
     v1 = "backbone.conv1.weight" in weights
     stem = weights.get("backbone.conv1.weight" if v1 else "backbone.stem.6.weight")
-    rows = weights.get(ROWS)
-    if stem is None or stem.ndim != 4 or rows is None or rows.ndim != 2:
+    text = weights.get(TEXT_EMBEDDINGS)
+    if stem is None or stem.ndim != 4 or text is None or text.ndim != 2:
         raise CheckpointError(
             f"{source} holds no MaskCLIP+ by mmsegmentation's names (backbone.stem.6.weight, "
-            f"{ROWS}); it begins with {', '.join(list(stored)[:3])}"
+            f"{TEXT_EMBEDDINGS}); it begins with {', '.join(list(stored)[:3])}"
         )
-    deep = any(key.startswith(f"{DECODER}image_pool.") for key in weights)
+    v3_plus = any(key.startswith(f"{DECODER}image_pool.") for key in weights)
     sizes = {
-        "decoder": "deeplabv3plus" if deep else "deeplabv2",
+        "decoder": "deeplabv3plus" if v3_plus else "deeplabv2",
         "blocks": list(blocks_of(weights, "backbone.")),
         "width": stem.shape[0],
         "variant": "v1" if v1 else "v1c",
         "background": BACKGROUND in weights,
     }
-    wanted = shapes_of(abstract_model(sizes, rows.shape))
+    shapes = shapes_of(abstract_model(sizes, text.shape))
     table = key_map(sizes["decoder"], sizes["variant"])
-    return table.to_right(weights, wanted, source), sizes
+    return table.to_right(weights, shapes, source), sizes
 
 
 def to_published(
@@ -114,29 +114,29 @@ def to_published(
     """The state dict that mmsegmentation loads.
 
     Args:
-      clip: weights by OpenAI's names; then its guide is in it as well, which training needs and
-        the published code's files have.
+      clip: weights by OpenAI's names; adds the teacher, which training needs and the published
+        code's files hold.
 
     Raises:
-      CheckpointError: a CLIP whose features have another length.
+      CheckpointError: a CLIP with another embedding width.
     """
     sizes = trained.record["student"]
     out = key_map(sizes["decoder"], sizes["variant"]).to_left(trained.arrays)
     out = {key: np.asarray(value) for key, value in out.items()}
     out |= counters(out)
-    kind, value = trained.record.get("iter_counter") or ["int64", trained.record["steps"] or 0]
-    out[COUNTER] = np.asarray(value, np.dtype(kind))
-    return out if clip is None else out | _guide(clip, out[ROWS].shape[1])
+    dtype, value = trained.record.get("iter_counter") or ["int64", trained.record["steps"] or 0]
+    out[COUNTER] = np.asarray(value, np.dtype(dtype))
+    return out if clip is None else out | _teacher(clip, out[TEXT_EMBEDDINGS].shape[1])
 
 
-def _guide(clip: Mapping[str, np.ndarray], features: int) -> dict[str, np.ndarray]:
+def _teacher(clip: Mapping[str, np.ndarray], embed_dim: int) -> dict[str, np.ndarray]:
     """The frozen tower, and its projections as 1x1 convolutions."""
     groups = names.to_maskclip(clip)
     last = groups["proj" if "proj" in groups else "c_proj"]["weight"]
-    if last.shape[0] != features:
+    if last.shape[0] != embed_dim:
         raise CheckpointError(
-            f"a CLIP with features of {last.shape[0]} numbers for text rows of {features}; give "
-            "the one that the student was trained with"
+            f"the CLIP's embedding width is {last.shape[0]}, the text embeddings have {embed_dim}; "
+            "give the CLIP that the student was trained with"
         )
     out = {}
     for group, weights in groups.items():
@@ -150,17 +150,17 @@ def _guide(clip: Mapping[str, np.ndarray], features: int) -> dict[str, np.ndarra
 
 
 def abstract_model(
-    sizes: Mapping[str, Any], rows: tuple[int, ...], dtype: str = "float32"
+    sizes: Mapping[str, Any], text_shape: tuple[int, ...], dtype: str = "float32"
 ) -> MaskCLIPPlus:
-    """A model of these sizes as shapes; what a published file can't tell is as published."""
-    shape = {name: tuple(sizes[name]) for name in ("strides", "dilations") if name in sizes}
+    """An abstract model of these sizes; strides and dilations default to the published ones."""
+    layout = {name: tuple(sizes[name]) for name in ("strides", "dilations") if name in sizes}
     cfg = DilatedResNetConfig(
-        tuple(sizes["blocks"]), sizes["width"], variant=sizes["variant"], dtype=dtype, **shape
+        tuple(sizes["blocks"]), sizes["width"], variant=sizes["variant"], dtype=dtype, **layout
     )
     return abstract(
         lambda rngs: MaskCLIPPlus(
-            make_student(sizes["decoder"], cfg, rows[1], rngs=rngs),
-            np.zeros(rows, np.float32),
+            make_student(sizes["decoder"], cfg, text_shape[1], rngs=rngs),
+            np.zeros(text_shape, np.float32),
             background=sizes["background"],
             rngs=rngs,
         )

@@ -1,8 +1,8 @@
-"""Key maps of ReCLIP's files. Left: as stored; right: our paths, for what is CLIP OpenAI's names.
+"""Key maps of ReCLIP's files. Left: as published; right: our paths, for CLIP OpenAI's names.
 
-Spec reclip, section 17. Stage 3 (rectification) files hold `reclip.ReCLIP`, each key behind
-"module."; stage 4 (distillation) files hold `reclip_distill.Distillation`. Both repeat the whole
-CLIP, and some layers twice under two names.
+Spec reclip, section 17. Files of stage 3 (rectification) hold a `ReCLIP`, each key with the prefix
+"module."; those of stage 4 (distillation) a `Distillation`. Both repeat the whole CLIP, and store
+some layers under two names.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from weights_convert.mapping import (
 )
 from weights_convert.trained.imagenet import resnet_rules
 
-PREFIX = "module."  # of stage 3, put there by DistributedDataParallel
+PREFIX = "module."  # of stage 3, from DistributedDataParallel
 DECODE_HEAD = "decode_head."  # of stage 4
 _LEAF, _ANY = "{leaf:weight|bias}", "{leaf:[a-z_]+}"
-_LAYERS = {1: 0, 2: 3, 3: 6}  # of ReCLIP's head: our number, place in the source's sequence
+_LAYERS = {1: 0, 2: 3, 3: 6}  # of ReCLIP's head: our number, index in the published nn.Sequential
 
 
 def _head(left: str, right: str) -> list[Rule]:
-    rows = []
+    rules = []
     for ours, place in _LAYERS.items():
-        rows += [
+        rules += [
             Rule(f"{left}proj_net.{place}.weight", f"{right}head.conv{ours}.kernel", CONV),
             Rule(f"{left}proj_net.{place}.bias", f"{right}head.conv{ours}.bias"),
             *batch_norm(f"{left}proj_net.{place + 1}", f"{right}head.norm{ours}"),
         ]
     return [
-        *rows,
+        *rules,
         Rule(f"{left}pe_proj.weight", f"{right}head.pe_proj.kernel", CONV_1X1_LINEAR),
         Rule(f"{left}pe_proj.bias", f"{right}head.pe_proj.bias"),
         Rule(f"{left}decoder_conv2.weight", f"{right}head.decoder_conv.kernel", CONV),
@@ -42,15 +42,15 @@ def _head(left: str, right: str) -> list[Rule]:
     ]
 
 
-def _twins(prefix: str) -> list[Rule]:
-    """The second name of a layer, and the first."""
-    rows = []
+def _copies(prefix: str) -> list[Rule]:
+    """From a layer's second name to its first."""
+    rules = []
     for ours, place in _LAYERS.items():
-        rows += [
+        rules += [
             Rule(f"{prefix}conv{ours}.{_LEAF}", f"{prefix}proj_net.{place}.{_LEAF}"),
             Rule(f"{prefix}norm{ours}.{_ANY}", f"{prefix}proj_net.{place + 1}.{_ANY}"),
         ]
-    return rows
+    return rules
 
 
 RECTIFICATION = KeyMap(
@@ -60,11 +60,11 @@ RECTIFICATION = KeyMap(
         *_head("", ""),
     ]
 )
-RECTIFICATION_TWINS = KeyMap(_twins(""))
+RECTIFICATION_COPIES = KeyMap(_copies(""))
 
 _TEXT = "(?:positional_embedding|text_projection|(?:token_embedding|ln_final|transformer)[.].+)"
 _VISUAL = "(?!cls_token)[^.].*"
-# Each table is one more copy of (a part of) the CLIP.
+# Each key map is one more copy of (a part of) the CLIP.
 RECTIFICATION_CLIP = (
     KeyMap([Rule("clip.{key:.+}", "{key:.+}")]),
     KeyMap([Rule(f"vit.{{key:{_VISUAL}}}", f"visual.{{key:{_VISUAL}}}")]),
@@ -92,9 +92,9 @@ DISTILLATION = KeyMap(
         *_head(DECODE_HEAD, "teacher."),
     ]
 )
-DISTILLATION_TWINS = KeyMap(
+DISTILLATION_COPIES = KeyMap(
     [
-        *_twins(DECODE_HEAD),
+        *_copies(DECODE_HEAD),
         Rule(f"{DECODE_HEAD}pe_proj_res.{_LEAF}", f"{DECODE_HEAD}pe_proj.{_LEAF}"),
     ]
 )
@@ -102,7 +102,7 @@ DISTILLATION_CLIP = (
     KeyMap([Rule(f"{DECODE_HEAD}clip.{{key:{_VISUAL}}}", f"visual.{{key:{_VISUAL}}}")]),
     KeyMap([Rule(f"{DECODE_HEAD}proj.weight", "visual.proj", CONV_1X1_LINEAR)]),
 )
-# A class layer that exists and that nothing uses.
+# A classifier that nothing uses.
 UNUSED = tuple(f"{DECODE_HEAD}decode_module.conv_seg.{leaf}" for leaf in ("weight", "bias"))
-# Copies of CLIP's projections that are there only if the original ran with a float32 CLIP.
+# Copies of CLIP's projections that files have only if the published code ran in float32.
 FLOAT32_ONLY = ("vit.proj", "text_encoder.text_projection", f"{DECODE_HEAD}clip.proj")

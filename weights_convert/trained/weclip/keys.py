@@ -1,7 +1,7 @@
 """Key map of WeCLIP's and WTCLIP's heads. Left: as stored; right: our paths.
 
-Spec weclip, section 12; spec wtclip, sections 2 and 7. A file also holds the frozen CLIP behind
-`ENCODER`, and arrays that the original makes itself, `MADE`.
+Spec weclip, section 12; spec wtclip, sections 2 and 7. A file also holds the frozen CLIP under
+`ENCODER`, and arrays that the published code computes itself, `COMPUTED`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from weights_convert.clip.keys import block
 from weights_convert.mapping import CONV_1X1_LINEAR, LINEAR, KeyMap, Rule, Transform
 
 ENCODER = "encoder."
-MADE = (
+COMPUTED = (
     "encoder.visual.positional_embedding_new",  # positions resized by the last forward pass
     "par.kernel",
     "decoder.wtconv.depthwise.wt_filter",

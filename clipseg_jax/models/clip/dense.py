@@ -1,0 +1,136 @@
+"""Dense read-outs: a feature for each position of an image instead of one for all of it.
+
+CLIP is trained for its class token (ViT) or its attention pool (ResNet). A read-out changes how the
+last attention works, so that positions keep their own content; all before it stays as it is.
+Methods: Zhou et al. 2022 (MaskCLIP); spec maskclip, section 4; spec readouts, sections 1 and 13.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from clipseg_jax.models.clip.resnet import ModifiedResNet
+from clipseg_jax.models.clip.vit import VisionTransformer
+from clipseg_jax.ops.image import valid_mask
+
+Scores = Literal["qk", "qq", "kk"]  # which projections are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOut:
+    """How the last block of a ViT attends (spec readouts, section 13)."""
+
+    # The softmaxes whose mean mixes the values; (): every token keeps its own value.
+    scores: tuple[Scores, ...] = ()
+    residual: bool = True  # the block's input is added
+    mlp: bool = True  # the block's perceptron follows
+
+
+VALUE = ReadOut()  # MaskCLIP's and TagCLIP's
+CLIP_BLOCK = ReadOut(("qk",))  # as it was trained
+
+
+class LastBlock(NamedTuple):
+    """Tokens after the last block and `ln_post`, with the block's projections, (b, t, d) each."""
+
+    tokens: Array
+    queries: Array
+    keys: Array
+    values: Array
+
+
+def last_block(
+    visual: VisionTransformer, x: Array, read_out: ReadOut, bias: Array | None = None
+) -> LastBlock:
+    """The last block of a ViT, read out in another way.
+
+    Args:
+      x: tokens (b, t, d) before the block. A read-out without scores needs no other tokens than
+        those that are wanted.
+      bias: (1 or b, 1 or t, t), added to all scores; it masks padding.
+    """
+    block = visual.transformer.resblocks[-1]
+    attn = block.attn
+    q, k, v = attn.qkv(block.ln_1(x))
+    if read_out.scores:
+        pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
+        mixtures = [attn.mix(*pairs[name], v, bias) for name in read_out.scores]
+        mixed = sum(mixtures[1:], mixtures[0]) / len(mixtures)
+    else:
+        mixed = attn.out_proj(v)
+    mixed = x + mixed if read_out.residual else mixed
+    tokens = after_attention(visual, mixed) if read_out.mlp else visual.ln_post(mixed)
+    return LastBlock(tokens, q, k, v)
+
+
+def after_attention(visual: VisionTransformer, x: Array) -> Array:
+    """What follows the last attention: tokens (b, t, d) through the perceptron and `ln_post`."""
+    block = visual.transformer.resblocks[-1]
+    return visual.ln_post(x + block.mlp(block.ln_2(x)))
+
+
+class Dense(NamedTuple):
+    """Dense read-outs of an image tower on a grid (hp, wp)."""
+
+    features: Array  # (b, hp, wp, e) in the text's space, not normalised
+    values: Array  # (b, hp, wp, d) before the last projection
+    keys: Array  # (b, hp, wp, d) for key smoothing
+    real: Array  # (b, hp, wp) bool, False in the padding
+
+
+def dense_features(
+    visual: VisionTransformer | ModifiedResNet,
+    images: Array,
+    sizes: Array | None = None,
+    *,
+    attn_pooling: bool = False,
+) -> Dense:
+    """Value read-out of normalised images (b, h, w, 3); `sizes` (b, 2) are their real pixels.
+
+    `attn_pooling`, of ResNets only: full attention over mean token and positions instead.
+    """
+    if isinstance(visual, ModifiedResNet):
+        return _dense_resnet(visual, images, sizes, attn_pooling)
+    return _dense_vit(visual, images, sizes)
+
+
+def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) -> Dense:
+    grid = visual.grid_shape(images.shape[1], images.shape[2])
+    x, bias = visual.embed(images, sizes)
+    x, _ = visual.transformer(x, bias, stop=-1)
+    # No heads, no scaling, no softmax: the class token and the queries play no part from here on.
+    last = last_block(visual, x[:, 1:], VALUE)
+    # The published code smooths with projected keys, not with the raw ones.
+    keys = visual.transformer.resblocks[-1].attn.out_proj(last.keys)
+
+    def spatial(tokens: Array) -> Array:
+        return tokens.reshape(tokens.shape[0], *grid, -1).astype(jnp.float32)
+
+    real = _real(None if sizes is None else visual.grid_sizes(sizes), images.shape[0], grid)
+    features = last.tokens @ visual.proj[...]
+    return Dense(spatial(features), spatial(last.tokens), spatial(keys), real)
+
+
+def _dense_resnet(
+    visual: ModifiedResNet, images: Array, sizes: Array | None, attn_pooling: bool
+) -> Dense:
+    maps, sizes = visual.stages(images, sizes)
+    x, pool = maps["layer4"], visual.attnpool
+    grid = (x.shape[1], x.shape[2])
+    keys = pool.k_proj(x).astype(jnp.float32)
+    values = pool.v_proj(x)
+    if attn_pooling:  # without position embedding, as the published head
+        tokens, real = pool.tokens(x, sizes)
+        features = pool.attend(tokens, tokens, real)[:, 1:].reshape(*x.shape[:3], -1)
+    else:
+        features = pool.c_proj(values)
+    real = _real(sizes, images.shape[0], grid)
+    return Dense(features.astype(jnp.float32), values.astype(jnp.float32), keys, real)
+
+
+def _real(grids: Array | None, b: int, grid: tuple[int, int]) -> Array:
+    return jnp.ones((b, *grid), bool) if grids is None else valid_mask(grids, grid)

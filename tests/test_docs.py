@@ -1,0 +1,271 @@
+"""The documents: what they name exists, their commands resolve, and their examples run."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+import clipseg_jax
+import input_pipeline
+import weights_convert
+from clipseg_jax import main
+from clipseg_jax.task import Task
+from input_pipeline.datasets import catalog
+from input_pipeline.prepare.preparations import PREPARATIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+# The specifications have tests of their own; they name files of the published systems.
+WRITTEN = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(path for path in sorted(DOCS.rglob("*.md")) if path.parent.name != "specs"),
+]
+METHODS = sorted((DOCS / "methods").glob("*.md"))
+TOPS = (
+    *("benchmarks", "clipseg_jax", "configs", "docs", "input_pipeline", "launch", "tests"),
+    "weights_convert",
+)
+# Examples of what a reader writes.
+INVENTED = {"configs/base/probe.py", "configs/demo_probe.py", "configs/shapes_maskclip.py"}
+MODULE = "python -m clipseg_jax.main"
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def fences(path):
+    """(language, text) of the fenced blocks."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
+
+
+def prose(path):
+    """The text without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
+
+
+def anchors(text):
+    """What links call the headings of a page; of equal ones the second ends in -1."""
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        name = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        before = sum(re.sub(r"-\d+$", "", other) == name for other in found)
+        found.append(f"{name}-{before}" if before else name)
+    return found
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 9000
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=relative)
+def test_links_lead_somewhere(path):
+    wrong = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"https?:", target):
+            continue
+        name, _, place = target.partition("#")
+        other = (path.parent / name).resolve() if name else path
+        if not other.exists() or (place and place not in anchors(prose(other))):
+            wrong.append(target)
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=relative)
+def test_files_that_are_named_exist(path):
+    """`folder/file`, also with * and <placeholders>, seen from the top of the repository."""
+    wrong = []
+    for name in re.findall(rf"(?<![\w./-])((?:{'|'.join(TOPS)})/[\w./*<>-]*)", prose(path)):
+        name = name.rstrip(".")
+        if name not in INVENTED and not [*ROOT.glob(re.sub(r"<\w+>", "*", name).rstrip("/"))]:
+            wrong.append(name)
+    assert not wrong
+
+
+def commands():
+    """(document, arguments) of every run of a recipe, written out or as a cell of a table."""
+    for path in WRITTEN:
+        found = []
+        for language, text in fences(path):
+            if language == "sh":
+                lines = text.replace("\\\n", " ").splitlines()
+                found += [line for line in lines if line.startswith(MODULE)]
+        text = prose(path)
+        inline = re.findall(r"`([^`]*)`", text)
+        found += [" ".join(code.split()) for code in inline if code.startswith(MODULE)]
+        found += [f"{MODULE} {code}" for code in inline if code.startswith("--config=configs/")]
+        for command in dict.fromkeys(found):
+            invented = any(name in command for name in INVENTED)
+            if "--config=" in command and "<" not in command and not invented:
+                yield path, command
+
+
+COMMANDS = [*commands()]
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), COMMANDS, ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(COMMANDS)]
+)
+def test_commands_resolve(path, command, monkeypatch):
+    """The config file, its string and every override, as `main` reads them; nothing runs."""
+    del path
+    monkeypatch.chdir(ROOT)
+    config = resolve(command)
+    assert set(config.stages) <= set(main.METHODS[config.method])
+
+
+def resolve(command):
+    arguments = shlex.split(command, comments=True)[3:]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    # Config flags look for their overrides in the command line.
+    before, sys.argv = sys.argv, ["main", *arguments]
+    try:
+        rest = values(sys.argv)
+    finally:
+        sys.argv = before
+    assert rest[1:] == [], command
+    return values["config"].value
+
+
+def test_config_values_that_are_named_exist():
+    """`--config.section.key=`, anywhere: a value of some recipe."""
+    known = set()
+    for path in (ROOT / "configs").glob("*_*.py"):
+        if not path.stem.startswith("__"):
+            config = importlib.import_module(f"configs.{path.stem}").get_config()
+            known |= dotted(config.to_dict())
+    wrong = {
+        f"{relative(path)}: {name}"
+        for path in WRITTEN
+        for name in re.findall(r"--config\.([a-z][\w.]*)=", path.read_text("utf-8"))
+        if name not in known
+    }
+    assert not wrong
+
+
+def dotted(tree, prefix=""):
+    names = set()
+    for key, value in tree.items():
+        inner = isinstance(value, dict)
+        names |= dotted(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}"}
+    return names
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{MODULE} --config=configs/voc_maskclip.py --config.inference.scale=3",
+        f"{MODULE} --config=configs/voc_clip_rc.py:zero",
+        f"{MODULE} --config=configs/voc_maskclip.py data",
+    ],
+)
+def test_wrong_commands_are_found(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((AttributeError, ValueError, AssertionError, flags.Error)):
+        resolve(command)
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=relative)
+def test_python_blocks_parse(path):
+    for language, text in fences(path):
+        if language == "python":
+            compile(text, str(path), "exec")
+
+
+def run_blocks(name, folder, monkeypatch):
+    """Every Python block of a page, one after the other, in an empty folder."""
+    monkeypatch.chdir(folder)
+    text = "\n".join(text for language, text in fences(DOCS / name) if language == "python")
+    exec(compile(text, name, "exec"), {"__name__": "page"})
+
+
+@pytest.mark.slow
+def test_new_method(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "METHODS", dict(main.METHODS))
+    run_blocks("new_method.md", tmp_path, monkeypatch)
+    work = tmp_path / "workdir/demo_probe"
+    assert (work / "metrics.json").exists()
+    assert len((work / "train.jsonl").read_text().splitlines()) == 2
+
+
+def test_new_dataset(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalog.BY_NAME, "shapes_3", None)
+    monkeypatch.setitem(PREPARATIONS, "shapes", None)
+    run_blocks("new_dataset.md", tmp_path, monkeypatch)
+    assert (tmp_path / "workdir/shapes_maskclip/metrics.json").exists()
+
+
+def modules():
+    """Dotted name -> module, of all three packages."""
+    for package in (clipseg_jax, input_pipeline, weights_convert):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__"):
+                yield found.name
+
+
+def lookup(dotted, known):
+    """Whether `model.Class.method` or `ops.par.par` names something; by the end of a module."""
+    parts = dotted.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        end = ".".join(parts[:cut])
+        for name in known:
+            if name == end or name.endswith(f".{end}"):
+                thing = importlib.import_module(name)
+                try:
+                    for part in parts[cut:]:
+                        thing = inspect.getattr_static(thing, part)
+                except AttributeError:
+                    continue
+                return True
+    return False
+
+
+@pytest.mark.parametrize("path", METHODS, ids=relative)
+def test_functions_that_are_named_exist(path):
+    """`module.function` in the second column of a table "paper | code"."""
+    known, own = [*modules()], f"clipseg_jax.methods.{path.stem}"
+    names = []
+    for row in re.findall(r"^\|(.*)\|$", prose(path), re.M):
+        cells = row.split("|")
+        if len(cells) > 1 and "spec " in cells[0] + cells[-1]:
+            names += re.findall(r"`([a-z_]\w*(?:\.\w+)+)`", cells[1])
+    assert names, "a table of the paper's parts and the functions"
+    mine = [name for name in known if name.startswith(f"{own}.")]
+    assert not [name for name in names if not lookup(name, mine) and not lookup(name, known)]
+
+
+def test_architecture_is_the_tree():
+    """Every line of the tree exists, and nothing of the library is left out."""
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    top, named = "", set()
+    for indent, name in re.findall(r"^( *)([\w/]+(?:\.py)?)\s", text.split("```")[1], re.M):
+        top = top if indent else name
+        named.add(f"{top}{name}" if indent else name)
+    assert not [name for name in named if not (ROOT / name).exists()]
+    packages = [path.parent for path in (ROOT / "clipseg_jax").glob("*/__init__.py")]
+    files = [path for path in (ROOT / "clipseg_jax").glob("*.py") if path.stem != "__init__"]
+    here = {f"{relative(path)}/" for path in packages} | {*map(relative, files)}
+    assert here - named <= {"clipseg_jax/train_step.py"}  # in the line of train.py
+
+
+def test_architecture_has_the_contract():
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.M) == [*Task._fields]
+
+
+def test_every_method_is_described():
+    folders = {path.parent.name for path in (ROOT / "clipseg_jax/methods").glob("*/__init__.py")}
+    assert {path.stem for path in METHODS} == folders
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"(docs/methods/{name}.md)" in readme for name in folders)

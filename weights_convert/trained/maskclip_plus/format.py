@@ -1,0 +1,106 @@
+"""Files of trained MaskCLIP+, and models built of them. Spec maskclip, section 15.
+
+Stored: the arrays of `MaskCLIPPlus` without its teacher. Published: {meta, state_dict, optimizer}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
+from clipseg_jax.models.deeplab import DeepLabV3Plus
+from weights_convert.clip.build import install
+from weights_convert.formats.converted import Converted
+from weights_convert.trained.format import Format, arrays_of, class_summary
+from weights_convert.trained.maskclip_plus.published import (
+    COUNTER,
+    DECODER,
+    TEXT_EMBEDDINGS,
+    abstract_model,
+    from_published,
+    to_published,
+)
+
+
+def build_maskclip_plus(trained: Converted, *, dtype: str = "float32") -> MaskCLIPPlus:
+    """The model of a trained file, without a teacher: it segments.
+
+    `dtype` is that of its convolutions.
+    """
+    arrays = trained.arrays
+    model = abstract_model(trained.record["student"], arrays["text_embeddings"].shape, dtype)
+    install(model, arrays, complete=("",))
+    return model
+
+
+def _recognised(keys: Collection[str]) -> bool:
+    return TEXT_EMBEDDINGS in keys and any(key.startswith(DECODER) for key in keys)
+
+
+def _from_published(
+    state_dict: Mapping[str, np.ndarray], beside: Mapping[str, Any], source: str
+) -> Converted:
+    arrays, student = from_published(state_dict, source)
+    meta = beside.get("meta") or {}
+    names, counter = meta.get("CLASSES"), state_dict.get(COUNTER)
+    entries = {
+        "student": student,
+        "classes": list(names) if names else None,
+        "steps": meta.get("iter"),
+        "iter_counter": None if counter is None else [str(counter.dtype), counter.tolist()],
+    }
+    return Converted(arrays, entries)
+
+
+def _to_published(trained: Converted, clip: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
+    names = trained.record["classes"]
+    meta = {"CLASSES": tuple(names)} if names else {}
+    return {"meta": meta, "state_dict": to_published(trained, clip)}
+
+
+def _stored_arrays(model: MaskCLIPPlus) -> dict[str, np.ndarray]:
+    arrays = arrays_of(model)
+    return {path: x for path, x in arrays.items() if not path.startswith("teacher.")}
+
+
+def _record(arrays: Mapping[str, np.ndarray], model: MaskCLIPPlus | None) -> dict[str, Any]:
+    background = "background_embedding" in arrays
+    record: dict[str, Any] = {"class_count": arrays["text_embeddings"].shape[0] + background}
+    if model is not None:
+        cfg = model.student.backbone.cfg
+        v3_plus = isinstance(model.student, DeepLabV3Plus)
+        record["student"] = {
+            "decoder": "deeplabv3plus" if v3_plus else "deeplabv2",
+            "blocks": list(cfg.blocks),
+            "width": cfg.width,
+            "variant": cfg.variant,
+            "background": background,
+            "strides": list(cfg.strides),
+            "dilations": list(cfg.dilations),
+        }
+    return record
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    student = record["student"]
+    depth = 2 + 3 * sum(student["blocks"])
+    return (
+        f"MaskCLIP+, {student['decoder']}, ResNet-{depth} {student['variant']}, "
+        f"{class_summary(record)}"
+    )
+
+
+MASKCLIP_PLUS = Format(
+    name="maskclip_plus",
+    title="MaskCLIP+",
+    tag="clipseg_jax MaskCLIP+ 1",
+    recognised=_recognised,
+    from_published=_from_published,
+    to_published=_to_published,
+    stored_arrays=_stored_arrays,
+    record=_record,
+    summary=_summary,
+)
