@@ -76,11 +76,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
     if main_process:
         check_writable(workdir)
         _remember(config, workdir)
-    processes.wait("start")
+    processes.barrier("start")
     records = {}
     for name in config.stages:
         done = workdir / f"{name}.done.json"
-        if processes.agree(done.exists()):
+        if processes.broadcast_from_main(done.exists()):
             records[name] = json.loads(done.read_text("utf-8"))
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
             if main_process:
@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, dict]:
         records[name] = record | {"seconds": round(time.time() - started, 1)}
         if main_process:
             write_json(done, records[name])
-        processes.wait(name)
+        processes.barrier(name)
     return records
 
 
@@ -141,8 +141,8 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         told = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if _DISTRIBUTED.value or any(value is not None for value in told):
-            processes.join(*told)
-        processes.leave_if_a_peer_is_gone(lambda: run(_CONFIG.value, Path(workdir)))
+            processes.initialize(*told)
+        processes.exit_if_peer_lost(lambda: run(_CONFIG.value, Path(workdir)))
 
     return exit_code(work)
 
