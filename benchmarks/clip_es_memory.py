@@ -63,7 +63,7 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
         "dataset.train_split": "train",
         "labels.file": folder / "labels.txt",
         "stages": "('cams',)",
-        "cams.batch_size": args.batch,
+        "run.batch_size": args.batch,
         "cams.affinity_blocks": tuple(range(max(vision.layers - 8, 0), vision.layers)),
     }
     return [f"--config.{name}={value}" for name, value in settings.items()]

@@ -12,12 +12,14 @@ import numpy as np
 from benchmarks import inputs
 from benchmarks.sides import Ours, TorchStep, autocast, channels_first, torch_device
 from clipseg_jax.core.modules import initialised
+from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.inference import InferenceConfig, make_segment_fn
 from clipseg_jax.methods.clip_rc import task as clip_rc
-from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.task import Task
+from configs.base import clip_rc as defaults
 from weights_convert.clip.build import flat_arrays
 from weights_convert.trained.clip_rc.published import to_published
 
@@ -75,7 +77,7 @@ def make_task(work: Work, dropout: float) -> Task:
     )
     cfg = dataclasses.replace(work.cfg, dropout=dropout)
     visual = initialised(lambda rngs: VisionTransformer(work.vision, rngs=rngs), inputs.SEED)
-    model = initial(visual, text_embeddings, cfg, seed=inputs.SEED)
+    model = init_clip_rc(visual, text_embeddings, cfg, seed=inputs.SEED)
     mask, dice, recovery = work.weights
     return clip_rc.build(
         model,
@@ -113,7 +115,8 @@ def ours(kind: Kind, work: Work, task: Task, batch: inputs.CropBatch) -> Any:
     """The training loop's update or the evaluation's segmentation."""
     if kind == "inference":
         return Segmentation(work, task, batch)
-    return Ours(task, batch, optim=clip_rc.OPTIM, steps=STEPS)
+    optim = OptimConfig(**defaults.get_config().clip_rc.optim.to_dict())
+    return Ours(task, batch, optim=optim, steps=STEPS)
 
 
 def peer(kind: Kind, work: Work, task: Task, batch: inputs.CropBatch, dropout: float) -> Any:
@@ -125,7 +128,7 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.CropBatch, dropout: f
     device, vision, cfg = torch_device(), work.vision, work.cfg
     sizes = torch_clip_rc.Sizes(
         cfg.crop_px, vision.patch_px, vision.width, vision.layers, vision.heads,
-        vision.embed_dim, cfg.prompts, cfg.region_side, cfg.rounds, cfg.heads, cfg.hidden,
+        vision.embed_dim, cfg.prompts, cfg.region_side, cfg.decoder_blocks, cfg.heads, cfg.hidden,
         dropout,
     )  # fmt: skip
     arrays = {path: np.array(x) for path, x in flat_arrays(task.model).items()}

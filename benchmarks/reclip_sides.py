@@ -77,7 +77,7 @@ def make_task(work: Work, kind: Kind) -> Task:
     text_embeddings = inputs.random_embeddings(rng, work.classes, work.vision.embed_dim)
     end = work.text.vocabulary - 1
     ids = [(int(i), end, 0) for i in rng.integers(1, end - 1, work.classes)]
-    model = reclip.initial(
+    model = reclip.init_reclip(
         clip,
         text_embeddings,
         ids,
@@ -91,7 +91,7 @@ def make_task(work: Work, kind: Kind) -> Task:
         lambda rngs: DeepLab(work.student, work.vision.embed_dim, rngs=rngs), inputs.SEED
     )
     inputs.calm_blocks(student)
-    cfg = reclip_distill.DistillConfig(teacher_thresh=TEACHER_THRESHOLD)
+    cfg = reclip_distill.DistillConfig(teacher_threshold=TEACHER_THRESHOLD)
     return reclip_distill.build(frozen_reference(model), student, cfg)
 
 

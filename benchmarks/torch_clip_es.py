@@ -47,7 +47,7 @@ class PublishedCLIPES(nn.Module):
         """Class-aware affinity, on the CPU, and the map at full size."""
         chosen = torch.stack(maps)[list(self.method.affinity_blocks)]
         s = chosen.mean(0)[0, 1:, 1:].float().cpu()
-        for _ in range(self.method.balance_rounds):
+        for _ in range(self.method.sinkhorn_iterations):
             s = s / s.sum(0, keepdim=True)
             s = s / s.sum(1, keepdim=True)
         s = (s + s.T) / 2

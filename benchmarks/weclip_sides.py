@@ -27,7 +27,7 @@ from weights_convert.clip.build import flat_arrays
 COUNTS = (1, 2, 3, 2)  # numbers of classes of successive images; 8 pairs in a published batch
 CLASSES, BACKGROUND = 20, 25
 OPTIM = OptimConfig(
-    name="adamw", rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
+    name="adamw", learning_rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
 )
 
 
@@ -60,7 +60,7 @@ def make_work(args: argparse.Namespace) -> Work:
     rng = np.random.default_rng(inputs.SEED)
     text_embeddings = inputs.random_embeddings(rng, CLASSES + BACKGROUND, cfg.embed_dim)
     head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.initial(
+    model = weclip.init_weclip(
         visual, text_embeddings[:CLASSES], text_embeddings[CLASSES:], VOC, head, seed=inputs.SEED
     )
     fuse = model.head.fusion.fuse.kernel

@@ -57,7 +57,7 @@ class InferenceConfig:
     # (background words).
     embedding_labels: tuple[int, ...] | None = None
     # Pixels whose best probability is lower get `background_label`; 0: off.
-    background_thresh: float = 0.0
+    background_threshold: float = 0.0
     background_label: int = 0
     temperature: float = 100.0  # multiplies the scores of one view before their softmax
     # Dense CRF on the probabilities (the softmax of one view, the mean of several); None: off. Its
@@ -232,8 +232,8 @@ def _to_labels(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array,
     """Maps indices of text embeddings to labels, and improbable pixels to the background."""
     if cfg.embedding_labels is not None:
         labels = jnp.asarray(cfg.embedding_labels, jnp.int32)[labels]
-    if cfg.background_thresh > 0:
-        labels = jnp.where(best < cfg.background_thresh, cfg.background_label, labels)
+    if cfg.background_threshold > 0:
+        labels = jnp.where(best < cfg.background_threshold, cfg.background_label, labels)
     return labels, best
 
 

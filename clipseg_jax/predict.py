@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         background=background,
         prompt_templates=args.templates,
         short_side_px=args.short_side,
-        refine=MaskCLIPConfig(pd_thresh=args.pd, ks_thresh=args.ks),
+        refine=MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
         batch_size=args.batch_size,
         dtype=args.dtype,
         mode="slide" if args.slide else "whole",

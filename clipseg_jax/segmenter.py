@@ -108,7 +108,7 @@ class Segmenter:
             std=CLIP_STD,
             scale_px=(4 * short_side_px, short_side_px),
             embedding_labels=(*range(1, len(class_names) + 1), *(0 for _ in words)),
-            background_thresh=thresh,
+            background_threshold=thresh,
             mode=mode,
             crop_px=crop_px,
             stride_px=stride_px,

@@ -275,7 +275,7 @@ def _explain(
     return (
         f"the loss is {metrics['loss']} and its gradient's norm {metrics['gradient_norm']} at step "
         f"{step + 1}, whose batch holds {listed}{more}; {last}. Lower the learning rate "
-        "(--config.*.optim.rate), clip the gradient (clip_norm), or check these images"
+        "(--config.*.optim.learning_rate), clip the gradient (clip_norm), or check these images"
     )
 
 

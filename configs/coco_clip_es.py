@@ -2,7 +2,7 @@
 
     python -m clipseg_jax.main --config=configs/coco_clip_es.py \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco2014 \\
-        --config.student.weights=resnet101_imagenet.pth
+        --config.student.init_weights=resnet101_imagenet.pth
 
 82,081 training and 40,137 validation images (`python -m input_pipeline.prepare coco14 --root DIR`
 makes their label maps from the annotated instances). Published mIoU of the student on val, with
@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
     config.dataset.train_split = config.dataset.mask_split = "train"
     config.text.words = "coco"
     config.cams.box_threshold = 0.7
-    config.student.optim.rate = 2e-4
+    config.student.optim.learning_rate = 2e-4
     return config

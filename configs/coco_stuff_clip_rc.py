@@ -3,7 +3,8 @@
     python -m clipseg_jax.main --config=configs/coco_stuff_clip_rc.py:inductive \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k
 
-`:transductive` starts from the inductive run half-way (--config.learn.start), `:fully` sees all.
+`:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
+sees all.
 `--config.text.file=coco_multi.npy` takes the published text embeddings. 118,287 training and 5,000
 validation images. Published pAcc / mIoU(S) / mIoU(U) / hIoU: inductive 63.1 / 40.9 / 41.6 / 41.2,
 transductive 69.9 / 42.0 / 60.8 / 49.7, fully 70.8 / 42.9 / 64.1 / 51.4. The batch of 16 and the

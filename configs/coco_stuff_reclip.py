@@ -2,7 +2,7 @@
 
     python -m clipseg_jax.main --config=configs/coco_stuff_reclip.py \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k \\
-        --config.distill.backbone=resnet50_v1c-2cccc1ad.pth
+        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
 
 118,287 training and 5,000 validation images. Published mIoU: none for ReCLIP on this dataset.
 The second state of the code runs with `.py:2025`.

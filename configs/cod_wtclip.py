@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.dataset.root = "data/R2C7K/Camo/train"
     config.dataset.train_split = config.dataset.validation_split = config.dataset.split = "train"
     config.text.words = "cod"
-    config.fit.validate_every_steps = 200
-    config.fit.late_step = 15_000  # in steps: how many images the release counts isn't known
-    config.train.log_every_steps = 20
+    config.head.evaluate_every_steps = 200
+    config.head.late_step = 15_000  # in steps: how many images the release counts isn't known
+    config.run.log_every_steps = 20
     return config

@@ -3,7 +3,8 @@
     python -m clipseg_jax.main --config=configs/context_clip_rc.py:inductive \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010
 
-`:transductive` starts from the inductive run half-way (--config.learn.start), `:fully` sees all.
+`:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
+sees all.
 The published code has neither a configuration nor a loader nor numbers for this dataset, which the
 paper names as its third. Classes and unseen ones are those common since ZS3Net; sizes, steps and
 weights follow its VOC configuration and a public one of ZegCLIP (spec clip_rc, section 11).

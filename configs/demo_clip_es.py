@@ -26,11 +26,11 @@ def get_config() -> ConfigDict:
     config.cams.temperature = 20.0  # what the tiny CLIP was trained to
     config.cams.patch_px = 8
     config.cams.affinity_blocks = (0, 1)  # of four: the last two attend to other objects
-    config.cams.batch_size = config.masks.batch_size = 32
+    config.run.batch_size = config.run.batch_size = 32
     config.masks.image = "raw"
     # The student starts from random weights, whose first layers have far to go: AdamW, and
     # classifiers that don't run ahead of them.
-    config.student.weights = "random"
+    config.student.init_weights = "random"
     config.student.blocks, config.student.width = (1, 1, 1, 1), 16
     config.student.loss = "balanced"
     config.student.crop_px = (96, 96)
@@ -38,8 +38,8 @@ def get_config() -> ConfigDict:
     config.student.batch_size = 16
     config.student.total_steps = 1500
     config.student.optim.name = "adamw"
-    config.student.optim.rate = 2e-3
-    config.student.head_rate = 0.1
+    config.student.optim.learning_rate = 2e-3
+    config.student.head_learning_rate_factor = 0.1
     config.train.accumulate_steps = 1
-    config.evaluate.pictures = 12
+    config.run.pictures = 12
     return config

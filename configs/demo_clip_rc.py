@@ -29,12 +29,12 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.inference.mean, config.inference.std = CLIP_MEAN, CLIP_STD
     config.inference.scale_px = (100_000, 96)
     config.inference.crop_px, config.inference.stride_px = (96, 96), (80, 80)
-    config.learn.scale_px = (384, 96)
+    config.clip_rc.scale_px = (384, 96)
     # Minutes instead of days.
-    config.learn.batch_size = 16
-    config.learn.total_steps = 300
-    config.learn.optim.end_rate, config.learn.optim.warmup_steps = 1e-5, 50
+    config.clip_rc.batch_size = 16
+    config.clip_rc.total_steps = 300
+    config.clip_rc.optim.end_learning_rate, config.clip_rc.optim.warmup_steps = 1e-5, 50
     if setting == "transductive":
-        config.learn.start = "workdir/demo_clip_rc_inductive/clip_rc_half.safetensors"
-    config.evaluate.pictures = 12
+        config.clip_rc.init_weights = "workdir/demo_clip_rc_inductive/clip_rc_half.safetensors"
+    config.run.pictures = 12
     return config

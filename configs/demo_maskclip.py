@@ -27,5 +27,5 @@ def get_config() -> ConfigDict:
     config.text.templates = "demo_world"
     config.text.background_words = SCENERY
     config.inference.scale_px = (96, 96)
-    config.evaluate.pictures = 12
+    config.run.pictures = 12
     return config

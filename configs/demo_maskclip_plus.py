@@ -35,12 +35,12 @@ def get_config(setting: str = "zero_shot") -> ConfigDict:
     config.inference.scale_px = config.student.scale_px = (96, 96)
     config.student.crop_px = (96, 96)
     # Minutes instead of days, and nothing of ImageNet: a small network, a faster rate.
-    config.student.backbone = "random"
+    config.student.init_weights = "random"
     config.student.blocks, config.student.width = (1, 1, 1, 1), 16
     config.student.batch_size = 16
-    config.student.optim.rate = 0.3
+    config.student.optim.learning_rate = 0.3
     maskclip_plus.set_length(config, 900, 450)
     if zero_shot:
         config.student.guided_steps, config.student.self_training_steps = (1, 449), (450, -1)
-    config.evaluate.pictures = 12
+    config.run.pictures = 12
     return config

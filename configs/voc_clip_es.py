@@ -2,7 +2,7 @@
 
     python -m clipseg_jax.main --config=configs/voc_clip_es.py \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012 \\
-        --config.student.weights=deeplabv1_resnet101-coco.pth
+        --config.student.init_weights=deeplabv1_resnet101-coco.pth
 
 10,582 images of SBD's train_aug (`python -m input_pipeline.prepare voc_aug --root DIR --write`).
 Published mIoU: CAMs 70.8 and with CRF 75.0, both on train (`evaluate_cams`, `evaluate_masks`);
@@ -18,5 +18,5 @@ def get_config(weights: str = "coco") -> ConfigDict:
     config = clip_es.get_config()
     config.dataset.name = "voc12_aug"
     config.dataset.root = "data/VOCdevkit/VOC2012"
-    config.student.optim.rate = {"coco": 2.5e-5, "imagenet": 2e-4}[weights]
+    config.student.optim.learning_rate = {"coco": 2.5e-5, "imagenet": 2e-4}[weights]
     return config

@@ -3,7 +3,8 @@
     python -m clipseg_jax.main --config=configs/voc_clip_rc.py:inductive \\
         --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
 
-`:transductive` starts from the inductive run half-way (--config.learn.start), `:fully` sees all.
+`:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
+sees all.
 `--config.text.file=voc12_single.npy` takes the published text embeddings. 10,582 training and 1,449
 validation images. Published pAcc / mIoU(S) / mIoU(U) / hIoU: inductive 95.8 / 92.8 / 84.4 / 88.4,
 transductive 97.0 / 93.9 / 92.2 / 93.0, fully 97.1 / 94.1 / 93.4 / 93.7.

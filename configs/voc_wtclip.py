@@ -19,9 +19,9 @@ def get_config(state: str = "weclip") -> ConfigDict:
     config.dataset.name = "voc12_aug"
     config.dataset.root = "data/VOCdevkit/VOC2012"
     if state == "released":
-        config.fit.total_steps = 5000
-        config.fit.validate_every_steps = 1
-        config.fit.late_step = 11  # 15000 counted with 1464 validation images after every step
+        config.head.total_steps = 5000
+        config.head.evaluate_every_steps = 1
+        config.head.late_step = 11  # 15000 counted with 1464 validation images after every step
     elif state != "weclip":
         raise ValueError(f"no state {state!r}; choose weclip or released")
     return config

@@ -22,13 +22,12 @@ from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.methods.clip_es import student as deeplab
 from clipseg_jax.methods.clip_es.model import CLIPESConfig
 from clipseg_jax.methods.clip_rc import build as clip_rc_models
-from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.maskclip_plus import build as maskclip_plus_models
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.methods.reclip import build as reclip_models
 from clipseg_jax.methods.reclip.model import ReCLIPConfig
 from clipseg_jax.methods.reclip.tags import TagsConfig
@@ -36,7 +35,7 @@ from clipseg_jax.methods.tagclip.model import TagCLIPConfig
 from clipseg_jax.methods.weclip import build as weclip_models
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head, HeadConfig
-from clipseg_jax.methods.weclip.model import COCO, VOC, WeCLIPConfig
+from clipseg_jax.methods.weclip.model import VOC, WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -47,7 +46,7 @@ from clipseg_jax.prompts import templates
 from clipseg_jax.stages import clip as clip_es_models
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.image_classes import class_count, label_of_class
-from configs.base import maskclip_plus as plus_defaults
+from clipseg_jax.stages.sections import options
 
 ROOT = Path(__file__).resolve().parent.parent
 # The towers by what configs call them, and the demo's.
@@ -126,9 +125,9 @@ def check_maskclip(config):
 def check_maskclip_plus(config):
     """The student and its teacher fit together, in shapes alone."""
     student, dataset = config.student, find_dataset(config.dataset)
-    cfg = maskclip_plus_models.choices(config)
+    cfg = maskclip_plus_models.task_config(config)
     optim = OptimConfig(**student.optim.to_dict())
-    assert learning_rate(optim, student.total_steps)(0) == pytest.approx(optim.rate)
+    assert learning_rate(optim, student.total_steps)(0) == pytest.approx(optim.learning_rate)
     end = float(learning_rate(optim, student.total_steps)(student.total_steps))
     assert end == pytest.approx(1e-4, rel=1e-3)
     assert min(network_size(375, 500, maskclip_plus_models.inference(config))) > 0
@@ -162,11 +161,14 @@ def check_maskclip_plus(config):
 
 def check_reclip(config):
     """Every value that a stage needs is set, and makes what the stage makes of it."""
-    for section in (config.rectify, config.distill):
-        assert section.epochs > 0
-        assert learning_rate(OptimConfig(**section.optim.to_dict()), 10)(0) == section.optim.rate
+    for section in (config.rectifier, config.student):
+        assert section.total_epochs > 0
+        assert (
+            learning_rate(OptimConfig(**section.optim.to_dict()), 10)(0)
+            == section.optim.learning_rate
+        )
     assert config.inference.class_threshold is not None
-    assert config.distill.teacher_threshold is not None
+    assert config.student.teacher_threshold is not None
     for cfg in (
         reclip_models.rectified_inference(config),
         reclip_models.distilled_inference(config),
@@ -174,24 +176,21 @@ def check_reclip(config):
         assert min(network_size(375, 500, cfg)) > 0
     ReCLIPConfig(
         plus_plus=config.model == "reclip++",
-        gumbel_scale=config.rectify.gumbel_scale,
+        gumbel_scale=config.rectifier.gumbel_scale,
         filter_scale=config.inference.filter_scale,
-        norm_over=config.rectify.norm_over,
+        norm_over=config.rectifier.norm_over,
     )
     TagsConfig(
         method=config.tags.method, threshold=config.tags.threshold, k=config.tags.k,
         crop_px=config.tags.crop_px, min_votes=config.tags.min_votes,
     )  # fmt: skip
-    names = ("blocks", "width", "strides", "dilations", "dtype")
-    student = DilatedResNetConfig(**{name: config.distill[name] for name in names})
+    student = options(DilatedResNetConfig, config.student)
     abstract(lambda rngs: DeepLab(student, 512, rngs=rngs))
 
 
 def check_clip_es(config):
-    names = set(config.cams) & {field.name for field in dataclasses.fields(CLIPESConfig)}
-    assert CLIPESConfig(**{name: config.cams[name] for name in names}).temperature > 1
-    names = set(config.tags) & {field.name for field in dataclasses.fields(TagCLIPConfig)}
-    TagCLIPConfig(**{name: config.tags[name] for name in names})
+    assert options(CLIPESConfig, config.cams).temperature > 1
+    options(TagCLIPConfig, config.tags)
     CRFConfig(**config.crf.to_dict())
     OptimConfig(**config.student.optim.to_dict())
     dataset = find_dataset(config.dataset)
@@ -202,7 +201,7 @@ def check_clip_es(config):
     assert background or not config.cams.background
     labels = label_of_class(config)
     assert max(labels[labels < 255]) == dataset.num_classes - 1
-    if not config.student.trained:
+    if not config.student.trained_weights:
         model = nnx.eval_shape(lambda: deeplab.build(config))
         assert model.aspp[0].bias.shape == (dataset.num_classes,)
 
@@ -216,14 +215,14 @@ def check_weclip(config):
     assert len(classes) == len(dataset.foreground)
     assert dataset.background
     assert background
-    head = HeadConfig(**config.head.to_dict())
+    head = options(HeadConfig, config.head)
     made = abstract(lambda rngs: Head(768, 11, dataset.num_classes, head, rngs=rngs))
     assert made.decoder.classifier.bias.shape == (dataset.num_classes,)
     WeCLIPConfig(**config.cams.to_dict(), par=PARConfig(**config.par.to_dict()))
     task = weclip_models.task_config(config)
-    assert 0 < task.late_step < config.fit.total_steps
-    rate = learning_rate(OptimConfig(**config.fit.optim.to_dict()), config.fit.total_steps)
-    assert float(rate(50)) == pytest.approx(2e-4 * (1 - 50 / config.fit.total_steps))
+    assert 0 < task.late_step < config.head.total_steps
+    rate = learning_rate(OptimConfig(**config.head.optim.to_dict()), config.head.total_steps)
+    assert float(rate(50)) == pytest.approx(2e-4 * (1 - 50 / config.head.total_steps))
     assert min(network_size(375, 500, weclip_models.inference(config))) > 0
 
 
@@ -233,20 +232,20 @@ def test_weclip_published_values():
              ("voc_weclip", "coco_weclip", "voc_wtclip", "cod_wtclip")}  # fmt: skip
     voc, coco = (files[f"{name}_weclip"].get_config() for name in ("voc", "coco"))
     assert CRFConfig(**voc.crf.to_dict()) == WECLIP_TEST
-    assert HeadConfig(**voc.head.to_dict()) == WECLIP
+    assert options(HeadConfig, voc.head) == WECLIP
     assert PARConfig(**voc.par.to_dict()) == PARConfig()
-    for config, published in ((voc, VOC), (coco, COCO)):
+    for config, published in ((voc, VOC), (coco, WeCLIPConfig(box_threshold=0.7, late_blocks=10))):
         assert WeCLIPConfig(**config.cams.to_dict()) == published
     assert weclip_models.task_config(voc) == weclip.PUBLISHED
-    assert voc.fit.late_step == weclip.late_step(15000, images=1464, every=2000)
-    assert (coco.fit.late_step, coco.fit.total_steps) == (40_000, 80_000)
+    assert voc.head.late_step == weclip.late_step(15000, images=1464, every=2000)
+    assert (coco.head.late_step, coco.head.total_steps) == (40_000, 80_000)
     words = [clip_es_models.word_lists(config) for config in (voc, coco)]
     assert [(len(a), len(b)) for a, b in words] == [(20, 25), (80, 23)]
 
     released = files["voc_wtclip"].get_config("released")
-    assert HeadConfig(**released.head.to_dict()) == WTCLIP
-    assert released.fit.late_step == weclip.late_step(15000, images=1464, every=1)
-    assert files["voc_wtclip"].get_config().fit.late_step == voc.fit.late_step
+    assert options(HeadConfig, released.head) == WTCLIP
+    assert released.head.late_step == weclip.late_step(15000, images=1464, every=1)
+    assert files["voc_wtclip"].get_config().head.late_step == voc.head.late_step
     cod = files["cod_wtclip"].get_config()
     classes, background = clip_es_models.word_lists(cod)
     assert (len(classes), background) == (64, words[0][1])
@@ -259,15 +258,15 @@ def test_weclip_published_values():
 
 
 def check_clip_rc(config):
-    cfg = CLIPRCConfig(**config.clip_rc.to_dict())
+    cfg = clip_rc_models.model_config(config)
     seen = clip_rc_models.task_config(config).seen
     unseen = unseen_labels(config.dataset)
     classes = find_dataset(config.dataset).num_classes
-    fully = config.task.setting == "fully"
+    fully = config.clip_rc.setting == "fully"
     assert len(seen) == (classes if fully else classes - len(unseen))
-    assert bool(config.learn.start) == (config.task.setting == "transductive")
-    assert config.learn.total_steps > config.learn.optim.warmup_steps
-    OptimConfig(**config.learn.optim.to_dict())
+    assert bool(config.clip_rc.init_weights) == (config.clip_rc.setting == "transductive")
+    assert config.clip_rc.total_steps > config.clip_rc.optim.warmup_steps
+    OptimConfig(**config.clip_rc.optim.to_dict())
     inference = clip_rc_models.inference_config(config)
     assert inference.crop_px == (cfg.crop_px, cfg.crop_px)
     assert min(network_size(375, 500, inference)) == cfg.crop_px
@@ -288,16 +287,18 @@ def test_clip_rc_published_values():
     }
     for (name, setting), expected in rows.items():
         config = load(ROOT / f"configs/{name}_clip_rc.py").get_config(setting)
-        task = config.task
+        task = config.clip_rc
         weights = (task.mask_weight, task.dice_weight, task.recovery_weight)
-        learn = config.learn
-        made = (learn.total_steps, config.clip_rc.prompts, *weights, learn.evaluate_every_steps)
-        assert made == expected
-        assert OptimConfig(**learn.optim.to_dict()) == clip_rc.OPTIM
+        values = (task.total_steps, task.prompts, *weights, task.evaluate_every_steps)
+        assert values == expected
+        assert OptimConfig(**task.optim.to_dict()) == OptimConfig(
+            name="adamw", learning_rate=2e-4, end_learning_rate=1e-6, warmup_steps=1500,
+            weight_decay=0.01,
+        )  # fmt: skip
         assert CLIPRCTaskConfig(setting, seen=(0,)).seen_offset == task.seen_offset
-        assert dataclasses.replace(CLIPRCConfig(), prompts=expected[1]) == CLIPRCConfig(
-            **config.clip_rc.to_dict()
-        )
+        assert dataclasses.replace(
+            CLIPRCConfig(), prompts=expected[1]
+        ) == clip_rc_models.model_config(config)
     assert len(templates("clip_rc_15")) == 15
     assert templates("clip_rc_voc") == ("a photo of a {}",)
     # No limit on the long side; ratios below 1 are published, and fall back to 1.
@@ -314,8 +315,8 @@ def test_clip_es_published_values():
     assert (voc.cams.box_threshold, coco.cams.box_threshold) == (0.4, 0.7)
     crf = CRFConfig(**voc.crf.to_dict())
     assert crf == CLIP_ES
-    assert voc.student.optim.rate == 2.5e-5
-    assert coco.student.optim.rate == 2e-4
+    assert voc.student.optim.learning_rate == 2.5e-5
+    assert coco.student.optim.learning_rate == 2e-4
     words = [clip_es_models.word_lists(config) for config in (voc, coco)]
     assert [(len(a), len(b)) for a, b in words] == [(20, 25), (80, 23)]
     stuff = load(ROOT / "configs/coco_stuff_tagclip.py").get_config()
@@ -331,7 +332,7 @@ def test_maskclip_plus_published_values():
     }  # fmt: skip
     context = load(ROOT / "configs/context_maskclip_plus.py")
     config = context.get_config("student=deeplabv3plus_r101,teacher=rn50,setting=zero_shot")
-    assert (config.student.optim.rate, config.student.optim.weight_decay) == (0.004, 1e-4)
+    assert (config.student.optim.learning_rate, config.student.optim.weight_decay) == (0.004, 1e-4)
     assert (config.student.total_steps, config.student.evaluate_every_steps) == (40_000, 4000)
     assert config.student.self_training_steps == (4000, -1)
     assert config.student.guided_steps == (1, 3999)
@@ -339,7 +340,7 @@ def test_maskclip_plus_published_values():
     assert config.dataset.name == "context_60"
     assert len(maskclip_plus_models.unseen(config)) == 10
     free = context.get_config("teacher=rn50x16")
-    assert (free.student.optim.rate, free.student.optim.weight_decay) == (0.01, 5e-4)
+    assert (free.student.optim.learning_rate, free.student.optim.weight_decay) == (0.01, 5e-4)
     assert (free.student.total_steps, free.student.guided_steps) == (4000, (1, -1))
     assert free.dataset.name == "context_59"
     voc = load(ROOT / "configs/voc_maskclip_plus.py").get_config("setting=zero_shot,classes=21")
@@ -352,28 +353,33 @@ def test_maskclip_plus_published_values():
     ):
         with pytest.raises(ValueError, match=message):
             context.get_config(wrong)
-    assert {
-        name: (decoder, cfg.blocks) for name, (decoder, cfg) in STUDENTS.items()
-    } == plus_defaults.STUDENTS
 
 
 def test_reclip_published_values():
     """Spec reclip, section 3: some of the table's entries, in both states of the code."""
     a, b = (load(ROOT / "configs/voc_reclippp.py").get_config(s) for s in ("2024", "2025"))
-    assert (a.rectify.epochs, a.rectify.schedule_epochs, a.rectify.crop_px) == (200, 0, (512, 512))
-    assert (b.rectify.epochs, b.rectify.schedule_epochs, b.rectify.crop_px) == (51, 200, (336, 336))
+    assert (a.rectifier.total_epochs, a.rectifier.schedule_epochs, a.rectifier.crop_px) == (
+        200,
+        0,
+        (512, 512),
+    )
+    assert (b.rectifier.total_epochs, b.rectifier.schedule_epochs, b.rectifier.crop_px) == (
+        51,
+        200,
+        (336, 336),
+    )
     assert (a.inference.class_threshold, b.inference.class_threshold) == (0.99992, 1.0)
     assert (a.clip.activation, b.clip.activation) == ("gelu", "quick_gelu")
     assert a.clip.mean != b.clip.mean
     assert "distill" in a.stages
     assert "distill" not in b.stages
     city = load(ROOT / "configs/cityscapes_reclippp.py").get_config("2025")
-    assert (city.rectify.batch_size, city.rectify.optim.rate) == (16, 0.16)
-    assert city.rectify.norm_over == "batch"
+    assert (city.rectifier.batch_size, city.rectifier.optim.learning_rate) == (16, 0.16)
+    assert city.rectifier.norm_over == "batch"
     context = load(ROOT / "configs/context_reclip.py").get_config()
     assert (context.tags.k, context.tags.threshold, context.tags.method) == (6, 20.0, "whole")
     assert context.inference.class_threshold == 0.6
-    assert context.rectify.gumbel_scale == 1000
+    assert context.rectifier.gumbel_scale == 1000
     with pytest.raises(ValueError, match="no state '2023'"):
         load(ROOT / "configs/voc_reclip.py").get_config("2023")
 

@@ -59,7 +59,7 @@ def alone(task, cfg, image):
 @pytest.mark.slow
 def test_a_bucket_equals_each_image_alone(vision, choices):
     # Every position is smoothed: a threshold in between would turn rounding into other classes.
-    task = tiny.task(vision, pd_thresh=0.05, ks_thresh=2.0)
+    task = tiny.task(vision, pd_threshold=0.05, ks_threshold=2.0)
     cfg = dataclasses.replace(CFG, temperature=1.0, **choices)
     pictures = tiny.images(SIZES)
     network = network_shapes((160, 176), cfg)
@@ -140,7 +140,7 @@ def test_background_rules():
     labels, _ = alone(task, cfg, image)
     np.testing.assert_array_equal(labels, np.asarray([1, 2, 3, 0, 0])[plain])
     thresh = float(np.median(best))
-    labels, best = alone(task, dataclasses.replace(cfg, background_thresh=thresh), image)
+    labels, best = alone(task, dataclasses.replace(cfg, background_threshold=thresh), image)
     assert not labels[best < thresh].any()
 
 

@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 def launch(processes, devices, root, workdir):
     settings = {
         "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "rectify.scale_px": "(64,64)", "rectify.crop_px": "(48,48)",
-        "rectify.batch_size": 4, "rectify.epochs": 1, "rectify.evaluate_every_epochs": 1,
+        "rectifier.scale_px": "(64,64)", "rectifier.crop_px": "(48,48)",
+        "rectifier.batch_size": 4, "rectifier.total_epochs": 1,
+        "rectifier.evaluate_every_epochs": 1,
         "inference.scale_px": "(64,64)",
-        "evaluate.batch_size": 4, "evaluate.pictures": 2,
+        "run.batch_size": 4, "run.pictures": 2,
         "stages": "('data','text','tags','rectify','evaluate')",
     }  # fmt: skip
     arguments = [f"--config.{name}={value}" for name, value in settings.items()]

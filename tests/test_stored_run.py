@@ -28,7 +28,7 @@ def test_the_checkpoint_resumes(tmp_path):
     trained = train(
         toy_task.build(),
         batches,
-        OptimConfig(rate=0.1, hold_steps=4),
+        OptimConfig(learning_rate=0.1, hold_steps=4),
         TrainConfig(total_steps=4, log_every_steps=1, checkpoint_every_steps=2),
         mesh=make_mesh(1, 1),
         workdir=tmp_path / "run",

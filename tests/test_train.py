@@ -19,7 +19,7 @@ from clipseg_jax.core.optim import Group, OptimConfig
 from clipseg_jax.train import NonFiniteError, TrainConfig, train
 from tests import toy_task
 
-OPTIM = OptimConfig(rate=0.1, hold_steps=4)
+OPTIM = OptimConfig(learning_rate=0.1, hold_steps=4)
 SHORT = TrainConfig(total_steps=12, log_every_steps=3, checkpoint_every_steps=5)
 
 
@@ -50,7 +50,7 @@ def assert_same(a, b, **bounds):
 def test_the_updates_are_pytorch_sgd(tmp_path):
     """Three steps by hand: decay joins the gradient, momentum has no dampening, poly rate."""
     cfg = dataclasses.replace(SHORT, total_steps=3)
-    optim = OptimConfig(rate=0.1, weight_decay=0.01)
+    optim = OptimConfig(learning_rate=0.1, weight_decay=0.01)
     trained = run(tmp_path, cfg, optim=optim).model
     task = toy_task.build()
     names = ("head.kernel", "head.bias", "norm.scale", "norm.bias")
@@ -80,7 +80,7 @@ def test_the_updates_are_pytorch_sgd(tmp_path):
 
 def test_groups_have_their_own_rate_and_decay(tmp_path):
     cfg = dataclasses.replace(SHORT, total_steps=2)
-    still = OptimConfig(rate=0.1, groups=(Group(r"^head\.", rate=0.0),))
+    still = OptimConfig(learning_rate=0.1, groups=(Group(r"^head\.", rate=0.0),))
     before, after = flat(toy_task.build().model), flat(run(tmp_path, cfg, optim=still).model)
     for name, value in before.items():
         moved = name.startswith("norm.")

@@ -19,17 +19,18 @@ _BATCH = PartitionSpec(("data", "fsdp"))
 _MIN_SHARDED = 2**16  # elements; gathering smaller arrays costs more than replicating them
 
 
-def make_mesh(devices: int | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False) -> Mesh:
     """A mesh with axes "data" and "fsdp" over the devices of all processes.
 
     Args:
       devices: how many devices to use, the first ones; None: all.
       fsdp: size of the axis over which each parameter is sharded.
+      local: over the devices of this process alone.
 
     Raises:
       ValueError: fewer devices than requested, or not divisible by `fsdp`.
     """
-    available = jax.devices()
+    available = jax.local_devices() if local else jax.devices()
     count = len(available) if devices is None else devices
     if not 0 < count <= len(available):
         raise ValueError(

@@ -28,19 +28,19 @@ class OptimConfig:
     """An optimiser and its learning rate. Defaults are ReCLIP's (spec reclip, section 13)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
-    rate: float = 0.01
+    learning_rate: float = 0.01
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = 0.9  # of the poly schedule
-    end_rate: float = 0.0  # what the poly schedule falls to
-    least_rate: float = 0.0  # the rate never falls below it
+    end_learning_rate: float = 0.0  # what the poly schedule falls to
+    min_learning_rate: float = 0.0  # the rate never falls below it
     # The schedule's own length; 0: the run's. The 2025 state of ReCLIP stops earlier than it ends.
     schedule_steps: int = 0
     # The rate changes once every so many steps (published: once an epoch); 1: at each.
     hold_steps: int = 1
     warmup_steps: int = 0
     warmup_ratio: float = 1e-6  # rate at step 0, as a share of the schedule's
-    # False: the schedule's rate, scaled. True: `rate` itself, scaled; the schedule counts only
-    # after the warm-up, though it has run since step 0 (WeCLIP).
+    # False: the schedule's rate, scaled. True: `learning_rate` itself, scaled; the schedule
+    # counts only after the warm-up, though it has run since step 0 (WeCLIP).
     warmup_alone: bool = False
     momentum: float = 0.9  # SGD
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
@@ -59,7 +59,7 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
     if cfg.schedule not in ("poly", "cosine", "constant"):
         raise ValueError(f"unknown schedule {cfg.schedule!r}; choose poly, cosine or constant")
     length = cfg.schedule_steps or total_steps
-    end = cfg.end_rate if cfg.schedule == "poly" else 0.0
+    end = cfg.end_learning_rate if cfg.schedule == "poly" else 0.0
 
     def schedule(step: Any) -> Any:
         held = (step // cfg.hold_steps) * cfg.hold_steps
@@ -71,13 +71,13 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
             factor = jnp.ones_like(share)
-        now = (cfg.rate - end) * factor + end
-        now = jnp.maximum(now, cfg.least_rate)
+        now = (cfg.learning_rate - end) * factor + end
+        now = jnp.maximum(now, cfg.min_learning_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)
             warm = cfg.warmup_ratio + (1.0 - cfg.warmup_ratio) * done
             if cfg.warmup_alone:
-                return jnp.where(step < cfg.warmup_steps, cfg.rate * warm, now)
+                return jnp.where(step < cfg.warmup_steps, cfg.learning_rate * warm, now)
             now = now * warm
         return now
 

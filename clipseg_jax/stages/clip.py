@@ -1,4 +1,4 @@
-"""What every recipe does with CLIP: load it, make class embeddings with it, read its ViT."""
+"""CLIP in a recipe: loading it, class embeddings, and its ViT with a method's choices."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
 
 
 def row_words(config: ConfigDict) -> list[str]:
-    """The words that the rows of the classifier stand for: prompts, then background words."""
+    """Words of the classifier's rows: the classes' prompts, then background words."""
     return [*find_dataset(config.dataset).prompts, *config.text.background_words]
 
 
 def row_labels(config: ConfigDict) -> tuple[int, ...]:
-    """The label that each row means.
+    """The label of each row of the classifier.
 
-    Prompt i means label i, or i + 1 beside a background class; background words mean 0.
+    Prompt i is label i, or i + 1 beside a background class; background words are label 0.
     """
     dataset = find_dataset(config.dataset)
     first = dataset.num_classes - len(dataset.prompts)
@@ -92,10 +92,10 @@ def read_embeddings(
     words: Sequence[str] | None = None,
     name: str = EMBEDDINGS,
 ) -> np.ndarray:
-    """What the stage `text`, or `embed_words`, left.
+    """Rows (words, e) that the stage `text` or `embed_words` wrote.
 
     Raises:
-      ValueError: nothing, or rows of another class list.
+      ValueError: the file is missing, or has rows of another class list.
     """
     path = workdir / name
     if not path.exists():
@@ -123,7 +123,7 @@ def word_lists(
     return find_dataset(config.dataset).prompts, tuple(config.text.background_words)
 
 
-def image_tower(
+def load_image_tower(
     config: ConfigDict, *, pad_to_patch: bool = True, position_half_stored: bool = True
 ) -> VisionTransformer:
     """CLIP's ViT as CLIP-ES and TagCLIP read it: with positions resized bilinearly.
@@ -136,7 +136,7 @@ def image_tower(
     """
     clip = load_clip(config).model
     if not isinstance(clip.visual, VisionTransformer):
-        raise ValueError(f"{config.clip.weights} has no ViT, whose attention is needed")
+        raise ValueError(f"{config.clip.weights} has no ViT; the method reads its attention")
     vision = dataclasses.replace(
         clip.visual.cfg,
         position_resize="bilinear",
@@ -144,11 +144,11 @@ def image_tower(
         position_half_stored=position_half_stored,
         pad_to_patch=pad_to_patch,
     )
-    made = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision)).visual
-    assert isinstance(made, VisionTransformer)
-    return made
+    tower = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision)).visual
+    assert isinstance(tower, VisionTransformer)
+    return tower
 
 
 def whole_patches(height: int, width: int, patch_px: int) -> tuple[int, int]:
-    """The next size of whole patches, each side for itself (spec clip_es, section 2)."""
+    """The next size of whole patches, each side by itself (spec clip_es, section 2)."""
     return -(-height // patch_px) * patch_px, -(-width // patch_px) * patch_px

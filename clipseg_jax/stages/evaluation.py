@@ -1,4 +1,4 @@
-"""Evaluation on a dataset's split, as every recipe needs it: batches, table, files, pictures."""
+"""Evaluation on a split of a dataset: batches, table, metrics files, overlays, predictions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evalua
 class Evaluation:
     """A split with fixed preprocessing, for networks of one structure; compiled once.
 
-    `unseen` labels, of a zero-shot recipe, get figures of their own.
+    `unseen` labels, of a zero-shot recipe, get metrics of their own.
     """
 
     def __init__(
@@ -50,30 +50,30 @@ class Evaluation:
     ):
         """`split`: instead of the config's."""
         self._cfg, self._unseen = cfg, tuple(unseen)
-        self._mesh = make_mesh(config.evaluate.devices)
+        self._mesh = make_mesh(config.run.devices)
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._published = config.evaluate.published_metric
-        self._pictures = config.evaluate.pictures
-        self._opacity = config.evaluate.opacity
-        self._predictions = config.evaluate.predictions
-        self._palette = config.evaluate.palette
-        damage = config.dataset.corruption
+        self._pictures = config.run.pictures
+        self._opacity = config.run.opacity
+        self._predictions = config.run.predictions
+        self._palette = config.run.palette
+        corruption = config.dataset.corruption
         self._batches = evaluation_batches(
             self.dataset,
             self._examples,
-            batch_size=config.evaluate.batch_size,
+            batch_size=config.run.batch_size,
             network_size=functools.partial(network_size, cfg=cfg),
-            max_buckets=config.evaluate.max_buckets,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
-            corruption=(damage, config.dataset.corruption_level) if damage else None,
+            corruption=(corruption, config.dataset.corruption_level) if corruption else None,
         )
         self._step: Any = None
 
     def corrupted(self, kind: str, level: int, seed: int) -> Evaluation:
-        """The same of corrupted pictures; what has been compiled serves it as well."""
+        """The same split with corrupted images; shares the compiled programs."""
         other = copy.copy(self)
         other._batches = self._batches.corrupted(kind, level, seed)
         return other
@@ -90,7 +90,7 @@ class Evaluation:
             return rest
 
         classes = self.dataset.num_classes
-        # Counts of a run that wrote less are of no use: its label maps would be missing.
+        # A run that wrote fewer files can't be resumed: its label maps would be missing.
         plan = repr((self._batches.plan, self._pictures, self._predictions))
         self._step = self._step or evaluation_step(task, self._cfg, classes=classes)
         progress = evaluate(
@@ -108,15 +108,15 @@ class Evaluation:
         return progress, rest.skipped
 
     def figures(self, task: Task) -> dict[str, float]:
-        """The summary alone, in percent: what a training run looks at."""
+        """The summary alone, in percent, for evaluations during training."""
         progress, _ = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
     def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
-        """Stage: the table into metrics.json; goes on where it was.
+        """Stage: the table into metrics.json; resumes after an interruption.
 
-        As `config.evaluate` asks, overlays into pictures/ and every label map into predictions/.
-        `suffix` is added to all names.
+        As `config.run` says, overlays into pictures/ and all label maps into predictions/. `suffix`
+        is added to the names of files and folders.
         """
         folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
@@ -163,9 +163,9 @@ class Evaluation:
 def validation(
     make: Callable[[], Evaluation], as_task: Callable[[Any], Task]
 ) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What a training loop calls: (model, step) -> figures of the whole split.
+    """(model, step) -> metrics of the whole split, as the training loop calls it.
 
-    `make` is called once, at the first step that is scored.
+    `make` is called once, at the first evaluation.
     """
     evaluation = functools.cache(make)
     return lambda model, _: evaluation().figures(as_task(model))

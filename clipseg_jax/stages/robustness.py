@@ -1,4 +1,4 @@
-"""How a network stands corrupted pictures: the published figure for each kind and level.
+"""Robustness to corrupted images: the published metric for each kind and level.
 
 Source: MaskCLIP's robustness runs, after Hendrycks and Dietterich, "Benchmarking Neural Network
 Robustness to Common Corruptions and Perturbations", 2019. Spec maskclip, section 10.
@@ -31,9 +31,9 @@ def measure(
     workdir: Path,
     unseen: Sequence[int] = (),
 ) -> dict:
-    """Stage: the split as it is, and under every corruption, into robustness.json.
+    """Stage: metrics of the clean split and of every corruption, into robustness.json.
 
-    Goes on where it was. `unseen`: see `Evaluation`.
+    Resumes after an interruption. `unseen`: see `Evaluation`.
 
     Raises:
       ValueError: the config corrupts the split already, or names an unknown kind or level.
@@ -41,8 +41,8 @@ def measure(
     chosen, published = config.robustness, config.evaluate.published_metric
     if config.dataset.corruption:
         raise ValueError(
-            f"the pictures are corrupted already (dataset.corruption is "
-            f"{config.dataset.corruption!r}); leave it empty for the stage `robustness`"
+            f"the images are corrupted already (dataset.corruption is "
+            f"{config.dataset.corruption!r}); leave it unset for the stage `robustness`"
         )
     corrupted = [(kind, level) for kind in chosen.kinds for level in chosen.levels]
     for kind, level in corrupted:
@@ -82,5 +82,5 @@ def _print(done: dict[str, Figures], levels: tuple[int, ...], metric: str) -> No
         if kind != "clean":
             shown = [f"{figures[str(level)][metric]:.2f}" for level in levels]
             table.add_row(kind, *shown, f"{_mean(figures, metric):.2f}")
-    table.caption = f"as it is: {done['clean']['0'][metric]:.2f}"
+    table.caption = f"clean: {done['clean']['0'][metric]:.2f}"
     Console().print(table)

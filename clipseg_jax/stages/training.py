@@ -1,4 +1,4 @@
-"""What every trained recipe does: the devices, the loop, and its values from the config."""
+"""Training as a config describes it: devices, loop, and epochs turned into steps."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def run(
     add: Callable[[Batch], Batch] = dict,
     at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
 ) -> TrainResult:
-    """Trains `task` as the config's `train` says.
+    """Trains `task` with what the config's `train` and `run` say.
 
     Args:
-      total_steps: unless `config.train.steps` is less.
-      evaluate: (model, step) -> metrics, so often.
+      name: of the stage; its checkpoints and its log are named after it.
+      evaluate: (model, step) -> metrics, every `evaluate_every_steps`.
       add: batch -> the batch that the task's loss takes.
-      at: step -> what is done with the model once so many steps are done.
+      at: step -> what is done with the model after that step.
     """
 
     def batches(start: int) -> Iterator[Batch]:
@@ -52,12 +52,12 @@ def run(
         batches,
         optim,
         TrainConfig(
-            total_steps=min(total_steps, config.train.steps or total_steps),
+            total_steps=total_steps,
             seed=config.train.seed,
             accumulate_steps=config.train.accumulate_steps,
-            log_every_steps=config.train.log_every_steps,
-            checkpoint_every_steps=config.train.checkpoint_every_steps,
-            keep_checkpoints=config.train.keep_checkpoints,
+            log_every_steps=config.run.log_every_steps,
+            checkpoint_every_steps=config.run.checkpoint_every_steps,
+            keep_checkpoints=config.run.keep_checkpoints,
             evaluate_every_steps=evaluate_every_steps,
         ),
         mesh=training_mesh(config, data.batch_size),
@@ -70,15 +70,27 @@ def run(
 
 
 def training_mesh(config: ConfigDict, batch_size: int) -> Mesh:
-    """The devices that the config's `train` names; by default as many as a batch has use for."""
-    count = config.train.devices
+    """The first `run.devices`; by default as many as divide the batch."""
+    count = config.run.devices
     if count is None and jax.process_count() == 1:
-        found = jax.device_count()
+        available = jax.device_count()
         rows = batch_size // config.train.accumulate_steps
-        count = max(n for n in range(1, found + 1) if rows % n == 0)
-        if count < found:
+        count = max(n for n in range(1, available + 1) if rows % n == 0)
+        if count < available:
             logging.warning(
-                "%d of %d devices are used, for they share batches of %d; a batch size that is a "
-                "multiple of %d would use all", count, found, rows, found,
+                "%d of %d devices are used: they share batches of %d images; a batch size that is "
+                "a multiple of %d uses all", count, available, rows, available,
             )  # fmt: skip
-    return make_mesh(count, config.train.fsdp)
+    return make_mesh(count, config.run.fsdp)
+
+
+def in_steps(section: ConfigDict, name: str, steps_per_epoch: int) -> int:
+    """`section.NAME_steps`, or `section.NAME_epochs` in steps where the first is None.
+
+    Raises:
+      ValueError: neither is given.
+    """
+    steps, epochs = section[f"{name}_steps"], section[f"{name}_epochs"]
+    if steps is None and epochs is None:
+        raise ValueError(f"no length of training; set {name}_steps or {name}_epochs")
+    return epochs * steps_per_epoch if steps is None else steps

@@ -45,7 +45,6 @@ def get_config() -> ConfigDict:
     config.tags.mix = 0.5
     config.tags.skip_empty_boxes = False  # spec tagclip, quirk 1
     config.tags.position_half_stored = False  # quirk: not at 224 x 224, the size of every crop
-    config.tags.crops_at_once = 8
 
     config.text = ConfigDict()
     config.text.templates = "clip_es"
@@ -58,15 +57,11 @@ def get_config() -> ConfigDict:
     config.cams.refine = True  # False: the CAMs before their affinity
     config.cams.box_threshold = 0.4
     config.cams.affinity_blocks = (4, 5, 6, 7, 8, 9, 10, 11)
-    config.cams.balance_rounds = 3
-    config.cams.spread_steps = 2
+    config.cams.sinkhorn_iterations = 3
+    config.cams.propagation_steps = 2
     config.cams.cover_border = False  # spec clip_es, quirk 1
     config.cams.background = True  # a label of its own, where no class is likely
     config.cams.thresholds = (1.0, 2.0)  # from 1 on: powers of 1 - best score; below: scores
-    config.cams.write_npy = False  # also cams_npy/<id>.npy, the published layout at full size
-    config.cams.batch_size = 8  # images over all devices and processes
-    config.cams.devices = config_dict.placeholder(int)  # None: all
-    config.cams.max_buckets = 8  # static shapes that are compiled, for each bound of class counts
 
     config.crf = ConfigDict()  # clipseg_jax/ops/crf/config.py; spec densecrf, section 8
     config.crf.theta_gamma = 1.0
@@ -79,15 +74,12 @@ def get_config() -> ConfigDict:
 
     config.masks = ConfigDict()  # spec clip_es, section 9
     config.masks.image = "wrapped"  # spec clip_es, quirk 4; or "raw"
-    config.masks.confidence = 0.95  # pixels below it become 255; 0: none
-    config.masks.batch_size = 8
-    config.masks.devices = config_dict.placeholder(int)
-    config.masks.max_buckets = 8
+    config.masks.confidence_threshold = 0.95  # pixels below it become 255; 0: none
 
     config.student = ConfigDict()  # DeepLabV2; spec deeplab; spec clip_es, section 10
-    config.student.trained = config_dict.placeholder(str)  # skip training: released or own weights
+    config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
     # ResNet-101 of COCO or ImageNet (deeplab-pytorch's .pth, .caffemodel), or "random".
-    config.student.weights = config_dict.placeholder(str)
+    config.student.init_weights = config_dict.placeholder(str)
     config.student.labels = "masks"  # of the stage, or a folder of <id>.png
     config.student.blocks = (3, 4, 23, 3)
     config.student.width = 64
@@ -99,20 +91,23 @@ def get_config() -> ConfigDict:
     config.student.total_steps = 20_000
     config.student.optim = ConfigDict()
     config.student.optim.name = "sgd"
-    config.student.optim.rate = 2.5e-5  # of COCO's weights; ImageNet's: 2e-4
+    config.student.optim.learning_rate = 2.5e-5  # of COCO's weights; ImageNet's: 2e-4
     config.student.optim.schedule = "poly"
     config.student.optim.power = 0.9
     config.student.optim.hold_steps = 10
     config.student.optim.momentum = 0.9
     config.student.optim.weight_decay = 5e-4
     config.student.optim.clip_norm = 0.0  # no limit
-    # The classifiers' rate, times the backbone's; their biases' is twice that.
-    config.student.head_rate = 10.0
+    # The classifiers' learning rate, times the backbone's; their biases' is twice that.
+    config.student.head_learning_rate_factor = 10.0
     config.student.ratios = (1.0,)  # test-time scales beside the network's own three
     config.student.flip = False
 
     config.train = loops.train(accumulate_steps=2)
     config.evaluate = loops.evaluate(published_metric="mIoU_of_labelled")
+    config.run = loops.run()  # max_buckets: for each bound of class counts
+    config.run.crops_at_once = 8  # of the stage `tags`
+    config.run.write_npy = False  # also cams_npy/<id>.npy, the published layout at full size
     return config
 
 
@@ -123,5 +118,5 @@ def tagclip() -> ConfigDict:
     config.labels.source = "tags"
     config.dataset.train_split = config.dataset.mask_split = "val"
     config.cams.thresholds = (1.0,)
-    config.masks.confidence = 0.0
+    config.masks.confidence_threshold = 0.0
     return config

@@ -34,18 +34,20 @@ _DATASETS = {
 def dataset_config(dataset: str, setting: str) -> ConfigDict:
     """The published values of a setting on "voc" or "coco_stuff", inferred ones on "context"."""
     config = get_config(setting)
-    known, which = _DATASETS[dataset], SETTINGS.index(setting)
-    config.dataset.name, config.dataset.root = known["name"], known["root"]
-    config.dataset.train_split = known["train_split"]
-    config.text.templates = known["templates"]
-    config.clip_rc.prompts = known["prompts"]
-    config.learn.scale_px = known["scale_px"]
-    config.learn.total_steps = known["steps"][which]
-    config.learn.evaluate_every_steps = known["steps"][which] // 10
-    weights = (float(weight) for weight in known["weights"][which])
-    config.task.mask_weight, config.task.dice_weight, config.task.recovery_weight = weights
+    published, which = _DATASETS[dataset], SETTINGS.index(setting)
+    config.dataset.name, config.dataset.root = published["name"], published["root"]
+    config.dataset.train_split = published["train_split"]
+    config.text.templates = published["templates"]
+    config.clip_rc.prompts = published["prompts"]
+    config.clip_rc.scale_px = published["scale_px"]
+    config.clip_rc.total_steps = published["steps"][which]
+    config.clip_rc.evaluate_every_steps = published["steps"][which] // 10
+    weights = (float(weight) for weight in published["weights"][which])
+    config.clip_rc.mask_weight, config.clip_rc.dice_weight, config.clip_rc.recovery_weight = weights
     if setting == "transductive":
-        config.learn.start = f"workdir/{dataset}_clip_rc_inductive/clip_rc_half.safetensors"
+        config.clip_rc.init_weights = (
+            f"workdir/{dataset}_clip_rc_inductive/clip_rc_half.safetensors"
+        )
     return config
 
 
@@ -89,52 +91,48 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.text.file = config_dict.placeholder(str)
     config.text.templates = config_dict.placeholder(str)
 
-    config.clip_rc = ConfigDict()  # models/clip_rc.py; sections 4 and 5
+    config.clip_rc = ConfigDict()  # methods/clip_rc/model.py; sections 4 and 5
     config.clip_rc.crop_px = 512
     config.clip_rc.prompts = 10
     config.clip_rc.region_side = 4
-    config.clip_rc.rounds = 3
+    config.clip_rc.decoder_blocks = 3
     config.clip_rc.heads = 8
     config.clip_rc.hidden = 2048
     config.clip_rc.dropout = 0.1
     config.clip_rc.head_init = "reference"  # quirk 4; "intended": the head's own initialisation
-    config.clip_rc.remat = False  # less memory, more time
-
-    config.task = ConfigDict()  # tasks/clip_rc.py; sections 6 and 7
-    config.task.setting = setting
-    config.task.mask_weight = 100.0
-    config.task.dice_weight = 1.0
-    config.task.recovery_weight = 2.0  # quirk 12
-    config.task.self_training_step = 0  # transductive: labels itself from here on
-    config.task.unlabelled = "told"  # quirk 7; "hidden": where unseen classes are is not known
-    config.task.seen_offset = 0.1  # quirk 8; none in the transductive setting
-    config.task.train_regions = False  # quirk 1
-
-    config.learn = ConfigDict()  # section 8
-    # Skip training: own weights (.safetensors), or released ones (.pth).
-    config.learn.weights = config_dict.placeholder(str)
+    # The loss: methods/clip_rc/task.py; sections 6 and 7.
+    config.clip_rc.setting = setting
+    config.clip_rc.mask_weight = 100.0
+    config.clip_rc.dice_weight = 1.0
+    config.clip_rc.recovery_weight = 2.0  # quirk 12
+    config.clip_rc.self_training_step = 0  # transductive: labels itself from here on
+    config.clip_rc.unlabelled = "told"  # quirk 7; "hidden": where unseen classes are is not known
+    config.clip_rc.seen_offset = 0.1  # quirk 8; none in the transductive setting
+    config.clip_rc.train_regions = False  # quirk 1
+    # Training: section 8. Trained weights: ours (.safetensors) or released ones (.pth).
+    config.clip_rc.trained_weights = config_dict.placeholder(str)
     # What training begins with: None, the CLIP; or weights of a run. Published for transductive:
     # those of the inductive run half-way.
-    config.learn.start = config_dict.placeholder(str)
-    config.learn.scale_px = (2048, 512)
-    config.learn.batch_size = 16  # published: 2 GPUs with 8 images; COCO: 2 each, GPUs not told
-    config.learn.total_steps = config_dict.placeholder(int)
-    config.learn.evaluate_every_steps = 0  # on `dataset.split`; 0: only in the end
+    config.clip_rc.init_weights = config_dict.placeholder(str)
+    config.clip_rc.scale_px = (2048, 512)
+    config.clip_rc.batch_size = 16  # published: 2 GPUs x 8; COCO: 2 each, on GPUs not counted
+    config.clip_rc.total_steps = config_dict.placeholder(int)
+    config.clip_rc.evaluate_every_steps = 0  # on `dataset.split`; 0: only in the end
     # Published: the choice of a crop counts the pixels of each class, unseen ones too, so that
     # their labels have a part in what is seen, though none in the loss. Here they have none at all.
-    config.learn.crops_by_unseen = False
-    config.learn.optim = ConfigDict()  # core/optim.py
-    config.learn.optim.name = "adamw"
-    config.learn.optim.rate = 2e-4  # 2e-5, times 10 for all that is trained
-    config.learn.optim.schedule = "poly"
-    config.learn.optim.power = 0.9
-    config.learn.optim.end_rate = 1e-6
-    config.learn.optim.warmup_steps = 1500
-    config.learn.optim.warmup_ratio = 1e-6
-    config.learn.optim.betas = (0.9, 0.999)
-    config.learn.optim.weight_decay = 0.01
-    config.learn.optim.clip_norm = 0.0  # no limit
-    config.learn.decay_norms = True  # quirk 5; False: what the published rules were meant to say
+    config.clip_rc.crops_by_unseen = False
+    config.clip_rc.optim = ConfigDict()  # clipseg_jax/core/optim.py
+    config.clip_rc.optim.name = "adamw"
+    config.clip_rc.optim.learning_rate = 2e-4  # 2e-5, times 10 for all that is trained
+    config.clip_rc.optim.schedule = "poly"
+    config.clip_rc.optim.power = 0.9
+    config.clip_rc.optim.end_learning_rate = 1e-6
+    config.clip_rc.optim.warmup_steps = 1500
+    config.clip_rc.optim.warmup_ratio = 1e-6
+    config.clip_rc.optim.betas = (0.9, 0.999)
+    config.clip_rc.optim.weight_decay = 0.01
+    config.clip_rc.optim.clip_norm = 0.0  # no limit
+    config.clip_rc.decay_norms = True  # quirk 5; False: what the published rules were meant to say
 
     config.inference = ConfigDict()  # sections 9.4 and 10
     config.inference.mean = IMAGENET_MEAN  # also of training
@@ -148,6 +146,8 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     config.inference.ratios = (1.0,)
     config.inference.flip = False
 
-    config.train = loops.train(log_every_steps=50)
+    config.train = loops.train()
     config.evaluate = loops.evaluate(published_metric="hIoU")
+    config.run = loops.run(log_every_steps=50)
+    config.run.remat = False  # True: blocks run again in the backward pass; less memory, more time
     return config

@@ -27,21 +27,21 @@ def get_config(model: str) -> ConfigDict:
     config.text.templates = "demo_world"
     # Windows are too small for a CLIP of 64 pixels; its logits are cosines x 20.
     config.tags.method, config.tags.k, config.tags.threshold = "whole", 1, 6.0
-    config.rectify.scale_px = config.inference.scale_px = config.distill.scale_px = (96, 96)
-    config.rectify.crop_px = config.distill.crop_px = (96, 96)
+    config.rectifier.scale_px = config.inference.scale_px = config.student.scale_px = (96, 96)
+    config.rectifier.crop_px = config.student.crop_px = (96, 96)
     # Minutes instead of days: bigger steps, and masks less sharp, so that more positions learn.
-    config.rectify.epochs, config.rectify.batch_size = 8, 8
-    config.rectify.optim.rate = 0.1
-    config.rectify.gumbel_scale = 3.0
-    config.rectify.temperature = 100.0
-    config.rectify.evaluate_every_epochs = 0  # no label decides which weights are used
+    config.rectifier.total_epochs, config.rectifier.batch_size = 8, 8
+    config.rectifier.optim.learning_rate = 0.1
+    config.rectifier.gumbel_scale = 3.0
+    config.rectifier.temperature = 100.0
+    config.rectifier.evaluate_every_epochs = 0  # no label decides which weights are used
     config.inference.class_threshold = 0.0
-    config.distill.backbone = "random"
-    config.distill.blocks, config.distill.width = (1, 1, 1, 1), 16
-    config.distill.epochs, config.distill.batch_size = 12, 16
-    config.distill.optim.rate = 0.3
-    config.distill.aux = "off"  # terms that teach nothing, and take most of the time
-    config.distill.teacher_threshold = config.distill.test_threshold = 0.0
-    config.distill.evaluate_every_epochs = 0
-    config.evaluate.pictures = 12
+    config.student.init_weights = "random"
+    config.student.blocks, config.student.width = (1, 1, 1, 1), 16
+    config.student.total_epochs, config.student.batch_size = 12, 16
+    config.student.optim.learning_rate = 0.3
+    config.student.aux = "off"  # terms that teach nothing, and take most of the time
+    config.student.teacher_threshold = config.student.test_threshold = 0.0
+    config.student.evaluate_every_epochs = 0
+    config.run.pictures = 12
     return config

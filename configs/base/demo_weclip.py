@@ -25,16 +25,16 @@ def get_config(model: str) -> ConfigDict:
     config.cams.early_blocks = config.cams.late_blocks = 2  # of four
     config.par.dilations = (1, 2, 4)  # of pictures a third as large
     config.par.iterations = 10
-    config.fit.crop_px = (128, 128)
-    config.fit.ratio_range = (0.75, 1.5)
-    config.fit.batch_size = 16
-    config.fit.total_steps = 600
-    config.fit.late_step = 300
-    config.fit.affinity_radius = 4
-    config.fit.validate_every_steps = 0
-    config.train.log_every_steps = 20
-    config.train.checkpoint_every_steps = 100
+    config.head.crop_px = (128, 128)
+    config.head.ratio_range = (0.75, 1.5)
+    config.head.batch_size = 16
+    config.head.total_steps = 600
+    config.head.late_step = 300
+    config.head.affinity_radius = 4
+    config.head.evaluate_every_steps = 0
+    config.run.log_every_steps = 20
+    config.run.checkpoint_every_steps = 100
     config.inference.scale_px = (128, 128)
-    config.evaluate.batch_size = 16
-    config.evaluate.pictures = 12
+    config.run.batch_size = 16
+    config.run.pictures = 12
     return config

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.clip.activation = "gelu"  # OpenAI: "quick_gelu"
     config.clip.norm_eps = 1e-6  # OpenAI: 1e-5
     config.clip.position_keep_count = True
-    # Grey levels. ImageNet's, also for CLIP: what the published numbers used.
+    # Pixel values. ImageNet's, also for CLIP: what the published numbers used.
     config.clip.mean = (123.675, 116.28, 103.53)
     config.clip.std = (58.395, 57.12, 57.375)
 
@@ -49,8 +49,8 @@ def get_config() -> ConfigDict:
 
     config.maskclip = ConfigDict()
     # Both refinements are off in the published table; its switched-on values are 0.5 and 1.0.
-    config.maskclip.pd_thresh = 0.0
-    config.maskclip.ks_thresh = 0.0
+    config.maskclip.pd_threshold = 0.0
+    config.maskclip.ks_threshold = 0.0
     config.maskclip.ks_axis = "tokens"  # the paper describes "channels"
     config.maskclip.attn_pooling = False
 
@@ -62,8 +62,9 @@ def get_config() -> ConfigDict:
     config.inference.stride_px = (341, 341)
     config.inference.ratios = (1.0,)  # published augmented test: 0.5 to 1.75 in steps of 0.25
     config.inference.flip = False
-    config.inference.background_thresh = 0.0  # probability; 0: no such rule
+    config.inference.background_threshold = 0.0  # probability; 0: no such rule
     config.inference.temperature = 100.0
 
     config.evaluate = loops.evaluate()
+    config.run = loops.run()
     return config

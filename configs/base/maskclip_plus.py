@@ -12,7 +12,8 @@ from ml_collections import ConfigDict, config_dict
 
 from configs.base import loops, maskclip
 
-# Decoder, and blocks of the ResNet's stages.
+# Decoder, and blocks of the ResNet's stages. Published configs named after a ViT and an R-101 train
+# a ResNet-50 in fact (section 16, quirk 5).
 STUDENTS = {
     "deeplabv2_r50": ("deeplabv2", (3, 4, 6, 3)),
     "deeplabv2_r101": ("deeplabv2", (3, 4, 23, 3)),
@@ -64,18 +65,18 @@ def dataset_config(dataset: str, string: str = "") -> ConfigDict:
     Raises:
       ValueError: an unknown name or value.
     """
-    known = _DATASETS[dataset]
-    chosen = parse(string, names=tuple(known["names"]))
+    published = _DATASETS[dataset]
+    chosen = parse(string, names=tuple(published["names"]))
     setting = chosen["setting"]
-    values = known[setting]
+    values = published[setting]
     config = get_config(chosen["student"], chosen["teacher"], setting)
-    config.dataset.name = known["names"][chosen["classes"] or values["classes"]]
-    config.dataset.root, config.dataset.train_split = known["root"], known["train_split"]
-    config.student.scale_px, config.student.crop_px = known["scale_px"], known["crop_px"]
-    config.inference.scale_px = known["scale_px"]
+    config.dataset.name = published["names"][chosen["classes"] or values["classes"]]
+    config.dataset.root, config.dataset.train_split = published["root"], published["train_split"]
+    config.student.scale_px, config.student.crop_px = published["scale_px"], published["crop_px"]
+    config.inference.scale_px = published["scale_px"]
     set_length(config, values["steps"], values["evaluate"])
     if (dataset, setting) == ("context", "zero_shot"):
-        config.student.optim.rate, config.student.optim.weight_decay = 0.004, 1e-4
+        config.student.optim.learning_rate, config.student.optim.weight_decay = 0.004, 1e-4
     return config
 
 
@@ -120,9 +121,9 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.dataset.unseen = ()
 
     config.student = ConfigDict()
-    config.student.trained = config_dict.placeholder(str)  # skip training: released or own weights
+    config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
     # resnet{50,101}_v1c-*.pth of open-mmlab (with variant "v1": torchvision's), or "random".
-    config.student.backbone = config_dict.placeholder(str)
+    config.student.init_weights = config_dict.placeholder(str)
     config.student.decoder, config.student.blocks = STUDENTS[student]
     config.student.width = 64
     config.student.strides = (1, 2, 1, 1)
@@ -147,10 +148,10 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.student.evaluate_every_steps = config_dict.placeholder(int)
     config.student.optim = ConfigDict()  # clipseg_jax/core/optim.py; section 12.3
     config.student.optim.name = "sgd"
-    config.student.optim.rate = 0.01
+    config.student.optim.learning_rate = 0.01
     config.student.optim.schedule = "poly"
     config.student.optim.power = 0.9
-    config.student.optim.end_rate = 1e-4
+    config.student.optim.end_learning_rate = 1e-4
     config.student.optim.momentum = 0.9
     config.student.optim.weight_decay = 5e-4
     config.student.optim.clip_norm = 0.0  # no limit

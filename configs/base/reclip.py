@@ -9,7 +9,7 @@ from ml_collections import ConfigDict, config_dict
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from configs.base import loops
 
-# Section 1: the image tower's activation, and the grey levels it sees.
+# Section 1: the image tower's activation, and the pixel values that it is normalised by.
 REVISIONS = {
     "2024": ("gelu", IMAGENET_MEAN, IMAGENET_STD),
     "2025": ("quick_gelu", CLIP_MEAN, CLIP_STD),
@@ -54,31 +54,31 @@ _DATASETS = {
 def dataset_config(model: str, dataset: str, revision: str) -> ConfigDict:
     """The published values of "reclip" or "reclip++" on one of the five datasets."""
     config = get_config(model, revision)
-    known = _DATASETS[dataset]
+    published = _DATASETS[dataset]
     plus_plus = model == "reclip++"
-    config.dataset.name, config.dataset.root = known["name"], known["root"]
-    config.tags.k, config.tags.threshold = known["tags"]
+    config.dataset.name, config.dataset.root = published["name"], published["root"]
+    config.tags.k, config.tags.threshold = published["tags"]
 
-    values = known[revision]
+    values = published[revision]
     crop_px = (values["crop_px"], values["crop_px"])
     config.tags.crop_px = values["crop_px"]
-    config.rectify.scale_px, config.rectify.crop_px = values["scale_px"], crop_px
+    config.rectifier.scale_px, config.rectifier.crop_px = values["scale_px"], crop_px
     if revision == "2024":
-        config.rectify.epochs = values["epochs"]
+        config.rectifier.total_epochs = values["epochs"]
     else:  # stops long before its schedule ends
-        config.rectify.epochs, config.rectify.schedule_epochs = values["epochs"]
+        config.rectifier.total_epochs, config.rectifier.schedule_epochs = values["epochs"]
     if dataset == "cityscapes" and revision == "2025":
-        config.rectify.batch_size, config.rectify.optim.rate = 16, 0.16
-        config.rectify.norm_over = "batch"
+        config.rectifier.batch_size, config.rectifier.optim.learning_rate = 16, 0.16
+        config.rectifier.norm_over = "batch"
     config.inference.scale_px = values["scale_px"]
     config.inference.class_threshold = values["pd"][int(plus_plus)]
 
-    values = known["distill"]
-    config.distill.scale_px = values["scale_px"]
-    config.distill.crop_px = (values["crop_px"], values["crop_px"])
-    config.distill.epochs = values["epochs"]
-    config.distill.teacher_threshold = values["pd"] if plus_plus else 0.5
-    config.distill.test_threshold = values["pd"] if plus_plus else 0.0
+    values = published["distill"]
+    config.student.scale_px = values["scale_px"]
+    config.student.crop_px = (values["crop_px"], values["crop_px"])
+    config.student.total_epochs = values["epochs"]
+    config.student.teacher_threshold = values["pd"] if plus_plus else 0.5
+    config.student.test_threshold = values["pd"] if plus_plus else 0.0
     return config
 
 
@@ -124,73 +124,80 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.tags.k = config_dict.placeholder(int)  # classes where none reaches it
     config.tags.crop_px = 512  # windows are a sixth of it
     config.tags.min_votes = 1
-    config.tags.batch_size = 256  # crops at once
 
-    config.rectify = ConfigDict()  # sections 5 and 10 to 13
-    config.rectify.weights = config_dict.placeholder(str)  # skip training: released or own weights
-    # Of our training: "best" mIoU on the val split, as published, or "last".
-    config.rectify.use = "best"
-    config.rectify.scale_px = (2048, 512)
-    config.rectify.crop_px = (512, 512)
-    config.rectify.epochs = config_dict.placeholder(int)
-    config.rectify.schedule_epochs = 0  # where the rate would reach 0; 0: at the end
-    config.rectify.batch_size = 1
+    config.rectifier = ConfigDict()  # sections 5 and 10 to 13
+    config.rectifier.trained_weights = config_dict.placeholder(str)  # released or own; no training
+    # "best" mIoU on the val split, as published, or "last".
+    config.rectifier.checkpoint = "best"
+    config.rectifier.scale_px = (2048, 512)
+    config.rectifier.crop_px = (512, 512)
+    config.rectifier.total_steps = config_dict.placeholder(int)  # None: total_epochs
+    config.rectifier.total_epochs = config_dict.placeholder(int)
+    # Where the learning rate would reach 0; 0: at the end.
+    config.rectifier.schedule_epochs = 0
+    config.rectifier.batch_size = 1
     # Each image's own statistics, so that a batch of n is the mean of n published steps; "batch":
     # of the whole batch.
-    config.rectify.norm_over = "image"
-    config.rectify.gumbel_scale = 100.0 if plus_plus else 1000.0
-    config.rectify.temperature = config_dict.placeholder(float)  # None: the CLIP's own, 100
-    config.rectify.saturation_wrap = True  # quirk 12: values over 255 wrap around
-    config.rectify.reshuffle = False  # quirk 15: one order for all epochs
-    config.rectify.evaluate_every_epochs = 1
-    config.rectify.optim = _sgd()
+    config.rectifier.norm_over = "image"
+    config.rectifier.gumbel_scale = 100.0 if plus_plus else 1000.0
+    config.rectifier.temperature = config_dict.placeholder(float)  # None: the CLIP's own, 100
+    config.rectifier.saturation_wrap = True  # quirk 12: values over 255 wrap around
+    config.rectifier.reshuffle = False  # quirk 15: one order for all epochs
+    # None: evaluate_every_epochs.
+    config.rectifier.evaluate_every_steps = config_dict.placeholder(int)
+    config.rectifier.evaluate_every_epochs = 1
+    config.rectifier.optim = _sgd()
 
     config.inference = ConfigDict()  # section 14
     config.inference.scale_px = (2048, 512)
     config.inference.class_threshold = config_dict.placeholder(float)  # PD; 0: no class filter
     config.inference.filter_scale = 10.0 if plus_plus else 100.0
 
-    config.distill = ConfigDict()  # section 15; ReCLIP++ only in the state of 2024
-    config.distill.weights = config_dict.placeholder(str)  # skip training: released or own weights
-    config.distill.use = "best"
+    config.student = ConfigDict()  # section 15; ReCLIP++ only in the state of 2024
+    config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
+    config.student.checkpoint = "best"
     # resnet50_v1c-2cccc1ad.pth of open-mmlab; "random" to start from nothing.
-    config.distill.backbone = config_dict.placeholder(str)
-    config.distill.dtype = "float32"  # of the student's convolutions
-    config.distill.blocks = (3, 4, 6, 3)
-    config.distill.width = 64
-    config.distill.strides = (1, 2, 1, 1)
-    config.distill.dilations = (1, 1, 2, 4)
-    config.distill.scale_px = (2048, 512)
-    config.distill.crop_px = (512, 512)
-    config.distill.epochs = config_dict.placeholder(int)
-    config.distill.batch_size = 16
-    config.distill.saturation_wrap = True
-    config.distill.reshuffle = True
-    config.distill.evaluate_every_epochs = 1
-    config.distill.teacher_scale = 10.0  # of the class filter on the teacher's logits
-    config.distill.teacher_threshold = config_dict.placeholder(float)
-    config.distill.test_scale = 2.0
-    config.distill.test_threshold = config_dict.placeholder(float)  # 0: no filter, as ReCLIP
-    config.distill.aux = "value"  # quirk 8: these terms are computed and teach nothing; or "off"
-    config.distill.aux_grad = False  # what the paper describes: they teach the student
-    config.distill.exp_logit_scale = False
-    config.distill.teacher_bn = "fresh_train"  # quirk 9; or "loaded_eval"
-    config.distill.optim = _sgd()
-    config.distill.optim.least_rate = 1e-4
+    config.student.init_weights = config_dict.placeholder(str)
+    config.student.dtype = "float32"  # of the student's convolutions
+    config.student.blocks = (3, 4, 6, 3)
+    config.student.width = 64
+    config.student.strides = (1, 2, 1, 1)
+    config.student.dilations = (1, 1, 2, 4)
+    config.student.scale_px = (2048, 512)
+    config.student.crop_px = (512, 512)
+    config.student.total_steps = config_dict.placeholder(int)  # None: total_epochs
+    config.student.total_epochs = config_dict.placeholder(int)
+    config.student.batch_size = 16
+    config.student.saturation_wrap = True
+    config.student.reshuffle = True
+    config.student.evaluate_every_steps = config_dict.placeholder(int)
+    config.student.evaluate_every_epochs = 1
+    config.student.teacher_scale = 10.0  # of the class filter on the teacher's logits
+    config.student.teacher_threshold = config_dict.placeholder(float)
+    config.student.test_scale = 2.0
+    config.student.test_threshold = config_dict.placeholder(float)  # 0: no filter, as ReCLIP
+    config.student.aux = "value"  # quirk 8: these terms are computed and teach nothing; or "off"
+    config.student.aux_grad = False  # what the paper describes: they teach the student
+    config.student.exp_logit_scale = False
+    config.student.teacher_bn = "fresh_train"  # quirk 9; or "loaded_eval"
+    config.student.optim = _sgd()
+    config.student.optim.min_learning_rate = 1e-4
 
     config.train = loops.train()  # for both trainings
     config.evaluate = loops.evaluate(published_metric="mIoU_absent_as_0")
+    config.run = loops.run()
+    config.run.crops_at_once = 256  # of the stage `tags`
     return config
 
 
 def _sgd() -> ConfigDict:
-    """clipseg_jax/core/optim.py; the rate changes once an epoch."""
+    """clipseg_jax/core/optim.py; the learning rate changes once an epoch."""
     optim = ConfigDict()
     optim.name = "sgd"
-    optim.rate = 0.01
+    optim.learning_rate = 0.01
     optim.schedule = "poly"
     optim.power = 0.9
-    optim.least_rate = 0.0
+    optim.min_learning_rate = 0.0
     optim.momentum = 0.9
     optim.weight_decay = 5e-4
     optim.clip_norm = 0.0  # no limit

@@ -28,7 +28,7 @@ def get_config(model: str = "weclip") -> ConfigDict:
     # float16 on GPUs (spec weclip, section 3). Here all is float32, on purpose; True rounds the
     # positions alone, as CLIP-ES does.
     config.clip.position_half = False
-    # Grey levels. ImageNet's, also for CLIP: what the published numbers used (spec weclip, quirk
+    # Pixel values. ImageNet's, also for CLIP: what the published numbers used (spec weclip, quirk
     # 2).
     config.clip.mean = IMAGENET_MEAN
     config.clip.std = IMAGENET_STD
@@ -78,34 +78,34 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.par.width = 0.3
     config.par.position_weight = 0.01
 
-    config.fit = ConfigDict()  # spec weclip, sections 6 to 9
-    config.fit.trained = config_dict.placeholder(str)  # skip training: published or own weights
-    config.fit.crop_px = (320, 320)
-    config.fit.ratio_range = (0.5, 2.0)
-    config.fit.batch_size = 4
-    config.fit.total_steps = 30_000
+    # Its training: spec weclip, sections 6 to 9.
+    config.head.trained_weights = config_dict.placeholder(str)  # published or own; no training
+    config.head.crop_px = (320, 320)
+    config.head.ratio_range = (0.5, 2.0)
+    config.head.batch_size = 4
+    config.head.total_steps = 30_000
     # From this step on the learned affinity refines the labels. The released counter also counts
     # 1464 validation images every 2000 steps, which makes its 15000 this; the paper means steps.
-    config.fit.late_step = 9144
-    config.fit.affinity_weight = 0.1
-    config.fit.affinity_radius = 8  # patches
-    config.fit.padding = "learned"  # spec weclip, quirk 9: like pixels; or "ignored"
-    config.fit.optim = ConfigDict()
-    config.fit.optim.name = "adamw"
-    config.fit.optim.rate = 2e-4  # logged; the head's is ten times that
-    config.fit.optim.schedule = "poly"
-    config.fit.optim.power = 1.0
-    config.fit.optim.warmup_steps = 50
-    config.fit.optim.warmup_ratio = 1e-6
-    config.fit.optim.warmup_alone = True
-    config.fit.optim.weight_decay = 0.01  # of all there is, biases and norms as well
-    config.fit.optim.clip_norm = 0.0  # no limit
-    # mIoU of the validation split so often, at one scale; 0: never. Published with dropout, here
-    # without (spec weclip, quirk 4).
-    config.fit.validate_every_steps = 2000
-    config.fit.use = "last"  # as published; "best": by mIoU of the validation split
+    config.head.late_step = 9144
+    config.head.affinity_weight = 0.1
+    config.head.affinity_radius = 8  # patches
+    config.head.padding = "learned"  # spec weclip, quirk 9: like pixels; or "ignored"
+    config.head.optim = ConfigDict()
+    config.head.optim.name = "adamw"
+    config.head.optim.learning_rate = 2e-4  # logged; the head's is ten times it
+    config.head.optim.schedule = "poly"
+    config.head.optim.power = 1.0
+    config.head.optim.warmup_steps = 50
+    config.head.optim.warmup_ratio = 1e-6
+    config.head.optim.warmup_alone = True
+    config.head.optim.weight_decay = 0.01  # of all there is, biases and norms as well
+    config.head.optim.clip_norm = 0.0  # no limit
+    # On the validation split, at one scale; 0: never. Published with dropout, here without (spec
+    # weclip, quirk 4).
+    config.head.evaluate_every_steps = 2000
+    config.head.checkpoint = "last"  # as published; "best": by mIoU of the validation split
 
-    config.train = loops.train(seed=1, log_every_steps=200)
+    config.train = loops.train(seed=1)
 
     config.inference = ConfigDict()  # spec weclip, section 10
     config.inference.scale_px = (512, 512)  # the long side's
@@ -124,11 +124,9 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.masks = ConfigDict()  # spec weclip, section 10.4
     config.masks.split = "train"  # whose image labels are known
     config.masks.score = True  # against its label maps: metrics_masks.json
-    config.masks.batch_size = 8
-    config.masks.devices = config_dict.placeholder(int)
-    config.masks.max_buckets = 8
 
     config.evaluate = loops.evaluate(published_metric="mIoU_of_labelled")
+    config.run = loops.run(log_every_steps=200)
     return config
 
 
@@ -140,7 +138,7 @@ def for_coco(config: ConfigDict) -> ConfigDict:
     config.text.words = "coco"
     config.cams.box_threshold = 0.7
     config.cams.late_blocks = 10
-    config.fit.total_steps = 80_000
-    config.fit.late_step = 40_000  # nothing else is counted there
-    config.fit.validate_every_steps = 0
+    config.head.total_steps = 80_000
+    config.head.late_step = 40_000  # nothing else is counted there
+    config.head.evaluate_every_steps = 0
     return config

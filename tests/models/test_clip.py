@@ -110,14 +110,14 @@ def test_refinements():
     plain = classify(dense, rows, MaskCLIPConfig())
     np.testing.assert_allclose(plain[0, 0, 0], rows @ rows[0], atol=1e-6)
     # Class 2 is nowhere likely: prompt denoising removes it everywhere, the others stay.
-    denoised = np.asarray(classify(dense, rows, MaskCLIPConfig(pd_thresh=0.5)))
+    denoised = np.asarray(classify(dense, rows, MaskCLIPConfig(pd_threshold=0.5)))
     assert np.all(denoised[..., 2] == -100)
     np.testing.assert_allclose(denoised[..., :2], plain[..., :2])
     # Sure positions keep their probabilities; by "channels" each key is a unit vector.
     for axis in ("tokens", "channels"):
-        sure = classify(dense, rows, MaskCLIPConfig(ks_thresh=0.5, ks_axis=axis))
+        sure = classify(dense, rows, MaskCLIPConfig(ks_threshold=0.5, ks_axis=axis))
         np.testing.assert_allclose(sure, jax.nn.softmax(100 * plain, axis=-1), atol=1e-6)
-    smoothed = classify(dense, rows, MaskCLIPConfig(ks_thresh=1.1, ks_axis="channels"))
+    smoothed = classify(dense, rows, MaskCLIPConfig(ks_threshold=1.1, ks_axis="channels"))
     flat = keys.reshape(4, 6) / np.linalg.norm(keys.reshape(4, 6), axis=1, keepdims=True)
     expected = flat @ flat.T @ np.asarray(jax.nn.softmax(100 * plain, axis=-1)).reshape(4, 3)
     np.testing.assert_allclose(np.asarray(smoothed).reshape(4, 3), expected, atol=1e-4)

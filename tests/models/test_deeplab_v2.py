@@ -147,7 +147,7 @@ def test_one_step_moves_what_is_trained(model):
     task = deeplab.build(model)
     parts = split_model(task)
     rate = 1e-3
-    tx = optimizer(OptimConfig(rate=rate, weight_decay=0.0, groups=deeplab.groups()), 10)
+    tx = optimizer(OptimConfig(learning_rate=rate, weight_decay=0.0, groups=deeplab.groups()), 10)
     flat = {p: np.asarray(x) for p, x in flat_arrays(model).items()}
     owned = [path for path in flat if task.trainable(path)]
     assert not [path for path in owned if "norm" in path]

@@ -14,6 +14,7 @@ from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.loss import mask_losses
 from clipseg_jax.train_step import TrainState, make_update, split_model
 from tests import seeded
+from tests.methods.clip_rc.tiny import OPTIM
 from tests.parity import cases
 from tests.parity import clip_rc_models as models
 from weights_convert.trained.clip_rc.keys import CLIP_RC
@@ -41,7 +42,7 @@ def check_train(case, arrays, goldens, monkeypatch):
         value, metrics = task.loss(*args)
         return value, metrics | {"labels": seen_by_loss.pop()}
 
-    tx = optax.chain(_keep(), optimizer(clip_rc.OPTIM, case["max_iters"]))
+    tx = optax.chain(_keep(), optimizer(OPTIM, case["max_iters"]))
     parts = split_model(task)
     update = jax.jit(make_update(task._replace(loss=loss), parts, tx), donate_argnums=0)
     first, zero = case["iterations"][0], jnp.zeros((), jnp.int32)
@@ -76,7 +77,7 @@ def check_train(case, arrays, goldens, monkeypatch):
                 # Of the largest; attention's gradients are small differences of large sums.
                 cases.near(value, expected, share=2e-4, name=f"gradient of {name}")
     rates = np.asarray(
-        [float(learning_rate(clip_rc.OPTIM, case["max_iters"])(i)) for i in case["iterations"]]
+        [float(learning_rate(OPTIM, case["max_iters"])(i)) for i in case["iterations"]]
     )
     np.testing.assert_allclose(rates, arrays["lr"], rtol=cases.ULPS)
     end = published(state.params)

@@ -22,7 +22,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from tests import seeded
 from tests.parity import cases
 from weights_convert.clip.build import flat_arrays, install
-from weights_convert.trained.maskclip_plus.published import ROWS, from_published, key_map
+from weights_convert.trained.maskclip_plus.published import TEXT_EMBEDDINGS, from_published, key_map
 
 FOLDER = "maskclip"
 # The choices in which MaskCLIP's ViTs differ from OpenAI's (spec maskclip, section 4).
@@ -72,7 +72,7 @@ def build(case: dict[str, Any], rows: np.ndarray, goldens: Path) -> MaskCLIPPlus
     seed = int(re.search(r"seeded\.tensor\(name, shape, (\d+)\)", told["student"]).group(1))
     pattern, factor = re.search(r"every ([\w.*]+)\s+times ([\d.]+)", told["student"]).groups()
     made = seeded.state_dict(published_shapes(model), seed)
-    made[ROWS] = np.asarray(model.text_embeddings[...])
+    made[TEXT_EMBEDDINGS] = np.asarray(model.text_embeddings[...])
     for key in made:
         if re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), key):
             made[key] = made[key] * np.float32(factor)
@@ -93,8 +93,8 @@ def choices(case: dict[str, Any]) -> MaskCLIPPlusConfig:
         self_training_steps=(switch, -1) if zero_shot else NEVER,
         unlabelled_classes=() if unseen == "all" else tuple(unseen),
         refine=MaskCLIPConfig(
-            ks_thresh=told.get("ks_thresh", 1.0 if "ks" in variant else 0.0),
-            pd_thresh=told.get("pd_thresh", 0.5 if "pd" in variant else 0.0),
+            ks_threshold=told.get("ks_thresh", 1.0 if "ks" in variant else 0.0),
+            pd_threshold=told.get("pd_thresh", 0.5 if "pd" in variant else 0.0),
         ),
         distill=variant == "distill",
     )
@@ -106,8 +106,8 @@ def optim(case: dict[str, Any]) -> OptimConfig:
     assert told["type"] == "SGD"
     power, least = re.search(r"poly power ([\d.]+) min_lr ([\d.e-]+)", case["lr_policy"]).groups()
     return OptimConfig(
-        rate=told["lr"],
-        end_rate=float(least),
+        learning_rate=told["lr"],
+        end_learning_rate=float(least),
         power=float(power),
         momentum=told["momentum"],
         weight_decay=told["weight_decay"],

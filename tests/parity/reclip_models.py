@@ -104,7 +104,7 @@ def build(case: dict[str, Any], goldens: Path) -> ReCLIP:
     """The rectified CLIP that a case describes."""
     activation = "gelu" if case["visual_activation"].startswith("gelu") else "quick_gelu"
     class_set = re.search(r"class_sets\.(\w+)\.", case["inputs"]["cls_name_token"]).group(1)
-    model = reclip.initial(
+    model = reclip.init_reclip(
         clip_of(goldens, case["seed"]),
         text_rows(case),
         name_ids(goldens, class_set),

@@ -96,7 +96,7 @@ def check_train(
 def _optimizer(told: dict[str, Any]) -> optax.GradientTransformation:
     assert (told["type"], told["nesterov"], told["dampening"]) == ("SGD", False, 0)
     cfg = OptimConfig(
-        rate=told["lr"],
+        learning_rate=told["lr"],
         schedule="constant",
         momentum=told["momentum"],
         weight_decay=told["weight_decay"],

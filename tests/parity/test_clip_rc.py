@@ -15,8 +15,8 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.methods.clip_rc.encoder import (
     Encoding,
+    crop_image_tower,
     first_regions,
-    image_tower,
     region_attention,
     regions_of_patches,
 )
@@ -100,7 +100,7 @@ def check_clip_init(case, arrays, goldens):
     visual = initialised(lambda rngs: VisionTransformer(cfg, rngs=rngs))
     install(visual, given)
     for crop in {int(name.rsplit("_", 1)[1]) for name in arrays}:
-        tower = image_tower(visual, crop)
+        tower = crop_image_tower(visual, crop)
         made = {
             f"positional_embedding_{crop}": tower.positional_embedding[...],
             f"region_level_bridge_{crop}": first_regions(tower, round(regions**0.5)),

@@ -132,7 +132,7 @@ def check_train(case, arrays, goldens):
     task = task._replace(trainable=lambda path: True)
     unmoved = Group(r"norm\d?\.", rate=0.0, weight_decay=0.0)
     optim = OptimConfig(
-        rate=told["lr"],
+        learning_rate=told["lr"],
         schedule="constant",
         momentum=told["momentum"],
         weight_decay=told["weight_decay"][0],
@@ -220,7 +220,7 @@ def check_labels_schedule(case, arrays, goldens):
         case["arrays"]["lr"]["meaning"],
     )
     base, hold, total, power = map(float, told.groups())
-    cfg = OptimConfig(rate=base, schedule="poly", power=power, hold_steps=int(hold))
+    cfg = OptimConfig(learning_rate=base, schedule="poly", power=power, hold_steps=int(hold))
     steps = np.arange(len(arrays["lr"]))  # ours are counted from 0, theirs from 1
     with jax.enable_x64(True):  # the formula itself; the loop runs it in float32
         exact = learning_rate(cfg, int(total))(steps.astype(np.int64))

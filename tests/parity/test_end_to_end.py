@@ -61,7 +61,7 @@ def test_clip_es(folder, checkpoint, tmp_path):
     config = voc_clip_es.get_config()
     config.clip.weights, config.dataset.root = str(checkpoint), str(root)
     config.stages = ("data", "text", "cams", "evaluate_cams", "masks", "evaluate_masks")
-    config.cams.write_npy = True
+    config.run.write_npy = True
     config.cams.thresholds = (*map(float, powers), *map(float, sweep))
     workdir = tmp_path / "workdir"
     main.run(config, workdir)

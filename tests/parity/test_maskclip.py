@@ -95,7 +95,7 @@ def check_dense(case, arrays, goldens):
 def thresholds(case, name):
     """The refinement thresholds in the description of an array."""
     found = re.findall(r"(ks_thresh|pd_thresh)=([\d.]+)", case["arrays"][name]["meaning"])
-    return {key: float(value) for key, value in found}
+    return {key.replace("thresh", "threshold"): float(value) for key, value in found}
 
 
 def check_features(visual, image, case, arrays, size):

@@ -102,7 +102,7 @@ def build(case, scale, offset, goldens, cfg, *, statistics):
         if clip_path.is_file()
         else cases.shapes(goldens, "ViT-B/16")
     )
-    teacher = reclip.initial(
+    teacher = reclip.init_reclip(
         weights_convert.clip_from_state_dict(seeded.state_dict(clip_shapes, seed)),
         text,
         reference_ids(Tokenizer.openai(), names),
@@ -200,7 +200,7 @@ def batches(case):
 def check_train(case, arrays, goldens):
     """Three steps of `Task.loss` and our optimiser."""
     cfg = DistillConfig(
-        teacher_thresh=case["config"]["PD"], teacher_scale=case["config"]["filter_scale"]
+        teacher_threshold=case["config"]["PD"], teacher_scale=case["config"]["filter_scale"]
     )
     task = build(case, case["scale"], case["offset"], goldens, cfg, statistics=False)
 
@@ -212,7 +212,7 @@ def check_train(case, arrays, goldens):
     assert told["type"] == "SGD"
     sgd = optimizer(
         OptimConfig(
-            rate=told["lr"],
+            learning_rate=told["lr"],
             schedule="constant",
             momentum=told["momentum"],
             weight_decay=told["weight_decay"],
@@ -280,7 +280,7 @@ def look(model, batch, cfg):
     images = network_input(batch["image"], batch["image_size"], cfg.mean, cfg.std)
     taught = model.teach(images, train=True)
     real = jnp.ones(taught.logits.shape[:3], bool)
-    kept = filter_classes(taught.logits, real, cfg.teacher_scale, cfg.teacher_thresh)
+    kept = filter_classes(taught.logits, real, cfg.teacher_scale, cfg.teacher_threshold)
     labels = reclip_distill.teacher_labels(taught.logits, batch["label"], cfg)
     stages = model.student.backbone(images, train=True)
     features = model.student(images, train=True)
@@ -323,7 +323,7 @@ def check_infer(case, arrays, train, goldens):
     scale = {k: v for k, v in train["scale"].items() if not k.startswith("backbone.")}
     cfg = DistillConfig()
     if told["PD"] is not None:
-        cfg = DistillConfig(test_thresh=told["PD"], test_scale=told["filter_scale"])
+        cfg = DistillConfig(test_threshold=told["PD"], test_scale=told["filter_scale"])
     task = build(case, scale, train["offset"], goldens, cfg, statistics=True)
     assert told["normalisation"] == "imagenet"
     numbers = re.search(r"seeded\.image\((\d+), (\d+), (\d+)\)", case["inputs"]["image"]).groups()

@@ -142,14 +142,19 @@ def check_rates(case, arrays):
     (group,) = GROUPS
     for name, total in (("voc", 30000), ("coco", 80000)):
         # The published rate stays what it was at the last step.
-        cfg = dataclasses.replace(RATES, least_rate=RATES.rate / total)
+        cfg = dataclasses.replace(RATES, min_learning_rate=RATES.learning_rate / total)
         with jax.enable_x64(True):
             rates = [group.rate * float(learning_rate(cfg, total)(step)) for step in steps]
         np.testing.assert_allclose(rates, arrays[f"lr_{name}"], rtol=1e-10)
 
 
 RATES = OptimConfig(
-    name="adamw", rate=2e-4, power=1.0, warmup_steps=50, warmup_alone=True, weight_decay=0.01
+    name="adamw",
+    learning_rate=2e-4,
+    power=1.0,
+    warmup_steps=50,
+    warmup_alone=True,
+    weight_decay=0.01,
 )
 
 

@@ -141,7 +141,7 @@ def _optim(case: Case) -> OptimConfig:
     assert group.rate * config["lr"] == pytest.approx(config["head_lr"])
     return OptimConfig(
         name="adamw",
-        rate=config["lr"],
+        learning_rate=config["lr"],
         power=config["power"],
         warmup_steps=config["warmup_iter"],
         warmup_ratio=config["warmup_ratio"],

@@ -36,7 +36,7 @@ from clipseg_jax.methods.clip_es.stored_cams import (
 )
 from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, upsample
 from clipseg_jax.ops.image import valid_mask
-from clipseg_jax.stages.clip import image_tower, read_embeddings, whole_patches, word_lists
+from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import (
     Present,
@@ -45,15 +45,16 @@ from clipseg_jax.stages.image_classes import (
     padded_classes,
     present_classes,
 )
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
 from input_pipeline.datasets.layout import Example
 
 
 def cams(config: ConfigDict, workdir: Path) -> dict:
-    """Refined CAMs of every training image with known classes into cams/; goes on where it was.
+    """Refined CAMs of every training image with known classes into cams/.
 
-    Images that can't be read, or whose classes nobody knows, are counted, and named in
-    cams_problems.json.
+    Resumes after an interruption. Images that can't be read or whose classes are unknown are
+    counted, and named in cams_problems.json.
     """
     split = config.dataset.train_split
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
@@ -67,10 +68,14 @@ def cams(config: ConfigDict, workdir: Path) -> dict:
     for name, reason in bad:
         logging.warning("no CAM of %s: %s", name, reason)
     barrier("cams made")
-    made = sum(cam_path(workdir, each.name).exists() for each in examples)
+    written = sum(cam_path(workdir, each.name).exists() for each in examples)
     if jax.process_index() == 0:
         write_json(workdir / "cams_problems.json", dict([*problems, *bad]))
-    return {"images": made, "left_out": len(examples) - made, "problems": len(problems) + len(bad)}
+    return {
+        "images": written,
+        "left_out": len(examples) - written,
+        "problems": len(problems) + len(bad),
+    }
 
 
 def _make(
@@ -79,28 +84,27 @@ def _make(
     """Makes the CAMs of `todo`; (name, reason) of what this process could not read."""
     model = _model(config, workdir)
     patch_px = model.visual.cfg.patch_px
-    mesh = make_mesh(config.cams.devices)
+    mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
 
     @jax.jit
     def refine(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         model = nnx.merge(graph, state)
-        made = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
-        found = made.refined if config.cams.refine else made.cam
+        cams = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
+        maps = cams.refined if config.cams.refine else cams.cam
         grids = model.visual.grid_sizes(batch["image_size"])
-        return {
-            "maps": min_max_normalize(found, valid_mask(grids, (found.shape[2], found.shape[3])))
-        }
+        real = valid_mask(grids, (maps.shape[2], maps.shape[3]))
+        return {"maps": min_max_normalize(maps, real)}
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
         batches = evaluation_batches(
             find_dataset(config.dataset),
             members,
-            batch_size=config.cams.batch_size,
+            batch_size=config.run.batch_size,
             resize=functools.partial(whole_patches, patch_px=patch_px),
-            max_buckets=config.cams.max_buckets,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
@@ -117,13 +121,13 @@ def _make(
                 yield batch | {"classes": classes, "real": real}
 
         def keep(
-            index: int, made: dict, row: int, batch: Any, members: list[Example] = members
+            index: int, outputs: dict, row: int, batch: Any, members: list[Example] = members
         ) -> None:
             name = members[index].name
             h, w = batch["image_size"][row] // patch_px
             ids = np.asarray(present[name], np.int32)
-            maps = made["maps"][: len(ids), :h, :w]
-            if config.cams.write_npy:
+            maps = outputs["maps"][: len(ids), :h, :w]
+            if config.run.write_npy:
                 height, width = (int(n) for n in batch["original_size"][row])
                 full = [cv2.resize(m, (width, height)) for m in maps]
                 write_cam(workdir / "cams_npy" / f"{name}.npy", ids, np.stack(full))
@@ -144,29 +148,25 @@ def _make(
 def _model(config: ConfigDict, workdir: Path) -> CLIPES:
     classes, background = word_lists(config)
     rows = read_embeddings(config, workdir, (*classes, *background))
-    names = (
-        *("box_threshold", "affinity_blocks", "balance_rounds", "spread_steps"),
-        *("cover_border", "temperature"),
-    )
-    cfg = CLIPESConfig(**{name: config.cams[name] for name in names})
+    cfg = options(CLIPESConfig, config.cams)
     first, last = rows[: len(classes)], rows[len(classes) :]
-    return CLIPES(image_tower(config), first, last, cfg)
+    return CLIPES(load_image_tower(config), first, last, cfg)
 
 
 def examples_with_cams(config: ConfigDict, workdir: Path) -> tuple[list[Example], int]:
     """Examples of the mask split, with label maps, that have CAMs; how many others there are."""
     dataset = find_dataset(config.dataset)
     examples = dataset.index(config.dataset.root, config.dataset.mask_split)
-    found = [each for each in examples if cam_path(workdir, each.name).exists()]
-    if not found:
+    with_cams = [each for each in examples if cam_path(workdir, each.name).exists()]
+    if not with_cams:
         raise ValueError(f"no CAM of split {config.dataset.mask_split}; run the stage `cams` first")
-    return found, len(examples) - len(found)
+    return with_cams, len(examples) - len(with_cams)
 
 
 def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     """Mean IoU of the CAMs for each background threshold: metrics_cams.json (section 8).
 
-    The best threshold is the one with the highest published figure.
+    The best threshold is the one with the highest published metric.
     """
     examples, missing = examples_with_cams(config, workdir)
     dataset = find_dataset(config.dataset)
@@ -189,10 +189,10 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
 
     confusion = np.zeros((len(thresholds), classes, classes), np.int64)
 
-    def add(index: int, made: dict, row: int, batch: Any) -> None:
-        confusion[...] += made["counts"]
+    def add(index: int, outputs: dict, row: int, batch: Any) -> None:
+        confusion[...] += outputs["counts"]
 
-    mesh, skipped = make_mesh(config.masks.devices), []  # type: ignore[var-annotated]
+    mesh, skipped = make_mesh(config.run.devices), []  # type: ignore[var-annotated]
     for members, batches in batches_with_cams(
         config, workdir, examples, config.cams.patch_px, skipped
     ):
@@ -209,14 +209,14 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     published = config.evaluate.published_metric
     scores = [summary[published] for summary in summaries]
     best = int(np.argmax(scores))
-    found = {
+    counts = {
         "images": len(examples) - len(skipped),
         "left_out": missing + len(skipped),
         "threshold": thresholds[best],
     }
     figures = {"published_metric": published, **summaries[best]}
     if jax.process_index() == 0:
-        table = Table("background", published, title=f"CAMs of {found['images']} images")
+        table = Table("background", published, title=f"CAMs of {counts['images']} images")
         for threshold, score in zip(thresholds, scores, strict=True):
             table.add_row(f"{threshold:g}", f"{score:.2f}")
         table.caption = f"{published} {scores[best]:.2f} (as the paper prints)"
@@ -225,5 +225,5 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
             f"{published}_by_threshold": dict(zip(map(str, thresholds), scores, strict=True)),
             "classes": metrics[best].per_class(dataset.class_names),
         }
-        write_json(workdir / "metrics_cams.json", found | figures | sweep)
-    return found | headline(figures)
+        write_json(workdir / "metrics_cams.json", counts | figures | sweep)
+    return counts | headline(figures)

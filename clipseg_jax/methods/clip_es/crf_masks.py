@@ -52,33 +52,33 @@ def _labels_path(workdir: Path, name: str) -> Path:
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
-    """CRF labels of every image with CAMs into crf/ and masks/; goes on where it was."""
+    """CRF labels of every image with CAMs into crf/ and masks/; resumes after an interruption."""
     dataset = find_dataset(config.dataset)
     split = config.dataset.train_split
     examples = dataset.index(config.dataset.root, split, labels=False)
-    known = [each for each in examples if cam_path(workdir, each.name).exists()]
-    if not known:
+    with_cams = [each for each in examples if cam_path(workdir, each.name).exists()]
+    if not with_cams:
         raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
-    todo = [each for each in known if not mask_path(workdir, each.name).exists()]
+    todo = [each for each in with_cams if not mask_path(workdir, each.name).exists()]
     barrier("masks begin")
-    shown = {each.name for each in examples[: config.evaluate.pictures or None]}
+    shown = {each.name for each in examples[: config.run.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
-    coloured = config.evaluate.palette
+    coloured = config.run.palette
     clear = (0, 255) if dataset.background else (255,)
 
-    def keep(example: Example, made: dict, image: np.ndarray) -> None:
+    def keep(example: Example, outputs: dict, image: np.ndarray) -> None:
         h, w = image.shape[:2]
-        labels, mask = (made[which][:h, :w] for which in ("labels", "masks"))
+        labels, mask = (outputs[which][:h, :w] for which in ("labels", "masks"))
         save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
-        if config.evaluate.pictures and example.name in shown:
-            painted = overlay(image, mask, colours, config.evaluate.opacity, clear=clear)
+        if config.run.pictures and example.name in shown:
+            painted = overlay(image, mask, colours, config.run.opacity, clear=clear)
             save_image(workdir / "pictures_masks" / f"{example.name}.png", painted)
-        # Last: its presence means all is done.
+        # Written last: its presence means that the image is done.
         save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
     step = _step(config)
     skipped: list[Skipped] = []
-    mesh = make_mesh(config.masks.devices)
+    mesh = make_mesh(config.run.devices)
     crf = jax.jit(
         jax.shard_map(
             step,
@@ -91,10 +91,10 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     for members, batches in batches_with_cams(config, workdir, todo, patch_px, skipped):
 
         def on_image(
-            index: int, made: dict, row: int, batch: Any, members: list[Example] = members
+            index: int, outputs: dict, row: int, batch: Any, members: list[Example] = members
         ) -> None:
             h, w = batch["image_size"][row]
-            keep(members[index], made, batch["image"][row, :h, :w])
+            keep(members[index], outputs, batch["image"][row, :h, :w])
 
         annotate(
             batches, lambda arrays, _: crf(arrays), on_image, mesh=mesh, total=len(members),
@@ -103,8 +103,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     for one in skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     barrier("masks made")
-    made = sum(mask_path(workdir, each.name).exists() for each in known)
-    return {"images": made, "left_out": len(examples) - made}
+    written = sum(mask_path(workdir, each.name).exists() for each in with_cams)
+    return {"images": written, "left_out": len(examples) - written}
 
 
 def _step(config: ConfigDict) -> Any:
@@ -124,9 +124,10 @@ def _step(config: ConfigDict) -> Any:
         labels = names[batch["classes"]]
         if background:
             labels = jnp.pad(labels, ((0, 0), (1, 0)))
-        found = functools.partial(pseudo_labels, marginals, labels)
-        made = {"labels": found(0.0), "masks": found(config.masks.confidence)}
-        return {name: value.astype(jnp.uint8) for name, value in made.items()}
+        confident = functools.partial(pseudo_labels, marginals, labels)
+        threshold = config.masks.confidence_threshold
+        outputs = {"labels": confident(0.0), "masks": confident(threshold)}
+        return {name: value.astype(jnp.uint8) for name, value in outputs.items()}
 
     if config.masks.image not in ("wrapped", "raw"):
         raise ValueError(f'masks.image {config.masks.image!r} must be "wrapped" or "raw"')
@@ -134,11 +135,11 @@ def _step(config: ConfigDict) -> Any:
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
-    """Mean IoU of the CRF's labels before unsure pixels are left out: metrics_masks.json."""
+    """Mean IoU of the CRF's labels, unsure pixels included: metrics_masks.json."""
     examples, missing = examples_with_cams(config, workdir)
     dataset = find_dataset(config.dataset)
     classes = dataset.num_classes
-    own = examples[jax.process_index() :: jax.process_count()]
+    share = examples[jax.process_index() :: jax.process_count()]
 
     def count(example: Example) -> np.ndarray | None:
         try:
@@ -156,7 +157,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
     total, images = np.zeros((classes, classes), np.int64), 0
     quiet = None if jax.process_index() == 0 else True
     with ThreadPoolExecutor(_THREADS) as pool:
-        for counts in tqdm(pool.map(count, own), "evaluate masks", len(own), disable=quiet):
+        for counts in tqdm(pool.map(count, share), "evaluate masks", len(share), disable=quiet):
             if counts is not None:
                 total, images = total + counts, images + 1
     confusion, scored = sum_over_processes(total), int(sum_over_processes(np.asarray([images]))[0])

@@ -33,16 +33,13 @@ class CLIPESConfig:
     box_threshold: float = 0.4  # of a CAM's maximum
     # Blocks whose attention makes the affinity: the last 8.
     affinity_blocks: tuple[int, ...] = (4, 5, 6, 7, 8, 9, 10, 11)
-    balance_rounds: int = 3
-    spread_steps: int = 2  # 2: the affinity squared
+    sinkhorn_iterations: int = 3
+    propagation_steps: int = 2  # 2: the affinity squared
     cover_border: bool = False  # True: boxes may reach the last row and column of patches
     temperature: float = 100.0  # exp(logit_scale) of all released CLIPs
 
 
 VOC = CLIPESConfig()
-COCO = CLIPESConfig(box_threshold=0.7)
-# TagCLIP's own mask stage leaves the last block out on VOC; elsewhere it is `COCO`.
-TAGCLIP_VOC = CLIPESConfig(affinity_blocks=(4, 5, 6, 7, 8, 9, 10))
 
 
 class Encoding(NamedTuple):
@@ -198,9 +195,9 @@ class CLIPES(nnx.Module):
         b, k, hp, wp = cam.shape
         cells = valid_mask(grids, (hp, wp))
         boxes = box_masks(cam, grids, self.cfg.box_threshold, cover_border=self.cfg.cover_border)
-        affinity = sinkhorn_normalize(affinity, self.cfg.balance_rounds)
+        affinity = sinkhorn_normalize(affinity, self.cfg.sinkhorn_iterations)
         inside_boxes = jnp.where(boxes, cam, 0.0).reshape(b, k, -1)
-        refined = propagate(affinity, inside_boxes, self.cfg.spread_steps).reshape(cam.shape)
+        refined = propagate(affinity, inside_boxes, self.cfg.propagation_steps).reshape(cam.shape)
         return CAMs(cam, boxes, jnp.where(cells[:, None], refined, 0.0))
 
 

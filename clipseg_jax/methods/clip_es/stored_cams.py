@@ -2,7 +2,7 @@
 
 A file `<name>.npz` holds `classes` (m,) int32, ids of the image labels in their order, and `maps`
 (m, hp, wp) float32, the refined CAMs scaled to [0, 1] at the patches' size. What the published
-code saves at full size is these maps enlarged; on a device that costs nothing.
+code saves at full size is these maps upsampled, which is cheap on a device.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def batches_with_cams(
         batches = evaluation_batches(
             find_dataset(config.dataset),
             members,
-            batch_size=config.masks.batch_size,
-            max_buckets=config.masks.max_buckets,
+            batch_size=config.run.batch_size,
+            max_buckets=config.run.max_buckets,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             on_bad="skip",
@@ -108,8 +108,8 @@ def _rows(
     maps = np.zeros((len(names), bound, *shape), np.float32)
     grids = np.zeros((len(names), 2), np.int32)
     for row, name in enumerate(names):
-        own = read_cams(cam_path(workdir, name)).maps
-        maps[row, : len(own), : own.shape[1], : own.shape[2]] = own
-        grids[row] = own.shape[1:]
+        stored = read_cams(cam_path(workdir, name)).maps
+        maps[row, : len(stored), : stored.shape[1], : stored.shape[2]] = stored
+        grids[row] = stored.shape[1:]
     classes, real = padded_classes(names, present, bound)
     return {"maps": maps, "grids": grids, "classes": classes, "real": real}

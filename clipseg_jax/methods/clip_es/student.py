@@ -21,7 +21,7 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.clip_es import student_task as deeplab
+from clipseg_jax.methods.clip_es import student_task
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
@@ -31,6 +31,7 @@ from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
 
@@ -38,12 +39,12 @@ from input_pipeline.datasets.layout import Example
 def train(config: ConfigDict, workdir: Path) -> dict:
     """Trains on the masks of the stage `masks`; writes student.safetensors."""
     student = config.student
-    if student.trained:
-        return {"skipped": f"config.student.trained is {student.trained}"}
-    if not student.weights:
+    if student.trained_weights:
+        return {"skipped": f"config.student.trained_weights is {student.trained_weights}"}
+    if not student.init_weights:
         raise ValueError(
-            "no initial weights; pass --config.student.weights=FILE (ResNet-101 of COCO or "
-            "ImageNet, as deeplab-pytorch or Caffe have it), or =random to start from nothing"
+            "no initial weights; pass --config.student.init_weights=FILE (ResNet-101 of COCO or "
+            "ImageNet, as deeplab-pytorch or Caffe have it), or =random for random weights"
         )
     dataset = find_dataset(config.dataset)
     crops = functools.partial(
@@ -58,25 +59,26 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         on_bad="skip",
     )
     model = build(config)
-    if student.weights == "random":
+    if student.init_weights == "random":
         calibrate_batch_norm(model, next(crops().batches()))
     else:
-        loaded = weights_convert.load_deeplab_backbone(student.weights, model)
+        loaded = weights_convert.load_deeplab_backbone(student.init_weights, model)
         if loaded.skipped:
-            logging.warning("%s: not used: %s", student.weights, ", ".join(loaded.skipped))
+            logging.warning("%s: not used: %s", student.init_weights, ", ".join(loaded.skipped))
     data = crops(process_index=jax.process_index(), process_count=jax.process_count())
-    optim = OptimConfig(**student.optim.to_dict(), groups=deeplab.groups(student.head_rate))
-    task = deeplab.build(model, deeplab.DeepLabConfig(loss=student.loss))
+    groups = student_task.groups(student.head_learning_rate_factor)
+    optim = OptimConfig(**student.optim.to_dict(), groups=groups)
+    task = student_task.build(model, student_task.DeepLabConfig(loss=student.loss))
     trained = training.run(
         config, task, data, optim, workdir, "train", total_steps=student.total_steps
     )
     if jax.process_index() == 0:
-        made = trained.model
-        assert isinstance(made, DeepLabV2)
+        last = trained.model
+        assert isinstance(last, DeepLabV2)
         weights_convert.save_trained(
             workdir / "student.safetensors",
             weights_convert.DEEPLAB,
-            made,
+            last,
             classes=dataset.class_names,
             details={"figures": trained.metrics},
         )
@@ -85,7 +87,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
 
 def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
-    """The training images that have a mask, with it for a label map.
+    """The training images that have a mask, which becomes their label map.
 
     Raises:
       ValueError: none has.
@@ -96,25 +98,23 @@ def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
         paths = {each.name: mask_path(workdir, each.name) for each in examples}
     else:
         paths = {each.name: Path(config.student.labels) / f"{each.name}.png" for each in examples}
-    found = [
+    with_masks = [
         dataclasses.replace(each, label_path=paths[each.name])
         for each in examples
         if paths[each.name].exists()
     ]
-    if not found:
+    if not with_masks:
         raise ValueError(
             f"no mask of the {len(examples)} images of split {split}; run the stage `masks` "
             f"first (looked for {next(iter(paths.values()))})"
         )
-    return found
+    return with_masks
 
 
 def build(config: ConfigDict) -> DeepLabV2:
     """An untrained DeepLabV2 of the config's sizes."""
     student = config.student
-    cfg = DilatedResNetConfig(
-        blocks=tuple(student.blocks), width=student.width, variant="caffe", dtype=student.dtype
-    )
+    cfg = options(DilatedResNetConfig, student, variant="caffe")
     classes = find_dataset(config.dataset).num_classes
     return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
 
@@ -122,8 +122,8 @@ def build(config: ConfigDict) -> DeepLabV2:
 def calibrate_batch_norm(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> None:
     """Gives random weights' batch norms the statistics of a batch of crops, layer by layer.
 
-    Training doesn't move them; with 0 and 1 activations would grow in every block, and no rate
-    would train. All processes must bring the same batch.
+    Training keeps them as they are; with means 0 and variances 1 activations grow in every block,
+    and no learning rate trains. All processes must pass the same batch.
     """
     graph, state = nnx.split(nnx.clone(model))
 
@@ -163,7 +163,7 @@ def inference(config: ConfigDict) -> InferenceConfig:
 
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     names = find_dataset(config.dataset).class_names
-    path = config.student.trained or workdir / "student.safetensors"
+    path = config.student.trained_weights or workdir / "student.safetensors"
     trained = weights_convert.load_trained(path, weights_convert.DEEPLAB, classes=names)
     model = weights_convert.build_deeplab(trained, dtype=config.student.dtype)
-    return Evaluation(config, cfg).write(deeplab.build(model), workdir, suffix)
+    return Evaluation(config, cfg).write(student_task.build(model), workdir, suffix)

@@ -28,21 +28,21 @@ class DeepLabConfig:
     # "mean" over labelled pixels; "balanced": over background and foreground apart, added, which
     # users of CLIP-ES report to need with ImageNet's weights.
     loss: Literal["mean", "balanced"] = "mean"
-    mean: tuple[float, float, float] = MEAN  # grey levels, RGB, of training crops
+    mean: tuple[float, float, float] = MEAN  # pixel values, RGB, of training crops
     std: tuple[float, float, float] = STD
 
 
 PUBLISHED = DeepLabConfig()
 
 
-def groups(head_rate: float = 10.0) -> tuple[Group, ...]:
-    """Parameter groups: classifiers learn `head_rate` times as fast as the backbone.
+def groups(head_learning_rate_factor: float = 10.0) -> tuple[Group, ...]:
+    """Parameter groups: the classifiers' learning rate is the backbone's times the factor.
 
-    Their biases do twice that and don't decay (spec deeplab, section 6).
+    Their biases' is twice that, without weight decay (spec deeplab, section 6).
     """
     return (
-        Group(r"^aspp\.\d+\.kernel$", rate=head_rate),
-        Group(r"^aspp\.\d+\.bias$", rate=2 * head_rate, weight_decay=0.0),
+        Group(r"^aspp\.\d+\.kernel$", rate=head_learning_rate_factor),
+        Group(r"^aspp\.\d+\.bias$", rate=2 * head_learning_rate_factor, weight_decay=0.0),
     )
 
 
@@ -54,7 +54,7 @@ def trainable(path: str) -> bool:
 def build(model: DeepLabV2, cfg: DeepLabConfig = PUBLISHED) -> Task:
     """A model as a task; `groups()` are its published parameter groups.
 
-    Training batches hold `image` (b, h, w, 3) in grey levels, `image_size` (b, 2) and `label`
+    Training batches hold `image` (b, h, w, 3) pixel values, `image_size` (b, 2) and `label`
     (b, h, w), 255 ignored.
 
     Raises:
@@ -82,7 +82,7 @@ def loss(model: DeepLabV2, batch: dict[str, Array], cfg: DeepLabConfig) -> tuple
     """The sum of the four outputs' losses, each with the labels at its own size.
 
     Each is a mean over the labelled pixels of the whole batch handed in, on all devices; a batch
-    without any costs nothing and teaches nothing.
+    without any has loss 0.
     """
     images = network_input(batch["image"], batch["image_size"], cfg.mean, cfg.std)
     parts = {

@@ -8,24 +8,31 @@ from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig, init_clip_rc
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches.zero_shot import seen_classes
 from weights_convert.trained.clip_rc.format import is_whole
 
 
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
-    """What is learned from which labels."""
+    """Which labels train the network, and how its losses are weighted."""
     classes = find_dataset(config.dataset).num_classes
     seen = seen_classes(classes, unseen_labels(config.dataset))
-    return CLIPRCTaskConfig(
-        **config.task.to_dict(),
-        seen=tuple(range(classes)) if config.task.setting == "fully" else seen,
+    return options(
+        CLIPRCTaskConfig,
+        config.clip_rc,
+        seen=tuple(range(classes)) if config.clip_rc.setting == "fully" else seen,
         mean=tuple(config.inference.mean),
         std=tuple(config.inference.std),
     )
+
+
+def model_config(config: ConfigDict) -> CLIPRCConfig:
+    """Sizes and choices of the network."""
+    return options(CLIPRCConfig, config.clip_rc, remat=config.run.remat)
 
 
 def inference_config(config: ConfigDict) -> InferenceConfig:
@@ -45,8 +52,8 @@ def build_model(config: ConfigDict, workdir: Path) -> CLIPRC:
       ValueError: no CLIP, one without a ViT, or no text embeddings.
     """
     rows = read_embeddings(config, workdir, class_words(config))
-    cfg = CLIPRCConfig(**config.clip_rc.to_dict())
-    return initial(load_clip(config).model.visual, rows, cfg, seed=config.train.seed)
+    cfg = model_config(config)
+    return init_clip_rc(load_clip(config).model.visual, rows, cfg, seed=config.train.seed)
 
 
 def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
@@ -58,8 +65,15 @@ def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
     result = weights_convert.load_trained(path, weights_convert.CLIP_RC)
     if is_whole(result) and not config.clip.weights:
         rows = read_embeddings(config, workdir, class_words(config))
-        choices = {name: config.clip_rc[name] for name in ("heads", "dropout", "remat")}
-        return weights_convert.build_clip_rc(result, rows, dtype=config.clip.dtype, **choices)
+        cfg = model_config(config)
+        return weights_convert.build_clip_rc(
+            result,
+            rows,
+            dtype=config.clip.dtype,
+            heads=cfg.heads,
+            dropout=cfg.dropout,
+            remat=cfg.remat,
+        )
     model = build_model(config, workdir)
     weights_convert.install_clip_rc(model, result, path)
     return model

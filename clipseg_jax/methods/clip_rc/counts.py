@@ -19,7 +19,7 @@ from rich.table import Table
 
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.clip_rc.build import class_words
+from clipseg_jax.methods.clip_rc.build import class_words, model_config
 from clipseg_jax.methods.clip_rc.model import CLIPRCConfig
 from clipseg_jax.methods.clip_rc.task import trainable
 from clipseg_jax.models.clip import TextConfig, TextTransformer, ViTConfig
@@ -41,7 +41,7 @@ def count(config: ConfigDict, workdir: Path) -> dict:
         sizes = load_clip(config).model.cfg
         assert isinstance(sizes.vision, ViTConfig)
         vision, text = sizes.vision, sizes.text  # type: ignore[assignment]
-    cfg = CLIPRCConfig(**config.clip_rc.to_dict())
+    cfg = model_config(config)
     figures = counts(vision, text, cfg, len(class_words(config)))
     if jax.process_index() == 0:
         write_json(workdir / "counts.json", figures)
@@ -54,23 +54,24 @@ def counts(
 ) -> dict[str, Any]:
     """Parameters, and multiply-adds of one crop without recovery decoder and text tower.
 
-    Parameters of layers that nothing uses, which published checkpoints hold and their count
-    includes, are added to ours: the totals are the published ones. Multiply-adds are the compiler's
-    for what is run here, where regions are averaged before the product with the patches.
+    Parameters of unused layers, which published checkpoints hold and the published count includes,
+    are added, so that the totals are the published ones. Multiply-adds are the compiler's for what
+    runs here, where regions are averaged before the product with the patches.
     """
 
     vision = dataclasses.replace(vision, image_px=cfg.crop_px, position_resize="bilinear")
     model = abstract(lambda rngs: build(vision, cfg, classes, rngs))
     sizes = {path: math.prod(leaf.shape) for path, leaf in flat_arrays(model).items()}
     e = vision.embed_dim
-    unused = (2 * cfg.rounds + 2) * (4 * e * e + 6 * e)  # self-attention and a norm of each layer
+    # Self-attention and a norm of each layer.
+    unused = (2 * cfg.decoder_blocks + 2) * (4 * e * e + 6 * e)
     encoder = sum(n for path, n in sizes.items() if path.startswith("encoder."))
     head = sum(n for path, n in sizes.items() if path.startswith("head.")) + unused
     learned = sum(n for path, n in sizes.items() if trainable(path))
     tower = 0
     if text is not None:
-        made = abstract(lambda rngs: TextTransformer(text, rngs=rngs))
-        tower = sum(math.prod(leaf.shape) for leaf in flat_arrays(made).values())
+        text_tower = abstract(lambda rngs: TextTransformer(text, rngs=rngs))
+        tower = sum(math.prod(leaf.shape) for leaf in flat_arrays(text_tower).values())
 
     images = jax.ShapeDtypeStruct((1, cfg.crop_px, cfg.crop_px, 3), jnp.float32)
     backbone = multiply_adds(lambda model, x: model.encoder(x), model, images)
@@ -112,7 +113,7 @@ def multiply_adds(function: Callable[..., Any], *args: Any) -> float:
     """XLA's count for `function(*args)`, whose arguments may be shapes; nothing is run.
 
     XLA counts floating point operations, of which a multiply-add is two. The program is lowered for
-    GPUs, where nothing is done in turn: of a loop, XLA would count one round.
+    GPUs, where nothing is done in turn: of a loop, XLA would count one iteration.
     """
     lowered = jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",))
     return float(lowered.cost_analysis()["flops"]) / 2

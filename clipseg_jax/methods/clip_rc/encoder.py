@@ -36,7 +36,7 @@ class Encoding(NamedTuple):
     grids: Array | None  # (b, 2) real rows and columns of patches; None: all are real
 
 
-def image_tower(visual: VisionTransformer | ModifiedResNet, crop_px: int) -> VisionTransformer:
+def crop_image_tower(visual: VisionTransformer | ModifiedResNet, crop_px: int) -> VisionTransformer:
     """CLIP's image tower for square crops: positions resized once and for all (section 4.5).
 
     Raises:
@@ -82,7 +82,7 @@ class RegionEncoder(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Untrained; `visual` from `image_tower`."""
+        """Untrained; `visual` from `crop_image_tower`."""
         d, patch = visual.cfg.width, visual.cfg.patch_px
         self.dropout, self.region_side, self.remat = dropout, region_side, remat
         self.visual = visual

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import Keys, abstract
-from clipseg_jax.methods.clip_rc.encoder import RegionEncoder, first_regions, image_tower
+from clipseg_jax.methods.clip_rc.encoder import RegionEncoder, crop_image_tower, first_regions
 from clipseg_jax.methods.clip_rc.head import Init, QueryHead
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
 
@@ -27,7 +27,7 @@ class CLIPRCConfig:
     crop_px: int = 512  # side of the training crops; positions are stored for it
     prompts: int = 10  # COCO-Stuff: 100
     region_side: int = 4  # 4 x 4 region tokens
-    rounds: int = 3  # of the decoders
+    decoder_blocks: int = 3
     heads: int = 8  # of the decoders; they divide CLIP's joint width
     hidden: int = 2048  # of the decoders' perceptrons
     dropout: float = 0.1  # of prompts, and in the decoders
@@ -46,7 +46,7 @@ class CLIPRC(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        """Untrained; `visual` from `image_tower`.
+        """Untrained; `visual` from `crop_image_tower`.
 
         Raises:
           ValueError: text rows of another CLIP, or heads that don't divide its width.
@@ -70,7 +70,7 @@ class CLIPRC(nnx.Module):
         )
         self.head = QueryHead(
             e,
-            blocks=cfg.rounds,
+            blocks=cfg.decoder_blocks,
             heads=cfg.heads,
             hidden=cfg.hidden,
             dropout=cfg.dropout,
@@ -91,7 +91,7 @@ class CLIPRC(nnx.Module):
         return self.encoder.visual.grid_sizes(sizes)
 
 
-def initial(
+def init_clip_rc(
     visual: VisionTransformer | ModifiedResNet,
     text_embeddings: ArrayLike,
     cfg: CLIPRCConfig,
@@ -103,7 +103,7 @@ def initial(
     Raises:
       ValueError: an image tower, text rows or sizes that don't fit.
     """
-    tower = image_tower(visual, cfg.crop_px)
+    tower = crop_image_tower(visual, cfg.crop_px)
 
     def make(rngs: nnx.Rngs) -> CLIPRC:
         return CLIPRC(VisionTransformer(tower.cfg, rngs=rngs), text_embeddings, cfg, rngs=rngs)

@@ -19,7 +19,7 @@ import weights_convert
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.methods.clip_rc import task as clip_rc
+from clipseg_jax.methods.clip_rc import task
 from clipseg_jax.methods.clip_rc.build import (
     build_model,
     class_words,
@@ -120,13 +120,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     Raises:
       ValueError: a transductive run without the inductive run's weights to start from.
     """
-    learn = config.learn
-    if learn.weights:
-        return {"skipped": f"config.learn.weights is {learn.weights}"}
+    section = config.clip_rc
+    if section.trained_weights:
+        return {"skipped": f"config.clip_rc.trained_weights is {section.trained_weights}"}
     cfg = task_config(config)
-    task = clip_rc.build(_start(config, workdir), cfg)
-    groups = () if learn.decay_norms else clip_rc.NORMS_DO_NOT_DECAY
-    total = min(learn.total_steps, config.train.steps or learn.total_steps)
+    groups = () if section.decay_norms else task.NORMS_DO_NOT_DECAY
+    half = section.total_steps // 2
 
     def keep(name: str, figures: dict[str, Any]) -> Callable[[nnx.Module], None]:
         def write(model: Any) -> None:
@@ -144,50 +143,50 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     inductive = cfg.setting == "inductive"
     trained = training.run(
         config,
-        task,
+        task.build(_initial_model(config, workdir), cfg),
         _batches(config),
-        OptimConfig(**learn.optim.to_dict(), groups=groups),
+        OptimConfig(**section.optim.to_dict(), groups=groups),
         workdir,
         "train",
-        total_steps=learn.total_steps,
-        evaluate_every_steps=learn.evaluate_every_steps,
-        evaluate=validation(lambda: _evaluation(config), lambda model: clip_rc.build(model, cfg)),
+        total_steps=section.total_steps,
+        evaluate_every_steps=section.evaluate_every_steps,
+        evaluate=validation(lambda: _evaluation(config), lambda model: task.build(model, cfg)),
         # What the transductive run starts from, as published.
-        at={total // 2: keep(HALF, {"steps": total // 2})} if inductive else {},
+        at={half: keep(HALF, {"steps": half})} if inductive else {},
     )
     keep(LAST, trained.metrics)(trained.model)
     barrier("trained")
     return trained.metrics
 
 
-def _start(config: ConfigDict, workdir: Path) -> CLIPRC:
+def _initial_model(config: ConfigDict, workdir: Path) -> CLIPRC:
     """The model that training begins with."""
-    path = config.learn.start
+    path = config.clip_rc.init_weights
     if path:
         if not Path(path).exists():
             raise ValueError(
                 f"{path} is missing: a transductive run starts from the inductive run half-way; "
-                f"run that first, or pass --config.learn.start=.../{HALF}"
+                f"run that first, or pass --config.clip_rc.init_weights=.../{HALF}"
             )
         return load_model(config, workdir, path)
-    if config.task.setting == "transductive" and config.task.self_training_step == 0:
+    if config.clip_rc.setting == "transductive" and config.clip_rc.self_training_step == 0:
         raise ValueError(
-            "a model that labels its own training images has to know something: pass "
-            f"--config.learn.start=.../{HALF} of an inductive run, or a "
-            "--config.task.self_training_step that it reaches first"
+            "a model that labels its own training images must be trained already: pass "
+            f"--config.clip_rc.init_weights=.../{HALF} of an inductive run, or a "
+            "--config.clip_rc.self_training_step that it reaches first"
         )
     return build_model(config, workdir)
 
 
 def _batches(config: ConfigDict) -> TrainingBatches:
-    """Views of the training split, without the labels that the setting doesn't know."""
+    """Views of the training split, without the labels that the setting withholds."""
     dataset = find_dataset(config.dataset)
     crop = config.clip_rc.crop_px
     data = random_view_batches(
         dataset,
         dataset.index(config.dataset.root, config.dataset.train_split),
-        batch_size=config.learn.batch_size,
-        scale=tuple(config.learn.scale_px),
+        batch_size=config.clip_rc.batch_size,
+        scale=tuple(config.clip_rc.scale_px),
         crop_hw=(crop, crop),
         seed=config.train.seed,
         process_index=jax.process_index(),
@@ -196,9 +195,9 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     )
     return hide_unseen(
         data,
-        config.task.setting,
+        config.clip_rc.setting,
         unseen_labels(config.dataset),
-        before_crop=not config.learn.crops_by_unseen,
+        before_crop=not config.clip_rc.crops_by_unseen,
     )
 
 
@@ -208,8 +207,8 @@ def _evaluation(config: ConfigDict) -> Evaluation:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """pAcc, mIoU of seen and of unseen classes, hIoU on the val split: metrics.json."""
-    model = load_model(config, workdir, config.learn.weights or workdir / LAST)
-    return _evaluation(config).write(clip_rc.build(model, task_config(config)), workdir)
+    model = load_model(config, workdir, config.clip_rc.trained_weights or workdir / LAST)
+    return _evaluation(config).write(task.build(model, task_config(config)), workdir)
 
 
 STAGES = {

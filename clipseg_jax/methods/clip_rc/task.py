@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.core.optim import Group, OptimConfig
+from clipseg_jax.core.optim import Group
 from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.ops.cross_entropy import IGNORED
@@ -21,27 +21,16 @@ from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, va
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
-UNSEEN = -1  # pixels of classes whose labels training must not know
+UNSEEN = -1  # pixels of classes whose labels are withheld from training
 
-# All trained parameters alike. The published rules exempt norms from decay by names that, for
-# parameters of the backbone and the head, an earlier rule has already taken.
-OPTIM = OptimConfig(
-    name="adamw",
-    rate=2e-4,  # 2e-5, times 10 for backbone and head
-    schedule="poly",
-    power=0.9,
-    end_rate=1e-6,
-    warmup_steps=1500,
-    warmup_ratio=1e-6,
-    weight_decay=0.01,
-)
-# What those rules were meant to say: add it to `OPTIM.groups`.
+# Published, all trained parameters decay alike: the rules that exempt norms match names that, for
+# parameters of the backbone and the head, an earlier rule has taken. This is what they intend.
 NORMS_DO_NOT_DECAY = (Group(r"(^|\.)(prompt_)?norm\d?\.", weight_decay=0.0),)
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPRCTaskConfig:
-    """What is learned from which labels. Weights: VOC (section 8)."""
+    """Which labels train the network, and the weights of its losses: VOC's (section 8)."""
 
     setting: Literal["inductive", "transductive", "fully"] = "inductive"
     # Classes whose labels training sees, ascending; all for "fully".
@@ -59,12 +48,12 @@ class CLIPRCTaskConfig:
     # Subtracted from the scores of seen classes at test time; transductive: nothing is.
     seen_offset: float = 0.1
     train_regions: bool = False  # published: region tokens stay as they start
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # grey levels, of training crops
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # pixel values, of training crops
     std: tuple[float, float, float] = IMAGENET_STD
 
 
 def build(model: CLIPRC, cfg: CLIPRCTaskConfig) -> Task:
-    """A model from `models.clip_rc.initial` or a checkpoint as a task.
+    """A model from `init_clip_rc` or a checkpoint as a task.
 
     Training batches hold `image` uint8 (b, h, w, 3), `image_size` (b, 2) and `label` (b, h, w) int,
     the dataset's own ids with 255 ignored; h = w = the model's crop.
@@ -73,12 +62,12 @@ def build(model: CLIPRC, cfg: CLIPRCTaskConfig) -> Task:
       ValueError: an unknown choice, or seen classes that aren't some of the model's.
     """
     classes = model.text_embeddings.shape[0]
-    for name, known in (
+    for name, allowed in (
         ("setting", ("inductive", "transductive", "fully")),
         ("unlabelled", ("told", "hidden")),
     ):
-        if getattr(cfg, name) not in known:
-            raise ValueError(f"{name} {getattr(cfg, name)!r}: choose {', '.join(known)}")
+        if getattr(cfg, name) not in allowed:
+            raise ValueError(f"{name} {getattr(cfg, name)!r}: choose {', '.join(allowed)}")
     if list(cfg.seen) != sorted(set(cfg.seen) & set(range(classes))) or not cfg.seen:
         raise ValueError(f"seen {cfg.seen}: give some of 0 to {classes - 1}, ascending, each once")
     if (cfg.setting == "fully") != (len(cfg.seen) == classes):
@@ -146,9 +135,9 @@ def loss(
 
 
 def visible_labels(labels: Array, classes: int, cfg: CLIPRCTaskConfig) -> Array:
-    """What training may know of labels (b, h, w): ids of the rows of text, `UNSEEN`, or 255.
+    """Labels (b, h, w) as training sees them: rows of the text embeddings, `UNSEEN`, or 255.
 
-    The rows are the seen classes in the inductive setting, otherwise all `classes`.
+    The rows are those of the seen classes in the inductive setting, otherwise of all.
     """
     table = np.full(256, UNSEEN, np.int32)
     table[IGNORED] = IGNORED

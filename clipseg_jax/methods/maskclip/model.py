@@ -28,8 +28,10 @@ _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
 class MaskCLIPConfig:
     """Refinements; 0 switches one off. The published MaskCLIP table uses neither."""
 
-    pd_thresh: float = 0.0  # prompt denoising: least probability anywhere for a class to count
-    ks_thresh: float = 0.0  # key smoothing: below this confidence a position asks its look-alikes
+    pd_threshold: float = 0.0  # prompt denoising: least probability anywhere for a class to count
+    ks_threshold: float = (
+        0.0  # key smoothing: below this confidence a position asks its look-alikes
+    )
     # The published code divides each key channel by its norm over the image's positions ("tokens");
     # the paper describes cosine similarity of keys ("channels").
     ks_axis: Literal["tokens", "channels"] = "tokens"
@@ -47,10 +49,10 @@ def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array
     """
     real = dense.real[..., None]
     logits = jnp.where(real, l2_normalize(dense.features) @ text_embeddings.T, 0)
-    if cfg.pd_thresh > 0:
-        logits = denoise_prompts(logits, dense.real, cfg.pd_thresh)
-    if cfg.ks_thresh > 0:
-        logits = smooth_keys(logits, dense.keys, dense.real, cfg.ks_thresh, cfg.ks_axis)
+    if cfg.pd_threshold > 0:
+        logits = denoise_prompts(logits, dense.real, cfg.pd_threshold)
+    if cfg.ks_threshold > 0:
+        logits = smooth_keys(logits, dense.keys, dense.real, cfg.ks_threshold, cfg.ks_axis)
     return jnp.where(real, logits, 0)
 
 

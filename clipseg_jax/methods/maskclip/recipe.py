@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.methods.maskclip import task
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.models.clip import CLIP, ViTConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings, row_labels, text
@@ -26,7 +26,7 @@ def data(config: ConfigDict, workdir: Path) -> dict:
 
 
 def with_choices(clip: CLIP, config: ConfigDict) -> CLIP:
-    """`clip` with an image tower that follows the config; the text tower stays as trained."""
+    """`clip` with the image tower's choices of the config; the text tower is unchanged."""
     if not isinstance(clip.cfg.vision, ViTConfig):
         return clip
     names = ("activation", "norm_eps", "position_keep_count")
@@ -39,11 +39,11 @@ def build(config: ConfigDict, workdir: Path) -> Task:
     """The config's CLIP with the class embeddings of the stage `text`."""
     rows = read_embeddings(config, workdir)
     clip = with_choices(load_clip(config).model, config)
-    return maskclip.build(clip.visual, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
+    return task.build(clip.visual, rows, MaskCLIPConfig(**config.maskclip.to_dict()))
 
 
 def inference(config: ConfigDict) -> InferenceConfig:
-    """What the config says of images and labels."""
+    """Preprocessing, windows and labels, as the config describes them."""
     return InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),

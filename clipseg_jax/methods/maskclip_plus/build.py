@@ -13,13 +13,14 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.maskclip.recipe import with_choices
-from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, Student, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import ResNetConfig, ViTConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
 
@@ -43,11 +44,11 @@ def build(config: ConfigDict, workdir: Path) -> tuple[MaskCLIPPlus, str]:
       ValueError: another CLIP than the config is for.
     """
     clip, _, meta = load_clip(config)
-    found = tower_name(clip.cfg.vision)
-    if config.clip.tower not in ("", found):
+    tower = tower_name(clip.cfg.vision)
+    if config.clip.tower not in ("", tower):
         raise ValueError(
-            f"{config.clip.weights} is {found or 'no released CLIP'}, the config is for "
-            f"{config.clip.tower}; give its weights, or choose teacher={found or '...'} after the "
+            f"{config.clip.weights} is {tower or 'no released CLIP'}, the config is for "
+            f"{config.clip.tower}; give its weights, or choose teacher={tower or '...'} after the "
             "config's name"
         )
     rows = read_embeddings(config, workdir)
@@ -62,14 +63,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[MaskCLIPPlus, str]:
 def student_of(config: ConfigDict, features: int, rngs: Any) -> Student:
     """The config's student, untrained."""
     student = config.student
-    cfg = DilatedResNetConfig(
-        blocks=tuple(student.blocks),
-        width=student.width,
-        strides=tuple(student.strides),
-        dilations=tuple(student.dilations),
-        variant=student.variant,
-        dtype=student.dtype,
-    )
+    cfg = options(DilatedResNetConfig, student)
     return make_student(student.decoder, cfg, features, rngs=rngs)
 
 
@@ -79,18 +73,15 @@ def tower_name(vision: ViTConfig | ResNetConfig) -> str:
     return _TOWERS.get((vision.width, sizes), "")
 
 
-def choices(config: ConfigDict) -> MaskCLIPPlusConfig:
+def task_config(config: ConfigDict) -> MaskCLIPPlusConfig:
     """How the config's student is taught."""
-    student = config.student
-    names = ("use_gt_ignore", "distill", "distill_labelled", "distill_weight", "distill_detach")
-    return MaskCLIPPlusConfig(
-        guided_steps=tuple(student.guided_steps),
-        self_training_steps=tuple(student.self_training_steps),
+    return options(
+        MaskCLIPPlusConfig,
+        config.student,
         unlabelled_classes=unseen(config),
         refine=MaskCLIPConfig(**config.maskclip.to_dict()),
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
-        **{name: student[name] for name in names},
     )
 
 
@@ -105,8 +96,8 @@ def unseen(config: ConfigDict) -> tuple[int, ...]:
     if setting == "annotation_free":
         if dataset.background:
             raise ValueError(
-                f"{dataset.name} has a background, which nothing teaches without annotation; take "
-                "the dataset without it (VOC 20, Context 59)"
+                f"{dataset.name} has a background, for which there is no label without annotation; "
+                "take the dataset without it (VOC 20, Context 59)"
             )
         return ()
     if setting != "zero_shot":
@@ -115,7 +106,7 @@ def unseen(config: ConfigDict) -> tuple[int, ...]:
 
 
 def training_batches(config: ConfigDict) -> TrainingBatches:
-    """Views of the training images; -1 wherever the student or its teacher are to find a label."""
+    """Views of the training images; -1 where the teacher or the student labels."""
     student, dataset = config.student, find_dataset(config.dataset)
     held_out = unseen(config)
     # Without annotation the label files only say what is ignored.
@@ -141,6 +132,6 @@ def inference(config: ConfigDict) -> InferenceConfig:
     )
 
 
-def alone(model: MaskCLIPPlus) -> Task:
+def student_task(model: MaskCLIPPlus) -> Task:
     """A student without its teacher, to evaluate."""
-    return maskclip_plus.build(model, MaskCLIPPlusConfig(guided_steps=NEVER))
+    return task.build(model, MaskCLIPPlusConfig(guided_steps=NEVER))

@@ -18,19 +18,11 @@ from clipseg_jax.methods.maskclip.model import text_rows
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
 from clipseg_jax.models.clip.dense import Dense, dense_features
 from clipseg_jax.models.deeplab import DeepLab, DeepLabV3Plus
-from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
+from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import mask_padding
 
 Decoder = Literal["deeplabv2", "deeplabv3plus"]
 Student = DeepLab | DeepLabV3Plus
-# The published students. Configs named after a ViT and an R-101 train a ResNet-50 in fact (spec
-# maskclip, section 16, quirk 5).
-STUDENTS: dict[str, tuple[Decoder, DilatedResNetConfig]] = {
-    "deeplabv2_r50": ("deeplabv2", DilatedResNetConfig(RESNET50)),
-    "deeplabv2_r101": ("deeplabv2", DilatedResNetConfig(RESNET101)),
-    "deeplabv3plus_r50": ("deeplabv3plus", DilatedResNetConfig(RESNET50)),
-    "deeplabv3plus_r101": ("deeplabv3plus", DilatedResNetConfig(RESNET101)),
-}
 _DECODERS: dict[str, type[DeepLab] | type[DeepLabV3Plus]] = {
     "deeplabv2": DeepLab,
     "deeplabv3plus": DeepLabV3Plus,

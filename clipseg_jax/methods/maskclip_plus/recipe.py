@@ -19,12 +19,12 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip import recipe as maskclip
-from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
+from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.build import (
-    alone,
     build,
-    choices,
     inference,
+    student_task,
+    task_config,
     training_batches,
     unseen,
 )
@@ -58,18 +58,18 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     An evaluation at the step at which self-training begins leaves student_guided.safetensors.
     """
     student = config.student
-    if student.trained:
-        return {"skipped": f"config.student.trained is {student.trained}"}
-    if not student.backbone:
+    if student.trained_weights:
+        return {"skipped": f"config.student.trained_weights is {student.trained_weights}"}
+    if not student.init_weights:
         raise ValueError(
-            "no backbone; pass --config.student.backbone=FILE (resnet50_v1c or resnet101_v1c of "
-            "open-mmlab), or =random to start from nothing"
+            "no initial weights; pass --config.student.init_weights=FILE (resnet50_v1c or "
+            "resnet101_v1c of open-mmlab), or =random for random weights"
         )
-    how = choices(config)
+    cfg = task_config(config)
     model, clip_sha256 = build(config, workdir)
-    if student.backbone != "random":
+    if student.init_weights != "random":
         backbone = model.student.backbone
-        weights_convert.load_imagenet(student.backbone, backbone, statistics=True)
+        weights_convert.load_imagenet(student.init_weights, backbone, statistics=True)
 
     def keep(model: MaskCLIPPlus, name: str, steps: int, **more: Any) -> None:
         if jax.process_index() == 0:
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
 
     trained = training.run(
         config,
-        maskclip_plus.build(model, how),
+        task.build(model, cfg),
         training_batches(config),
         OptimConfig(**student.optim.to_dict()),
         workdir,
@@ -97,34 +97,34 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         evaluate_every_steps=student.evaluate_every_steps,
         evaluate=_validation(config, keep),
     )
-    made: Any = trained.model
-    keep(made, STUDENT, trained.metrics["steps"], figures=trained.metrics)
+    last: Any = trained.model
+    keep(last, STUDENT, trained.metrics["steps"], figures=trained.metrics)
     barrier("student written")
     return trained.metrics
 
 
 def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
-    """The student before it was on its own: metrics_guided.json."""
+    """The student at the end of the guided phase: metrics_guided.json."""
     path = workdir / GUIDED
     if not path.exists():
         raise ValueError(
             f"{path} is missing; run the stage `train` with a self-training phase and an "
             "evaluation at its first step (config.student.evaluate_every_steps)"
         )
-    task = _load(config, path)
-    return _evaluation(config, inference(config)).write(task, workdir, "_guided")
+    student = _load(config, path)
+    return _evaluation(config, inference(config)).write(student, workdir, "_guided")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics.json."""
-    task = _load(config, config.student.trained or workdir / STUDENT)
-    return _evaluation(config, inference(config)).write(task, workdir)
+    student = _load(config, config.student.trained_weights or workdir / STUDENT)
+    return _evaluation(config, inference(config)).write(student, workdir)
 
 
 def robustness(config: ConfigDict, workdir: Path) -> dict:
     """The student's mIoU under each corruption: robustness.json."""
-    task = _load(config, config.student.trained or workdir / STUDENT)
-    return measure(config, inference(config), task, workdir, unseen(config))
+    student = _load(config, config.student.trained_weights or workdir / STUDENT)
+    return measure(config, inference(config), student, workdir, unseen(config))
 
 
 STAGES = {
@@ -146,25 +146,25 @@ def _load(config: ConfigDict, path: str | Path) -> Task:
     """A trained student, ours or released; needs no CLIP."""
     names = find_dataset(config.dataset).class_names
     trained = weights_convert.load_trained(path, weights_convert.MASKCLIP_PLUS, classes=names)
-    return alone(weights_convert.build_maskclip_plus(trained, dtype=config.student.dtype))
+    return student_task(weights_convert.build_maskclip_plus(trained, dtype=config.student.dtype))
 
 
 def _validation(
     config: ConfigDict, keep: Callable[..., None]
 ) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """What the loop calls: (model, step) -> figures of the whole val split.
+    """(model, step) -> metrics of the whole val split.
 
-    Keeps the student as it is when self-training begins.
+    Writes the student with which self-training begins.
     """
-    validate = validation(lambda: _evaluation(config, inference(config)), alone)
+    validate = validation(lambda: _evaluation(config, inference(config)), student_task)
     switch = config.student.self_training_steps[0]
 
     def figures(model: Any, step: int) -> dict[str, float]:
-        model.teacher = None  # a copy's; its part is over
+        model.teacher = None  # the model is a copy
         if step == switch:
             graph, state = nnx.split(model)
-            whole = replicate(make_mesh(config.train.devices), state)
-            keep(nnx.merge(graph, whole), GUIDED, step)
+            gathered = replicate(make_mesh(config.run.devices), state)
+            keep(nnx.merge(graph, gathered), GUIDED, step)
         return validate(model, step)
 
     return figures

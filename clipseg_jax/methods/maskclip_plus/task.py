@@ -1,4 +1,4 @@
-"""MaskCLIP+ as a task: MaskCLIP labels what has no label, later the student does so itself.
+"""MaskCLIP+ as a task: MaskCLIP labels what has no label, later the student itself.
 
 Spec maskclip, section 12.
 """
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import l2_normalize
@@ -26,10 +25,8 @@ from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, va
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
-UNLABELLED = -1  # pixels to be labelled by the teacher or by the student itself
+UNLABELLED = -1  # pixels that the teacher or the student itself labels
 NEVER = (-1, -1)
-# Section 12.3; Context's zero-shot run has rate 0.004 and decay 1e-4.
-OPTIM = OptimConfig(rate=0.01, end_rate=1e-4, weight_decay=5e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +49,7 @@ class MaskCLIPPlusConfig:
     distill_labelled: bool = True  # at labelled pixels as well, not only at unlabelled ones
     distill_weight: float = 1.0
     distill_detach: bool = True  # published: that term trains nothing
-    mean: tuple[float, float, float] = IMAGENET_MEAN  # grey levels, RGB, of training crops
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # pixel values, RGB, of training crops
     std: tuple[float, float, float] = IMAGENET_STD
 
 
@@ -60,7 +57,7 @@ PUBLISHED = MaskCLIPPlusConfig()
 
 
 class Targets(NamedTuple):
-    """What the loss sees of a batch."""
+    """Inputs of the loss for a batch."""
 
     features: Array  # (b, g, k, e) of the student
     logits: Array  # (b, g, k, classes) of the student
@@ -75,10 +72,10 @@ def trainable(path: str) -> bool:
 
 
 def build(model: MaskCLIPPlus, cfg: MaskCLIPPlusConfig = PUBLISHED) -> Task:
-    """A model as a task; `OPTIM` is its published optimiser.
+    """A model as a task.
 
     Training batches hold `image` (b, h, w, 3) uint8, `image_size` (b, 2) and `label` (b, h, w):
-    classes as channels of the logits, -1 where one is to be found, 255 ignored.
+    classes as channels of the logits, -1 where the task finds one, 255 ignored.
 
     Raises:
       ValueError: phases that overlap, a phase that needs a teacher without one, or classes that
@@ -124,7 +121,7 @@ def teacher_targets(
         at = labels != IGNORED if cfg.distill_labelled else labels == UNLABELLED
         distilled = l2_normalize(model.teach(images).features)
         return Targets(features, logits, _without(labels), distilled, at)
-    labels = found_labels(model, images, features, labels, step, cfg)
+    labels = completed_labels(model, images, features, labels, step, cfg)
     return Targets(features, logits, labels, None, None)
 
 
@@ -137,7 +134,7 @@ def given_labels(model: MaskCLIPPlus, batch: dict[str, Array], cfg: MaskCLIPPlus
     return jnp.where(labels >= model.classes, IGNORED, labels)
 
 
-def found_labels(
+def completed_labels(
     model: MaskCLIPPlus,
     images: Array,
     features: Array,
@@ -145,7 +142,7 @@ def found_labels(
     step: Array,
     cfg: MaskCLIPPlusConfig,
 ) -> Array:
-    """Labels (b, h, w) whose -1 became what the phase of this step finds; 255 where none is on.
+    """Labels (b, h, w) with -1 replaced by this step's phase; by 255 where no phase is active.
 
     Args:
       images: normalised (b, h, w, 3); features: the student's (b, g, k, e) of them.
@@ -175,10 +172,10 @@ def found_labels(
             phases.append(phase)
     if len(phases) == 1:
         return _without(labels)
-    # Whatever the data say: these classes' own labels are never seen. (-1 reads the last entry.)
+    # Ground truth of these classes is never used, whatever the data hold; -1 reads the last entry.
     hidden = jnp.asarray(np.isin(np.arange(IGNORED + 1), candidates))[labels]
-    found = jax.lax.switch(which, phases)
-    return jnp.where(hidden | (labels == UNLABELLED), found, labels)
+    phase_labels = jax.lax.switch(which, phases)
+    return jnp.where(hidden | (labels == UNLABELLED), phase_labels, labels)
 
 
 def _within(count: Array, steps: tuple[int, int]) -> Array:

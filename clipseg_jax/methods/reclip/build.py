@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.reclip import distill_task as reclip_distill
-from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip import distill_task, task
 from clipseg_jax.methods.reclip.model import ReCLIP, ReCLIPConfig, frozen_reference, reference_ids
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.stages.clip import load_clip, read_embeddings, row_labels, row_words
+from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
 from weights_convert import RECLIP, install, load_trained
 from weights_convert.trained.reclip.format import METHODS
@@ -29,17 +29,17 @@ def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
         raise ValueError(f"{config.clip.weights} has no text tower; ReCLIP's prompt runs it")
     cfg = ReCLIPConfig(
         plus_plus=config.model == "reclip++",
-        gumbel_scale=config.rectify.gumbel_scale,
+        gumbel_scale=config.rectifier.gumbel_scale,
         filter_scale=config.inference.filter_scale,
-        norm_over=config.rectify.norm_over,
+        norm_over=config.rectifier.norm_over,
     )
-    model = reclip.initial(
+    model = task.init_reclip(
         clip,
         read_embeddings(config, workdir),
         reference_ids(tokenizer, row_words(config)),
         cfg,
         activation=config.clip.activation,
-        temperature=config.rectify.temperature,
+        temperature=config.rectifier.temperature,
         rngs=nnx.Rngs(config.train.seed),
     )
     return model, meta["sha256"]
@@ -48,7 +48,8 @@ def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
 def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
     """The trained rectifier, its reference computed, and the sha256 of the CLIP's file."""
     model, clip_sha256 = build_rectifier(config, workdir)
-    path = config.rectify.weights or workdir / f"rectified_{config.rectify.use}.safetensors"
+    rectifier = config.rectifier
+    path = rectifier.trained_weights or workdir / f"rectified_{rectifier.checkpoint}.safetensors"
     loaded = load_trained(
         path,
         RECLIP,
@@ -70,7 +71,7 @@ def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
     """The rectified teacher with a new student, and the sha256 of the CLIP's file.
 
     Raises:
-      ValueError: a state of the code that distils nothing.
+      ValueError: a state of the published code without distillation.
     """
     if config.model == "reclip++" and config.revision == "2025":
         raise ValueError(
@@ -78,21 +79,15 @@ def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
             "without `:2025`)"
         )
     teacher, clip_sha256 = load_rectified(config, workdir)
-    sizes = ("blocks", "width", "strides", "dilations", "dtype")
-    cfg = DilatedResNetConfig(**{name: config.distill[name] for name in sizes})
+    sizes = options(DilatedResNetConfig, config.student)
     features = teacher.visual.cfg.embed_dim
-    student = initialised(lambda rngs: DeepLab(cfg, features, rngs=rngs), config.train.seed)
-    names = ("teacher_scale", "test_scale", "teacher_bn", "aux", "aux_grad", "exp_logit_scale")
-    choices = reclip_distill.DistillConfig(
-        **{name: config.distill[name] for name in names},
-        teacher_thresh=config.distill.teacher_threshold,
-        test_thresh=config.distill.test_threshold,
-    )
-    return reclip_distill.build(teacher, student, choices), clip_sha256
+    student = initialised(lambda rngs: DeepLab(sizes, features, rngs=rngs), config.train.seed)
+    cfg = options(distill_task.DistillConfig, config.student)
+    return distill_task.build(teacher, student, cfg), clip_sha256
 
 
 def rectified_inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at the rectification's scale and grey levels."""
+    """Whole images at the rectification's scale, normalised as the config's CLIP."""
     return InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
@@ -102,11 +97,11 @@ def rectified_inference(config: ConfigDict) -> InferenceConfig:
 
 
 def distilled_inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at the distillation's scale; the student sees ImageNet's grey levels."""
+    """Whole images at the distillation's scale, normalised by ImageNet's mean and deviation."""
     return InferenceConfig(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        scale_px=tuple(config.distill.scale_px),
+        scale_px=tuple(config.student.scale_px),
         embedding_labels=row_labels(config),
     )
 

@@ -26,18 +26,18 @@ UNLABELLED = -1  # pixels that the teacher labels
 class DistillConfig:
     """The published choices, and where they may be changed (spec reclip, sections 15 and 18)."""
 
-    # Classes whose probability stays below it at all positions are nobody's label. ReCLIP: 0.5;
+    # A class whose probability stays below it at all positions labels no pixel. ReCLIP: 0.5;
     # ReCLIP++: a value for each dataset, and 0 is no filter.
-    teacher_thresh: float = 0.5
+    teacher_threshold: float = 0.5
     teacher_scale: float = 10.0  # of the logits in that filter's softmax
     # The same of the student's logits at test time; ReCLIP has no such filter.
-    test_thresh: float = 0.0
+    test_threshold: float = 0.0
     test_scale: float = 2.0
     # The teacher's batch norms: "fresh_train" starts their statistics anew and uses those of each
     # batch, as published; "loaded_eval" uses the loaded ones and leaves them alone.
     teacher_bn: Literal["fresh_train", "loaded_eval"] = "fresh_train"
-    # The two terms beside the mask loss: published, but without a gradient to the student; their
-    # values cost time. "off" leaves them out.
+    # The two terms beside the mask loss: published, but without a gradient to the student; they
+    # cost time. "off" omits them.
     aux: Literal["value", "off"] = "value"
     aux_weight: float = 0.5  # of each
     aux_grad: bool = False  # let them train the student, as the paper describes
@@ -50,15 +50,18 @@ class DistillConfig:
 def build(teacher: ReCLIP, student: DeepLab, cfg: DistillConfig) -> Task:
     """A rectified CLIP and a student to train as a task.
 
-    The teacher's batch statistics start anew unless `cfg.teacher_bn` is "loaded_eval"; a finished
+    The teacher's batch statistics are reset unless `cfg.teacher_bn` is "loaded_eval"; a finished
     student's are to be loaded afterwards.
 
     Raises:
       ValueError: they don't fit together, or an unknown choice.
     """
-    for name, known in (("teacher_bn", ("fresh_train", "loaded_eval")), ("aux", ("value", "off"))):
-        if getattr(cfg, name) not in known:
-            raise ValueError(f"{name} {getattr(cfg, name)!r}: choose {known[0]} or {known[1]}")
+    for name, allowed in (
+        ("teacher_bn", ("fresh_train", "loaded_eval")),
+        ("aux", ("value", "off")),
+    ):
+        if getattr(cfg, name) not in allowed:
+            raise ValueError(f"{name} {getattr(cfg, name)!r}: choose {allowed[0]} or {allowed[1]}")
     if not isinstance(teacher.reference, ReferenceRows):
         teacher = frozen_reference(teacher)
     if cfg.teacher_bn == "fresh_train":
@@ -85,7 +88,7 @@ def predict(model: Distillation, images: Array, sizes: Array, cfg: DistillConfig
     """The student's logits (b, gh, gw, c), classes filtered, 0 in the padding."""
     logits = model(images, sizes)
     real = valid_mask(model.student.grid_sizes(sizes), (logits.shape[1], logits.shape[2]))
-    logits = filter_classes(logits, real, cfg.test_scale, cfg.test_thresh)
+    logits = filter_classes(logits, real, cfg.test_scale, cfg.test_threshold)
     return jnp.where(real[..., None], logits, 0)
 
 
@@ -93,8 +96,8 @@ def loss(model: Distillation, batch: dict[str, Array], cfg: DistillConfig) -> tu
     """Mask loss and auxiliary terms of a training batch; moves the batch statistics."""
     images = network_input(batch["image"], batch["image_size"], cfg.mean, cfg.std)
     head_train = cfg.teacher_bn == "fresh_train"
-    taught = model.teach(images, train=head_train)
-    labels = teacher_labels(taught.logits, batch["label"], cfg)
+    teacher = model.teach(images, train=head_train)
+    labels = teacher_labels(teacher.logits, batch["label"], cfg)
     features = model.student(images, train=True)
     shape = (images.shape[1], images.shape[2])
     logits = model.classify(features, shape, train=head_train)
@@ -102,22 +105,22 @@ def loss(model: Distillation, batch: dict[str, Array], cfg: DistillConfig) -> tu
     if cfg.aux == "off":
         return mask, {"mask_loss": mask}
     features = features if cfg.aux_grad else jax.lax.stop_gradient(features)
-    l1 = feature_loss(model, features, taught, labels)
+    l1 = feature_loss(model, features, teacher, labels)
     text = jnp.mean(text_losses(model, features, labels, batch["tags"], cfg)[0])
     total = mask + cfg.aux_weight * (l1 + text)
     return total, {"mask_loss": mask, "feature_loss": l1, "text_loss": text}
 
 
 def teacher_labels(logits: Array, labels: Array, cfg: DistillConfig) -> Array:
-    """Labels (b, h, w) whose -1 became the teacher's class (logits (b, hp, wp, c)); 255 stays."""
-    real = jnp.ones(logits.shape[:3], bool)  # the padding of a crop is pixels like others
-    logits = filter_classes(logits, real, cfg.teacher_scale, cfg.teacher_thresh)
+    """Labels (b, h, w) with -1 replaced by the teacher's class, of logits (b, hp, wp, c)."""
+    real = jnp.ones(logits.shape[:3], bool)  # published: padding of a crop counts as pixels
+    logits = filter_classes(logits, real, cfg.teacher_scale, cfg.teacher_threshold)
     size = (labels.shape[1], labels.shape[2])
     return jnp.where(labels == UNLABELLED, upsampled_argmax(logits, size), labels)
 
 
 def feature_loss(
-    model: Distillation, features: Array, taught: TeacherOutputs, labels: Array
+    model: Distillation, features: Array, teacher: TeacherOutputs, labels: Array
 ) -> Array:
     """L1 between the student's features (b, gh, gw, e) and CLIP's, both at full size.
 
@@ -125,15 +128,15 @@ def feature_loss(
     """
     everywhere = model.teacher.cfg.plus_plus
     counted = jnp.ones(labels.shape, bool) if everywhere else labels != IGNORED
-    return upsampled_l1(features, taught.features, counted)
+    return upsampled_l1(features, teacher.features, counted)
 
 
 def text_losses(
     model: Distillation, features: Array, labels: Array, tags: Array, cfg: DistillConfig
 ) -> tuple[Array, Array]:
-    """Cross entropies (b,) of what each tagged class's pixels look like; similarities (b, c, c).
+    """Cross entropies (b,) of each tagged class's pooled features; similarities (b, c, c).
 
-    Features are pooled over all pixels of the image, so that rare classes have short ones.
+    Features are divided by all pixels of the image, so that rare classes have short vectors.
     """
     text = model.teacher.text_embeddings[...]
     pooled = sum_by_class(features, labels, text.shape[0]) / (labels.shape[1] * labels.shape[2])

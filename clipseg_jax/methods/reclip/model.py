@@ -53,7 +53,7 @@ RECLIP = ReCLIPConfig(plus_plus=False, gumbel_scale=1000.0, filter_scale=100.0)
 RECLIP_PP = ReCLIPConfig()
 
 
-def image_tower(
+def reclip_image_tower(
     visual: VisionTransformer | ModifiedResNet,
     activation: Activation,
     class_token: ArrayLike | None = None,
@@ -178,7 +178,7 @@ class ReCLIP(nnx.Module):
         head: PositionNet | BiasDecoder,
         cfg: ReCLIPConfig = RECLIP_PP,
     ):
-        """`visual` from `image_tower`; `text_embeddings` (c, e) unit rows.
+        """`visual` from `reclip_image_tower`; `text_embeddings` (c, e) unit rows.
 
         Raises:
           ValueError: the rows' length is not the tower's.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.maskclip import task as maskclip
-from clipseg_jax.methods.reclip import task as reclip
+from clipseg_jax.methods.reclip import task as rectifier_task
 from clipseg_jax.methods.reclip.build import (
     build_distillation,
     build_rectifier,
@@ -47,27 +47,27 @@ def data(config: ConfigDict, workdir: Path) -> dict:
 
 def rectify(config: ConfigDict, workdir: Path) -> dict:
     """Trains the reference prompt and the head; writes rectified_{best,last}.safetensors."""
-    if config.rectify.weights:
-        return {"skipped": f"config.rectify.weights is {config.rectify.weights}"}
+    if trained := config.rectifier.trained_weights:
+        return {"skipped": f"config.rectifier.trained_weights is {trained}"}
     model, clip_sha256 = build_rectifier(config, workdir)
     mean, std = tuple(config.clip.mean), tuple(config.clip.std)
 
     def as_task(model: ReCLIP) -> Task:  # without the class filter, as published
-        return reclip.build(frozen_reference(model), mean=mean, std=std)
+        return rectifier_task.build(frozen_reference(model), mean=mean, std=std)
 
-    trained = _train(
+    run = _train(
         config,
-        config.rectify,
-        reclip.build(model, mean=mean, std=std),
+        config.rectifier,
+        rectifier_task.build(model, mean=mean, std=std),
         workdir,
         "rectify",
         evaluate=validation(lambda: Evaluation(config, rectified_inference(config)), as_task),
     )
-    return _keep(config, workdir, trained, "rectified", clip_sha256)
+    return _keep(config, workdir, run, "rectified", clip_sha256)
 
 
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
-    """What is to be rectified, under the same protocol: metrics_maskclip.json."""
+    """MaskCLIP, the model before rectification, under the same protocol: metrics_maskclip.json."""
     model, _ = build_rectifier(config, workdir)
     task = maskclip.build(model.visual, model.text_embeddings[...])
     return Evaluation(config, rectified_inference(config)).write(task, workdir, "_maskclip")
@@ -78,43 +78,44 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
     model, _ = load_rectified(config, workdir)
     mean, std = tuple(config.clip.mean), tuple(config.clip.std)
     threshold = config.inference.class_threshold
-    task = reclip.build(model, mean=mean, std=std, threshold=threshold)
+    task = rectifier_task.build(model, mean=mean, std=std, threshold=threshold)
     return Evaluation(config, rectified_inference(config)).write(task, workdir, "_rectified")
 
 
 def distill(config: ConfigDict, workdir: Path) -> dict:
     """Trains a DeepLab on the rectified CLIP's labels; writes distilled_{best,last}.safetensors."""
-    if config.distill.weights:
-        return {"skipped": f"config.distill.weights is {config.distill.weights}"}
-    if not config.distill.backbone:
+    if trained := config.student.trained_weights:
+        return {"skipped": f"config.student.trained_weights is {trained}"}
+    if not config.student.init_weights:
         raise ValueError(
-            "no backbone; pass --config.distill.backbone=resnet50_v1c-2cccc1ad.pth (open-mmlab), "
-            "or =random to start from nothing"
+            "no initial weights; pass --config.student.init_weights=resnet50_v1c-2cccc1ad.pth "
+            "(open-mmlab), or =random for random weights"
         )
     task, clip_sha256 = build_distillation(config, workdir)
     distillation: Any = task.model
-    if config.distill.backbone != "random":
-        load_imagenet(config.distill.backbone, distillation.student.backbone)
+    if config.student.init_weights != "random":
+        load_imagenet(config.student.init_weights, distillation.student.backbone)
 
     def as_task(model: Distillation) -> Task:
         return task._replace(model=model)
 
-    trained = _train(
+    run = _train(
         config,
-        config.distill,
+        config.student,
         task,
         workdir,
         "distill",
         unlabelled=True,
         evaluate=validation(lambda: Evaluation(config, distilled_inference(config)), as_task),
     )
-    return _keep(config, workdir, trained, "distilled", clip_sha256)
+    return _keep(config, workdir, run, "distilled", clip_sha256)
 
 
 def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics_distilled.json."""
     task, _ = build_distillation(config, workdir)
-    path = config.distill.weights or workdir / f"distilled_{config.distill.use}.safetensors"
+    student = config.student
+    path = student.trained_weights or workdir / f"distilled_{student.checkpoint}.safetensors"
     model: Any = task.model
     loaded = load_trained(
         path,
@@ -149,9 +150,9 @@ def _train(
     unlabelled: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]],
 ) -> TrainResult:
-    """Trains as a section (rectify, distill) says; the rate changes once an epoch.
+    """Trains as a section (rectifier, student) says; the learning rate changes once an epoch.
 
-    `unlabelled`: classes in the labels are hidden (-1); what is ignored stays so.
+    `unlabelled`: classes in the labels are hidden (-1); ignored pixels stay ignored.
     """
     dataset = find_dataset(config.dataset)
     data = random_view_batches(
@@ -170,16 +171,17 @@ def _train(
     )
     tags = _tag_matrix(config, workdir)
     an_epoch = data.steps_per_epoch
-    schedule = (section.get("schedule_epochs") or section.epochs) * an_epoch
+    total_steps = training.in_steps(section, "total", an_epoch)
+    schedule_steps = section.get("schedule_epochs", 0) * an_epoch or total_steps
     return training.run(
         config,
         task,
         data,
-        OptimConfig(**section.optim.to_dict(), hold_steps=an_epoch, schedule_steps=schedule),
+        OptimConfig(**section.optim.to_dict(), hold_steps=an_epoch, schedule_steps=schedule_steps),
         workdir,
         name,
-        total_steps=section.epochs * an_epoch,
-        evaluate_every_steps=section.evaluate_every_epochs * an_epoch,
+        total_steps=total_steps,
+        evaluate_every_steps=training.in_steps(section, "evaluate_every", an_epoch),
         evaluate=evaluate,
         add=lambda batch: {**batch, "tags": tags[batch["index"]]},
     )
@@ -197,7 +199,7 @@ def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:
 def _keep(
     config: ConfigDict, workdir: Path, trained: TrainResult, name: str, clip_sha256: str
 ) -> dict[str, Any]:
-    """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's figures."""
+    """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's record."""
     for which, model in (("best", trained.best), ("last", trained.model)):
         if jax.process_index() == 0:
             save_trained(

@@ -1,7 +1,7 @@
 """Which classes an image shows, guessed by the plain CLIP: ReCLIP's second step.
 
-Spec reclip, section 7. The CLIP is unmodified; pictures are read by the caller. Crops of many
-images share batches of one size, so that devices never wait for the last window of an image.
+Spec reclip, section 7. The CLIP is unmodified; the caller reads the images. Crops of many images
+share batches of one size, so that devices never wait for the last window of an image.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.mesh import batch_sharding, make_mesh, replicate
 from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
@@ -56,10 +56,10 @@ def windows(height: int, width: int, crop_px: int) -> np.ndarray:
 
 def whole_image_tags(logits: np.ndarray, threshold: float, k: int) -> list[int]:
     """Classes whose logit (c,) is at least `threshold`, ascending; if none, the `k` best."""
-    found = np.flatnonzero(logits >= threshold)
-    if not found.size:
-        found = np.argsort(-logits, kind="stable")[:k]
-    return [int(i) for i in found]
+    classes = np.flatnonzero(logits >= threshold)
+    if not classes.size:
+        classes = np.argsort(-logits, kind="stable")[:k]
+    return [int(i) for i in classes]
 
 
 def vote_tags(winners: Sequence[int] | np.ndarray, min_votes: int = 1, k: int = 0) -> list[int]:
@@ -68,8 +68,8 @@ def vote_tags(winners: Sequence[int] | np.ndarray, min_votes: int = 1, k: int = 
     If there are none, the first `k` with a vote.
     """
     votes = collections.Counter(int(winner) for winner in winners)
-    found = [winner for winner, count in votes.items() if count >= min_votes]
-    return found or list(votes)[:k]
+    elected = [winner for winner, count in votes.items() if count >= min_votes]
+    return elected or list(votes)[:k]
 
 
 class Classifier:
@@ -86,15 +86,13 @@ class Classifier:
 
         `batch_size` grows to a multiple of their number.
         """
-        chosen = jax.local_devices()[:devices]
-        self.batch_size = -(-batch_size // len(chosen)) * len(chosen)
+        self._mesh = make_mesh(devices, local=True)
+        self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.image_px = clip.cfg.vision.image_px
-        mesh = jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
         graph, state = nnx.split(clip.visual)
         scale = jnp.exp(clip.logit_scale[...])
         rows = scale * jnp.asarray(text_embeddings, jnp.float32)
-        self._fixed = jax.device_put((state, rows), NamedSharding(mesh, PartitionSpec()))
+        self._fixed = replicate(self._mesh, (state, rows))
 
         @jax.jit
         def logits(state: nnx.State, rows: Array, crops: Array) -> Array:
@@ -105,13 +103,13 @@ class Classifier:
         self._logits = logits
 
     def submit(self, crops: Sequence[np.ndarray]) -> Array:
-        """At most a batch of crops uint8 (side, side, 3) -> logits (batch_size, c), not awaited."""
+        """At most a batch of crops uint8 (side, side, 3) -> logits (batch_size, c), dispatched."""
         batch = np.zeros((self.batch_size, *crops[0].shape), np.uint8)
         batch[: len(crops)] = crops
-        return self._logits(*self._fixed, jax.device_put(batch, self._split))
+        return self._logits(*self._fixed, jax.device_put(batch, batch_sharding(self._mesh)))
 
     def stream(self, crops: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Logits (n, c) of all crops in order, a batch at a time; the next is always under way."""
+        """Logits (n, c) of all crops in order, a batch at a time; the next one runs already."""
         waiting: collections.deque[tuple[Array, int]] = collections.deque()
         batch: list[np.ndarray] = []
         for crop in crops:
@@ -134,10 +132,10 @@ def annotate(
     """(index, uint8 RGB image (h, w, 3)) pairs -> (index, class ids), in the same order.
 
     None for an image that can't be read: it has no class.
-    An image comes out a few batches after it went in; nothing else is kept, so a caller that
-    stores what came out can start again behind it.
+    An image comes out a few batches after it went in; a caller that stores what came out can resume
+    after it.
     """
-    counts: collections.deque[tuple[int, int]] = collections.deque()  # images under way
+    counts: collections.deque[tuple[int, int]] = collections.deque()  # images in flight
 
     def crops() -> Iterator[np.ndarray]:
         for index, image in images:
@@ -187,7 +185,7 @@ def read_tags(path: str | Path, classes: int, images: int | None = None) -> list
     """Each image's class ids, ascending, from our files or the published ones.
 
     Raises:
-      ValueError: a line that is no list of ids from 0 to `classes` - 1, or not `images` lines; says
+      ValueError: a line that is not a list of ids in 0..`classes` - 1, or not `images` lines; says
         which line.
     """
     lines = Path(path).read_text("utf-8").rstrip("\n").split("\n")
@@ -196,12 +194,14 @@ def read_tags(path: str | Path, classes: int, images: int | None = None) -> list
         try:
             ids = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is no list of ids") from error
+            raise ValueError(
+                f"{path}, line {number}: {line[:60]!r} is not a list of ids"
+            ) from error
         if not isinstance(ids, list) or not all(type(i) is int for i in ids):
-            raise ValueError(f"{path}, line {number}: {line[:60]!r} is no list of ids")
+            raise ValueError(f"{path}, line {number}: {line[:60]!r} is not a list of ids")
         if wrong := [i for i in ids if not 0 <= i < classes]:
             raise ValueError(
-                f"{path}, line {number}: class {wrong[0]} is none of 0 to {classes - 1}; the file "
+                f"{path}, line {number}: class {wrong[0]} is not in 0..{classes - 1}; the file "
                 "belongs to another class list"
             )
         tags.append(tuple(sorted(set(ids))))

@@ -17,6 +17,7 @@ from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.sections import options
 from input_pipeline.datasets.images import BadFile, read_image
 
 _NAMES = {"reclip": "ReCLIP", "reclip++": "ReCLIPPP"}  # in the published files' names
@@ -31,32 +32,32 @@ def tags_path(config: ConfigDict, workdir: Path) -> Path:
 
 
 def tags(config: ConfigDict, workdir: Path) -> dict:
-    """A line of class ids for each training image; goes on where it was, in all processes.
+    """A line of class ids for each training image; resumes after an interruption, in all processes.
 
-    An image that can't be read gets no class, and is named. With `config.tags.file` nothing is
-    guessed: the file is checked against the dataset.
+    An image that can't be read gets no class, and is logged. With `config.tags.file` that file is
+    checked against the dataset instead.
     """
     dataset = find_dataset(config.dataset)
     examples = dataset.index(config.dataset.root, config.dataset.train_split)
     path = tags_path(config, workdir)
     rows = read_embeddings(config, workdir)
     if not config.tags.file:
-        known = _partial(path.parent)
+        done = _partial(path.parent)
         process, count = jax.process_index(), jax.process_count()
-        todo = [i for i in range(process, len(examples), count) if i not in known]
+        todo = [i for i in range(process, len(examples), count) if i not in done]
         if todo:
             _guess(config, path.parent, rows, [(i, examples[i].image_path) for i in todo])
         barrier("tags")
         if process == 0:
-            known = _partial(path.parent)
-            write_tags(path, (known[i] for i in range(len(examples))))
+            done = _partial(path.parent)
+            write_tags(path, (done[i] for i in range(len(examples))))
             for left in partial_files(path.parent):
                 left.unlink()
         barrier("tags written")
-    found = read_tags(path, len(rows), len(examples))
-    counts = [len(ids) for ids in found]
+    tagged = read_tags(path, len(rows), len(examples))
+    counts = [len(ids) for ids in tagged]
     return {
-        "images": len(found),
+        "images": len(tagged),
         "file": str(path),
         "classes_per_image": round(float(np.mean(counts)), 2),
         "without_class": counts.count(0),
@@ -65,9 +66,8 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
 
 def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> None:
     """Appends a line for each image to this process's partial file."""
-    classifier = Classifier(load_clip(config).model, rows, config.tags.batch_size)
-    options = {name: config.tags[name] for name in ("method", "k", "crop_px", "min_votes")}
-    cfg = TagsConfig(**options, threshold=config.tags.threshold)
+    classifier = Classifier(load_clip(config).model, rows, config.run.crops_at_once)
+    cfg = options(TagsConfig, config.tags)
 
     def images() -> Iterator[tuple[int, np.ndarray | None]]:
         for index, path in todo:

@@ -21,7 +21,7 @@ from clipseg_jax.methods.reclip.model import (
     ReCLIPConfig,
     ReferencePrompt,
     filter_classes,
-    image_tower,
+    reclip_image_tower,
 )
 from clipseg_jax.models.clip import CLIP
 from clipseg_jax.models.clip.transformer import Activation
@@ -30,7 +30,7 @@ from clipseg_jax.ops.image import network_input
 from clipseg_jax.task import Metrics, Task
 
 
-def initial(
+def init_reclip(
     clip: CLIP,
     text_embeddings: ArrayLike,
     name_ids: Sequence[Sequence[int]],
@@ -45,7 +45,7 @@ def initial(
 
     Args:
       text_embeddings: (c, e) unit rows; name_ids: three for each class, from `reference_ids`.
-      activation, class_token: see `image_tower`.
+      activation, class_token: see `reclip_image_tower`.
       temperature: of the loss's cosines; None: the CLIP's own.
 
     Raises:
@@ -59,7 +59,7 @@ def initial(
             f"{jnp.shape(text_embeddings)[0]} text embeddings for {classes} class names; make "
             "both from the same class list"
         )
-    visual = image_tower(clip.visual, activation, class_token)
+    visual = reclip_image_tower(clip.visual, activation, class_token)
     sizes = visual.cfg.width, visual.cfg.embed_dim, classes
     head = BiasDecoder(*sizes, rngs=rngs) if cfg.plus_plus else PositionNet(*sizes, rngs=rngs)
     temperature = temperature or float(jnp.exp(clip.logit_scale[...]))
@@ -79,12 +79,12 @@ def build(
     std: tuple[float, float, float],
     threshold: float = 0.0,
 ) -> Task:
-    """A model from `initial` or a checkpoint as a task.
+    """A model from `init_reclip` or a checkpoint as a task.
 
-    For evaluation pass `frozen_reference(model)`, or every batch computes the reference again.
+    For evaluation pass `frozen_reference(model)`; otherwise every batch computes the reference.
 
     Args:
-      mean, std: grey levels, of training crops; evaluation normalises by its own config.
+      mean, std: pixel values, for training crops; evaluation normalises by its own config.
       threshold: of the class filter in `predict` (PD in the published configs); 0: no filter.
     """
     cfg = model.cfg

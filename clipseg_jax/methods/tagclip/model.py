@@ -46,8 +46,6 @@ class TagCLIPConfig:
 
 
 VOC = TagCLIPConfig()
-COCO = TagCLIPConfig()
-COCO_STUFF = TagCLIPConfig(affinity_blocks=tuple(range(11)), relative_threshold=0.1)
 
 
 class Local(NamedTuple):

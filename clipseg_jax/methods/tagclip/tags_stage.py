@@ -25,7 +25,7 @@ from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
     embed_words,
-    image_tower,
+    load_image_tower,
     read_embeddings,
     whole_patches,
     word_lists,
@@ -38,6 +38,7 @@ from clipseg_jax.stages.image_classes import (
     tag_list_path,
 )
 from clipseg_jax.stages.label_list import write_label_list
+from clipseg_jax.stages.sections import options
 from input_pipeline.batches.evaluation import evaluation_batches
 from input_pipeline.datasets.image_labels import has_annotations
 from input_pipeline.datasets.layout import Example
@@ -103,7 +104,7 @@ def _score(
     """Appends a line for each image to this process's partial file."""
     model = _model(config, workdir)
     patch_px = model.visual.cfg.patch_px
-    mesh = make_mesh(config.cams.devices)
+    mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
 
@@ -115,9 +116,9 @@ def _score(
     batches = evaluation_batches(
         find_dataset(config.dataset),
         [examples[i] for i in todo],
-        batch_size=config.cams.batch_size,
+        batch_size=config.run.batch_size,
         resize=functools.partial(whole_patches, patch_px=patch_px),
-        max_buckets=config.cams.max_buckets,
+        max_buckets=config.run.max_buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_bad="skip",
@@ -146,18 +147,17 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
         embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
         barrier("tag words")
     text_embeddings = read_embeddings(config, workdir, words, _EMBEDDINGS)
-    names = (
-        *("affinity_blocks", "relative_threshold", "votes", "mix", "skip_empty_boxes"),
-        "crops_at_once",
-    )
-    cfg = TagCLIPConfig(
-        **{name: config.tags[name] for name in names}, temperature=config.cams.temperature
+    cfg = options(
+        TagCLIPConfig,
+        config.tags,
+        crops_at_once=config.run.crops_at_once,
+        temperature=config.cams.temperature,
     )
     split_at = len(classes)
     of_background = text_embeddings[split_at:] if background else None
     # Unlike CLIP-ES, TagCLIP uses the stored position embeddings as they are (spec tagclip,
     # section 4).
-    visual = image_tower(config, position_half_stored=config.tags.position_half_stored)
+    visual = load_image_tower(config, position_half_stored=config.tags.position_half_stored)
     return TagCLIP(visual, text_embeddings[:split_at], of_background, cfg)
 
 

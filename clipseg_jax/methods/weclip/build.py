@@ -1,4 +1,4 @@
-"""What WeCLIP's recipe builds of a config: model, head, task, inference."""
+"""Model, head, task and inference of WeCLIP, as a config describes them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import HeadConfig
 from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
+from clipseg_jax.methods.weclip.task import TaskConfig, init_weclip
 from clipseg_jax.ops.par import PARConfig
-from clipseg_jax.stages.clip import image_tower, read_embeddings, word_lists
+from clipseg_jax.stages.clip import load_image_tower, read_embeddings, word_lists
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.sections import options
 
 
 def method(config: ConfigDict) -> str:
@@ -36,19 +37,20 @@ def build_model(config: ConfigDict, workdir: Path) -> WeCLIP:
             "for each class, and a background class before them"
         )
     rows = read_embeddings(config, workdir, (*classes, *background))
-    return weclip.initial(
-        image_tower(config, pad_to_patch=False),
+    return init_weclip(
+        load_image_tower(config, pad_to_patch=False),
         rows[: len(classes)],
         rows[len(classes) :],
         WeCLIPConfig(**config.cams.to_dict(), par=PARConfig(**config.par.to_dict())),
-        HeadConfig(**config.head.to_dict()),
+        options(HeadConfig, config.head),
         seed=config.train.seed,
     )
 
 
 def trained_path(config: ConfigDict, workdir: Path) -> Path:
     """The head to evaluate: the config's file, or what the stage `train` wrote."""
-    return Path(config.fit.trained or workdir / f"head_{config.fit.use}.safetensors")
+    head = config.head
+    return Path(head.trained_weights or workdir / f"head_{head.checkpoint}.safetensors")
 
 
 def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
@@ -58,9 +60,10 @@ def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
       ValueError: the stage `train` has not run. CheckpointError: a head of something else.
     """
     path = trained_path(config, workdir)
-    if not path.exists() and not config.fit.trained:
+    if not path.exists() and not config.head.trained_weights:
         raise ValueError(
-            f"{path} is missing; run the stage `train` first, or pass --config.fit.trained=FILE"
+            f"{path} is missing; run the stage `train` first, or pass "
+            "--config.head.trained_weights=FILE"
         )
     model = build_model(config, workdir)
     names = find_dataset(config.dataset).class_names
@@ -75,14 +78,10 @@ def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
     return model
 
 
-def task_config(config: ConfigDict) -> weclip.TaskConfig:
-    """The task's choices."""
-    names = ("late_step", "affinity_weight", "affinity_radius", "padding")
-    return weclip.TaskConfig(
-        **{name: config.fit[name] for name in names},
-        mean=tuple(config.clip.mean),
-        std=tuple(config.clip.std),
-    )
+def task_config(config: ConfigDict) -> TaskConfig:
+    """How the config's head is trained."""
+    mean, std = tuple(config.clip.mean), tuple(config.clip.std)
+    return options(TaskConfig, config.head, mean=mean, std=std)
 
 
 def inference(config: ConfigDict) -> InferenceConfig:

@@ -1,4 +1,4 @@
-"""The stage `masks`: the labels that training makes of its crops, of whole images (val mode).
+"""The stage `masks`: pseudo labels as training makes them of crops, of whole images (val mode).
 
 Spec weclip, section 10.4. Which classes an image shows must be known, as in training.
 """
@@ -41,8 +41,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
 
     Images that can't be read are left out and counted.
     """
-    dataset, own = find_dataset(config.dataset), config.masks
-    examples, tags = tagged_examples(config, workdir, own.split, label_maps=own.score)
+    dataset, section = find_dataset(config.dataset), config.masks
+    examples, tags = tagged_examples(config, workdir, section.split, label_maps=section.score)
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
         inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
@@ -50,14 +50,14 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     batches = evaluation_batches(
         dataset,
         examples,
-        batch_size=own.batch_size,
+        batch_size=section.batch_size,
         network_size=functools.partial(network_size, cfg=cfg),
-        max_buckets=own.max_buckets,
+        max_buckets=section.max_buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_bad="skip",
     )
-    mesh = make_mesh(own.devices)
+    mesh = make_mesh(section.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
     mean, std = cfg.mean, cfg.std
@@ -68,10 +68,10 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         sizes = batch["image_size"], batch["network_size"]
         images = resize_within(normalize(batch["image"], mean, std), *sizes, shape)
         size = batch["image"].shape[1], batch["image"].shape[2]
-        found = pseudo_labels(
+        labels = pseudo_labels(
             model, images, batch["tags"], size=size, sizes=sizes[1], label_sizes=sizes[0]
         )
-        return found.astype(jnp.uint8)
+        return labels.astype(jnp.uint8)
 
     classes = dataset.num_classes
     total, count = np.zeros((classes, classes), np.int64), 0
@@ -80,23 +80,23 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         shown = shard_batch(mesh, {"tags": tags[batch["index"]]})
         return {"labels": label(state, arrays | shown, batch["network_hw"])}
 
-    def keep(index: int, made: dict, row: int, batch: Any) -> None:
+    def keep(index: int, outputs: dict, row: int, batch: Any) -> None:
         nonlocal count
         h, w = batch["image_size"][row]
-        found = made["labels"][:h, :w]
+        labels = outputs["labels"][:h, :w]
         path = workdir / "masks" / f"{examples[index].name}.png"
-        save_labels(path, found, coloured=config.evaluate.palette)
+        save_labels(path, labels, coloured=config.run.palette)
         count += 1
-        if own.score:
+        if section.score:
             truth = batch["label"][row, :h, :w]
-            total[...] += confusion_on_host(truth, found, classes, dataset.ignore_label)
+            total[...] += confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
     annotate(batches, step, keep, mesh=mesh, total=len(examples), desc="masks")
     for one in batches.skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     images = int(sum_over_processes(np.asarray([count]))[0])
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
-    if own.score:
+    if section.score:
         console = Console(quiet=jax.process_index() != 0)
         figures = report(
             Progress(sum_over_processes(total), images),

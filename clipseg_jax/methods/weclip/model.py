@@ -48,7 +48,6 @@ class WeCLIPConfig:
 
 
 VOC = WeCLIPConfig()
-COCO = WeCLIPConfig(box_threshold=0.7, late_blocks=10)
 
 
 class Features(NamedTuple):

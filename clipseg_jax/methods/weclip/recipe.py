@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier, broadcast_from_main
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
 from clipseg_jax.methods.weclip.masks import masks
 from clipseg_jax.methods.weclip.model import WeCLIP
@@ -39,8 +39,9 @@ Batch = Mapping[str, np.ndarray]
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's splits are there; paints the demo world."""
     del workdir
-    own = config.dataset
-    return check_splits(own, *dict.fromkeys((own.train_split, own.validation_split, own.split)))
+    dataset = config.dataset
+    splits = (dataset.train_split, dataset.validation_split, dataset.split)
+    return check_splits(dataset, *dict.fromkeys(splits))
 
 
 def text(config: ConfigDict, workdir: Path) -> dict:
@@ -52,17 +53,17 @@ def text(config: ConfigDict, workdir: Path) -> dict:
 def train(config: ConfigDict, workdir: Path) -> dict:
     """Trains the head; writes head_{last,best}.safetensors.
 
-    Images that can't be read, or whose classes nobody knows, are left out, and named in
+    Images that can't be read or whose classes are unknown are left out, and named in
     labels_problems.json.
     """
-    fit = config.fit
-    if fit.trained:
-        return {"skipped": f"config.fit.trained is {fit.trained}"}
-    every = fit.validate_every_steps
-    if fit.use == "best" and not every:
+    head = config.head
+    if head.trained_weights:
+        return {"skipped": f"config.head.trained_weights is {head.trained_weights}"}
+    every = head.evaluate_every_steps
+    if head.checkpoint == "best" and not every:
         raise ValueError(
-            "fit.use=best needs a validation split that is scored; pass "
-            "--config.fit.validate_every_steps=N, or --config.fit.use=last"
+            "head.checkpoint=best needs evaluations during training; pass "
+            "--config.head.evaluate_every_steps=N, or --config.head.checkpoint=last"
         )
     dataset = find_dataset(config.dataset)
     split = config.dataset.train_split
@@ -70,9 +71,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     batches = random_placement_batches(
         dataset,
         examples,
-        crop_hw=tuple(fit.crop_px),
-        ratio_range=tuple(fit.ratio_range),
-        batch_size=fit.batch_size,
+        crop_hw=tuple(head.crop_px),
+        ratio_range=tuple(head.ratio_range),
+        batch_size=head.batch_size,
         seed=config.train.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -81,30 +82,30 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     cfg = task_config(config)
 
     def add(batch: Batch) -> Batch:
-        made = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
+        inputs = {"image": batch["image"], "index": batch["index"], "tags": tags[batch["index"]]}
         if cfg.padding == "ignored":
-            made["image_box"] = image_boxes(batch["label"], dataset.ignore_label)
-        return made
+            inputs["image_box"] = image_boxes(batch["label"], dataset.ignore_label)
+        return inputs
 
     model = build_model(config, workdir)
 
     def validate() -> Evaluation:  # at one scale
-        own = dataclasses.replace(
+        cfg = dataclasses.replace(
             inference(config), scale_px=None, ratios=(1.0,), flip=False,
             min_side_px=model.clip.visual.cfg.patch_px,
         )  # fmt: skip
-        return Evaluation(config, own, split=config.dataset.validation_split)
+        return Evaluation(config, cfg, split=config.dataset.validation_split)
 
     trained = training.run(
         config,
-        weclip.build(model, cfg),
+        task.build(model, cfg),
         batches,
-        OptimConfig(**fit.optim.to_dict(), groups=weclip.GROUPS),
+        OptimConfig(**head.optim.to_dict(), groups=task.GROUPS),
         workdir,
         "train",
-        total_steps=fit.total_steps,
+        total_steps=head.total_steps,
         evaluate_every_steps=every,
-        evaluate=validation(validate, lambda model: weclip.build(model, cfg)),
+        evaluate=validation(validate, lambda model: task.build(model, cfg)),
         add=add,
     )
     _keep(config, workdir, trained)
@@ -130,7 +131,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
-    """The same with a dense CRF after it: metrics_crf.json. Both figures are told, always."""
+    """The same with a dense CRF after it: metrics_crf.json. Prints both."""
     plain = workdir / "metrics.json"
     if not broadcast_from_main(plain.exists()):
         evaluate(config, workdir)
@@ -149,8 +150,8 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(cfg, min_side_px=model.clip.visual.cfg.patch_px)
-    task = weclip.build(model, task_config(config))
-    return Evaluation(config, cfg).write(task, workdir, suffix)
+    trained = task.build(model, task_config(config))
+    return Evaluation(config, cfg).write(trained, workdir, suffix)
 
 
 STAGES = {

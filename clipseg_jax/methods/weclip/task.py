@@ -1,4 +1,4 @@
-"""WeCLIP and WTCLIP as a task: labels are made of the crop that they are learned from.
+"""WeCLIP and WTCLIP as a task: each crop's labels are made from the crop.
 
 Spec weclip, sections 5 to 9; what differs in WTCLIP is its head's config.
 """
@@ -24,7 +24,7 @@ from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.task import Metrics, Task
 
-# All that is trained learns ten times as fast as the rate that is logged, and all of it decays,
+# The learning rate of all trained parameters is ten times the logged one, and all of them decay,
 # biases and norms as well (section 7).
 GROUPS = (Group(r"^head\.", rate=10.0),)
 
@@ -49,11 +49,11 @@ class TaskConfig:
     # to: late_step(15000, images=1464, every=2000). The paper's is 15000; COCO's 40000.
     late_step: int = 9144
     affinity_weight: float = 0.1
-    affinity_radius: int = 8  # patches; pairs further apart are not learned
-    # The padding of crops (black) is labelled and learned as pixels are, as published; "ignored"
-    # needs its place, `image_box`.
+    affinity_radius: int = 8  # patches; pairs further apart do not train
+    # The padding of crops (black) is labelled and trains as pixels do, as published; "ignored"
+    # needs `image_box`.
     padding: Literal["learned", "ignored"] = "learned"
-    # Grey levels, RGB. ImageNet's, although CLIP's are others: checkpoints depend on it.
+    # Pixel values, RGB. ImageNet's, although CLIP's are others: checkpoints depend on them.
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -61,7 +61,7 @@ class TaskConfig:
 PUBLISHED = TaskConfig()
 
 
-def initial(
+def init_weclip(
     visual: VisionTransformer,
     class_rows: ArrayLike,
     background_rows: ArrayLike,
@@ -79,8 +79,8 @@ def initial(
       class_rows, background_rows: text rows (c, e), without the background class, and (n, e).
     """
     sizes = visual.cfg.width, visual.cfg.layers - 1, jnp.shape(class_rows)[0] + 1
-    made = initialised(lambda rngs: Head(*sizes, head, rngs=rngs), seed)
-    return WeCLIP(visual, class_rows, background_rows, made, cfg)
+    untrained = initialised(lambda rngs: Head(*sizes, head, rngs=rngs), seed)
+    return WeCLIP(visual, class_rows, background_rows, untrained, cfg)
 
 
 def trainable(path: str) -> bool:
@@ -91,7 +91,7 @@ def trainable(path: str) -> bool:
 def build(model: WeCLIP, cfg: TaskConfig = PUBLISHED) -> Task:
     """A model as a task; `GROUPS` are its published parameter groups.
 
-    Training batches hold `image` (b, h, w, 3) in grey levels, padding black, and `tags` (b, c)
+    Training batches hold `image` (b, h, w, 3) in pixel values, padding black, and `tags` (b, c)
     bool, the classes of the whole image; with `padding="ignored"` also `image_box` (b, 4) int32,
     (top, left, bottom, right) of what is no padding.
 

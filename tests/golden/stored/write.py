@@ -152,7 +152,7 @@ def interrupt_a_run():
             yield batch
 
     cfg = TrainConfig(total_steps=4, log_every_steps=1, checkpoint_every_steps=2)
-    optim = OptimConfig(rate=0.1, hold_steps=4)
+    optim = OptimConfig(learning_rate=0.1, hold_steps=4)
     options = {"mesh": make_mesh(1, 1), "name": "toy"}
     try:
         train(toy_task.build(), batches, optim, cfg, workdir=FOLDER / "run", **options)

@@ -42,20 +42,18 @@ def small(root):
     """The demo config in seconds: all stages, a few steps of training."""
     config = demo_clip_es.get_config()
     config.dataset.name, config.dataset.root = "folder", str(root)
-    config.cams.batch_size = config.masks.batch_size = 4
     config.crf.iterations = 2
     config.student.width, config.student.batch_size = 8, 4
     config.student.crop_px, config.student.total_steps = (48, 48), 4
-    config.evaluate.batch_size, config.evaluate.pictures = 3, 2
-    for section in (config.cams, config.masks, config.train, config.evaluate):
-        section.devices = 1
+    config.run.batch_size, config.run.pictures = 3, 2
+    config.run.devices = 1
     return config
 
 
 @pytest.mark.slow
 def test_the_whole_recipe(painted, tmp_path, capsys):
     config = small(painted)
-    config.cams.write_npy = config.evaluate.predictions = True
+    config.run.write_npy = config.run.predictions = True
     config.stages = config.stages[:-1]  # the CRF after the student is in the long tests
     records = main.run(config, tmp_path)
     assert tuple(records) == config.stages
@@ -145,7 +143,7 @@ def test_tags_instead_of_labels(painted, tmp_path):
         config[name] = tagclip()[name]
     config.tags.templates = "demo_world"
     config.tags.affinity_blocks, config.tags.votes = (2,), 2
-    config.masks.confidence = 0.0
+    config.masks.confidence_threshold = 0.0
     records = main.run(config, tmp_path)
     listed = read_label_list(tmp_path / "folder_train_tagclip.txt", 12)
     assert len(listed) == records["tags"]["images"] == 9
@@ -165,7 +163,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         config.stages = stages
         with pytest.raises(ValueError, match=message):
             main.run(config, tmp_path / stages[1])
-    config.student.weights = None
+    config.student.init_weights = None
     with pytest.raises(ValueError, match="no initial weights; pass"):
         main.run(config, tmp_path / "weights")
     config.labels.source, config.stages = "tags", ("text", "cams")
@@ -180,11 +178,10 @@ def test_what_users_get_wrong(painted, tmp_path):
 def tiny_run(root, workdir):
     settings = {
         "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "cams.batch_size": 2, "masks.batch_size": 2, "crf.iterations": 2,
+        "run.batch_size": 2, "crf.iterations": 2,
         "student.width": 8, "student.batch_size": 4, "student.crop_px": "(48,48)",
         "student.total_steps": 12,
-        "train.checkpoint_every_steps": 3, "train.log_every_steps": 1,
-        "evaluate.batch_size": 3,
+        "run.checkpoint_every_steps": 3, "run.log_every_steps": 1,
     }  # fmt: skip
     return start("demo_clip_es", workdir, settings, root / "cache")
 
@@ -226,12 +223,11 @@ def write_xml(root, labels):
 def full_size_settings(root, workdir):
     return {
         "clip.weights": root / "vit_b16.safetensors",
-        "cams.batch_size": 2, "masks.batch_size": 2, "crf.iterations": 2,
-        "student.weights": "random", "student.crop_px": "(65,65)", "student.batch_size": 2,
+        "run.batch_size": 2, "run.max_buckets": 1, "crf.iterations": 2,
+        "student.init_weights": "random", "student.crop_px": "(65,65)", "student.batch_size": 2,
         # Of random weights: a real rate would end in numbers that are none.
-        "student.total_steps": 2, "student.optim.rate": 1e-12,
-        "student.scales": "(1.0,)", "evaluate.batch_size": 2, "train.checkpoint_every_steps": 1,
-        "evaluate.max_buckets": 1, "masks.max_buckets": 1, "cams.max_buckets": 1,
+        "student.total_steps": 2, "student.optim.learning_rate": 1e-12,
+        "student.scales": "(1.0,)", "run.checkpoint_every_steps": 1,
     }  # fmt: skip
 
 

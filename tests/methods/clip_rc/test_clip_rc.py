@@ -23,7 +23,7 @@ from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from clipseg_jax.train import TrainConfig, train
-from tests.methods.clip_rc.tiny import CLASSES, SEEN, small, small_batch
+from tests.methods.clip_rc.tiny import CLASSES, OPTIM, SEEN, small, small_batch
 from weights_convert.clip.build import flat_arrays
 from weights_convert.trained.clip_rc.keys import CLIP_RC, UNUSED
 
@@ -110,9 +110,9 @@ def test_every_published_key_has_its_place():
 
 def test_the_optimiser_is_the_published_one():
     told = golden("optimizer.json")
-    optim = clip_rc.OPTIM
+    optim = OPTIM
     (group,) = told["groups"]
-    assert (optim.rate, optim.weight_decay) == (group["lr"], group["weight_decay"])
+    assert (optim.learning_rate, optim.weight_decay) == (group["lr"], group["weight_decay"])
     assert (list(optim.betas), optim.eps) == (told["optimizer"]["betas"], told["optimizer"]["eps"])
     assert not optim.groups
     model = full_size(10, 20)
@@ -129,7 +129,7 @@ def test_the_optimiser_is_the_published_one():
 
 
 def test_norms_may_be_spared_decay():
-    optim = OptimConfig(name="adamw", rate=1.0, schedule="constant", weight_decay=0.5)
+    optim = OptimConfig(name="adamw", learning_rate=1.0, schedule="constant", weight_decay=0.5)
     optim = dataclasses.replace(optim, groups=clip_rc.NORMS_DO_NOT_DECAY)
     params = {path: jnp.ones(2) for path in flat_arrays(small()) if clip_rc.trainable(path)}
     tx = optimizer(optim, 1)
@@ -274,7 +274,7 @@ def run_loop(folder, setting, devices, steps=3):
     trained = train(
         task._replace(loss=loss),
         lambda start: (small_batch(seed=i) for i in range(start, 100)),
-        dataclasses.replace(clip_rc.OPTIM, warmup_steps=0),
+        dataclasses.replace(OPTIM, warmup_steps=0),
         TrainConfig(total_steps=steps),
         mesh=make_mesh(devices),
         workdir=folder,
@@ -304,7 +304,7 @@ def test_one_program_and_the_same_on_any_devices(tmp_path, setting, counts):
         # steps of rounding: few values may differ, by no more than the steps themselves.
         off = np.concatenate([np.abs(made[devices][p] - made[1][p]).ravel() for p in sorted(moved)])
         assert np.mean(off <= 2e-6) >= 0.99
-        assert off.max() <= 2 * 3 * clip_rc.OPTIM.rate
+        assert off.max() <= 2 * 3 * OPTIM.learning_rate
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipseg_jax.methods.clip_rc.model import initial
+from clipseg_jax.methods.clip_rc.model import init_clip_rc
 from tests import tiny
 from tests.methods.clip_rc.tiny import SMALL, small
 from weights_convert.clip.build import flat_arrays
@@ -17,7 +17,7 @@ from weights_convert.clip.build import flat_arrays
 
 @pytest.mark.slow
 def test_layers_start_as_published():
-    model = small(rounds=3, dropout=0.0)
+    model = small(decoder_blocks=3, dropout=0.0)
     state = {path: np.asarray(leaf) for path, leaf in flat_arrays(model).items()}
     for decoder in ("decoder_q", "decoder_v"):
         first = {p: x for p, x in state.items() if p.startswith(f"head.{decoder}.0.")}
@@ -79,10 +79,10 @@ def test_dropout_differs_between_images_and_vanishes_without_a_key():
 def test_models_that_cannot_be():
     visual, rows = tiny.clip().visual, np.zeros((3, tiny.VIT.embed_dim))
     with pytest.raises(ValueError, match="not whole patches of 16; choose 64"):
-        initial(visual, rows, dataclasses.replace(SMALL, crop_px=70))
+        init_clip_rc(visual, rows, dataclasses.replace(SMALL, crop_px=70))
     with pytest.raises(ValueError, match="set heads to a divisor"):
-        initial(visual, rows, dataclasses.replace(SMALL, heads=5))
+        init_clip_rc(visual, rows, dataclasses.replace(SMALL, heads=5))
     with pytest.raises(ValueError, match="the same CLIP"):
-        initial(visual, rows[:, :5], SMALL)
+        init_clip_rc(visual, rows[:, :5], SMALL)
     with pytest.raises(ValueError, match="give a CLIP with one"):
-        initial(tiny.clip(tiny.RESNET).visual, rows, SMALL)
+        init_clip_rc(tiny.clip(tiny.RESNET).visual, rows, SMALL)

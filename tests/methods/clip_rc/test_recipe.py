@@ -22,13 +22,14 @@ CLASSES = {"voc": (20, 5), "context": (60, 10), "coco": (171, 15)}
 STEPS = 4
 # A network of milliseconds, on crops of 4 x 4 patches; as a command line has it.
 SMALL = {
-    "clip_rc.crop_px": 32, "clip_rc.prompts": 2, "clip_rc.region_side": 2, "clip_rc.rounds": 1,
-    "clip_rc.heads": 2, "clip_rc.hidden": 16,
-    "learn.scale_px": (96, 48), "learn.batch_size": 2, "learn.total_steps": STEPS,
-    "learn.evaluate_every_steps": 0, "learn.optim.rate": 1e-3, "learn.optim.warmup_steps": 0,
+    "clip_rc.crop_px": 32, "clip_rc.prompts": 2, "clip_rc.region_side": 2,
+    "clip_rc.decoder_blocks": 1, "clip_rc.heads": 2, "clip_rc.hidden": 16,
+    "clip_rc.scale_px": (96, 48), "clip_rc.batch_size": 2, "clip_rc.total_steps": STEPS,
+    "clip_rc.evaluate_every_steps": 0, "clip_rc.optim.learning_rate": 1e-3,
+    "clip_rc.optim.warmup_steps": 0,
     "inference.scale_px": (1000, 40), "inference.crop_px": (32, 32),
     "inference.stride_px": (24, 24),
-    "train.log_every_steps": 1, "train.checkpoint_every_steps": 3, "evaluate.batch_size": 2,
+    "run.log_every_steps": 1, "run.checkpoint_every_steps": 3, "run.batch_size": 2,
     "text.templates": "clip_rc_voc",
 }  # fmt: skip
 
@@ -58,8 +59,8 @@ def config_of(home, dataset, setting, **changes):
         for each in sections:
             section = section[each]
         section[leaf] = value
-    config.train.devices = config.train.devices or 1
-    config.evaluate.devices, config.evaluate.predictions = 1, True
+    config.run.devices = config.run.devices or 1
+    config.run.predictions = True
     return config
 
 
@@ -79,9 +80,9 @@ def check_run(home, dataset, setting, folder, printed):
     classes, unseen = CLASSES[dataset]
     config = config_of(home, dataset, setting)
     if setting == "transductive":
-        config.learn.start = str(folder / "inductive" / HALF)
+        config.clip_rc.init_weights = str(folder / "inductive" / HALF)
         # So small that float32 has 0: the result tells what it started from.
-        config.learn.optim.rate, config.learn.optim.end_rate = 1e-60, 0.0
+        config.clip_rc.optim.learning_rate, config.clip_rc.optim.end_learning_rate = 1e-60, 0.0
     records = main.run(config, folder / setting)
     assert list(records) == ["data", "text", "train", "evaluate"]
     assert records["text"]["rows"] == classes
@@ -137,8 +138,8 @@ def test_labels_of_unseen_classes_never_reach_the_loss(home, setting, tmp_path):
     folders.write_voc(tmp_path / "corrupt", aug=2, change=corrupt)
     for name, root in (("clean", home / "voc"), ("dirty", tmp_path / "corrupt")):
         config = config_of(home, "voc", setting, **{"dataset.root": str(root)})
-        config.task.self_training_step = 1 if setting == "transductive" else 0
-        config.learn.start = None
+        config.clip_rc.self_training_step = 1 if setting == "transductive" else 0
+        config.clip_rc.init_weights = None
         config.stages = ("data", "text", "train")
         main.run(config, tmp_path / name)
     assert_same(tmp_path / "clean" / LAST, tmp_path / "dirty" / LAST)
@@ -158,7 +159,7 @@ def test_devices_agree(home, tmp_path):
     """Within the order of sums: AdamW turns a gradient of rounding into a whole step."""
     made = {}
     for devices in (1, 2):
-        config = config_of(home, "voc", "inductive", **{"train.devices": devices})
+        config = config_of(home, "voc", "inductive", **{"run.devices": devices})
         config.clip_rc.dropout = 0.0
         config.stages = ("text", "train")
         main.run(config, tmp_path / str(devices))
@@ -183,7 +184,7 @@ KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
 @pytest.mark.long
 def test_killed_and_resumed(home, tmp_path):
     """CLIPSEG_JAX_TEST_KILLS=10 for more kills."""
-    settings = small_settings(home, **{"learn.total_steps": 8, "learn.evaluate_every_steps": 2})
+    settings = small_settings(home, **{"clip_rc.total_steps": 8, "clip_rc.evaluate_every_steps": 2})
 
     def make(workdir):
         return start("voc_clip_rc", workdir, settings, home / "cache")
@@ -211,13 +212,13 @@ def test_a_published_file_needs_no_clip(home, tmp_path):
     np.save(tmp_path / "rows.npy", rows)
     config = config_of(home, "voc", "inductive")
     config.clip.weights, config.text.file = None, str(tmp_path / "rows.npy")
-    config.learn.weights = str(released)
+    config.clip_rc.trained_weights = str(released)
     records = main.run(config, tmp_path / "theirs")
     assert "skipped" in records["train"]
     one, two = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("ours", "theirs"))
     assert one == two
     whole = config_of(home, "voc", "inductive", **{"inference.mode": "whole"})
-    whole.learn.weights, whole.stages = str(released), ("text", "evaluate")
+    whole.clip_rc.trained_weights, whole.stages = str(released), ("text", "evaluate")
     main.run(whole, tmp_path / "whole")
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["images"] == 2
 
@@ -257,11 +258,13 @@ def test_text_files(home, tmp_path):
 def test_what_users_get_wrong(home, tmp_path):
     config = config_of(home, "voc", "transductive")
     config.stages = ("text", "train")
-    config.learn.start = str(tmp_path / "none" / HALF)
+    config.clip_rc.init_weights = str(tmp_path / "none" / HALF)
     with pytest.raises(ValueError, match="starts from the inductive run half-way; run that first"):
         main.run(config, tmp_path / "a")
-    config.learn.start = None
-    with pytest.raises(ValueError, match=r"has to know something: pass --config\.learn\.start"):
+    config.clip_rc.init_weights = None
+    with pytest.raises(
+        ValueError, match=r"must be trained already: pass --config\.clip_rc\.init_weights"
+    ):
         main.run(config, tmp_path / "b")
     config = config_of(home, "voc", "inductive", **{"dataset.unseen": ("zebra",)})
     config.stages = ("text", "train")
@@ -286,17 +289,17 @@ def test_full_size(dataset, tmp_path):
     folders.write_voc(tmp_path / "voc", aug=2)
     folders.write_context(tmp_path / "context")
     folders.write_coco_stuff(tmp_path / "coco")
-    names = ("clip_rc.prompts", "clip_rc.region_side", "clip_rc.rounds", "clip_rc.heads",
+    names = ("clip_rc.prompts", "clip_rc.region_side", "clip_rc.decoder_blocks", "clip_rc.heads",
              "clip_rc.hidden", "text.templates")  # fmt: skip
     for setting in ("inductive", "transductive", "fully"):
         published = MODULES[dataset].get_config(setting)
         own = {name: published[name.split(".")[0]][name.split(".")[1]] for name in names}
-        changes = {"clip_rc.crop_px": 64, "inference.crop_px": (64, 64), "learn.total_steps": 2}
+        changes = {"clip_rc.crop_px": 64, "inference.crop_px": (64, 64), "clip_rc.total_steps": 2}
         changes |= {"inference.scale_px": (1000, 64), "inference.stride_px": (53, 53)}
         config = config_of(tmp_path, dataset, setting, **own, **changes)
         config.clip.weights = str(tmp_path / "vit_b16.safetensors")
         if setting == "transductive":
-            config.learn.start = str(tmp_path / "inductive" / HALF)
+            config.clip_rc.init_weights = str(tmp_path / "inductive" / HALF)
         records = main.run(config, tmp_path / setting)
         assert np.isfinite(records["train"]["loss"])
         assert records["evaluate"]["images"] == 2

@@ -6,10 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
+from clipseg_jax.core.optim import OptimConfig
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
+from configs.base import clip_rc
 from tests import tiny
 
-SMALL = CLIPRCConfig(crop_px=64, prompts=3, region_side=2, rounds=1, heads=2, hidden=16)
+OPTIM = OptimConfig(**clip_rc.get_config().clip_rc.optim.to_dict())
+SMALL = CLIPRCConfig(crop_px=64, prompts=3, region_side=2, decoder_blocks=1, heads=2, hidden=16)
 CLASSES, SEEN = 6, (0, 2, 3, 5)
 
 
@@ -17,7 +20,7 @@ def small(seed=0, **changes):
     rows = np.random.default_rng(seed).normal(size=(CLASSES, tiny.VIT.embed_dim))
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cfg = dataclasses.replace(SMALL, **changes)
-    return initial(tiny.clip(seed=seed).visual, rows, cfg, seed=seed)
+    return init_clip_rc(tiny.clip(seed=seed).visual, rows, cfg, seed=seed)
 
 
 def small_batch(count=4, seed=0):

@@ -13,7 +13,7 @@ from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.methods.maskclip_plus.build import choices, student_of, tower_name, unseen
+from clipseg_jax.methods.maskclip_plus.build import student_of, task_config, tower_name, unseen
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.stages.data import find_dataset
@@ -64,7 +64,7 @@ def batch_of(config, size=64):
 @pytest.mark.parametrize(("module", "variant"), FAMILIES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_step_of_each_family(module, variant):
     config = module.get_config(variant)
-    task = maskclip_plus.build(model_of(config), choices(config))
+    task = maskclip_plus.build(model_of(config), task_config(config))
     parts = split_model(task)
     tx = optimizer(OptimConfig(**config.student.optim.to_dict()), config.student.total_steps)
     mesh = make_mesh(1)

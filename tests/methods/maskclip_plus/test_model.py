@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from clipseg_jax.core.mesh import batch_sharding, make_mesh, parameter_shardings, shard_batch
 from clipseg_jax.core.modules import Keys, abstract, initialised
-from clipseg_jax.core.optim import learning_rate, optimizer
+from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus import task as maskclip_plus
-from clipseg_jax.methods.maskclip_plus.model import STUDENTS, MaskCLIPPlus, make_student
-from clipseg_jax.methods.maskclip_plus.task import NEVER, OPTIM, MaskCLIPPlusConfig
+from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, make_student
+from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -30,11 +30,13 @@ from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
 from clipseg_jax.ops.upsample import upsampled_argmax
 from clipseg_jax.train_step import init_state, make_update, split_model
+from configs.base.maskclip_plus import STUDENTS, dataset_config
 from tests import tiny
 from tests.parity import cases
 from tests.parity import maskclip_plus_models as models
 from weights_convert.clip.build import config_of, flat_arrays
 
+OPTIM = OptimConfig(**dataset_config("voc").student.optim.to_dict())
 TOY = DilatedResNetConfig(blocks=(1, 3), width=8, strides=(1, 2), dilations=(1, 1))
 CLASSES, SIDE, SWITCH = 5, 48, 3
 ZERO_SHOT = MaskCLIPPlusConfig(
@@ -66,7 +68,9 @@ def teacher_of(name):
 
 @functools.cache
 def student_of(name, features):
-    return abstract(lambda rngs: make_student(*STUDENTS[name], features, rngs=rngs))
+    decoder, blocks = STUDENTS[name]
+    backbone = DilatedResNetConfig(blocks)
+    return abstract(lambda rngs: make_student(decoder, backbone, features, rngs=rngs))
 
 
 def published_model(teacher, student, background, rows):
@@ -173,7 +177,7 @@ def seen_at(model, step, cfg, batch=None):
 @pytest.mark.parametrize(("decoder", "background"), [("deeplabv2", False), ("deeplabv3plus", True)])
 @pytest.mark.slow
 def test_each_phase_finds_its_labels(decoder, background):
-    refine = MaskCLIPConfig(pd_thresh=0.4)
+    refine = MaskCLIPConfig(pd_threshold=0.4)
     cfg = dataclasses.replace(ZERO_SHOT, refine=refine)
     model, batch = toy(decoder, background), batch_of()
     given, unseen = batch["label"], np.asarray(cfg.unlabelled_classes)
@@ -274,7 +278,7 @@ def trained(devices, decoder="deeplabv3plus", steps=4):
     """
     task = maskclip_plus.build(toy(decoder, background=True), ZERO_SHOT)
     parts, mesh = split_model(task), make_mesh(devices)
-    tx = optimizer(dataclasses.replace(OPTIM, rate=0.001), steps)
+    tx = optimizer(dataclasses.replace(OPTIM, learning_rate=0.001), steps)
     state, frozen, shardings = init_state(parts, tx, mesh)
     traced = []
 

@@ -37,23 +37,23 @@ def small(config, steps=6, switch=4):
     config.clip.weights, config.clip.tower = str(TINY_CLIP), ""
     config.text.templates = "single"
     student = config.student
-    student.backbone = "random"
+    student.init_weights = "random"
     student.blocks, student.width = (1, 1, 1, 1), 8
     student.scale_px = config.inference.scale_px = (64, 64)
     student.crop_px, student.batch_size = (48, 48), 4
     student.total_steps, student.evaluate_every_steps = steps, 2
     if student.setting == "zero_shot":
         student.guided_steps, student.self_training_steps = (1, switch - 1), (switch, -1)
-    config.train.devices = config.evaluate.devices = 1
-    config.train.log_every_steps = 1
-    config.evaluate.batch_size = 2
+    config.run.devices = 1
+    config.run.log_every_steps = 1
+    config.run.batch_size = 2
     return config
 
 
 def demo(painted, setting="zero_shot"):
     config = small(demo_maskclip_plus.get_config(setting))
     config.dataset.name, config.dataset.root = "folder", str(painted)
-    config.evaluate.pictures = 2
+    config.run.pictures = 2
     return config
 
 
@@ -61,7 +61,7 @@ def demo(painted, setting="zero_shot"):
 def test_the_whole_recipe(painted, tmp_path, capsys):
     config = demo(painted)
     config.stages = (*config.stages, "robustness")
-    config.evaluate.predictions = True
+    config.run.predictions = True
     config.robustness.kinds, config.robustness.levels = ("speckle_noise", "spatter"), (1, 5)
     records = main.run(config, tmp_path)
     assert tuple(records) == config.stages
@@ -76,7 +76,7 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
         assert len(list((tmp_path / f"predictions{suffix}").iterdir())) == 4
     lines = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 7))
-    assert lines[0]["rate"] == pytest.approx(config.student.optim.rate)
+    assert lines[0]["rate"] == pytest.approx(config.student.optim.learning_rate)
     assert lines[5]["rate"] > 1e-4
     assert {"loss_ce", "acc_seg"} <= lines[0].keys()
     evaluations = (tmp_path / "train_evaluations.jsonl").read_text().splitlines()
@@ -113,7 +113,7 @@ def test_the_whole_recipe(painted, tmp_path, capsys):
     assert json.loads((tmp_path / "robustness.json").read_text()) == found
 
     # A trained file in place of training: nothing of CLIP is needed.
-    config.student.trained = str(tmp_path / "student.safetensors")
+    config.student.trained_weights = str(tmp_path / "student.safetensors")
     config.clip.weights = "none"
     config.stages = ("train", "evaluate")
     again = main.run(config, tmp_path / "again")
@@ -215,8 +215,10 @@ def parameters(painted, folder, devices):
     config.student.evaluate_every_steps = 0
     config.student.total_steps = 4
     config.student.guided_steps, config.student.self_training_steps = (1, 2), (3, -1)
-    config.student.optim.rate = 0.001  # a larger one makes much of the order in which is summed
-    config.train.devices = devices
+    config.student.optim.learning_rate = (
+        0.001  # a larger one makes much of the order in which is summed
+    )
+    config.run.devices = devices
     main.run(config, folder)
     made = build_maskclip_plus(load_trained(folder / "student.safetensors", MASKCLIP_PLUS))
     return {path: np.asarray(leaf) for path, leaf in flat_arrays(made).items()}
@@ -254,7 +256,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         with pytest.raises(ValueError, match=message):
             main.run(other, tmp_path / "text")
 
-    fails("no backbone; pass", **{"student.backbone": ""})
+    fails("no initial weights; pass", **{"student.init_weights": ""})
     fails("is no released CLIP, the config is for rn50", **{"clip.tower": "rn50"})
     fails("setting 'few_shot'", **{"student.setting": "few_shot"})
     fails("has no published unseen classes; name some", **{"dataset.unseen": ()})
@@ -262,7 +264,7 @@ def test_what_users_get_wrong(painted, tmp_path):
     fails("overlap; end one", **{"student.guided_steps": (1, -1)})
     names = ("background", *world.CLASSES[:11])
     background = {"dataset.class_names": names, "student.setting": "annotation_free"}
-    fails("has a background, which nothing teaches", **background)
+    fails("has a background, for which there is no label", **background)
 
 
 def tiny_run(root, workdir):
@@ -271,8 +273,8 @@ def tiny_run(root, workdir):
         "student.width": 8, "student.scale_px": "(64,64)", "student.crop_px": "(48,48)",
         "student.batch_size": 4, "student.total_steps": 12, "student.evaluate_every_steps": 3,
         "student.guided_steps": "(1,5)", "student.self_training_steps": "(6,-1)",
-        "inference.scale_px": "(64,64)", "evaluate.batch_size": 2, "evaluate.pictures": 2,
-        "train.checkpoint_every_steps": 2, "train.log_every_steps": 1,
+        "inference.scale_px": "(64,64)", "run.batch_size": 2, "run.pictures": 2,
+        "run.checkpoint_every_steps": 2, "run.log_every_steps": 1,
     }  # fmt: skip
     return start("demo_maskclip_plus", workdir, settings, root / "cache")
 

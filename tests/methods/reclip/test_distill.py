@@ -15,7 +15,13 @@ from clipseg_jax.methods.reclip import distill_task as reclip_distill
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
-from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, ReferenceRows, image_tower
+from clipseg_jax.methods.reclip.model import (
+    RECLIP,
+    RECLIP_PP,
+    ReCLIP,
+    ReferenceRows,
+    reclip_image_tower,
+)
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig, l2_normalize
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -96,7 +102,7 @@ def parts_of(plus_plus):
 
     def teacher(rngs):
         return ReCLIP(
-            image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
+            reclip_image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
             l2_normalize(rows),
             ReferenceRows(reference / jnp.linalg.norm(reference)),
             kind(VIT.width, VIT.embed_dim, CLASSES, rngs=rngs),
@@ -117,7 +123,7 @@ def task_of(plus_plus, **choices):
     }
     install(teacher, stats)
     # No filter: the toy's probabilities are all alike.
-    return reclip_distill.build(teacher, student, DistillConfig(teacher_thresh=0.0, **choices))
+    return reclip_distill.build(teacher, student, DistillConfig(teacher_threshold=0.0, **choices))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["reclip", "reclip++"])
@@ -225,19 +231,19 @@ def test_statistics_move_for_each_copy():
 
 
 def test_ignored_pixels_stay_ignored(plus_plus):
-    batch, cfg = batch_of(), DistillConfig(teacher_thresh=0.0)
+    batch, cfg = batch_of(), DistillConfig(teacher_threshold=0.0)
     taught = task_of(plus_plus).model.teach(normal(7, 2, SIDE, SIDE, 3), train=True)
     made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
     np.testing.assert_array_equal(made == 255, np.asarray(batch["label"]) == 255)
     assert set(np.unique(made)) <= {*range(CLASSES), 255}
     # Where no class is sure enough, class 0 is what is left.
-    cfg = DistillConfig(teacher_thresh=1.0, teacher_scale=0.1)
+    cfg = DistillConfig(teacher_threshold=1.0, teacher_scale=0.1)
     made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
     assert set(np.unique(made)) == {0, 255}
 
 
 def test_prediction_ignores_padding(plus_plus):
-    task = task_of(plus_plus, test_thresh=0.25)
+    task = task_of(plus_plus, test_threshold=0.25)
     model = nnx.merge(*nnx.split(task.model), copy=True)
     model.student(normal(8, 2, 40, 40, 3), train=True)  # statistics of a student that learned
     sizes = [(40, 52), (33, 27)]

@@ -22,7 +22,7 @@ from clipseg_jax.methods.reclip.model import (
     ReferenceRows,
     filter_classes,
     frozen_reference,
-    image_tower,
+    reclip_image_tower,
     reference_ids,
 )
 from clipseg_jax.models.clip import Tokenizer, l2_normalize
@@ -44,7 +44,7 @@ def build(cfg=RECLIP_PP, vision=tiny.VIT, **choices):
     rows = l2_normalize(jax.random.normal(jax.random.key(1), (len(NAMES), vision.embed_dim)))
     cfg = dataclasses.replace(cfg, **choices)
     clip = frozen_clip(vision)
-    return reclip.initial(clip, rows, IDS, cfg, activation="gelu", rngs=nnx.Rngs(2))
+    return reclip.init_reclip(clip, rows, IDS, cfg, activation="gelu", rngs=nnx.Rngs(2))
 
 
 def task_of(model, threshold=0.0):
@@ -261,14 +261,14 @@ def test_image_tower_choices_leave_the_original_alone():
     clip = tiny.clip()
     before = np.asarray(clip.visual.class_embedding[...])
     token = np.arange(64, dtype=np.float32)
-    visual = image_tower(clip.visual, "gelu", token.reshape(1, 1, 64))
+    visual = reclip_image_tower(clip.visual, "gelu", token.reshape(1, 1, 64))
     assert (visual.cfg.activation, visual.cfg.block_norm_eps) == ("gelu", 1e-6)
     np.testing.assert_array_equal(visual.class_embedding[...], token)
     np.testing.assert_array_equal(clip.visual.class_embedding[...], before)
     assert visual.transformer.resblocks[0].ln_1.epsilon == 1e-6
     assert visual.ln_pre.epsilon == visual.ln_post.epsilon == 1e-5
     with pytest.raises(ValueError, match="a CLIP with a ViT"):
-        image_tower(tiny.clip(tiny.RESNET).visual, "gelu")
+        reclip_image_tower(tiny.clip(tiny.RESNET).visual, "gelu")
 
 
 def test_half_precision_towers_keep_float32_logits():
@@ -283,9 +283,9 @@ def test_parts_that_do_not_fit_are_refused():
     clip, rows = frozen_clip(tiny.VIT), jnp.ones((4, 24))
     options = {"activation": "gelu", "rngs": nnx.Rngs(0)}
     with pytest.raises(ValueError, match="4 text embeddings for 3 class names"):
-        reclip.initial(clip, rows, IDS[:3], RECLIP, **options)
+        reclip.init_reclip(clip, rows, IDS[:3], RECLIP, **options)
     with pytest.raises(ValueError, match="with its text tower"):
-        reclip.initial(tiny.clip(), rows, IDS, RECLIP, **options)
+        reclip.init_reclip(tiny.clip(), rows, IDS, RECLIP, **options)
     with pytest.raises(ValueError, match=r"prompt of shape \(5, 32\).*takes \(73, 32\)"):
         ReferencePrompt(clip.text, IDS, jnp.zeros((5, 32)))
     model = build()

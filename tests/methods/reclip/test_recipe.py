@@ -39,16 +39,16 @@ def small(module, root):
     """A demo config of seconds: all stages, a few steps of each training."""
     config = module.get_config()
     config.dataset.name, config.dataset.root = "folder", str(root)
-    for section in (config.rectify, config.distill):
+    for section in (config.rectifier, config.student):
         section.scale_px, section.crop_px = (64, 64), (48, 48)
-        section.batch_size, section.epochs = 4, 2
+        section.batch_size, section.total_epochs = 4, 2
     config.inference.scale_px = (64, 64)
-    config.distill.width = 8
-    config.rectify.evaluate_every_epochs = config.distill.evaluate_every_epochs = 1
+    config.student.width = 8
+    config.rectifier.evaluate_every_epochs = config.student.evaluate_every_epochs = 1
     config.tags.crop_px = 192  # windows of 32 pixels
-    config.evaluate.pictures = 2
-    config.train.devices = config.evaluate.devices = 1
-    config.train.log_every_steps = 1
+    config.run.pictures = 2
+    config.run.devices = 1
+    config.run.log_every_steps = 1
     return config
 
 
@@ -58,7 +58,7 @@ def small(module, root):
 )
 def test_the_whole_recipe(module, painted, tmp_path, capsys):
     config = small(module, painted)
-    config.evaluate.predictions = True
+    config.run.predictions = True
     records = main.run(config, tmp_path)
     assert tuple(records) == ALL
     assert records["tags"]["images"] == 10
@@ -76,9 +76,9 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.partial*"))
     lines = [json.loads(line) for line in (tmp_path / "rectify.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 7))
-    assert lines[0]["rate"] == pytest.approx(config.rectify.optim.rate)
+    assert lines[0]["rate"] == pytest.approx(config.rectifier.optim.learning_rate)
     # The rate changes once an epoch, of three steps.
-    assert lines[3]["rate"] == pytest.approx(config.rectify.optim.rate * 0.5**0.9)
+    assert lines[3]["rate"] == pytest.approx(config.rectifier.optim.learning_rate * 0.5**0.9)
     evaluations = (tmp_path / "rectify_evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in evaluations] == [3, 6]
 
@@ -97,7 +97,7 @@ def test_own_weights_and_tags_replace_stages(painted, tmp_path):
     main.run(config, tmp_path / "a")
     tags = next((tmp_path / "a" / "tags").glob("*_ReCLIPPP.json"))
     config.tags.file = str(tags)
-    config.rectify.weights = str(tmp_path / "a" / "rectified_last.safetensors")
+    config.rectifier.trained_weights = str(tmp_path / "a" / "rectified_last.safetensors")
     config.stages = ("text", "tags", "rectify", "evaluate")
     records = main.run(config, tmp_path / "b")
     assert records["tags"]["file"] == str(tags)
@@ -131,10 +131,10 @@ def test_what_users_get_wrong(painted, tmp_path):
     with pytest.raises(ValueError, match="run the stage `tags` first"):
         main.run(config, tmp_path / "a")
     config.stages = ("text", "distill")
-    config.distill.backbone = None
-    with pytest.raises(ValueError, match="no backbone; pass"):
+    config.student.init_weights = None
+    with pytest.raises(ValueError, match="no initial weights; pass"):
         main.run(config, tmp_path / "b")
-    config.distill.backbone = "random"
+    config.student.init_weights = "random"
     with pytest.raises((ValueError, OSError), match=r"rectified_best\.safetensors"):
         main.run(config, tmp_path / "c")
     config.revision = "2025"
@@ -153,15 +153,15 @@ def full_size_run(root, workdir):
         "clip.weights": root / "vit_b16.safetensors",
         "dataset.root": root / "VOC2012",
         "text.templates": "single",
-        "tags.crop_px": 384, "tags.batch_size": 2,
-        "rectify.scale_px": "(96,64)", "rectify.crop_px": "(64,64)",
-        "rectify.batch_size": 2, "rectify.epochs": 2,
+        "tags.crop_px": 384, "run.crops_at_once": 2,
+        "rectifier.scale_px": "(96,64)", "rectifier.crop_px": "(64,64)",
+        "rectifier.batch_size": 2, "rectifier.total_epochs": 2,
         "inference.scale_px": "(96,64)",
-        "distill.backbone": "random",
-        "distill.scale_px": "(96,64)", "distill.crop_px": "(64,64)",
-        "distill.batch_size": 2, "distill.epochs": 1,
-        "train.checkpoint_every_steps": 2, "train.log_every_steps": 1,
-        "evaluate.batch_size": 2,
+        "student.init_weights": "random",
+        "student.scale_px": "(96,64)", "student.crop_px": "(64,64)",
+        "student.batch_size": 2, "student.total_epochs": 1,
+        "run.checkpoint_every_steps": 2, "run.log_every_steps": 1,
+        "run.batch_size": 2,
     }  # fmt: skip
     return start("voc_reclippp", workdir, settings, root / "cache")
 
@@ -169,13 +169,14 @@ def full_size_run(root, workdir):
 def tiny_run(root, workdir):
     settings = {
         "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "rectify.scale_px": "(64,64)", "rectify.crop_px": "(48,48)",
-        "rectify.batch_size": 2, "rectify.epochs": 4, "rectify.evaluate_every_epochs": 1,
+        "rectifier.scale_px": "(64,64)", "rectifier.crop_px": "(48,48)",
+        "rectifier.batch_size": 2, "rectifier.total_epochs": 4,
+        "rectifier.evaluate_every_epochs": 1,
         "inference.scale_px": "(64,64)",
-        "distill.scale_px": "(64,64)", "distill.crop_px": "(48,48)", "distill.width": 8,
-        "distill.batch_size": 2, "distill.epochs": 4, "distill.evaluate_every_epochs": 1,
-        "train.checkpoint_every_steps": 3, "train.log_every_steps": 1,
-        "evaluate.batch_size": 2, "evaluate.pictures": 2,
+        "student.scale_px": "(64,64)", "student.crop_px": "(48,48)", "student.width": 8,
+        "student.batch_size": 2, "student.total_epochs": 4, "student.evaluate_every_epochs": 1,
+        "run.checkpoint_every_steps": 3, "run.log_every_steps": 1,
+        "run.batch_size": 2, "run.pictures": 2,
     }  # fmt: skip
     return start("demo_reclippp", workdir, settings, root / "cache")
 

@@ -106,11 +106,11 @@ def test_files_come_back_sorted(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]\n[20]\n", "line 2: class 20 is none of 0 to 19"),
-        ("[1]\n[-1]\n", "line 2: class -1 is none of 0 to 19"),
-        ("[1]\n[2, 3\n", r"line 2: '\[2, 3' is no list of ids"),
-        ("[1]\n[2.5]\n", r"line 2: '\[2.5\]' is no list of ids"),
-        ("[1]\n\n[2]\n", "line 2: '' is no list of ids"),
+        ("[1]\n[20]\n", "line 2: class 20 is not in 0..19"),
+        ("[1]\n[-1]\n", "line 2: class -1 is not in 0..19"),
+        ("[1]\n[2, 3\n", r"line 2: '\[2, 3' is not a list of ids"),
+        ("[1]\n[2.5]\n", r"line 2: '\[2.5\]' is not a list of ids"),
+        ("[1]\n\n[2]\n", "line 2: '' is not a list of ids"),
         ("[1]\n[2]\n[3]\n", "3 lines for 2 training images"),
         ("[1]\n", "1 lines for 2 training images"),
     ],

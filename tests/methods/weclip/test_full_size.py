@@ -31,17 +31,17 @@ def full_size_settings(root):
     """A published config, shortened: small crops and images, steps in both phases."""
     return {
         "clip.weights": root / "vit_b16.safetensors",
-        "fit.crop_px": "(80,80)", "fit.batch_size": 2,
-        "fit.total_steps": 4, "fit.late_step": 2, "par.iterations": 2,
+        "head.crop_px": "(80,80)", "head.batch_size": 2,
+        "head.total_steps": 4, "head.late_step": 2, "par.iterations": 2,
         "inference.scale_px": "(96,96)", "crf.iterations": 2,
-        "train.checkpoint_every_steps": 1, "train.log_every_steps": 1,
-        "evaluate.batch_size": 2, "evaluate.max_buckets": 1,
+        "run.checkpoint_every_steps": 1, "run.log_every_steps": 1,
+        "run.batch_size": 2, "run.max_buckets": 1,
     }  # fmt: skip
 
 
 def voc_run(root, workdir, name="voc_weclip"):
     settings = full_size_settings(root) | {
-        "dataset.root": root / "VOC2012", "fit.validate_every_steps": 2,
+        "dataset.root": root / "VOC2012", "head.evaluate_every_steps": 2,
     }  # fmt: skip
     return start(name, workdir, settings, root / "cache")
 
@@ -88,7 +88,7 @@ def test_camouflaged_animals_at_full_size(full_size, tmp_path):
         Image.fromarray(label).save(root / f"SegmentationClassAug/{i}.png")
     (root / "train.txt").write_text("0\n1\n2\n")
     settings = full_size_settings(full_size) | {
-        "dataset.root": root, "fit.validate_every_steps": 2,
+        "dataset.root": root, "head.evaluate_every_steps": 2,
     }  # fmt: skip
     finished(start("cod_wtclip", tmp_path / "run", settings, full_size / "cache"), tmp_path / "run")
 

@@ -30,7 +30,7 @@ HEADS = {
     name: dataclasses.replace(cfg, width=32, layers=1, heads=2)
     for name, cfg in (("weclip", WECLIP), ("wtclip", WTCLIP))
 }
-OPTIM = OptimConfig(name="adamw", rate=2e-4, weight_decay=0.01, groups=weclip.GROUPS)
+OPTIM = OptimConfig(name="adamw", learning_rate=2e-4, weight_decay=0.01, groups=weclip.GROUPS)
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def tower():
 
 def model(head="weclip", cfg=CFG):
     rows = l2_normalize(jax.random.normal(jax.random.key(1), (CLASSES + 4, VIT.embed_dim)))
-    return weclip.initial(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
+    return weclip.init_weclip(tower(), rows[:CLASSES], rows[CLASSES:], cfg, HEADS[head])
 
 
 def tags(*ids):
@@ -221,7 +221,7 @@ def test_devices_share_a_batch(tmp_path):
 
     Two steps, early and late, of a plain descent, which shows the gradients themselves.
     """
-    sgd = OptimConfig(rate=0.01, schedule="constant", momentum=0.0, weight_decay=0.0)
+    sgd = OptimConfig(learning_rate=0.01, schedule="constant", momentum=0.0, weight_decay=0.0)
     start = flat_arrays(model("wtclip"))
     one, *others = (
         flat_arrays(trained(tmp_path / str(n), devices=n, steps=2, optim=sgd, late=1).model)

@@ -55,15 +55,15 @@ def small(module, root):
     config.dataset.name, config.dataset.root = "folder", str(root)
     config.head.width, config.head.layers, config.head.heads = 32, 1, 1
     config.par.iterations = 2
-    config.fit.crop_px, config.fit.batch_size = (48, 48), 4
-    config.fit.total_steps, config.fit.late_step = 4, 2
-    config.fit.validate_every_steps = 2
-    config.fit.optim.warmup_steps = 1
+    config.head.crop_px, config.head.batch_size = (48, 48), 4
+    config.head.total_steps, config.head.late_step = 4, 2
+    config.head.evaluate_every_steps = 2
+    config.head.optim.warmup_steps = 1
     config.inference.scale_px = (64, 64)
     config.crf.iterations = 2
-    config.evaluate.batch_size, config.evaluate.pictures = 3, 2
-    config.train.log_every_steps = 1
-    config.train.devices = config.evaluate.devices = 1
+    config.run.batch_size, config.run.pictures = 3, 2
+    config.run.log_every_steps = 1
+    config.run.devices = 1
     return config
 
 
@@ -76,7 +76,7 @@ def lines(path):
 def test_the_whole_recipe(module, painted, tmp_path, capsys, caplog):
     """No image needs a path of its own: one with no class, one with all, one below the crop."""
     config = small(module, painted)
-    config.evaluate.predictions = True
+    config.run.predictions = True
     with jax.log_compiles():
         records = main.run(config, tmp_path)
     compiled = [r.getMessage() for r in caplog.records if "Compiling jit(update)" in r.getMessage()]
@@ -116,9 +116,9 @@ def test_own_heads_and_labels_replace_stages(painted, tmp_path):
     config = small(demo_weclip, painted)
     config.stages = ("text", "train")
     main.run(config, tmp_path / "a")
-    config.fit.trained = str(tmp_path / "a" / "head_last.safetensors")
+    config.head.trained_weights = str(tmp_path / "a" / "head_last.safetensors")
     config.stages = ("text", "train", "evaluate_crf")
-    config.fit.padding = "ignored"
+    config.head.padding = "ignored"
     records = main.run(config, tmp_path / "b")
     assert "skipped" in records["train"]
     assert (tmp_path / "b" / "metrics.json").exists()  # made with the other, unasked
@@ -136,8 +136,8 @@ def test_own_heads_and_labels_replace_stages(painted, tmp_path):
 def test_masks_are_the_labels_of_whole_images(painted, tmp_path):
     """On request; in a padded batch the same as each image alone."""
     config = small(demo_weclip, painted)
-    config.stages, config.fit.validate_every_steps = ("text", "train", "masks"), 0
-    config.masks.batch_size, config.masks.max_buckets, config.masks.devices = 5, 1, 1
+    config.stages, config.head.evaluate_every_steps = ("text", "train", "masks"), 0
+    config.run.batch_size, config.run.max_buckets, config.run.devices = 5, 1, 1
     records = main.run(config, tmp_path)
     assert records["masks"]["images"] == 9
     figures = json.loads((tmp_path / "metrics_masks.json").read_text())
@@ -177,8 +177,8 @@ def test_images_that_cannot_be_used_are_named(painted, tmp_path):
     label = root / f"train/labels/{unknown.stem}.png"
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(label)
     config = small(demo_weclip, root)
-    config.stages, config.fit.validate_every_steps = ("text", "train"), 0
-    config.fit.padding = "ignored"
+    config.stages, config.head.evaluate_every_steps = ("text", "train"), 0
+    config.head.padding = "ignored"
     records = main.run(config, tmp_path / "run")
     assert (records["train"]["images"], records["train"]["steps"]) == (8, 4)
     problems = json.loads((tmp_path / "run/labels_problems.json").read_text())
@@ -207,10 +207,11 @@ def test_what_users_get_wrong(painted, tmp_path):
     config.labels.source = "tags"
     with pytest.raises(ValueError, match='must be "masks" or "annotations"'):
         main.run(config, tmp_path / "source")
-    config.labels.source, config.fit.use, config.fit.validate_every_steps = "masks", "best", 0
-    with pytest.raises(ValueError, match=r"pass --config\.fit\.validate_every_steps=N"):
+    config.labels.source = "masks"
+    config.head.checkpoint, config.head.evaluate_every_steps = "best", 0
+    with pytest.raises(ValueError, match=r"pass --config\.head\.evaluate_every_steps=N"):
         main.run(config, tmp_path / "use")
-    config.fit.use, config.dataset.reduce_zero_label = "last", True
+    config.head.checkpoint, config.dataset.reduce_zero_label = "last", True
     config.dataset.class_names = world.CLASSES
     with pytest.raises(ValueError, match=r"12 words for the 12 classes .* without a background"):
         main.run(config, tmp_path / "background")
@@ -222,14 +223,14 @@ def test_devices_share_a_batch(painted, tmp_path):
     heads, losses = [], []
     for devices in (1, 2, 4):
         config = small(demo_weclip, painted)
-        config.stages, config.fit.validate_every_steps = ("text", "train"), 0
-        config.train.devices = devices
+        config.stages, config.head.evaluate_every_steps = ("text", "train"), 0
+        config.run.devices = devices
         main.run(config, tmp_path / str(devices))
         heads.append(load_trained(tmp_path / f"{devices}/head_last.safetensors", WECLIP).arrays)
         losses.append([line["loss"] for line in lines(tmp_path / f"{devices}/train.jsonl")])
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], rtol=1e-4)
-    rate = 10 * config.fit.optim.rate
+    rate = 10 * config.head.optim.learning_rate
     for other in heads[1:]:
         for key, value in heads[0].items():
             if key.endswith("in_proj.bias"):  # the keys' third has no gradient but rounding
@@ -243,10 +244,11 @@ def tiny_run(root, workdir):
     settings = {
         "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
         "head.width": 32, "head.layers": 1, "head.heads": 1, "par.iterations": 2,
-        "fit.crop_px": "(48,48)", "fit.batch_size": 2, "fit.total_steps": 12, "fit.late_step": 6,
-        "fit.validate_every_steps": 6, "inference.scale_px": "(64,64)", "crf.iterations": 2,
-        "train.checkpoint_every_steps": 3, "train.log_every_steps": 1,
-        "evaluate.batch_size": 3,
+        "head.crop_px": "(48,48)", "head.batch_size": 2, "head.total_steps": 12,
+        "head.late_step": 6, "head.evaluate_every_steps": 6, "inference.scale_px": "(64,64)",
+        "crf.iterations": 2,
+        "run.checkpoint_every_steps": 3, "run.log_every_steps": 1,
+        "run.batch_size": 3,
     }  # fmt: skip
     return start("demo_weclip", workdir, settings, root / "cache")
 

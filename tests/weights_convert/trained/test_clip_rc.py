@@ -12,7 +12,7 @@ import pytest
 
 import weights_convert
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, initial
+from clipseg_jax.methods.clip_rc.model import CLIPRCConfig, init_clip_rc
 from clipseg_jax.models.clip import ViTConfig
 from tests import seeded
 from tests.weights_convert import toys
@@ -26,7 +26,7 @@ from weights_convert.trained.kinds import format_of
 
 GOLDEN = toys.GOLDEN / "clip_rc"
 NAMES = ["cat", "dog", "tree"]
-CFG = CLIPRCConfig(crop_px=32, prompts=3, region_side=2, rounds=2, heads=8, hidden=48)
+CFG = CLIPRCConfig(crop_px=32, prompts=3, region_side=2, decoder_blocks=2, heads=8, hidden=48)
 DETAILS = {"seen": [0, 2], "setting": "inductive"}
 
 
@@ -62,7 +62,7 @@ def clip_weights():
 def published():
     """A toy's state dict as the published code saves it, of seeded values but CLIP's own."""
     clip = clip_from_state_dict(clip_weights())
-    model = initial(clip.visual, rows(), CFG)
+    model = init_clip_rc(clip.visual, rows(), CFG)
     shapes = {p: tuple(x.shape) for p, x in flat_arrays(model).items() if p != "text_embeddings"}
     shapes |= {f"text.{p}": tuple(x.shape) for p, x in flat_arrays(clip.text).items()}
     stored_shapes = {key: value.shape for key, value in to_published(zeros(shapes)).items()}
@@ -146,7 +146,7 @@ def test_layouts():
 def trained():
     """What a run of ours would end with: `published`'s weights, but around a CLIP of its own."""
     clip = clip_from_state_dict(clip_weights())
-    model = initial(clip.visual, rows(), CFG)
+    model = init_clip_rc(clip.visual, rows(), CFG)
     arrays = from_published(published(), "file")
     kept = ("encoder.prompt", "encoder.deep", "encoder.region", "head.")
     weights_convert.install(model, {p: x for p, x in arrays.items() if p.startswith(kept)})
@@ -167,7 +167,7 @@ def test_own_training_becomes_a_published_file(tmp_path):
     assert ours.record["figures"] == {"steps": 4}
     assert not any(".visual." in p or p.startswith("text") for p in ours.arrays)
 
-    other = initial(clip.visual, rows(), CFG, seed=9)
+    other = init_clip_rc(clip.visual, rows(), CFG, seed=9)
     weights_convert.install_clip_rc(other, ours, path)
     toys.assert_same(
         {p: np.asarray(x) for p, x in flat_arrays(other).items()},
@@ -237,11 +237,11 @@ def test_what_users_confuse(raw, tmp_path):
     other_weights = seeded.state_dict(toys.vit_shapes(), 4)
     with pytest.raises(CheckpointError, match="trained with another CLIP"):
         weights_convert.export_trained(loaded, tmp_path / "no.pth", CLIP_RC, clip=other_weights)
-    other = initial(clip_from_state_dict(other_weights).visual, rows(), CFG)
+    other = init_clip_rc(clip_from_state_dict(other_weights).visual, rows(), CFG)
     with pytest.raises(CheckpointError, match=r"ours\.safetensors was trained with another CLIP"):
         weights_convert.install_clip_rc(other, loaded, ours)
     more = dataclasses.replace(CFG, prompts=5)
-    wider = initial(clip.visual, rows(), more)
+    wider = init_clip_rc(clip.visual, rows(), more)
     with pytest.raises(CheckpointError, match=r"prompt_embeddings: shape \(3, 128\), expected \(5"):
         weights_convert.install_clip_rc(wider, loaded, ours)
     plain = write_torch(tmp_path / "clip.pt", clip_weights())

@@ -19,7 +19,7 @@ from clipseg_jax.methods.reclip.model import (
     ReCLIP,
     ReferencePrompt,
     frozen_reference,
-    image_tower,
+    reclip_image_tower,
 )
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
@@ -113,7 +113,7 @@ def model_of(stage, plus_plus):
     kind = BiasDecoder if plus_plus else PositionNet
     rows = np.eye(len(NAMES), toys.EMBED, dtype=np.float32)
     model = ReCLIP(
-        image_tower(clip.visual, "gelu"),
+        reclip_image_tower(clip.visual, "gelu"),
         rows,
         ReferencePrompt(clip.text, [[1, 599, 0]] * len(NAMES)),
         kind(128, toys.EMBED, len(NAMES), rngs=nnx.Rngs(0)),

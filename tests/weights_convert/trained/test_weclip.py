@@ -102,7 +102,7 @@ def on(tower, method, seed=0):
     """An untrained model on a toy's image tower."""
     visual = weights_convert.clip_from_state_dict(tower).visual
     rows = np.eye(toys.EMBED, dtype=np.float32)
-    return weclip.initial(visual, rows[:3], rows[3:], head=TOYS[method], seed=seed)
+    return weclip.init_weclip(visual, rows[:3], rows[3:], head=TOYS[method], seed=seed)
 
 
 @pytest.fixture(params=list(TOYS))
@@ -250,6 +250,6 @@ def test_heads_are_new_or_loaded():
     vit = ViTConfig(32, 8, 128, 3, 2, toys.EMBED)
     tower = initialised(lambda rngs: VisionTransformer(vit, rngs=rngs))
     rows = np.eye(toys.EMBED, dtype=np.float32)
-    model = weclip.initial(tower, rows[:3], rows[3:], head=TOYS["WTCLIP"])
+    model = weclip.init_weclip(tower, rows[:3], rows[3:], head=TOYS["WTCLIP"])
     with pytest.raises(CheckpointError, match=r"- head\.fusion\.gate\.kernel: missing"):
         install(model, trained("WeCLIP"), complete=("head.",))

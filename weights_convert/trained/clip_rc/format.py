@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.clip_rc.encoder import image_tower
+from clipseg_jax.methods.clip_rc.encoder import crop_image_tower
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from weights_convert.clip.build import clip_from_state_dict, install
 from weights_convert.errors import CheckpointError
@@ -108,7 +108,7 @@ def _to_published(trained: Converted, clip: Mapping[str, np.ndarray] | None) -> 
     arrays = dict(trained.arrays)
     if not is_whole(trained):
         towers = clip_from_state_dict(whole_clip(clip, "CLIP-RC"))
-        visual = image_tower(towers.visual, trained.record["crop_px"])
+        visual = crop_image_tower(towers.visual, trained.record["crop_px"])
         arrays |= {f"encoder.visual.{path}": x for path, x in arrays_of(visual).items()}
         arrays |= {f"text.{path}": x for path, x in arrays_of(towers.text).items()}
     return {"meta": {}, "state_dict": to_published(arrays)}

@@ -115,7 +115,7 @@ def sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[ViTConfig, CLI
         crop_px=grid * patch,
         prompts=shape("backbone.prompt_embeddings", 3)[1],
         region_side=math.isqrt(shape("backbone.region_level_bridge", 2)[0]),
-        rounds=count(layers),
+        decoder_blocks=count(layers),
         heads=math.gcd(CLIPRCConfig.heads, embed_dim),
         hidden=shape("decode_head.decoder_q.layers.0.linear1.bias", 1)[0],
     )
