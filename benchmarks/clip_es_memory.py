@@ -1,11 +1,11 @@
-"""Memory of CLIP-ES's stage `cams` over many images with few and many classes.
+"""Memory of CLIP-ES's stage `cams` over many images with varying numbers of classes.
 
     python -m benchmarks.clip_es_memory [--images 500] [--classes-per-image 12] [--sides 128,224]
 
 Runs the stage as a user does, in a process of its own, on generated photos and a ViT-B/16 with
-random weights, and watches that process: resident memory after every tenth of the images, and how
-many programs it has compiled by then (one for each shape and bound of class counts). Memory must
-depend on the programs alone, not on the images. Linux only.
+random weights, and records resident memory and the number of compiled programs (one per image shape
+and bound of class counts) after every tenth of the images. Memory must depend on the programs only,
+not on the number of images. Linux only.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from input_pipeline.datasets.class_sets import prompt_set
 from weights_convert import clip_to_state_dict
 from weights_convert.formats.torch_writer import write_torch
 
-_COMPILED = "Finished XLA compilation of jit(refine)"  # what JAX logs for each
+_COMPILED = "Finished XLA compilation of jit(refine)"  # logged by JAX per program
 
 
 def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
-    """Photos, image labels, text rows and weights; the command's settings that name them."""
+    """Writes photos, image labels, text embeddings and weights; returns the command's settings."""
     rng = np.random.default_rng(0)
     names = prompt_set("voc", synonyms=True)
     (folder / "data/train/images").mkdir(parents=True)
@@ -44,15 +44,17 @@ def write_inputs(folder: Path, args: argparse.Namespace) -> list[str]:
         coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
         photo = Image.fromarray(coarse).resize((int(width), int(height)))
         photo.save(folder / f"data/train/images/{i:05d}.jpg")
-        shown = rng.permutation(len(names.names))[: 1 + i % args.classes_per_image]
-        lines.append(f"{i:05d} " + " ".join(map(str, sorted(shown))))
+        classes = rng.permutation(len(names.names))[: 1 + i % args.classes_per_image]
+        lines.append(f"{i:05d} " + " ".join(map(str, sorted(classes))))
     (folder / "labels.txt").write_text("\n".join(lines) + "\n")
     vision = inputs.vision("float32", args.tiny)
     clip = initialised(lambda rngs: CLIP(CLIPConfig(vision, text=None), rngs=rngs))
     write_torch(folder / "clip.pt", clip_to_state_dict(clip))
     (folder / "run").mkdir()
-    rows = inputs.unit_rows(rng, len(names.names) + len(names.background), vision.embed_dim)
-    np.save(folder / "run/text_embeddings.npy", rows)
+    embeddings = inputs.random_embeddings(
+        rng, len(names.names) + len(names.background), vision.embed_dim
+    )
+    np.save(folder / "run/text_embeddings.npy", embeddings)
     settings = {
         "clip.weights": folder / "clip.pt",
         "dataset.name": "folder",
@@ -75,8 +77,8 @@ def resident_mb(pid: int) -> float:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, float]]:
-    """Images done, programs compiled and resident memory, every tenth of the images."""
-    marks: list[dict[str, float]] = []
+    """Programs compiled, resident memory and seconds after every tenth of the images."""
+    samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = write_inputs(folder, args)
@@ -92,23 +94,23 @@ def measure(args: argparse.Namespace) -> list[dict[str, float]]:
             while run.poll() is None:
                 time.sleep(0.5)
                 done = len(list((folder / "run/cams").glob("*")))
-                if done * 10 >= args.images * (len(marks) + 1):
-                    mark = {
+                if done * 10 >= args.images * (len(samples) + 1):
+                    sample = {
                         "images": done,
                         "programs": (folder / "log").read_text().count(_COMPILED),
                         "resident_mb": resident_mb(run.pid),
                         "seconds": time.perf_counter() - start,
                     }
-                    marks.append(mark)
+                    samples.append(sample)
                     print(
-                        f"{done:6d} images  {mark['programs']:3d} programs  "
-                        f"{mark['resident_mb']:7.0f} MB  {mark['seconds']:6.0f} s",
+                        f"{done:6d} images  {sample['programs']:3d} programs  "
+                        f"{sample['resident_mb']:7.0f} MB  {sample['seconds']:6.0f} s",
                         flush=True,
                     )
         if run.returncode:
             text = (folder / "log").read_text()
             raise RuntimeError(f"the stage ended with {run.returncode}:\n{text}")
-    return marks
+    return samples
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,16 +118,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument(
-        "--classes-per-image", type=int, default=12, help="images show 1 to so many, in turn"
+        "--classes-per-image", type=int, default=12, help="images have 1 to this number of classes"
     )
-    parser.add_argument("--sides", type=several(), default=(128, 224), help="least,most pixels")
-    parser.add_argument("--batch", type=int, default=8, help="images a step")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try it out")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--sides", type=several(), default=(128, 224), help="least,most pixels of a side"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images per step")
+    parser.add_argument("--tiny", action="store_true", help="a tiny network, for a quick trial")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     args = parser.parse_args(argv)
-    marks = measure(args)
+    samples = measure(args)
     if args.out:
-        args.out.write_text(json.dumps(marks, indent=1) + "\n")
+        args.out.write_text(json.dumps(samples, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Dense CRF: seconds an image, next to pydensecrf on the same photo and cores.
+"""Dense CRF: seconds per image, compared with pydensecrf on the same photo and cores.
 
     python -m benchmarks.dense_crf [--peer-python /path/to/python] [--labels 21] [--batch 4]
 
 The peer runs under a Python of its own that has pydensecrf (README.md says how to build it);
-without `--peer-python` only our side is measured. `--exact` times the exact filter, too.
+without `--peer-python` only our side is measured. `--exact` also times the exact filter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PRESETS = {
 
 
 def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (h, w, c) of coarse random scores, and the photo (h, w, 3), as the preset has it."""
+    """Unary energies (h, w, c) of coarse random scores, and the preset's image (h, w, 3)."""
     photo = Image.open(args.photo).convert("RGB")
     photo = photo.resize((round(photo.width * args.scale), round(photo.height * args.scale)))
     image = np.asarray(photo)
@@ -51,7 +51,7 @@ def problem(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def exact_floor(pixels: int, labels: int) -> tuple[float, float]:
-    """FLOP (exponentials counted as one) and bytes of one exact appearance filtering, at least."""
+    """Lower bounds of one exact appearance filtering: FLOPs (an exponential is one) and bytes."""
     flop = pixels**2 * (3.0 * 5 + 1 + 2 * labels)
     return flop, 4.0 * pixels * (5 + 2 * labels)
 
@@ -64,7 +64,7 @@ def timed(step: Callable[[], jax.Array]) -> tuple[float, float]:
 
 
 def ask_peer(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """One run of the peer's process; times are taken inside it."""
+    """Runs the peer's process once; returns the times that it measured."""
     script = Path(__file__).with_name("pydensecrf_peer.py")
     command = [args.peer_python, str(script), str(folder / "in.npz"), str(folder / "out.npz")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -74,9 +74,9 @@ def ask_peer(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def measure(
-    args: argparse.Namespace, unary: np.ndarray, image: np.ndarray, figures: report.Figures
+    args: argparse.Namespace, unary: np.ndarray, image: np.ndarray, metrics: report.Metrics
 ) -> None:
-    """Adds both sides, in turn, on one image and on a batch."""
+    """Adds sections for one image and for a batch, with both sides run alternately."""
     cfg = PRESETS[args.preset]
     run = jax.jit(crf.dense_crf, static_argnums=2)
     one = (jax.device_put(unary[None]), jax.device_put(image[None]))
@@ -95,9 +95,9 @@ def measure(
     compile_s = {name: timed(step)[0] for name, step in steps.items()}
     ours: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
     theirs: dict[str, list[float]] = {"single": [], "cpu": [], "batch": []}
-    found = None
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    differences = None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         settings = (cfg.theta_gamma, cfg.w2, cfg.theta_alpha, cfg.theta_beta, cfg.w1)
         np.savez(
             folder / "in.npz",
@@ -115,29 +115,31 @@ def measure(
                 for name, seconds in ask_peer(args, folder).items():
                     theirs[name].append(seconds)
         if args.peer_python:
-            own = np.asarray(run(*one, cfg)[0])
+            marginals = np.asarray(run(*one, cfg)[0])
             with np.load(folder / "out.npz") as stored:
-                other = stored["marginals"]
-            found = {
-                "marginals": float(np.abs(own - other).max()),
-                "share of other labels": float(np.mean(own.argmax(-1) != other.argmax(-1))),
+                peer_marginals = stored["marginals"]
+            differences = {
+                "marginals": float(np.abs(marginals - peer_marginals).max()),
+                "share of other labels": float(
+                    np.mean(marginals.argmax(-1) != peer_marginals.argmax(-1))
+                ),
             }
-    taken = {"ours": ours} | ({"peer": theirs} if args.peer_python else {})
+    times_of = {"ours": ours} | ({"peer": theirs} if args.peer_python else {})
     for name, batch, key in (("one image", 1, "single"), ("a batch", args.batch, "batch")):
-        rows = [report.row(side, batch, times[key]) for side, times in taken.items()]
+        rows = [report.row(side, batch, times[key]) for side, times in times_of.items()]
         if key == "single":
-            for row, times in zip(rows, taken.values(), strict=True):
+            for row, times in zip(rows, times_of.values(), strict=True):
                 row["cpu_seconds"] = statistics.median(times["cpu"])
         report.add(
-            figures, name, rows, compile_s=compile_s[key],
-            differences=found if key == "single" else None,
+            metrics, name, rows, compile_s=compile_s[key],
+            differences=differences if key == "single" else None,
         )  # fmt: skip
     if args.exact:
-        figures["exact"] = exact(args, cfg, one)
+        metrics["exact"] = exact(args, cfg, one)
 
 
 def exact(args: argparse.Namespace, cfg: crf.CRFConfig, one: tuple) -> dict[str, float]:
-    """Seconds of an exact filtering (the difference of one and two iterations) and its floor."""
+    """Seconds of one exact filtering (two iterations minus one) and its lower bounds."""
     seconds = []
     for n in (1, 2):
         program = jax.jit(partial(crf.dense_crf, cfg=cfg.replace(filter="exact", iterations=n)))
@@ -145,8 +147,13 @@ def exact(args: argparse.Namespace, cfg: crf.CRFConfig, one: tuple) -> dict[str,
         seconds.append(min(timed(lambda p=program: p(*one))[0] for _ in range(args.repeats)))
     height, width = one[1].shape[1:3]
     flop, size = exact_floor(height * width, args.labels)
-    taken = seconds[1] - seconds[0]
-    return {"seconds": taken, "gflop": flop / 1e9, "gflop_per_s": flop / taken / 1e9, "bytes": size}
+    duration = seconds[1] - seconds[0]
+    return {
+        "seconds": duration,
+        "gflop": flop / 1e9,
+        "gflop_per_s": flop / duration / 1e9,
+        "bytes": size,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -158,20 +165,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4, help="a multiple of the devices")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="clip_es")
     parser.add_argument("--peer-python", help="a Python that has pydensecrf")
-    parser.add_argument("--exact", action="store_true", help="times the exact filter, too")
+    parser.add_argument("--exact", action="store_true", help="also time the exact filter")
     args = report.with_output(parser, repeats=5).parse_args(argv)
 
     unary, image = problem(args)
     height, width = image.shape[:2]
-    figures = report.begin(args, f"{height} x {width} px, {args.labels} labels, {args.preset}")
-    measure(args, unary, image, figures)
-    if "exact" in figures:
-        of = figures["exact"]
+    metrics = report.begin(args, f"{height} x {width} px, {args.labels} labels, {args.preset}")
+    measure(args, unary, image, metrics)
+    if "exact" in metrics:
+        costs = metrics["exact"]
         report.console.print(
-            f"exact filtering: {of['seconds']:.3g} s, {of['gflop']:.3g} GFLOP at least "
-            f"({of['gflop_per_s']:.3g} GFLOP/s), {of['bytes'] / 2**20:.3g} MB in and out"
+            f"exact filtering: {costs['seconds']:.3g} s, at least {costs['gflop']:.3g} GFLOP "
+            f"({costs['gflop_per_s']:.3g} GFLOP/s), {costs['bytes'] / 2**20:.3g} MB in and out"
         )
-    report.finish(figures, args.out, "a Python that has pydensecrf: name it with --peer-python")
+    report.finish(metrics, args.out, "a Python that has pydensecrf: name it with --peer-python")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Dense CLIP ViT-B/16 inference: images/s and peak memory, next to PyTorch on the same cores.
+"""Dense CLIP ViT-B/16 inference: images/s and peak memory, compared with PyTorch.
 
     python -m benchmarks.dense_vit [--batch 8] [--size 512] [--dtype float32|bfloat16]
 
-Ours is `MaskCLIP` as users run it, jitted; the peer is the same network written in the usual
-PyTorch (torch_vit.py), with the same weights. Without torch only our side is measured.
+Ours is `MaskCLIP`, jitted; the peer is the same network in plain PyTorch (torch_vit.py) with the
+same weights. Without torch only our side is measured.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from clipseg_jax.methods.maskclip.model import MaskCLIP
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig
 from weights_convert.clip.build import flat_arrays
 
-CLASSES = 59  # text rows: those of Pascal Context
+CLASSES = 59  # of Pascal Context
 
 
 def config(dtype: str, tiny: bool) -> ViTConfig:
-    """The ViT as MaskCLIP runs it."""
+    """MaskCLIP's ViT."""
     return inputs.vision(dtype, tiny, activation="gelu", norm_eps=1e-6)
 
 
 def count_flops(cfg: ViTConfig, batch: int, size: int) -> float:
-    """Floating-point operations of the matrix products that the logits need, 2 a multiply-add."""
+    """FLOPs of the matrix products that the logits need; a multiply-add counts as 2."""
     n, d = (size // cfg.patch_px) ** 2, cfg.width
     t = n + 1
     blocks = (cfg.layers - 1) * (24 * t * d * d + 4 * t * t * d)
@@ -47,10 +47,10 @@ def images(args: argparse.Namespace) -> np.ndarray:
 
 
 def ours(args: argparse.Namespace) -> tuple[sides.Side, MaskCLIP]:
-    """The public model, jitted: a batch's logits (b, hp, wp, c); and the model."""
+    """Our step, which returns logits (b, hp, wp, c), and its model."""
     cfg = config(args.dtype, args.tiny)
     text = jax.numpy.asarray(
-        inputs.unit_rows(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
+        inputs.random_embeddings(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
     )
     model = MaskCLIP(VisionTransformer(cfg, rngs=nnx.Rngs(0)), text)
     graph, state = nnx.split(model)
@@ -60,14 +60,14 @@ def ours(args: argparse.Namespace) -> tuple[sides.Side, MaskCLIP]:
 
 
 def peer(args: argparse.Namespace, model: MaskCLIP | None) -> sides.Side:
-    """The PyTorch network, with our weights where a model is given."""
+    """The peer's step, with the weights of `model` if given."""
     import torch
 
     from benchmarks import torch_vit
 
     cfg = config(args.dtype, args.tiny)
     text = torch.from_numpy(
-        inputs.unit_rows(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
+        inputs.random_embeddings(np.random.default_rng(inputs.SEED), CLASSES, cfg.embed_dim)
     )
     net = torch_vit.DenseViT(cfg, text).eval()
     if model is not None:
@@ -91,8 +91,8 @@ def peak_memory(side: str, argv: list[str]) -> int:
     return int(done.stdout.split()[-1])
 
 
-def own_peak(args: argparse.Namespace) -> int:
-    """Runs two steps of `memory_of`: the most that the GPU has held, on CPUs this process."""
+def measure_peak(args: argparse.Namespace) -> int:
+    """Peak bytes, of the GPU or else of this process, after two steps of the side `memory_of`."""
     step = ours(args)[0] if args.memory_of == "ours" else peer(args, None)
     step(), step()
     if args.memory_of == "ours":
@@ -112,17 +112,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--memory-of", choices=["ours", "peer"], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.memory_of:
-        print(own_peak(args))
+        print(measure_peak(args))
         return
 
-    figures = report.begin(args, f"batch {args.batch}, {args.size} px")
-    # First of all: on Linux a child's ru_maxrss starts from what its parent held.
+    metrics = report.begin(args, f"batch {args.batch}, {args.size} px")
+    # Measured first: on Linux a child's ru_maxrss starts from its parent's memory.
     memory = {name: peak_memory(name, argv) for name in ["ours"] + ["peer"] * sides.HAS_TORCH}
     step, model = ours(args)
     steps = {"ours": step}
     if sides.HAS_TORCH:
         steps["peer"] = peer(args, model)
-    logits = {name: step() for name, step in steps.items()}  # compiles, too
+    logits = {name: step() for name, step in steps.items()}  # compiles as well
     flops = count_flops(config(args.dtype, args.tiny), args.batch, args.size)
     rows = [
         report.row(
@@ -130,11 +130,11 @@ def main(argv: list[str] | None = None) -> None:
         )
         for name, seconds in sides.in_turn(steps, args.repeats).items()
     ]
-    found = None
+    differences = None
     if sides.HAS_TORCH:
-        found = {"logits": float(np.abs(logits["ours"] - logits["peer"]).max())}
-    report.add(figures, f"dense logits, {args.dtype}", rows, differences=found)
-    report.finish(figures, args.out)
+        differences = {"logits": float(np.abs(logits["ours"] - logits["peer"]).max())}
+    report.add(metrics, f"dense logits, {args.dtype}", rows, differences=differences)
+    report.finish(metrics, args.out)
 
 
 if __name__ == "__main__":

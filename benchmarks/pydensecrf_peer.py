@@ -1,8 +1,8 @@
-"""pydensecrf's side of `dense_crf`: runs under a Python that has pydensecrf, and needs no other.
+"""pydensecrf's side of `dense_crf`; needs a Python with pydensecrf and NumPy only.
 
     python benchmarks/pydensecrf_peer.py problem.npz marginals.npz
 
-Prints JSON: seconds and CPU seconds of one image, and of a batch with one process a core.
+Prints JSON: seconds and CPU seconds of one image, and of a batch with one process per core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pydensecrf.densecrf as densecrf
 
 
 def infer(problem: dict[str, np.ndarray]) -> np.ndarray:
-    """Marginals (h, w, c) as the published scripts make them, set-up included."""
+    """Marginals (h, w, c) as the published scripts compute them, including set-up."""
     unary, image = problem["unary"], np.ascontiguousarray(problem["image"])
     h, w, c = unary.shape
     gamma, w2, alpha, beta, w1, iterations = problem["settings"].tolist()
@@ -30,7 +30,7 @@ def infer(problem: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def main() -> None:
-    """Times one image, then a batch of as many as the problem says."""
+    """Times one image, then a batch of `problem["batch"]` images."""
     with np.load(sys.argv[1]) as stored:
         problem = dict(stored)
     start, cpu = time.perf_counter(), time.process_time()
@@ -38,7 +38,7 @@ def main() -> None:
     single, cpu = time.perf_counter() - start, time.process_time() - cpu
     batch = [problem] * int(problem["batch"])
     with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
-        pool.map(abs, range(64))  # the processes are up
+        pool.map(abs, range(64))  # waits until the processes have started
         start = time.perf_counter()
         pool.map(infer, batch, chunksize=1)
         together = time.perf_counter() - start

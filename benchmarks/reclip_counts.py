@@ -1,7 +1,7 @@
-"""What ReCLIP++'s two training steps cost by formula: matrix products and the largest arrays.
+"""Cost of ReCLIP++'s two training steps by formula: FLOPs and bytes of the largest arrays.
 
-Ours next to the published way. Only products count, 2 operations a multiply-add; gradients of a
-product count as often as it is needed again: once for each factor that passes a gradient on.
+For our implementation and the published one. Only matrix products count, 2 FLOPs per multiply-add;
+the backward pass of a product counts once for each factor that has a gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOAT = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One training step."""
+    """Sizes of one training step."""
 
     vision: ViTConfig
     text: TextConfig
@@ -39,11 +39,11 @@ class Work:
         return (-(-self.crop // 8)) ** 2
 
 
-Pair = tuple[float, float]  # ours, the published way
+Pair = tuple[float, float]  # ours, published
 
 
 def text_tokens(work: Work) -> tuple[int, int]:
-    """Tokens through the text tower in a step: the prefix once, or with each class."""
+    """Tokens through the text tower per step: with a shared prefix, and with one per class."""
     prefix = work.text.context_length - NAME_TOKENS
     return prefix + NAME_TOKENS * work.classes, work.text.context_length * work.classes
 
@@ -56,7 +56,7 @@ def rectification_flops(work: Work) -> dict[str, Pair]:
     positions = 2 * work.patches * e * (2 * work.vision.width + 3 * c)  # one map for all images
     decoder = 3 * 2 * n * 25 * (e + c) * c
     shared = float(query + positions + decoder)
-    # Masks pooled forwards and backwards: of all classes at once, or of each tagged one.
+    # Mask pooling, forward and backward: of all classes at once, or of each tagged class.
     return {
         "image tower": (ours, peer),
         "reference prompt": _prompt(work),
@@ -73,14 +73,16 @@ def distillation_flops(work: Work) -> dict[str, Pair]:
     teacher += 2 * work.patches * e * (work.vision.width + c)
     student = 3 * b * sum(flops for flops, _ in _convolutions(work))
     first = 2 * 27 * (work.student.width // 2) * b * (-(-work.crop // 2)) ** 2
-    student -= first  # nobody asks for the image's gradient
+    student -= first  # images need no gradient
     logits = b * work.positions * 2 * (2 * e * c + head)
     pixels, grid, side = work.crop**2, -(-work.crop // 8), work.crop // work.vision.patch_px
 
     def resized(side: int, channels: int) -> float:
         return 2.0 * b * channels * (work.crop * side * side + pixels * side)
 
-    upsampled = resized(side, c) + 3 * resized(grid, c)  # labels; loss, made again for gradients
+    upsampled = resized(side, c) + 3 * resized(
+        grid, c
+    )  # labels; loss, recomputed in the backward pass
     l1 = resized(side, e) + resized(grid, e)
     pooled = resized(grid, c) + 2 * b * work.positions * e * c
     shared = float(teacher + logits)
@@ -95,12 +97,12 @@ def distillation_flops(work: Work) -> dict[str, Pair]:
 def rectification_bytes(work: Work, scores_at_once: int | None) -> dict[str, Pair]:
     """Bytes of the largest float32 arrays of a rectification step.
 
-    `scores_at_once`: attention scores that ours makes at a time; None: all.
+    `scores_at_once`: attention scores that ours computes at a time; None: all.
     """
     cfg = work.text
     ours, peer = text_tokens(work)
-    # Kept by each block for its gradient: its input, queries, keys, values, their mixture, the sum
-    # between its halves, and the MLP's two arrays of 4 w. Attention weights are a tenth of that.
+    # Saved by each block for the backward pass: its input, queries, keys, values, attention output,
+    # the sum after attention, and the MLP's two arrays of 4 w. Attention weights: a tenth of that.
     kept = cfg.layers * 14 * cfg.width * FLOAT
     return {
         "text activations kept": (float(ours * kept), float(peer * kept)),
@@ -111,13 +113,12 @@ def rectification_bytes(work: Work, scores_at_once: int | None) -> dict[str, Pai
 def distillation_bytes(work: Work, scores_at_once: int | None, block: int) -> dict[str, Pair]:
     """Bytes of the largest float32 arrays of a distillation step.
 
-    `block`: numbers that ours upsamples at a time, of all maps together.
+    `block`: numbers of all maps together that ours upsamples at a time.
     """
     pixels, e, c = work.batch * work.crop**2, work.vision.embed_dim, work.classes
     # Each convolution's output, its normalisation's, and after ReLU.
     student = 3.0 * work.batch * sum(numbers for _, numbers in _convolutions(work)) * FLOAT
-    # Two maps, a copy of each without what is ignored, their difference; logits, their log
-    # softmax and its gradient.
+    # Two maps, a masked copy of each, their difference; logits, their log softmax and its gradient.
     return {
         "student activations kept": (student, student),
         "features at full size": (
@@ -138,14 +139,14 @@ def _tower(work: Work, published: bool) -> float:
     d, t = cfg.width, n + 1
     block = 24 * t * d * d + 4 * t * t * d
     embed = 2 * n * cfg.patch_px**2 * 3 * d
-    # Published: all of the last block, and besides queries, keys, values, each through the output
-    # projection, and the MLP.
+    # Published: all of the last block, and also queries, keys and values, each through the output
+    # projection and the MLP.
     last = block + (6 + 6 + 16) * t * d * d if published else (6 * t + (2 + 16) * n) * d * d
     return float(embed + (cfg.layers - 1) * block + last + 2 * n * d * cfg.embed_dim)
 
 
 def _prompt(work: Work) -> Pair:
-    """FLOPs of the reference, forwards and back to the prompt, through frozen layers."""
+    """FLOPs of the reference: forward, and backward to the prompt through frozen layers."""
     cfg = work.text
     length, w, c = cfg.context_length, cfg.width, work.classes
     prefix = length - NAME_TOKENS
@@ -156,7 +157,7 @@ def _prompt(work: Work) -> Pair:
         return linear * 24.0 * tokens * w * w + attention * 4.0 * scores * w
 
     names = block(NAME_TOKENS * c, NAME_TOKENS * c * (prefix + NAME_TOKENS))
-    # Nobody reads the prefix behind its last keys and values.
+    # In the last block only keys and values of the prefix are used.
     last = linear * 6 * prefix * w * w
     ours = cfg.layers * names + (cfg.layers - 1) * block(prefix, prefix**2) + last
     return ours + read, cfg.layers * block(length * c, length**2 * c) + read

@@ -1,9 +1,9 @@
-"""ReCLIP++'s rectification of one batch over more and more fake CPU devices: their overhead.
+"""Overhead of ReCLIP++'s rectification step on a growing number of simulated CPU devices.
 
     python -m benchmarks.reclip_scaling [--batch 8] [--size 224] [--devices 1,2,4,8]
 
-Each number of devices has a process of its own. All share the same cores, so that nothing gets
-faster.
+Each number of devices is measured in a process of its own. All devices share the same cores, so no
+speed-up is possible.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from rich.table import Table
 
 from benchmarks import reclip_counts as counts
 from benchmarks import reclip_sides, report
-from benchmarks.report import Figures, console
+from benchmarks.report import Metrics, console
 from benchmarks.sides import Ours, in_turn
 
 
-def scaling(args: argparse.Namespace, argv: list[str]) -> list[Figures]:
+def scaling(args: argparse.Namespace, argv: list[str]) -> list[Metrics]:
     """Seconds of a step for each number of devices."""
-    work = reclip_sides.work(args.batch, args.size, args.classes, args.dtype, args.tiny)
+    work = reclip_sides.make_work(args.batch, args.size, args.classes, args.dtype, args.tiny)
     flops = counts.rectification_flops(work)
     whole = sum(ours for ours, _ in flops.values())
-    rows: list[Figures] = []
+    rows: list[Metrics] = []
     for devices in args.devices:
         command = [sys.executable, "-m", "benchmarks.reclip_scaling", *argv, f"--child={devices}"]
         env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -36,7 +36,7 @@ def scaling(args: argparse.Namespace, argv: list[str]) -> list[Figures]:
         if done.returncode:
             raise RuntimeError(f"measuring {devices} devices failed:\n{done.stderr}")
         seconds = json.loads(done.stdout.splitlines()[-1])
-        # Every device computes the whole reference; images are divided.
+        # Every device computes the whole reference; images are split over devices.
         again = (devices - 1) * flops["reference prompt"][0] / whole
         row = {"devices": devices, "seconds": seconds, "median": statistics.median(seconds)}
         rows.append(row | {"flops_ratio": 1 + again})
@@ -46,7 +46,7 @@ def scaling(args: argparse.Namespace, argv: list[str]) -> list[Figures]:
 
 def child(args: argparse.Namespace) -> list[float]:
     """Seconds of rectification steps over all devices of this process."""
-    work = reclip_sides.work(args.batch, args.size, args.classes, args.dtype, args.tiny)
+    work = reclip_sides.make_work(args.batch, args.size, args.classes, args.dtype, args.tiny)
     task = reclip_sides.make_task(work, "rectification")
     ours = Ours(task, reclip_sides.make_batch(work), args.child)
     ours()
@@ -54,33 +54,33 @@ def child(args: argparse.Namespace) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prints the table; `--out` also writes the figures."""
+    """Prints the table; `--out` also writes it as JSON."""
     argv = sys.argv[1:] if argv is None else argv
     parser = report.parser(__doc__, batch=8, size=224)
-    parser.add_argument("--classes", default=20, type=int, help="in the class list")
+    parser.add_argument("--classes", default=20, type=int, help="number of classes")
     parser.add_argument(
         "--devices", default=(1, 2, 4, 8), type=report.several(),
-        help="from 1; --batch is a multiple of each",
+        help="starting with 1; each must divide --batch",
     )  # fmt: skip
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         print(json.dumps(child(args)))
         return
-    figures = report.begin(args, f"batch {args.batch}, {args.size} px, {args.classes} classes")
-    figures["scaling"] = scaling(args, argv)
-    table = Table("devices", "s/step", "time, of one device's", "FLOPs, of one device's")
-    for row in figures["scaling"]:
+    metrics = report.begin(args, f"batch {args.batch}, {args.size} px, {args.classes} classes")
+    metrics["scaling"] = scaling(args, argv)
+    table = Table("devices", "s/step", "time / one device", "FLOPs / one device")
+    for row in metrics["scaling"]:
         table.add_row(
             str(row["devices"]), f"{row['median']:.3g}",
             f"{row['time_ratio']:.2f}", f"{row['flops_ratio']:.2f}",
         )  # fmt: skip
     console.print(table)
     console.print(
-        "All devices share the cores: no speed-up is expected, only overhead shows. Each device "
-        "computes the whole reference prompt, which real devices do at the same time."
+        "All devices share the cores, so only overhead is visible. Each device computes the whole "
+        "reference prompt, which real devices do in parallel."
     )
-    report.finish(figures, args.out)
+    report.finish(metrics, args.out)
 
 
 if __name__ == "__main__":

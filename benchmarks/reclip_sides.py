@@ -1,4 +1,4 @@
-"""The two systems that `reclip_step` measures: ReCLIP++'s training steps, ours and the peer's."""
+"""The two sides of `reclip_step`: ReCLIP++'s training steps, ours and the peer's."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from clipseg_jax.task import Task
 from weights_convert.clip.build import flat_arrays
 
 Kind = Literal["rectification", "distillation"]
-TEACHER_THRESHOLD = 0.95  # VOC's; random logits pass it, being as sharp as trained ones
+TEACHER_THRESHOLD = 0.95  # of VOC; random logits are sharp enough to pass it
 
 
-def work(batch: int, crop: int, classes: int, dtype: str, tiny: bool) -> Work:
-    """A step of CLIP ViT-B/16 and a ResNet-50; `tiny`: of networks that run in a second.
+def make_work(batch: int, crop: int, classes: int, dtype: str, tiny: bool) -> Work:
+    """A step with CLIP ViT-B/16 and a ResNet-50; `tiny`: of networks that run in a second.
 
     Raises:
-      ValueError: crops that aren't whole patches.
+      ValueError: a crop that is not a multiple of the patch size.
     """
     inputs.whole_patches(crop)
     vision = inputs.vision(dtype, tiny, activation="gelu", block_norm_eps=1e-6)
@@ -54,14 +54,14 @@ def work(batch: int, crop: int, classes: int, dtype: str, tiny: bool) -> Work:
     return Work(vision, text, student, classes, tags, batch, crop)
 
 
-def make_batch(work: Work) -> inputs.Batch:
-    """Crops of coarse random colours, random tags; labels to be filled in, but for a border."""
+def make_batch(work: Work) -> inputs.CropBatch:
+    """Crops of coarse random colours with random tags; unlabelled except for an ignored border."""
     b, crop, c = work.batch, work.crop, work.classes
     rng = np.random.default_rng(inputs.SEED)
     batch = inputs.crops(rng, b, crop)
     tags = np.zeros((b, c), bool)
-    for row, shown in zip(tags, inputs.shown_classes(rng, [work.tags] * b, c), strict=True):
-        row[list(shown)] = True
+    for row, classes in zip(tags, inputs.shown_classes(rng, [work.tags] * b, c), strict=True):
+        row[list(classes)] = True
     label = np.full((b, crop, crop), reclip_distill.UNLABELLED, np.int32)
     label[:, : crop // 8] = 255
     return batch | {"label": label, "tags": tags}
@@ -74,12 +74,12 @@ def make_task(work: Work, kind: Kind) -> Task:
     )
     clip.logit_scale[...] = jnp.asarray(math.log(100.0))
     rng = np.random.default_rng(inputs.SEED)
-    rows = inputs.unit_rows(rng, work.classes, work.vision.embed_dim)
+    text_embeddings = inputs.random_embeddings(rng, work.classes, work.vision.embed_dim)
     end = work.text.vocabulary - 1
     ids = [(int(i), end, 0) for i in rng.integers(1, end - 1, work.classes)]
     model = reclip.init_reclip(
         clip,
-        rows,
+        text_embeddings,
         ids,
         RECLIP_PP,
         activation="gelu",
@@ -95,10 +95,10 @@ def make_task(work: Work, kind: Kind) -> Task:
     return reclip_distill.build(frozen_reference(model), student, cfg)
 
 
-def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch) -> TorchStep:
-    """The same in PyTorch.
+def peer(kind: Kind, work: Work, task: Task, batch: inputs.CropBatch) -> TorchStep:
+    """The same step in PyTorch.
 
-    The rectification's step takes the noise (b, n, c) of its masks; it is drawn without.
+    Rectification optionally takes the Gumbel noise (b, n, c) of its masks; otherwise it draws it.
     """
     import torch
 
@@ -107,22 +107,22 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch) -> TorchStep:
     ours: Any = task.model
     arrays = {path: np.array(leaf) for path, leaf in flat_arrays(ours).items()}
     if kind == "rectification":
-        rows = torch.from_numpy(arrays["text_embeddings"])
+        text_embeddings = torch.from_numpy(arrays["text_embeddings"])
         ids = torch.tensor(ours.reference.name_ids)
-        model: Any = torch_reclip.Rectifier(work.vision, work.text, rows, ids)
+        model: Any = torch_reclip.Rectifier(work.vision, work.text, text_embeddings, ids)
     else:
-        rows, reference = (
+        text_embeddings, reference = (
             torch.from_numpy(arrays[f"teacher.{name}"])
             for name in ("text_embeddings", "reference.rows")
         )
         model = torch_reclip.Distiller(
-            work.vision, work.student, rows, reference, TEACHER_THRESHOLD
+            work.vision, work.student, text_embeddings, reference, TEACHER_THRESHOLD
         )
     torch_vit.load(model, arrays)
     device = torch_device()
     model = model.to(device).train()
     crops, real = map(jnp.asarray, (batch["image"], batch["image_size"]))
-    # Their loader normalises; ours leaves that to the step.
+    # The published loader normalises images; our step does so itself.
     images = channels_first(network_input(crops, real, IMAGENET_MEAN, IMAGENET_STD))
     labels = torch.from_numpy(batch["label"]).long().to(device)
     tags = [np.flatnonzero(row).tolist() for row in batch["tags"]]
@@ -130,8 +130,8 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch) -> TorchStep:
     def loss(noise: np.ndarray | None = None) -> Any:
         if kind == "distillation":
             return model.loss(images, labels, tags)
-        given = None if noise is None else torch.from_numpy(np.array(noise)).to(device)
-        return model.loss(images, tags, given)
+        gumbel = None if noise is None else torch.from_numpy(np.array(noise)).to(device)
+        return model.loss(images, tags, gumbel)
 
     return TorchStep(loss, torch_reclip.optimizer(model), work.vision.dtype)
 
@@ -139,17 +139,17 @@ def peer(kind: Kind, work: Work, task: Task, batch: inputs.Batch) -> TorchStep:
 def differences(work: Work, ours: Ours, peer: TorchStep) -> dict[str, float]:
     """Relative differences of loss and gradient norm, before and after one update.
 
-    Both must be new: of equal weights and images. They get equal Gumbel noise.
+    Both sides must be untrained, with equal weights and images. They get equal Gumbel noise.
 
     Raises:
-      ValueError: the first step's are too large.
+      ValueError: those of the first step are too large.
     """
     side = work.crop // work.vision.patch_px
-    found: dict[str, float] = {}
+    differences_of: dict[str, float] = {}
     for step, when, tolerance in ((0, "", TOLERANCE), (1, " after an update", {})):
-        key = jax.random.fold_in(jax.random.key(inputs.SEED), step)  # as the update makes it
+        key = jax.random.fold_in(jax.random.key(inputs.SEED), step)  # as in `make_update`
         noise = gumbel_noise(key, (work.batch, side, side, work.classes))
         theirs = peer(np.asarray(noise).reshape(work.batch, side * side, -1), norm=True)
-        own = agreement(ours(), theirs, tolerance)
-        found |= {name + when: value for name, value in own.items()}
-    return found
+        step_differences = agreement(ours(), theirs, tolerance)
+        differences_of |= {name + when: value for name, value in step_differences.items()}
+    return differences_of

@@ -1,7 +1,7 @@
-"""The two sides of a benchmark: how they are made, run in turn, held against each other.
+"""The two sides of a benchmark: how they are built, run alternately and compared.
 
-A side is a callable that does a batch's work and waits for it. Ours is a compiled program on a
-batch that stays on the devices; the peer's is PyTorch, which only making one imports.
+A side is a callable that processes a batch and waits for the result. Ours is a compiled program on
+a batch that stays on the devices; the peer's is PyTorch, imported only when a peer is built.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from clipseg_jax.train_step import init_state, make_update, split_model
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CONSTANT_SGD = OptimConfig(schedule="constant")
-# Largest relative differences: gradients come from few positions, where two classes nearly tie.
+# Largest relative differences; gradients stem from the few positions where two classes nearly tie.
 TOLERANCE = {"loss": 1e-3, "gradient_norm": 1e-2}
 Side = Callable[[], Any]
 
@@ -60,13 +60,13 @@ class Ours:
         self.compiled = update.lower(self.state, self.frozen, self.batch).compile()
 
     def __call__(self) -> dict[str, float]:
-        """One step; waits for its loss and gradient norm."""
+        """Runs one step and returns its loss and gradient norm."""
         self.state, metrics = self.compiled(self.state, self.frozen, self.batch)
         jax.block_until_ready(self.state)
         return {name: float(metrics[name]) for name in TOLERANCE}
 
     def compiler_flops(self) -> float | None:
-        """What the compiler counts: a loop's body once, and no calls of libraries."""
+        """FLOPs by XLA's cost analysis: counts loop bodies once and library calls not at all."""
         cost = self.compiled.cost_analysis()
         return cost.get("flops") if cost else None
 
@@ -78,25 +78,25 @@ class TorchStep:
         self.loss, self.optimizer, self.dtype = loss, optimizer, dtype
 
     def __call__(self, *args: Any, norm: bool = False) -> dict[str, float]:
-        """One step with `loss(*args)`: its loss, with `norm` also its gradient norm."""
+        """Runs one step with `loss(*args)`; returns loss and, with `norm`, gradient norm."""
         import torch
 
         with autocast(self.dtype):
             loss = self.loss(*args)
         self.optimizer.zero_grad()
         loss.backward()
-        figures = {"loss": loss.item()}
+        metrics = {"loss": loss.item()}
         if norm:
-            owned = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norms = [p.grad.norm() for p in owned if p.grad is not None]
-            figures["gradient_norm"] = float(torch.stack(norms).norm())
+            params = [p for group in self.optimizer.param_groups for p in group["params"]]
+            norms = [p.grad.norm() for p in params if p.grad is not None]
+            metrics["gradient_norm"] = float(torch.stack(norms).norm())
         self.optimizer.step()
-        return figures
+        return metrics
 
 
 @functools.cache  # sets PyTorch up once
 def torch_device() -> Any:
-    """PyTorch's device, where JAX is, too; it gets the cores and the TF32 that JAX takes."""
+    """PyTorch's device, of the kind that JAX uses; with JAX's number of cores and TF32 products."""
     import torch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -113,7 +113,7 @@ def set_tf32(on: bool) -> None:
 
 
 def autocast(dtype: str) -> Any:
-    """PyTorch's products inside are of this type."""
+    """A context in which PyTorch's products have this dtype."""
     import torch
 
     return torch.autocast(torch_device().type, torch.bfloat16, enabled=dtype == "bfloat16")
@@ -123,13 +123,13 @@ def channels_first(images: Any) -> Any:
     """(b, h, w, 3) -> PyTorch's (b, 3, h, w) on its device."""
     import torch
 
-    found = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
-    return found.to(torch_device())
+    tensor = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    return tensor.to(torch_device())
 
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Inside, PyTorch's products and those of our programs made here round nothing to TF32."""
+    """A context in which PyTorch, and programs compiled here, do not round products to TF32."""
     torch_device()
     set_tf32(False)
     try:
@@ -144,19 +144,19 @@ def agreement(
     theirs: Mapping[str, float],
     tolerance: Mapping[str, float] = TOLERANCE,
 ) -> dict[str, float]:
-    """Relative differences of the figures of a step on either side.
+    """Relative differences of a step's metrics between the two sides.
 
     Raises:
-      ValueError: they are larger than `tolerance`.
+      ValueError: a difference exceeds `tolerance`.
     """
-    found = {name: abs(value / theirs[name] - 1) for name, value in ours.items()}
-    if any(found[name] > most for name, most in tolerance.items()):
-        raise ValueError(f"the two sides differ by {found}, relative; allowed are {tolerance}")
-    return found
+    differences = {name: abs(value / theirs[name] - 1) for name, value in ours.items()}
+    if any(differences[name] > most for name, most in tolerance.items()):
+        raise ValueError(f"the two sides differ by {differences} (relative), more than {tolerance}")
+    return differences
 
 
 def in_turn(steps: Mapping[str, Side], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each of `steps`: all of them once, all of them again ..."""
+    """Seconds of each of `steps`, which are run alternately, `repeats` times."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
@@ -167,10 +167,10 @@ def in_turn(steps: Mapping[str, Side], repeats: int) -> dict[str, list[float]]:
 
 
 def step_bytes(step: Side, compiled: Any = None) -> int | None:
-    """What a step, which runs once, takes beyond weights, optimiser and batch; None: unknown.
+    """Bytes that one step needs beyond weights, optimiser state and batch; None: unknown.
 
-    On CPUs the rise of the process's memory; on GPUs the temporaries of our `compiled` program, or
-    without one what PyTorch's allocator held.
+    On CPUs the increase of the process's peak memory; on GPUs the temporaries of our `compiled`
+    program, or without one the peak of PyTorch's allocator.
     """
     if jax.default_backend() != "gpu":
         return process_peak(step)
@@ -189,10 +189,10 @@ def step_bytes(step: Side, compiled: Any = None) -> int | None:
 
 
 def process_peak(step: Side) -> int | None:
-    """How far a call raises this process's memory; None where the kernel can't tell (not Linux)."""
+    """Bytes by which a call raises this process's peak memory; None except on Linux."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide the step's needs
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+        ctypes.CDLL(None).malloc_trim(0)  # free memory of the allocator would hide the step's use
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         before = _status("VmRSS")
         step()
         return _status("VmHWM") - before
@@ -200,6 +200,6 @@ def process_peak(step: Side) -> int | None:
 
 
 def _status(name: str) -> int:
-    found = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    match = re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) * 1024

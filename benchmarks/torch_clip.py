@@ -1,6 +1,6 @@
-"""CLIP's towers as ReCLIP's published programs run them, in ordinary PyTorch.
+"""CLIP's towers as in ReCLIP's published programs, in plain PyTorch.
 
-Module names are ours, so that `torch_vit.load` fits.
+Module names equal ours, as `torch_vit.load` requires.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clipseg_jax.models.clip import TextConfig, ViTConfig
 
-PROMPT = 73  # trained vectors, between the start token and three of a class name
+PROMPT = 73  # learned vectors, between the start token and three tokens of a class name
 
 
 class Activation(nn.Module):
@@ -45,14 +45,14 @@ class Block(nn.Module):
         )
 
     def feed(self, x: Tensor) -> Tensor:
-        """The second half: tokens plus their perceptron."""
+        """Adds the MLP to the tokens."""
         y = self.ln_2(x)
         for layer in self.mlp.values():
             y = layer(y)
         return x + y
 
     def forward(self, x: Tensor, causal: Tensor | None = None) -> Tensor:
-        """Text: causal, no maps. Images: the norm three times over, averaged maps."""
+        """Text: causal, without maps. Images: the norm is computed three times, maps averaged."""
         if causal is not None:
             y = self.ln_1(x)
             mixed, _ = self.attn(y, y, y, need_weights=False, attn_mask=causal)
@@ -61,7 +61,7 @@ class Block(nn.Module):
         return self.feed(x + mixed)
 
     def values(self, x: Tensor) -> Tensor:
-        """The path without attention of the last block; queries and keys are projected, too."""
+        """The last block's path without attention; also projects queries and keys."""
         packed = F.linear(self.ln_1(x), self.attn.in_proj_weight, self.attn.in_proj_bias)
         _, _, v = (self.attn.out_proj(part) for part in packed.chunk(3, dim=-1))
         return self.feed(v + x)
@@ -107,7 +107,7 @@ class Visual(nn.Module):
         for block in most:
             x = block(x)
         v = last.values(x)
-        last(x)  # what CLIP itself would go on with: computed, not used
+        last(x)  # CLIP's regular output: computed but not used
         v = self.ln_post(v)[1:].permute(1, 2, 0).reshape(b, d, *grid)
         return F.conv2d(v, self.proj.T[:, :, None, None]), positions
 
@@ -127,7 +127,7 @@ class Text(nn.Module):
         self.register_buffer("causal", hidden.triu(1), persistent=False)
 
     def forward(self, prompt: Tensor, ids: Tensor) -> Tensor:
-        """Prompt (73, w) and three ids a class (c, 3) -> features (c, e)."""
+        """Prompt (73, w) and three ids per class (c, 3) -> features (c, e)."""
         c, w = ids.shape[0], prompt.shape[1]
         start = self.token_embedding(torch.full((c, 1), self.start, device=ids.device))
         x = torch.cat([start, prompt.expand(c, *prompt.shape), self.token_embedding(ids)], dim=1)

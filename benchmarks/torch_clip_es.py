@@ -1,9 +1,9 @@
-"""The benchmark's peer: CLIP-ES's CAMs the published way, in ordinary PyTorch.
+"""The peer of `clip_es_cam`: CLIP-ES's CAMs as published, in plain PyTorch.
 
 Written from the description (spec clip_es, sections 4 to 7 and 16), with its costs: one image and
 one class at a time, all attention maps kept, the last block forward and backward for every class,
-the affinity normalised and squared for every class. Where the description leaves a choice the
-cheaper one is taken: no gradients of weights are made, boxes come from a flood fill of patches.
+the affinity normalised and squared for every class. Where the description is ambiguous, the cheaper
+variant is used: no gradients of weights, boxes by a flood fill of patches.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The peer of `clip_rc_step`: CLIP-RC in ordinary PyTorch, as published.
+"""The peer of `clip_rc_step`: CLIP-RC as published, in plain PyTorch.
 
 Written from the description of what the published program computes, with its costs: one dense mask
-over all tokens of the image tower, sixteen queries a class to the end, the head's attention with
-its scores held whole, logits and one-hot targets at full size, a Python loop over images in the
-dice loss. Where the description leaves a choice the cheaper one is taken: the tower's attention is
-PyTorch's fused one, and scores that were computed and thrown away are not. Module names are those
-of the published checkpoints, so that `weights_convert` feeds both sides.
+over all tokens of the image tower, sixteen queries per class to the end, the head's attention with
+materialised scores, logits and one-hot targets at full size, a Python loop over images in the dice
+loss. Where the description is ambiguous, the cheaper variant is used: the tower's attention is
+PyTorch's fused one, and scores that were computed but not used are omitted. Module names are those
+of the published checkpoints, so that `weights_convert` provides weights for both sides.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ IGNORED = 255
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the network, and of what it is trained on."""
+    """Sizes of the network and its inputs."""
 
     crop_px: int = 512
     patch_px: int = 16
@@ -34,7 +34,7 @@ class Sizes:
     regions: int = 4  # along a side
     decoder_layers: int = 3
     decoder_heads: int = 8
-    hidden: int = 2048  # of the decoder's perceptrons
+    hidden: int = 2048  # of the decoder's MLPs
     dropout: float = 0.1
 
     @property
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 def attention_mask(sizes: Sizes) -> Tensor:
-    """(n, n) additive: regions see their own patches and themselves, patches also their region."""
+    """Additive mask (n, n): regions see their patches and themselves, patches also their region."""
     g, r = sizes.grid, sizes.regions
     first = 1 + sizes.prompts
     plain = first + g * g
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention with separate projections, its scores held whole, as published."""
+    """Attention with separate projections and materialised scores, as published."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -152,7 +152,7 @@ class CrossAttention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Queries (b, n, d) look at memory (b, m, d)."""
+        """Queries (b, n, d) attend to memory (b, m, d)."""
 
         def split(y: Tensor) -> Tensor:
             return y.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -163,7 +163,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A post-norm layer: attention, then a perceptron. The published one has unused parts."""
+    """A post-norm layer: attention, then an MLP. The published one has unused parts."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -189,7 +189,7 @@ class Layers(nn.Module):
 
 
 class Recovery(nn.Module):
-    """What guesses the first queries and patches from the last ones, in training."""
+    """Recovers the first queries and patches from the last ones, in training."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -220,7 +220,7 @@ class Head(nn.Module):
     def forward(
         self, patches: Tensor, image: Tensor, regions: Tensor, text: Tensor
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Mask logits (b, c, s, s), and in training what is to be recovered and what was."""
+        """Mask logits (b, c, s, s); in training also the targets and outputs of the recovery."""
         (b, e, g, _), c = patches.shape, len(text)
         each = (regions.flatten(2).transpose(1, 2) + image[:, None])[:, :, None] * text
         start = torch.cat([each, text.expand_as(each)], dim=3).flatten(1, 2)
@@ -249,11 +249,11 @@ class ClipRC(nn.Module):
         self.weights = weights  # of mask, dice and recovery
 
     def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, dict]:
-        """Normalised images (b, 3, s, s), rows of text (c, e)."""
+        """Normalised images (b, 3, s, s), text embeddings (c, e)."""
         return self.decode_head(*self.backbone(images), text)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Of labels (b, s, s) in the rows of `text`, 255 ignored."""
+        """Loss for labels (b, s, s), indices of `text`; 255 is ignored."""
         logits, recovered = self(images, self.text)
         of_mask, of_dice, of_recovery = self.weights
         targets = F.one_hot(torch.where(labels == IGNORED, 0, labels), len(self.text)).float()
@@ -275,6 +275,6 @@ class ClipRC(nn.Module):
 
     @torch.inference_mode()
     def labels(self, images: Tensor, seen: Tensor, text: Tensor) -> Tensor:
-        """Label maps (b, s, s) among all rows of `text`; `seen` (c,) bool."""
+        """Label maps (b, s, s), indices of `text` (c, e); `seen` (c,) bool."""
         scores = torch.sigmoid(self(images, text)[0])
         return (scores - 0.1 * seen[:, None, None]).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""The peers' student: DeepLab on a dilated ResNet v1c, in ordinary PyTorch.
+"""The peers' student: DeepLab on a dilated ResNet v1c, in plain PyTorch.
 
 Module names are ours, so that `torch_vit.load` fits.
 """
@@ -67,8 +67,10 @@ class Backbone(nn.Module):
             planes, dilation = cfg.width * 2**stage, cfg.dilations[stage]
             layer = nn.ModuleList()
             for i in range(blocks):
-                own = (cfg.strides[stage], max(dilation // 2, 1)) if i == 0 else (1, dilation)
-                layer.append(Bottleneck(c_in, planes, *own))
+                stride_dilation = (
+                    (cfg.strides[stage], max(dilation // 2, 1)) if i == 0 else (1, dilation)
+                )
+                layer.append(Bottleneck(c_in, planes, *stride_dilation))
                 c_in = 4 * planes
             self.layers.append(layer)
 

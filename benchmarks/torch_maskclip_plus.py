@@ -1,7 +1,7 @@
-"""The peer of `maskclip_plus_step`: MaskCLIP+'s training step in ordinary PyTorch, as published.
+"""The peer of `maskclip_plus_step`: MaskCLIP+'s training step as published, in plain PyTorch.
 
 Written from the description of what the published program computes, with its costs: all scores at
-full size, the last block of the guide beside the path that is read.
+full size, and the guide's last block in addition to the path whose output is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 
 
 class MaskCLIPPlus(nn.Module):
-    """Student and guide, and the step's loss; names as ours, so that `torch_vit.load` fits."""
+    """Student, guide and loss; names equal ours, as `torch_vit.load` requires."""
 
     def __init__(
         self, vision: ViTConfig, student: DilatedResNetConfig, rows: Tensor, candidates: list[int]
@@ -31,8 +31,10 @@ class MaskCLIPPlus(nn.Module):
         self.register_buffer("candidates", torch.tensor(candidates), persistent=False)
 
     @torch.no_grad()
-    def found(self, images: Tensor, features: Tensor, labels: Tensor, guided: bool) -> Tensor:
-        """Labels (b, h, w) whose -1 became a class, by the guide or by the student."""
+    def pseudo_labels(
+        self, images: Tensor, features: Tensor, labels: Tensor, guided: bool
+    ) -> Tensor:
+        """Labels (b, h, w) with -1 replaced by the prediction of the guide or the student."""
         rows = self.text_embeddings[self.candidates]
         if guided:
             features, _ = self.teacher(images)
@@ -46,6 +48,6 @@ class MaskCLIPPlus(nn.Module):
         """The loss of a batch: images (b, 3, h, w), labels (b, h, w) int64."""
         features = self.student(images)
         logits = F.conv2d(features, self.text_embeddings[:, :, None, None])
-        labels = self.found(images, features.detach(), labels, guided)
+        labels = self.pseudo_labels(images, features.detach(), labels, guided)
         logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").mean()

@@ -1,10 +1,10 @@
-"""The peer of `reclip_step`: ReCLIP++'s two training steps in ordinary PyTorch, as published.
+"""The peer of `reclip_step`: ReCLIP++'s two training steps as published, in plain PyTorch.
 
 Written from the description of what the published programs compute, step by step, with their
 costs: every class's prompt of 77 tokens through the text tower at each step, all of the last image
 block, averaged attention maps, Python loops over images and classes, feature maps at full size.
-Where the description leaves a choice the cheaper one is taken. Their pauses between steps and
-their loading of data are left out.
+Where the description is ambiguous, the cheaper variant is used. Pauses between steps and data
+loading are omitted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ IGNORED, UNLABELLED = 255, -1
 
 
 class Reference(nn.Module):
-    """The text tower, and the prompt that is trained."""
+    """The text tower and the learned prompt."""
 
     def __init__(self, cfg: TextConfig):
         super().__init__()
@@ -48,12 +48,12 @@ class Decoder(nn.Module):
 
 
 def _compare(features: Tensor, rows: Tensor) -> Tensor:
-    """Features (b, e, h, w) and rows (c, e) -> (b, c, h, w)."""
+    """Features (b, e, h, w) and embeddings (c, e) -> (b, c, h, w)."""
     return F.conv2d(features, rows[:, :, None, None])
 
 
 class Rectifier(nn.Module):
-    """The model of the rectification, and its step."""
+    """Rectification: model and loss."""
 
     def __init__(self, vision: ViTConfig, text: TextConfig, rows: Tensor, ids: Tensor):
         super().__init__()
@@ -90,9 +90,9 @@ class Rectifier(nn.Module):
         masks = hard - soft.detach() + soft
         features = features.flatten(2).transpose(1, 2)
         total = logits.new_zeros(())
-        for mask, feature, own in zip(masks, features, tags, strict=True):
+        for mask, feature, classes in zip(masks, features, tags, strict=True):
             entropies = []
-            for c in own:
+            for c in classes:
                 pooled = (mask[:, c, None] * feature).mean(dim=0)
                 scores = 100.0 * pooled @ self.text_embeddings.T
                 entropies.append(F.cross_entropy(scores[None], torch.tensor([c]).to(scores.device)))
@@ -101,7 +101,7 @@ class Rectifier(nn.Module):
 
 
 class Teacher(nn.Module):
-    """The rectified CLIP, its reference computed."""
+    """The rectified CLIP with a precomputed reference."""
 
     def __init__(self, vision: ViTConfig, rows: Tensor, reference: Tensor):
         super().__init__()
@@ -113,7 +113,7 @@ class Teacher(nn.Module):
 
 
 class Distiller(nn.Module):
-    """Teacher and student of the distillation, and its step."""
+    """Distillation: teacher, student and loss."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def teach(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels (b, h, w) with the teacher's classes, CLIP's features, projected positions."""
+        """Labels (b, h, w) by the teacher, CLIP's features, projected positions."""
         teacher = self.teacher
         raw, positions = teacher.visual(images)
         features = raw / raw.norm(dim=1, keepdim=True)
@@ -147,21 +147,23 @@ class Distiller(nn.Module):
         """The loss of a batch; labels (b, h, w) are -1 or 255."""
         teacher = self.teacher
         labels, raw, projected = self.teach(images, labels)
-        made = self.student(images)
-        unit = made / made.norm(dim=1, keepdim=True)
-        projected = F.interpolate(projected, made.shape[2:], mode="bilinear", align_corners=False)
+        features = self.student(images)
+        unit = features / features.norm(dim=1, keepdim=True)
+        projected = F.interpolate(
+            projected, features.shape[2:], mode="bilinear", align_corners=False
+        )
         query = _compare(unit, teacher.text_embeddings)
         logits = teacher.head(unit, query - _compare(projected, teacher.reference_rows))
         entropy = F.cross_entropy(
             _upsampled(logits, labels), labels, ignore_index=IGNORED, reduction="none"
         )
         with torch.no_grad():
-            own, clip = _upsampled(made, labels), _upsampled(raw, labels)
+            upsampled, clip = _upsampled(features, labels), _upsampled(raw, labels)
             kept = labels != IGNORED
-            l1 = F.l1_loss(own.movedim(1, -1)[kept], clip.movedim(1, -1)[kept])  # not used
-            l1 = F.l1_loss(own, clip)
-        text = made.new_zeros(())
-        for feature, label, classes in zip(own, labels, tags, strict=True):
+            l1 = F.l1_loss(upsampled.movedim(1, -1)[kept], clip.movedim(1, -1)[kept])  # not used
+            l1 = F.l1_loss(upsampled, clip)
+        text = features.new_zeros(())
+        for feature, label, classes in zip(upsampled, labels, tags, strict=True):
             entropies = []
             for c in classes:
                 pooled = (feature * (label == c)).mean(dim=(1, 2))
@@ -176,6 +178,6 @@ def _upsampled(x: Tensor, labels: Tensor) -> Tensor:
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as published, over what is trained."""
+    """SGD as published, over the trainable parameters."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.SGD(trained, lr=0.01, momentum=0.9, weight_decay=5e-4)

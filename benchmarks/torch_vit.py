@@ -1,4 +1,4 @@
-"""CLIP's ViT in ordinary PyTorch, the peers' own: MaskCLIP's dense read-out, and loading."""
+"""CLIP's ViT in plain PyTorch for the peers, MaskCLIP's dense features, and loading of weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SKIPPED = ("transformer", "attn", "mlp")  # parts of our paths that a peer's nam
 
 
 class Block(nn.Module):
-    """A pre-norm residual block on tokens (b, t, d), with three ways to mix them."""
+    """A pre-norm residual block on tokens (b, t, d), with three variants of attention."""
 
     def __init__(self, cfg: ViTConfig):
         super().__init__()
@@ -30,18 +30,18 @@ class Block(nn.Module):
         self.c_proj = nn.Linear(4 * d, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens by attention in one call."""
+        """Fused attention."""
         mixed = F.scaled_dot_product_attention(*self._queries_keys_values(x))
         return self._rest(x, mixed.transpose(1, 2).flatten(2))
 
     def with_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens, and the attention averaged over heads (b, t, t)."""
+        """Tokens, and attention maps (b, t, t) averaged over heads."""
         q, k, v = self._queries_keys_values(x)
         weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]), dim=-1)
         return self._rest(x, (weights @ v).transpose(1, 2).flatten(2)), weights.mean(1)
 
     def value_path(self, x: Tensor) -> Tensor:
-        """Tokens, each from its own value."""
+        """The value path: each token attends to itself only."""
         d = x.shape[-1]
         v = F.linear(self.ln_1(x), self.in_proj.weight[2 * d :], self.in_proj.bias[2 * d :])
         return self._rest(x, v)
@@ -98,7 +98,7 @@ class Tower(nn.Module):
 
 
 class DenseViT(nn.Module):
-    """Normalised images (b, 3, h, w) -> cosines with text rows, (b, h/16, w/16, c)."""
+    """Normalised images (b, 3, h, w) -> cosines with text embeddings (b, h/16, w/16, c)."""
 
     def __init__(self, cfg: ViTConfig, text: Tensor):
         super().__init__()
@@ -117,9 +117,10 @@ class DenseViT(nn.Module):
 
 
 def load(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Copies our arrays (dotted paths, our layouts) into a peer; all of its values are there.
+    """Copies our arrays (dotted path -> array in our layout) into a peer.
 
-    The peer's names are our paths, whole or without the modules `transformer`, `attn` and `mlp`.
+    The peer's names are our paths, with or without the modules `transformer`, `attn` and `mlp`. Our
+    arrays must contain all of them.
     """
     short = {".".join(p for p in path.split(".") if p not in SKIPPED): path for path in arrays}
     kinds = {"weight": ("kernel", "scale", "embedding"), "running_mean": ("mean",)}
@@ -130,8 +131,8 @@ def load(model: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
                 continue
             path = name.replace("in_proj_", "in_proj.")
             stem, _, last = path.rpartition(".")
-            found = [path] + [f"{stem}.{kind}".lstrip(".") for kind in kinds.get(last, ())]
-            key = next(short.get(key, key) for key in found if key in short or key in arrays)
+            candidates = [path] + [f"{stem}.{kind}".lstrip(".") for kind in kinds.get(last, ())]
+            key = next(short.get(key, key) for key in candidates if key in short or key in arrays)
             value = np.asarray(arrays[key])
             if key.endswith("kernel"):  # convolutions hwio -> oihw, linear (in, out) -> (out, in)
                 value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

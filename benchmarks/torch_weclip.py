@@ -1,11 +1,11 @@
-"""The benchmark's peer: a training step of WeCLIP the published way, in ordinary PyTorch.
+"""The peer of `weclip_step`: WeCLIP's training step as published, in plain PyTorch.
 
 Written from the description (spec weclip, sections 3 to 7 and 15), with its costs: pseudo labels
-are made for one image after the other and, in Grad-CAM, one class after the other; block 12 runs
-forward and backward for every class; PAR copies all 48 neighbours of image and masks, in each of
-its iterations; affinity labels are picked by boolean masks. Where the description leaves a choice
-the cheaper one is taken: no gradients of frozen weights, boxes from a flood fill of patches, no
-label or feature written to disk.
+are computed for one image at a time and, in Grad-CAM, one class at a time; block 12 runs forward
+and backward for every class; PAR copies all 48 neighbours of image and masks in each iteration;
+affinity labels are selected by boolean masks. Where the description is ambiguous, the cheaper
+variant is used: no gradients of frozen weights, boxes by a flood fill of patches, no labels or
+features written to disk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAR_DILATIONS, PAR_ROUNDS, PAR_SHARPNESS, PAR_POSITION = (1, 2, 4, 8, 12, 24), 2
 
 
 class Method(NamedTuple):
-    """What differs between datasets."""
+    """Parameters that differ between datasets."""
 
     classes: int  # with background
     box_threshold: float = 0.4
@@ -59,11 +59,11 @@ class PAR(nn.Module):
     def neighbours(self, x: Tensor) -> Tensor:
         """(1, c, h, w) -> copies of the neighbours (1, c, 48, h, w)."""
         _, c, h, w = x.shape
-        found = []
+        copies = []
         for d in PAR_DILATIONS:
             wide = F.pad(x, [d] * 4, mode="replicate").transpose(0, 1)
-            found.append(F.conv2d(wide, self.kernel, dilation=d).view(1, c, 8, h, w))
-        return torch.cat(found, dim=2)
+            copies.append(F.conv2d(wide, self.kernel, dilation=d).view(1, c, 8, h, w))
+        return torch.cat(copies, dim=2)
 
     def forward(self, image: Tensor, masks: Tensor) -> Tensor:
         """Refined masks."""
@@ -79,7 +79,7 @@ class PAR(nn.Module):
 
 
 class Adapter(nn.Module):
-    """The perceptron of one layer's features."""
+    """The MLP of one layer's features."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -111,12 +111,12 @@ class PublishedWeCLIP(nn.Module):
         self.seconds: list[dict[str, float]] = []  # of the parts of each step's loss
 
     def trained(self) -> list[nn.Parameter]:
-        """What the optimiser owns."""
+        """The trainable parameters."""
         return [p for p in self.parameters() if p.requires_grad]
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the wall time of what runs inside to the step's `seconds`."""
+        """A context whose wall time is added to the step's `seconds`."""
         device = self.classes.device.type
         if device == "cuda":
             torch.cuda.synchronize()
@@ -143,12 +143,17 @@ class PublishedWeCLIP(nn.Module):
                 x, _ = block.with_map(x)
             logits = self.classifier(x.transpose(1, 2).reshape(b, -1, *grid))
         labels = []
-        for i, own in enumerate(ids):
-            of_image = [attention[i : i + 1] for attention in maps]
-            known = affinity[i].detach() if late else None
+        for i, classes in enumerate(ids):
+            image_maps = [attention[i : i + 1] for attention in maps]
+            image_affinity = affinity[i].detach() if late else None
             labels.append(
                 self.pseudo_label(
-                    images[i : i + 1], outputs[-1][i : i + 1], of_image, own, known, grid
+                    images[i : i + 1],
+                    outputs[-1][i : i + 1],
+                    image_maps,
+                    classes,
+                    image_affinity,
+                    grid,
                 )
             )
         with self.timed("loss"):
@@ -167,7 +172,7 @@ class PublishedWeCLIP(nn.Module):
     ) -> Tensor:
         """Labels (h, w) of one image."""
         text = F.normalize(torch.cat([self.classes[list(ids)], self.background]), dim=-1)
-        spread, enlarged = None, []
+        transition, upsampled = None, []
         size = image.shape[-2:]
         for k in range(len(ids)):
             with self.timed("CAM"):
@@ -176,31 +181,32 @@ class PublishedWeCLIP(nn.Module):
                 )
                 cam = scaled_twice(raw.reshape(grid))
             with self.timed("refinement"):
-                if spread is None:
-                    spread = self.transition([*maps, attention], affinity)
+                if transition is None:
+                    transition = self.transition([*maps, attention], affinity)
                 mask = torch.from_numpy(boxed(cam, self.method.box_threshold)).float()
-                refined = (spread.cpu() * mask.reshape(1, -1)) @ torch.from_numpy(cam).reshape(
+                refined = (transition.cpu() * mask.reshape(1, -1)) @ torch.from_numpy(cam).reshape(
                     -1, 1
                 )
                 refined = torch.from_numpy(scaled(refined.reshape(cam.shape).numpy()))
-                enlarged.append(F.interpolate(refined[None, None], size, mode="bilinear")[0, 0])
+                upsampled.append(F.interpolate(refined[None, None], size, mode="bilinear")[0, 0])
         with self.timed("PAR"), torch.no_grad():
-            found = torch.stack(enlarged)
-            stack = torch.cat([1 - found.max(0, keepdim=True).values, found])[None]
+            refined_maps = torch.stack(upsampled)
+            background = 1 - refined_maps.max(0, keepdim=True).values
+            stack = torch.cat([background, refined_maps])[None]
             best = self.par(image, stack.to(image.device)).argmax(1)[0]
             names = torch.tensor([0, *(i + 1 for i in ids)], device=best.device)
             return names[best]
 
     @torch.no_grad()
     def transition(self, maps: list[Tensor], affinity: Tensor | None) -> Tensor:
-        """How far patches belong together (n, n), once for an image."""
+        """The transition matrix (n, n) between the patches of one image."""
         if affinity is None:
             s = torch.cat(maps[-EARLY_LAYERS:]).mean(0)[1:, 1:].float()
         else:
             last = torch.cat(maps[-self.method.late_layers :])[:, 1:, 1:].float()
             masses = (affinity - last).sum((1, 2))
-            kept = last[masses <= masses.mean()]
-            s = kept.sum(0) / (len(kept) + 1e-5) * affinity
+            selected = last[masses <= masses.mean()]
+            s = selected.sum(0) / (len(selected) + 1e-5) * affinity
         for _ in range(SINKHORN_ROUNDS):
             s = s / s.sum(0, keepdim=True)
             s = s / s.sum(1, keepdim=True)
@@ -208,14 +214,14 @@ class PublishedWeCLIP(nn.Module):
         return s @ s
 
     def affinity_loss(self, affinity: Tensor, labels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """The loss of the patches' affinity (b, n, n) against their labels."""
+        """The loss of the patch affinity (b, n, n) against the labels (b, h, w)."""
         small = F.interpolate(labels[:, None].float(), grid, mode="nearest").flatten(1)
         rows, columns = (g.flatten() for g in np.meshgrid(*map(np.arange, grid), indexing="ij"))
         r = self.method.radius
         near = (abs(rows[:, None] - rows) <= r) & (abs(columns[:, None] - columns) <= r)
         targets = []
-        for own in small.cpu().numpy():
-            alike = (own[:, None] == own[None]).astype(np.int64)
+        for image_labels in small.cpu().numpy():
+            alike = (image_labels[:, None] == image_labels[None]).astype(np.int64)
             alike[~near] = 255
             targets.append(torch.from_numpy(alike))
         target = torch.stack(targets).to(affinity.device)
@@ -227,10 +233,10 @@ class PublishedWeCLIP(nn.Module):
 
 
 def balanced(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of background and of foreground, half each."""
+    """Mean of the cross entropies of background and of foreground."""
     background = torch.where(labels == 0, labels, 255)
     foreground = torch.where(labels == 0, 255, labels)
-    parts = [F.cross_entropy(logits, own, ignore_index=255) for own in (background, foreground)]
+    parts = [F.cross_entropy(logits, y, ignore_index=255) for y in (background, foreground)]
     return 0.5 * (parts[0] + parts[1])
 
 

@@ -1,4 +1,4 @@
-"""The two systems that `weclip_step` measures: WeCLIP's training step, ours and the peer's."""
+"""The two sides of `weclip_step`: WeCLIP's training step, ours and the peer's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from clipseg_jax.ops.cam import activation_maps
 from clipseg_jax.ops.image import normalize, valid_mask
 from weights_convert.clip.build import flat_arrays
 
-COUNTS = (1, 2, 3, 2)  # classes of the images, in turn: eight pairs in a published batch
+COUNTS = (1, 2, 3, 2)  # numbers of classes of successive images; 8 pairs in a published batch
 CLASSES, BACKGROUND = 20, 25
 OPTIM = OptimConfig(
     name="adamw", learning_rate=2e-4, schedule="constant", weight_decay=0.01, groups=weclip.GROUPS
@@ -33,7 +33,7 @@ OPTIM = OptimConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What both sides are given."""
+    """Inputs of both sides."""
 
     model: WeCLIP
     batch: dict[str, np.ndarray]
@@ -46,55 +46,57 @@ class Work:
         return weclip.TaskConfig(late_step=0 if self.late else 2**30)
 
 
-def work(args: argparse.Namespace) -> Work:
+def make_work(args: argparse.Namespace) -> Work:
     """Random weights, images and classes, from fixed seeds.
 
-    What the head fuses is made small: else its affinity is 1 everywhere.
+    The fusion layer is scaled down: otherwise the head's affinity is 1 everywhere.
 
     Raises:
-      ValueError: crops that aren't whole patches.
+      ValueError: a crop that is not a multiple of the patch size.
     """
     inputs.whole_patches(args.size)
     cfg = inputs.vision(args.dtype, args.tiny, position_resize="bilinear", pad_to_patch=False)
     visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(inputs.SEED)
-    rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
+    text_embeddings = inputs.random_embeddings(rng, CLASSES + BACKGROUND, cfg.embed_dim)
     head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.init_weclip(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=inputs.SEED)
+    model = weclip.init_weclip(
+        visual, text_embeddings[:CLASSES], text_embeddings[CLASSES:], VOC, head, seed=inputs.SEED
+    )
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
     images = inputs.photos(rng, args.batch, args.size, args.size)
     counts = [args.classes_per_image or COUNTS[i % len(COUNTS)] for i in range(args.batch)]
     ids = inputs.shown_classes(rng, counts, CLASSES)
     tags = np.zeros((args.batch, CLASSES), bool)
-    for row, own in zip(tags, ids, strict=True):
-        row[list(own)] = True
+    for row, classes in zip(tags, ids, strict=True):
+        row[list(classes)] = True
     batch = {"image": images, "tags": tags, "index": np.arange(args.batch, dtype=np.int32)}
     return Work(model, batch, ids, not args.early)
 
 
-def make_peer(given: Work) -> tuple[TorchStep, Any]:
+def make_peer(work: Work) -> tuple[TorchStep, Any]:
     """The published step in PyTorch, and its network."""
     import torch
 
     from benchmarks import torch_vit, torch_weclip
 
-    clip, cfg = given.model.clip, given.task_config
+    clip, cfg = work.model.clip, work.task_config
     rows = [torch.from_numpy(np.array(r[...])) for r in (clip.class_rows, clip.background_rows)]
     method = torch_weclip.Method(CLASSES + 1)
     net = torch_weclip.PublishedWeCLIP(clip.visual.cfg, method, *rows)
     tower = {f"visual.{path}": leaf for path, leaf in flat_arrays(clip.visual).items()}
-    torch_vit.load(net, tower | head_arrays(given.model))
+    torch_vit.load(net, tower | head_arrays(work.model))
     net.dropout.p = 0.0
     net = net.to(torch_device()).train()
-    # Their loader normalises; ours leaves that to the step.
-    images = channels_first(normalize(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std))
-    loss = partial(net.loss, images, given.ids, given.late)
+    # The published loader normalises images; our step does so itself.
+    images = channels_first(normalize(jnp.asarray(work.batch["image"]), cfg.mean, cfg.std))
+    loss = partial(net.loss, images, work.ids, work.late)
     return TorchStep(loss, torch_weclip.optimizer(net), clip.visual.cfg.dtype), net
 
 
 def head_arrays(model: WeCLIP) -> dict[str, np.ndarray]:
-    """Our head under the peer's names."""
+    """Our head's arrays under the peer's names."""
     return {
         path.removeprefix("fusion.")
         .replace("decoder.classifier", "classifier")
@@ -103,22 +105,22 @@ def head_arrays(model: WeCLIP) -> dict[str, np.ndarray]:
     }
 
 
-def parts(given: Work) -> dict[str, Side]:
-    """Pieces of our step, each as a program of its own, on what the piece before has made."""
-    graph, state = nnx.split(given.model)
-    cfg, late = given.task_config, given.late
-    images = normalize(jnp.asarray(given.batch["image"]), cfg.mean, cfg.std)
+def parts(work: Work) -> dict[str, Side]:
+    """Parts of our step, each compiled separately, on the output of the part before it."""
+    graph, state = nnx.split(work.model)
+    cfg, late = work.task_config, work.late
+    images = normalize(jnp.asarray(work.batch["image"]), cfg.mean, cfg.std)
     b, h, w, _ = images.shape
     sizes = jnp.broadcast_to(jnp.asarray([h, w]), (b, 2))
-    tags = given.batch["tags"]
+    tags = work.batch["tags"]
     classes = jnp.asarray(np.argsort(~tags, axis=1, kind="stable").astype(np.int32))
     real = jnp.asarray(np.sort(~tags, axis=1, kind="stable") == 0)
-    shape = given.model.clip.visual.grid_shape(h, w)
+    shape = work.model.clip.visual.grid_shape(h, w)
 
-    def piece(run: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_part(run: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(lambda state, *rest: run(nnx.merge(graph, state), *rest))
 
-    # The grid's shape is no array; the rest goes from program to program.
+    # The grid's shape is static, so only the arrays are passed between programs.
     def encode(model: WeCLIP) -> Any:
         features = model.encode(images, sizes)._asdict()
         return {name: x for name, x in features.items() if name != "shape"}
@@ -129,18 +131,19 @@ def parts(given: Work) -> dict[str, Side]:
     def cam(model: WeCLIP, rest: Any) -> Any:
         features = Features(**rest, shape=shape)
         encoding = Encoding(features.tokens, jnp.zeros(()), features.bias, features.grids)
-        found = model.clip.activate(encoding, classes, real, shape)
-        return activation_maps(found.raw, valid_mask(features.grids, shape)), found.affinity
+        activations = model.clip.activate(encoding, classes, real, shape)
+        valid = valid_mask(features.grids, shape)
+        return activation_maps(activations.raw, valid), activations.affinity
 
     def refinement(model: WeCLIP, rest: Any, fused: Any, cams: Any, last: Any) -> Any:
         features = Features(**rest, shape=shape)
-        spreading = model.combine((*features.maps, last), affinity(fused), late)
-        return model.clip.propagate(cams, spreading, features.grids).refined
+        combined = model.combine((*features.maps, last), affinity(fused), late)
+        return model.clip.propagate(cams, combined, features.grids).refined
 
     def par(model: WeCLIP, rest: Any, refined: Any) -> Any:
         return model.refine(images, refined, Features(**rest, shape=shape).grids, classes, real)
 
-    run = {f.__name__: piece(f) for f in (encode, decode, cam, refinement, par)}
+    run = {f.__name__: compile_part(f) for f in (encode, decode, cam, refinement, par)}
     features = run["encode"](state)
     decoded = run["decode"](state, features)
     cams = run["cam"](state, features)
@@ -156,25 +159,25 @@ def parts(given: Work) -> dict[str, Side]:
     return {name: step(name) for name in inputs}
 
 
-def flops(given: Work) -> dict[str, float]:
-    """Of our step's products by formula, and of PAR's sums."""
-    cfg, head = given.model.clip.visual.cfg, given.model.head.cfg
-    b, h, w, _ = given.batch["image"].shape
+def flops(work: Work) -> dict[str, float]:
+    """FLOPs of our step's matrix products by formula, and of PAR's sums."""
+    cfg, head = work.model.clip.visual.cfg, work.model.head.cfg
+    b, h, w, _ = work.batch["image"].shape
     n, d, reads = (h // cfg.patch_px) * (w // cfg.patch_px), cfg.width, cfg.layers - 1
-    most = max(map(len, given.ids))
+    most = max(map(len, work.ids))
 
     def block(tokens: int, width: int, *, attention: int = 4) -> float:
         return 24 * tokens * width**2 + attention * tokens**2 * width
 
     adapters = reads * 2 * n * (d * head.width + head.width**2) + 2 * n * reads * head.width**2
     decoder = head.layers * block(n, head.width) + 2 * n * head.width * (CLASSES + 1)
-    masks = np.ceil((most + 1) / 4) * 4  # taken four at a time
-    neighbours = len(given.model.cfg.par.offsets)
+    masks = np.ceil((most + 1) / 4) * 4  # processed four at a time
+    neighbours = len(work.model.cfg.par.offsets)
     return {
         "encoder": b * (reads * block(n + 1, d) + 2 * n * 3 * cfg.patch_px**2 * d),
-        # Forward once, then back to the norm's output for each class of the image that has most.
+        # Forward once; backward to the norm's output for each class of the image that has most.
         "cam": b * (block(n + 1, d) + most * block(n + 1, d, attention=8)),
-        # Forward, and back to weights and inputs.
+        # Forward, and backward to weights and inputs.
         "head": b * 3 * (adapters + decoder + 2 * n**2 * head.width),
-        "par": b * given.model.cfg.par.iterations * 2 * neighbours * masks * h * w,
+        "par": b * work.model.cfg.par.iterations * 2 * neighbours * masks * h * w,
     }

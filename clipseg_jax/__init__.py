@@ -6,7 +6,7 @@ __all__ = ["__version__", "segment"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loading the models only when they are asked for keeps `import clipseg_jax` instant.
+    # Models are imported on first use, so that `import clipseg_jax` is instant.
     if name == "segment":
         from clipseg_jax.segmenter import segment
 

@@ -1,31 +1,30 @@
-"""The one offline pass: batches in, something made of each image out; goes on where it was.
+"""The offline annotation pass: runs a jitted step on batches and hands out each image's result.
 
-CAMs, CRF masks and image tags are made by it. A method brings a jitted step and says what to do
-with each image's part of the result; nothing is kept in between.
+Writes CAMs, CRF masks and image tags. A method provides the step and a callback that stores one
+image's part of the result; no results are held across batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from clipseg_jax.core.mesh import own_rows, shard_batch
+from clipseg_jax.core.mesh import local_rows, shard_batch
+from clipseg_jax.task import HostBatch
 
-Batch = Mapping[str, Any]
-# (jitted, with the batch's arrays sharded by rows) -> arrays with a row for each image
-Step = Callable[[dict[str, jax.Array], Batch], dict[str, jax.Array]]
-# (number of the example, its rows of the result, row of the batch, batch)
-OnImage = Callable[[int, dict[str, np.ndarray], int, Batch], None]
+# (the batch's arrays sharded by rows, batch) -> arrays with one row per image
+AnnotateStep = Callable[[dict[str, jax.Array], HostBatch], dict[str, jax.Array]]
+# (index of the example, its row of each result, row in the batch, batch)
+OnImage = Callable[[int, dict[str, np.ndarray], int, HostBatch], None]
 
 
 def annotate(
-    batches: Iterable[Batch],
-    step: Step,
+    batches: Iterable[HostBatch],
+    step: AnnotateStep,
     on_image: OnImage,
     *,
     mesh: Mesh,
@@ -37,32 +36,36 @@ def annotate(
     Args:
       batches: as `input_pipeline.batches.evaluation` yields them: this process's rows of each
         global batch, every process the same number.
-      step: takes the batch's arrays on the devices, and the batch itself for what is static.
+      step: jitted; takes the sharded arrays, and the host batch for its static values.
+      on_image: stores the result of one image; called for valid rows only.
+      mesh: devices over which batches are sharded.
       total: images of all processes, for the progress bar.
+      desc: label of the progress bar.
 
     Returns:
-      How many images this process has handed out.
+      The number of images for which this process called `on_image`.
     """
     count = 0
-    pending: tuple[dict[str, jax.Array], Batch] | None = None
+    pending: tuple[dict[str, jax.Array], HostBatch] | None = None
     quiet = None if jax.process_index() == 0 else True
 
-    def finish(made: dict[str, jax.Array], batch: Batch) -> int:
-        own = {name: own_rows(value) for name, value in made.items()}
+    def finish(results: dict[str, jax.Array], batch: HostBatch) -> int:
+        local = {name: local_rows(value) for name, value in results.items()}
         rows = np.flatnonzero(batch["valid"])
         for row in rows:
-            on_image(int(batch["index"][row]), {n: v[row] for n, v in own.items()}, int(row), batch)
+            image_results = {name: value[row] for name, value in local.items()}
+            on_image(int(batch["index"][row]), image_results, int(row), batch)
         return len(rows)
 
     with tqdm(total=total, unit="image", desc=desc, disable=quiet) as bar:
         for batch in batches:
             arrays = {name: x for name, x in batch.items() if isinstance(x, np.ndarray)}
-            made = step(shard_batch(mesh, arrays), batch)
-            # The device works on this batch while the last one's images are written.
+            results = step(shard_batch(mesh, arrays), batch)
+            # The devices compute this batch while the previous one's images are written.
             if pending:
                 count += finish(*pending)
                 bar.update(jax.process_count() * int(np.sum(pending[1]["valid"])))
-            pending = (made, batch)
+            pending = (results, batch)
         if pending:
             count += finish(*pending)
             bar.update(jax.process_count() * int(np.sum(pending[1]["valid"])))

@@ -1,4 +1,4 @@
-"""The one evaluation loop: batches in, a confusion matrix over all hosts and pictures out."""
+"""The evaluation loop: sums a confusion matrix over all processes and hands out label maps."""
 
 from __future__ import annotations
 
@@ -20,49 +20,56 @@ from rich.table import Table
 from tqdm import tqdm
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.mesh import own_rows, replicate, shard_batch
+from clipseg_jax.core.mesh import local_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
-from clipseg_jax.inference import InferenceConfig, network_shapes, network_sizes, segmenter
-from clipseg_jax.task import Task
+from clipseg_jax.inference import InferenceConfig, make_segment_fn, network_shapes, network_sizes
+from clipseg_jax.task import HostBatch, Task
 
-Batch = dict[str, Any]
-Step = Callable[..., tuple[Array, Array, Array]]
-OnLabels = Callable[[int, np.ndarray, np.ndarray], None]  # example, image, labels
+# (state, sharded batch, static network shapes) -> pixel counts, number of images, labels
+EvaluationStep = Callable[..., tuple[Array, Array, Array]]
+# (index of the example, image (h, w, 3) uint8, labels (h, w) uint8)
+OnLabels = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 @dataclasses.dataclass
 class Progress:
-    """What an interrupted evaluation has counted so far."""
+    """Counts of an evaluation so far; saved so that an interrupted one can resume."""
 
     confusion: np.ndarray  # (classes, classes) int64
     images: int = 0
     batches: int = 0
-    plan: str = ""  # identifies the batches: counts of another plan are worth nothing
+    plan: str = ""  # identifies the batches; counts of another plan are discarded
 
     @classmethod
     def load(cls, path: Path | None, classes: int, plan: str) -> Progress:
-        """From the file that an earlier run with the same batches left, or from nothing."""
+        """Counts saved by an earlier run with the same `plan`; zeros if there are none."""
         fresh = cls(np.zeros((classes, classes), np.int64), plan=plan)
         if path is None or not path.exists():
             return fresh
         with np.load(path) as saved:
             if str(saved["plan"]) != plan:
-                logging.warning("%s was made with other batches; starting over", path)
+                logging.warning("%s belongs to other batches; starting over", path)
                 return fresh
             return cls(saved["confusion"], int(saved["images"]), int(saved["batches"]), plan)
 
     def save(self, path: Path) -> None:
-        """Replaces the file at once, so that a kill leaves the old or the new."""
+        """Writes the file atomically."""
         fields = dataclasses.asdict(self)
         write_atomic(path, lambda file: np.savez(file, **fields))
 
 
-def evaluation_step(task: Task, cfg: InferenceConfig, *, classes: int, ignore: int = 255) -> Step:
-    """The jitted part: (state, batch, static network shapes) -> pixel counts, images, labels.
+def evaluation_step(
+    task: Task, cfg: InferenceConfig, *, classes: int, ignore: int = 255
+) -> EvaluationStep:
+    """The jitted step (state, batch, static network shapes) -> pixel counts, images, labels.
 
-    Compiles once for each bucket; serves every state of the same network.
+    Compiles once per bucket of image sizes and serves every state of the same network.
+
+    Args:
+      classes: number of labels.
+      ignore: label of pixels that are not counted.
     """
-    _, segment = segmenter(task, cfg)
+    _, segment = make_segment_fn(task, cfg)
 
     def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
         labels, _ = segment(
@@ -78,7 +85,7 @@ def evaluation_step(task: Task, cfg: InferenceConfig, *, classes: int, ignore: i
 def evaluate(
     task: Task,
     cfg: InferenceConfig,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int], Iterable[HostBatch]],
     *,
     classes: int,
     mesh: Mesh,
@@ -88,34 +95,41 @@ def evaluate(
     progress_path: Path | None = None,
     save_every_s: float = 60.0,
     on_labels: OnLabels | None = None,
-    step: Step | None = None,
+    step: EvaluationStep | None = None,
 ) -> Progress:
-    """Segments every batch and counts its pixels; the result is the same on every process.
+    """Segments every batch and counts its pixels; every process returns the same counts.
 
     Args:
-      batches: batches from the given number on, as `input_pipeline.batches.evaluation` yields
-        them: this process's rows of each global batch, every process the same number.
-      classes: of the labels. total: images, for the progress bar.
+      task: model and `predict`.
+      cfg: how images reach the network and logits become labels.
+      batches: number of batches to skip -> the remaining ones, as
+        `input_pipeline.batches.evaluation` yields them: this process's rows of each global batch,
+        every process the same number.
+      classes: number of labels.
+      mesh: devices over which batches are sharded.
+      total: images, for the progress bar.
+      ignore: label of pixels that are not counted.
       plan: any text that is equal for equal batches.
-      progress_path: where to keep what was counted, at most `save_every_s` seconds old; a run that
-        finds the file goes on from there. Removed by the caller when the result is safe.
-      on_labels: called for each of this process's images with its number, pixels and label map.
-      step: from `evaluation_step`, by those who evaluate the same network again and again.
+      progress_path: file for the counts, written every `save_every_s` seconds; a run that finds it
+        resumes from it. The caller removes it once the result is stored.
+      save_every_s: seconds between writes of `progress_path`.
+      on_labels: called for each of this process's images with its index, pixels and label map.
+      step: from `evaluation_step`, to avoid recompilation when one network is evaluated repeatedly.
     """
     state = replicate(mesh, nnx.state(task.model))
     step = step or evaluation_step(task, cfg, classes=classes, ignore=ignore)
     progress = Progress.load(progress_path, classes, plan)
     main_process = jax.process_index() == 0
     saved_at = time.monotonic()
-    pending: tuple[Array, Array, Array, Batch] | None = None
+    pending: tuple[Array, Array, Array, HostBatch] | None = None
 
-    def finish(done: tuple[Array, Array, Array, Batch], bar: tqdm) -> None:
-        counts, images, labels, batch = done
+    def finish(results: tuple[Array, Array, Array, HostBatch], bar: tqdm) -> None:
+        counts, valid_count, labels, batch = results
         progress.confusion += np.asarray(jax.device_get(counts), np.int64)
-        seen = int(images)
-        progress.images += seen
+        images = int(valid_count)
+        progress.images += images
         progress.batches += 1
-        bar.update(seen)
+        bar.update(images)
         if on_labels:
             _hand_out(labels, batch, on_labels)
 
@@ -127,11 +141,11 @@ def evaluate(
             sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]
             rows["network_size"] = np.asarray(sizes, np.int32)
             shapes = network_shapes(batch["network_hw"], cfg)
-            started = step(state, shard_batch(mesh, rows), shapes)
-            # The device works on this batch while the last one's counts are fetched.
+            results = step(state, shard_batch(mesh, rows), shapes)
+            # The devices compute this batch while the previous one's counts are fetched.
             if pending:
                 finish(pending, bar)
-            pending = (*started, batch)
+            pending = (*results, batch)
             due = time.monotonic() - saved_at > save_every_s
             if due and main_process and progress_path is not None:
                 progress.save(progress_path)
@@ -143,14 +157,14 @@ def evaluate(
     return progress
 
 
-def _hand_out(labels: Array, batch: Batch, on_labels: OnLabels) -> None:
-    """Calls `on_labels` with this process's rows, cut to their real size."""
-    own = own_rows(labels)
+def _hand_out(labels: Array, batch: HostBatch, on_labels: OnLabels) -> None:
+    """Calls `on_labels` with this process's valid rows, cropped to their real size."""
+    local = local_rows(labels)
     for row, valid in enumerate(batch["valid"]):
         if valid:
             h, w = batch["image_size"][row]
             image = batch["image"][row, :h, :w]
-            on_labels(int(batch["index"][row]), image, own[row, :h, :w])
+            on_labels(int(batch["index"][row]), image, local[row, :h, :w])
 
 
 def report(
@@ -161,14 +175,18 @@ def report(
     unseen: Sequence[int] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Prints the table of a finished evaluation and returns its figures, in percent.
+    """Prints the table of a finished evaluation and returns its metrics, in percent.
 
     Args:
-      published: the figure that the method's paper prints: a key of `SegmentationMetrics.summary`.
-      unseen: labels that are marked in the table; their mean is given apart from the others'.
+      progress: the counts.
+      class_names: name of each label.
+      published: the metric that the method's paper reports: a key of `SegmentationMetrics.summary`.
+      unseen: labels without pixel annotations in training (zero-shot segmentation); they are marked
+        in the table and averaged separately.
+      console: where the table is printed; default: standard output.
 
     Raises:
-      ValueError: nothing was counted.
+      ValueError: no pixel was counted.
     """
     if not progress.confusion.sum():
         raise ValueError(
@@ -181,29 +199,29 @@ def report(
     for column in table.columns[1:]:
         column.justify = "right"
     for label, (name, row) in enumerate(per_class.items()):
-        shown = f"{name} (unseen)" if label in unseen else name
-        table.add_row(shown, *("-" if v is None else f"{v:.2f}" for v in row.values()))
+        title = f"{name} (unseen)" if label in unseen else name
+        table.add_row(title, *("-" if v is None else f"{v:.2f}" for v in row.values()))
     table.add_section()
     means = ("mIoU", "mAcc", "mPrec")
     table.add_row(", ".join(means), *(f"{summary[key]:.2f}" for key in means))
     table.caption = f"aAcc {summary['aAcc']:.2f}"
     if len(unseen):
         table.add_section()
-        table.add_row("mIoU(S), of seen classes", f"{summary['mIoU(S)']:.2f}")
-        table.add_row("mIoU(U), of unseen classes", f"{summary['mIoU(U)']:.2f}")
+        table.add_row("mIoU(S), seen classes", f"{summary['mIoU(S)']:.2f}")
+        table.add_row("mIoU(U), unseen classes", f"{summary['mIoU(U)']:.2f}")
         table.caption = f"pAcc {summary['pAcc']:.2f}, hIoU {summary['hIoU']:.2f}"
     table.caption += f"\n{published} {summary[published]:.2f} (as the paper prints)"
     (console or Console()).print(table)
-    figures = {"images": progress.images, "published_metric": published, **summary}
+    result = {"images": progress.images, "published_metric": published, **summary}
     if len(unseen):
-        figures["unseen"] = [class_names[label] for label in unseen]
-    return figures | {"classes": per_class}
+        result["unseen"] = [class_names[label] for label in unseen]
+    return result | {"classes": per_class}
 
 
-def headline(figures: dict[str, Any]) -> dict[str, Any]:
-    """Those of `report`'s figures that a stage's record repeats: the means of IoU, by name."""
+def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The subset of `report`'s metrics that a stage's record repeats, mostly mean IoUs."""
     names = (
         *("published_metric", "mIoU", "mIoU_of_labelled", "mIoU_absent_as_0"),
         *("pAcc", "mIoU(S)", "mIoU(U)", "hIoU"),
     )
-    return {name: figures[name] for name in names if name in figures}
+    return {name: metrics[name] for name in names if name in metrics}

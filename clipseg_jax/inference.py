@@ -1,8 +1,8 @@
-"""From uint8 images to label maps: resize, windows, scales, flips; one jitted program a bucket.
+"""From uint8 images to label maps: resizing, sliding windows, scales and flips, inside one jit.
 
-Used by evaluation and by `predict`. Spec maskclip, section 7. Scores at full size never exist for a
-whole image: a logits grid and two matrices do (ops/window.py), and labels are made some rows at a
-time, so memory does not grow with classes x pixels.
+Used by evaluation and by `predict`. Spec maskclip, section 7. Scores at full size are never stored
+for a whole image, only a grid of logits and two matrices (ops/window.py); labels are computed some
+rows at a time, so memory does not grow with classes x pixels.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from jax import Array
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, unary_from_softmax, wrapped_image
 from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
+    compose_resize,
     count_windows,
     crop_windows,
     grid_to_image,
-    then_resize,
     window_starts,
 )
-from clipseg_jax.ops.window_scores import Scores, by_rows, taps
+from clipseg_jax.ops.window_scores import Scores, map_rows, taps
 from clipseg_jax.task import Task
 from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
-_SCORES_AT_ONCE = 2**24  # pixels x classes held at full size at any time, per device: 64 MB
+_SCORES_AT_ONCE = 2**24  # pixels x classes at full size at any time, per device: 64 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
     """How images reach the network and how its logits become labels."""
 
-    mean: tuple[float, float, float]  # grey levels
+    mean: tuple[float, float, float]  # of RGB, in pixel values 0 to 255
     std: tuple[float, float, float]
-    # (long, short) side in pixels: the largest size that exceeds neither, aspect kept; with
-    # keep_ratio False (width, height) exactly; None: images stay as they are.
+    # (long, short) side in pixels: the largest size that exceeds neither, keeping the aspect; with
+    # keep_ratio False (width, height) exactly; None: images are not resized.
     scale_px: tuple[int, int] | None = (2048, 512)
     keep_ratio: bool = True
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
-    least_px: int = 1  # an image with a shorter side at the network is an error
+    min_side_px: int = 1  # shortest side in pixels at the network; a shorter one raises ValueError
     ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
-    # What of several views is averaged: "probabilities" at full size, or "logits" on the first
-    # one's grid, which means WeCLIP's protocol as a whole: see `views`.
+    # How several views are averaged: "probabilities" at full size, or "logits" on the grid of the
+    # first view, which selects WeCLIP's protocol as a whole: see `views`.
     average: Literal["probabilities", "logits"] = "probabilities"
     flip: bool = False  # average with the mirror image
-    # Which label each class row stands for; None: its own index. Several rows may share a label
+    # Label of each text embedding; None: its index. Several embeddings may share a label
     # (background words).
-    row_labels: tuple[int, ...] | None = None
-    # Pixels whose best probability is below it get `background_label`; 0 switches this off.
+    embedding_labels: tuple[int, ...] | None = None
+    # Pixels whose best probability is lower get `background_label`; 0: off.
     background_threshold: float = 0.0
     background_label: int = 0
-    temperature: float = 100.0  # of the probabilities that background_threshold looks at
-    # A dense CRF on the probabilities (the softmax of one view, the mean of several), and the image
-    # that it sees: "wrapped" as deeplab-pytorch's (see `ops.crf.wrapped_image`), or "raw" RGB.
+    temperature: float = 100.0  # multiplies the scores of one view before their softmax
+    # Dense CRF on the probabilities (the softmax of one view, the mean of several); None: off. Its
+    # image: "wrapped" as in deeplab-pytorch (see `ops.crf.wrapped_image`), or "raw" RGB.
     crf: CRFConfig | None = None
     crf_image: Literal["wrapped", "raw"] = "wrapped"
 
@@ -69,15 +69,15 @@ class InferenceConfig:
 def network_size(
     height: int, width: int, cfg: InferenceConfig, ratio: float = 1.0
 ) -> tuple[int, int]:
-    """(height, width) in pixels that an image has at the network, at one of the test-time scales.
+    """(height, width) in pixels of an image at the network, at one of the test-time scales.
 
     Raises:
-      ValueError: an image that would keep less than `cfg.least_px` pixels.
+      ValueError: a side would be shorter than `cfg.min_side_px` pixels.
     """
     if cfg.average == "logits":
         scaled = size_of_view((height, width), cfg.scale_px, ratio)
         smallest = size_of_view((height, width), cfg.scale_px, min(ratio, *cfg.ratios))
-        if min(smallest) < cfg.least_px:
+        if min(smallest) < cfg.min_side_px:
             scaled = smallest
     elif cfg.scale_px is None:
         scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
@@ -88,7 +88,7 @@ def network_size(
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
             scaled = b, a
-    if min(scaled) < cfg.least_px:
+    if min(scaled) < cfg.min_side_px:
         raise ValueError(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
@@ -102,7 +102,7 @@ def network_sizes(size: tuple[int, int], cfg: InferenceConfig) -> list[tuple[int
 
 
 def network_shapes(padded: tuple[int, int], cfg: InferenceConfig) -> tuple[tuple[int, int], ...]:
-    """Static (height, width) for each ratio, enough for all images that fit `padded` at ratio 1."""
+    """Static (height, width) per ratio that hold all images that fit `padded` at ratio 1."""
 
     def bound(side: int, ratio: float) -> int:
         if cfg.average == "logits":
@@ -125,12 +125,17 @@ def image_scores(
     flip: bool = False,
     rescale: bool = True,
 ) -> Scores:
-    """Scores of padded uint8 images (b, h, w, 3) seen at one size.
+    """Class scores of padded uint8 images (b, h, w, 3) at one network size.
 
     Args:
-      image_sizes: (b, 2) real pixels; network_size: (b, 2) pixels at the network, all within the
-        static `network_shape`.
-      flip: look at the mirror image; the scores are mirrored back.
+      task: `predict`, `grid_size` and `pixel_scores`.
+      model: the task's model with its weights.
+      images: (b, h, w, 3) uint8 RGB, padded at the bottom and right.
+      image_sizes: (b, 2) real pixels.
+      network_size: (b, 2) pixels at the network, all within the static `network_shape`.
+      network_shape: static (height, width) at the network.
+      cfg: how images reach the network.
+      flip: predict on the mirror image; its scores are mirrored back.
       rescale: to the images' own size; otherwise rows and columns are those at the network.
     """
     if network_shape != images.shape[1:3] or cfg.scale_px is not None or cfg.ratios != (1.0,):
@@ -158,7 +163,7 @@ def image_scores(
         crop = frame = cfg.crop_px
         extents = jnp.minimum(network_size, jnp.asarray(crop))
         windows = crop_windows(pixels, starts, crop)  # type: ignore[arg-type]
-        # One window of all images at a time: as much memory as a whole image of the crop's size.
+        # One window of all images at a time: as much memory as whole images of the crop's size.
         logits = jax.lax.map(lambda window: task.predict(model, window, extents), windows)
         ny, nx = counts
         _, b, gh, gw, c = logits.shape
@@ -168,23 +173,24 @@ def image_scores(
 
     counts = [1 if each is None else each.shape[1] for each in starts]
     lengths = [logits.shape[1 + axis] // counts[axis] for axis in (0, 1)]
-    shown, shown_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
+    # Without `pixel_scores` logits are mapped to the image directly, else the windows' pixels are.
+    in_sizes, in_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
 
     def matrix(axis: int) -> Array:
-        made = grid_to_image(
-            shown[:, axis],
+        result = grid_to_image(
+            in_sizes[:, axis],
             network_size[:, axis],
-            grid_length=shown_lengths[axis],
+            grid_length=in_lengths[axis],
             length=network_shape[axis],
             crop=crop[axis],
             starts=starts[axis],
         )
         if flip and axis == 1:
-            made = mirror(made, network_size[:, 1], axis=1)
+            result = mirror(result, network_size[:, 1], axis=1)
         if rescale:
             sizes = network_size[:, axis], image_sizes[:, axis]
-            made = then_resize(made, *sizes, images.shape[1 + axis])
-        return made
+            result = compose_resize(result, *sizes, images.shape[1 + axis])
+        return result
 
     if task.pixel_scores is None:
         return Scores(logits, matrix(0), matrix(1))
@@ -192,17 +198,17 @@ def image_scores(
         grid_to_image(grids[:, i], extents[:, i], grid_length=lengths[i], length=frame[i])
         for i in (0, 1)
     ]
-    # A bilinear resize looks at two pixels, each of which lies in so many windows.
+    # A bilinear resize reads two pixels, each of which lies in up to `overlap` windows.
     overlap = [-(-size // stride) + 1 for size, stride in zip(frame, cfg.stride_px, strict=True)]
     rows, columns = (taps(matrix(i), 2 * min(counts[i], overlap[i])) for i in (0, 1))
     return Scores(logits, rows, columns, (to_pixels[0], to_pixels[1]), task.pixel_scores)
 
 
 def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]:
-    """Labels (b, h, w) int32 of the views' mean, and the winning score (b, h, w) float32.
+    """Labels (b, h, w) int32 of the best class, and its probability (b, h, w) float32.
 
-    One view: its scores decide, and the winning score is the probability at `cfg.temperature`.
-    Several (scales, mirror images): the mean of softmax maps decides, as published.
+    With one view the argmax is of its scores and the probability is taken at `cfg.temperature`;
+    with several (scales, mirror images) both are of the mean of their softmax maps, as published.
     """
 
     def decide(maps: list[Array]) -> tuple[Array, Array]:
@@ -214,18 +220,18 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
             best = jnp.max(scores, axis=-1)
         return jnp.argmax(scores, axis=-1).astype(jnp.int32), best
 
-    return _named(*by_rows(views, decide, _SCORES_AT_ONCE), cfg)
+    return _to_labels(*map_rows(views, decide, _SCORES_AT_ONCE), cfg)
 
 
 def _mean_probabilities(maps: list[Array]) -> Array:
-    """Of the views' scores (b, h, w, c)."""
+    """Mean softmax (b, h, w, c) of the views' scores (b, h, w, c)."""
     return functools.reduce(jnp.add, [jax.nn.softmax(m, axis=-1) for m in maps]) / len(maps)
 
 
-def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
-    """Rows of the classifier to labels, and unsure pixels to the background."""
-    if cfg.row_labels is not None:
-        labels = jnp.asarray(cfg.row_labels, jnp.int32)[labels]
+def _to_labels(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Array]:
+    """Maps indices of text embeddings to labels, and improbable pixels to the background."""
+    if cfg.embedding_labels is not None:
+        labels = jnp.asarray(cfg.embedding_labels, jnp.int32)[labels]
     if cfg.background_threshold > 0:
         labels = jnp.where(best < cfg.background_threshold, cfg.background_label, labels)
     return labels, best
@@ -234,28 +240,29 @@ def _named(labels: Array, best: Array, cfg: InferenceConfig) -> tuple[Array, Arr
 def crf_label_maps(
     views: list[Scores], images: Array, sizes: Array, cfg: InferenceConfig
 ) -> tuple[Array, Array]:
-    """Labels (b, h, w) int32 after the config's dense CRF, and the winning marginals.
+    """Labels (b, h, w) int32 after the config's dense CRF, and their marginals (b, h, w).
 
-    All class probabilities of the batch are in memory at once: h * w * c numbers for each image.
+    Holds all class probabilities of the batch in memory: h * w * c numbers per image.
     """
     scores = _mean_probabilities([v.at(v.rows) for v in views])
     assert cfg.crf is not None
-    seen = wrapped_image(images) if cfg.crf_image == "wrapped" else images
-    marginals = dense_crf(unary_from_softmax(scores), seen, cfg.crf, sizes=sizes)
-    return _named(
+    guide = wrapped_image(images) if cfg.crf_image == "wrapped" else images
+    marginals = dense_crf(unary_from_softmax(scores), guide, cfg.crf, sizes=sizes)
+    return _to_labels(
         jnp.argmax(marginals, axis=-1).astype(jnp.int32), jnp.max(marginals, axis=-1), cfg
     )
 
 
-Segmenter = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
+# (state, images, image sizes, network sizes, network shapes) -> labels, winning scores
+SegmentFn = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
 
 
-def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
-    """The model's state, and the function that segments batches with it, to be jitted.
+def make_segment_fn(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, SegmentFn]:
+    """The model's state, and a function of batches to be jitted with its argument 4 static.
 
-    The function takes (state, images uint8 (b, h, w, 3), image_sizes (b, 2), network_sizes
-    (b, ratios, 2), network_shapes: one static (height, width) for each ratio) and returns
-    `label_maps`'s pair.
+    The function takes state, images (b, h, w, 3) uint8, image_sizes (b, 2), network_sizes
+    (b, ratios, 2) and network_shapes, one static (height, width) per ratio. It returns labels
+    (b, h, w) int32 and the score (b, h, w) float32 of the winning class; see `label_maps`.
     """
     graph, state = nnx.split(task.model)
 
@@ -270,14 +277,20 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
         if cfg.average == "logits":
             predict = functools.partial(task.predict, model)
             pixels = normalize(images, cfg.mean, cfg.std)
-            where = image_sizes, sizes, network_shapes
-            made = averaged_scores(
-                predict, task.grid_size, pixels, *where, cfg.ratios, flip=cfg.flip
+            scores = averaged_scores(
+                predict,
+                task.grid_size,
+                pixels,
+                image_sizes,
+                sizes,
+                network_shapes,
+                cfg.ratios,
+                flip=cfg.flip,
             )
-            views = [Scores(*made)]
+            views = [Scores(*scores)]
         else:
-            # A ratio may stand several times, to count more; it is seen once.
-            seen = {
+            # A ratio may be listed several times to weigh more; it is computed once.
+            unique = {
                 (ratio, flip): image_scores(
                     task, model, images, image_sizes, sizes[:, i], network_shapes[i], cfg, flip=flip
                 )
@@ -285,7 +298,7 @@ def segmenter(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmenter]:
                 if ratio not in cfg.ratios[:i]
                 for flip in ((False, True) if cfg.flip else (False,))
             }
-            views = [view for ratio in cfg.ratios for (r, _), view in seen.items() if r == ratio]
+            views = [view for ratio in cfg.ratios for (r, _), view in unique.items() if r == ratio]
         if cfg.crf is not None:
             return crf_label_maps(views, images, image_sizes, cfg)
         return label_maps(views, cfg)

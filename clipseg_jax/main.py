@@ -74,11 +74,11 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     if main_process:
         check_writable(workdir)
         work_directory.check(config, workdir, given)
-    processes.wait("start")
+    processes.barrier("start")
     records = {}
     for name in config.stages:
         done = workdir / f"{name}.done.json"
-        if processes.agree(done.exists()):
+        if processes.broadcast_from_main(done.exists()):
             records[name] = json.loads(done.read_text("utf-8"))
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
             if main_process:
@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
         if main_process:
             write_json(done, records[name])
             work_directory.record_content(config, workdir)
-        processes.wait(name)
+        processes.barrier(name)
     return records
 
 
@@ -112,9 +112,9 @@ def main(argv: list[str]) -> int:
     def work() -> None:
         addresses = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
-            processes.join(*addresses)
+            processes.initialize(*addresses)
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        processes.leave_if_a_peer_is_gone(lambda: run(_CONFIG.value, Path(workdir), given))
+        processes.exit_if_peer_lost(lambda: run(_CONFIG.value, Path(workdir), given))
 
     return exit_code(work)
 

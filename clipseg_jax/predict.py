@@ -1,10 +1,11 @@
-"""Masks for your own words on your own photos.
+"""Segments image files with the class names given on the command line.
 
     python -m clipseg_jax.predict photo.jpg --classes "cat, sofa, tv monitor" --weights ViT-B-16.pt
 
-takes files and whole folders, and writes for each image an index PNG (0 is background, 1 the first
-class), an overlay with a legend, and a line in `summary.jsonl` with each class's share and score.
-Images already done are skipped when the command runs again; unreadable ones are named and counted.
+takes files and folders. For each image it writes an index PNG (0 is background, 1 the first class),
+an overlay with a legend, and a line of `summary.jsonl` with each class's share of the pixels and
+mean score. Images that already have a mask are skipped when the command runs again; unreadable ones
+are skipped and listed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.core.pictures import overlay, palette, save_labels, save_picture, with_legend
+from clipseg_jax.core.label_images import overlay, palette, save_image, save_labels, with_legend
 from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.segmenter import Segmentation, Segmenter, check_words
@@ -28,39 +29,37 @@ from input_pipeline.datasets.layout import IMAGE_SUFFIXES
 
 
 def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
-    """(file, name of its results) for files and, recursively, folders; names are unique.
+    """(file, name of its results) of files and, recursively, folders; names are unique.
 
     Raises:
-      FileNotFoundError: a path that is not there, or a folder without images.
+      FileNotFoundError: a path that does not exist, or a folder without images.
     """
-    found: list[tuple[Path, Path]] = []
-    for given in map(Path, paths):
-        if given.is_dir():
-            inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files: list[tuple[Path, Path]] = []  # (file, path relative to the folder it was found in)
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
             if not inside:
-                raise FileNotFoundError(
-                    f"no images ({', '.join(IMAGE_SUFFIXES)}) in folder {given}"
-                )
-            found += [(path, path.relative_to(given)) for path in inside]
-        elif given.is_file():
-            found.append((given, Path(given.name)))
+                raise FileNotFoundError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
+            files += [(image, image.relative_to(path)) for image in inside]
+        elif path.is_file():
+            files.append((path, Path(path.name)))
         else:
-            raise FileNotFoundError(f"{given} is neither a file nor a folder")
-    stems = [str(relative.with_suffix("")) for _, relative in found]
+            raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    stems = [str(relative.with_suffix("")) for _, relative in files]
     names = [
         stem if stems.count(stem) == 1 else str(relative).replace(".", "_")
-        for stem, (_, relative) in zip(stems, found, strict=True)
+        for stem, (_, relative) in zip(stems, files, strict=True)
     ]
-    taken: dict[str, int] = {}
-    for i, name in enumerate(names):  # the same relative name in two given folders
-        taken[name] = taken.get(name, 0) + 1
-        if taken[name] > 1:
-            names[i] = f"{name}_{taken[name]}"
-    return [(path, name) for (path, _), name in zip(found, names, strict=True)]
+    counts: dict[str, int] = {}
+    for i, name in enumerate(names):  # the same relative name in two folders
+        counts[name] = counts.get(name, 0) + 1
+        if counts[name] > 1:
+            names[i] = f"{name}_{counts[name]}"
+    return [(path, name) for (path, _), name in zip(files, names, strict=True)]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segments everything the command line names; returns the number of images skipped."""
+    """Segments the images of the command line; returns the number of skipped ones."""
     files = find_images(args.images)
     class_names = [name.strip() for name in args.classes.split(",") if name.strip()]
     words = [word.strip() for word in args.background_words.split(",") if word.strip()]
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         (path, name) for path, name in files if args.overwrite or not (out / f"{name}.png").exists()
     ]
     if len(todo) < len(files):
-        print(f"{len(files) - len(todo)} of {len(files)} images were done before")
+        print(f"{len(files) - len(todo)} of {len(files)} images already have masks")
     if not todo:
         return 0
     segmenter = Segmenter(
@@ -113,16 +112,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) -> None:
-    """Writes `stem`_overlay.jpg and, last, `stem`.png: the mask's presence says it is all there."""
+    """Writes `stem`_overlay.jpg and then `stem`.png, whose existence marks the image as done."""
     colours = palette()
-    picture = overlay(read_image(image), result.labels, colours, opacity, clear=(0,))
+    blended = overlay(read_image(image), result.labels, colours, opacity, clear=(0,))
     ranked = sorted(result.summary().items(), key=lambda item: -item[1]["share"])
     entries = [
         (f"{name} {part['share']:.0%} ({part['score']:.2f})", colours[result.names.index(name)])
         for name, part in ranked
         if name != "background" and part["share"] >= 0.005
     ]
-    save_picture(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(picture, entries))
+    save_image(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(blended, entries))
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels, coloured=True)
 
 
@@ -132,48 +131,64 @@ def _same_settings(path: Path, settings: dict, overwrite: bool) -> None:
         if before != json.loads(json.dumps(settings)):
             changed = sorted(k for k in settings if before.get(k) != settings[k])
             raise ValueError(
-                f"{path.parent} holds masks made with other settings ({', '.join(changed)}); "
-                "choose another --out, or pass --overwrite to make them again"
+                f"{path.parent} holds masks of a run with other settings ({', '.join(changed)}); "
+                "choose another --out, or pass --overwrite to replace them"
             )
     write_json(path, settings)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+    """The parser of the command line."""
+    result = argparse.ArgumentParser(
         prog="python -m clipseg_jax.predict",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("images", nargs="+", help="image files, or folders searched for images")
-    made.add_argument("--classes", required=True, help='what to look for: "cat, sofa, tv monitor"')
-    made.add_argument(
+    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
+    result.add_argument("--classes", required=True, help='class names: "cat, sofa, tv monitor"')
+    result.add_argument(
         "--weights",
         required=True,
         help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
     )
-    made.add_argument("--out", default="masks", help="folder for the results (default: masks)")
-    made.add_argument(
-        "--background", type=float, default=0.0, help="pixels less sure than this are background"
+    result.add_argument("--out", default="masks", help="output folder (default: masks)")
+    result.add_argument(
+        "--background",
+        type=float,
+        default=0.0,
+        help="pixels whose best class probability is lower are background (0: off)",
     )
-    made.add_argument(
-        "--background-words", default="", help='words that mean background: "sky, wall, grass"'
+    result.add_argument(
+        "--background-words",
+        default="",
+        help='class names that count as background: "sky, wall, grass"',
     )
-    made.add_argument("--templates", default="maskclip_85", help="set of prompt templates")
-    made.add_argument("--short-side", type=int, default=512, help="pixels at the network")
-    made.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
-    made.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
-    made.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
-    made.add_argument("--flip", action="store_true", help="average with the mirror image")
-    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--batch-size", type=int, help="images at a time (4; on CPUs one a device)")
-    made.add_argument("--opacity", type=float, default=0.5, help="of the overlay's colours")
-    made.add_argument("--overwrite", action="store_true", help="make all masks again")
-    return made
+    result.add_argument(
+        "--templates", default="maskclip_85", help="name of a set of prompt templates"
+    )
+    result.add_argument(
+        "--short-side",
+        type=int,
+        default=512,
+        help="short side in pixels at which images reach the network",
+    )
+    result.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
+    result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
+    result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
+    result.add_argument("--flip", action="store_true", help="average with the mirror image")
+    result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    result.add_argument(
+        "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
+    )
+    result.add_argument(
+        "--opacity", type=float, default=0.5, help="opacity of the overlay's colours, 0 to 1"
+    )
+    result.add_argument("--overwrite", action="store_true", help="replace existing masks")
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 with one line of explanation on bad input."""
+    """Runs the command; returns 0, or prints one line and returns 2 on invalid input."""
     args = parser().parse_args(argv)
     return exit_code(lambda: run(args))
 

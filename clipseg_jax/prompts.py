@@ -1,4 +1,4 @@
-"""Words to classifiers: templates, and class embeddings from a text tower."""
+"""Prompt templates, and class embeddings from a text tower."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ TextEncoder = Callable[[Array], Array]  # ids (n, t) int32 -> features (n, e), n
 
 @functools.cache
 def templates(name: str) -> tuple[str, ...]:
-    """A named set: "imagenet_80", "maskclip_85" (TagCLIP's as well), "clip_es", "single" and more.
+    """The prompt templates of a set, each with one `{}` for the class name.
+
+    Sets: "imagenet_80", "maskclip_85" (TagCLIP's as well), "clip_es", "single" and more.
 
     Raises:
-      ValueError: no such set.
+      ValueError: no such set; the message lists all.
     """
     text = resources.files("clipseg_jax").joinpath("prompt_templates.json").read_text("utf-8")
     sets = json.loads(text)
@@ -32,7 +34,7 @@ def templates(name: str) -> tuple[str, ...]:
 
 
 def text_encoder(text: TextTransformer) -> TextEncoder:
-    """The jitted forward of a text tower."""
+    """The jitted forward pass of a text tower: ids (n, t) int32 -> features (n, e)."""
     from flax import nnx
 
     graph, state = nnx.split(text)
@@ -54,11 +56,19 @@ def class_embeddings(
     batch_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Unit rows (classes, e) float32: each class's mean over templates of unit text features.
+    """L2-normalised text embeddings (classes, e) float32: means over templates of unit features.
 
-    All prompts run in batches of one shape, cut to the longest: a text tower never looks ahead, so
-    the padding it leaves out has no influence. Spec clip, sections 4 and 9. `progress` is called
-    with the prompts done and their number.
+    All batches of prompts have one shape, truncated to the longest prompt: the text tower is
+    causal, so removing padding does not change its output. Spec clip, sections 4 and 9.
+
+    Args:
+      class_names: inserted into each template.
+      encoder: ids (n, t) -> features (n, e), from `text_encoder`.
+      tokenizer: the checkpoint's tokenizer.
+      prompt_templates: texts with one `{}`.
+      context_length: longest prompt in tokens that the text tower takes.
+      batch_size: prompts encoded at a time.
+      progress: called with (prompts encoded, total) after each batch.
 
     Raises:
       ValueError: an empty class list, an empty or repeated name, or a prompt too long to encode.
@@ -68,36 +78,37 @@ def class_embeddings(
     ids = tokenizer(filled, context_length)
     ids = ids[:, : int((np.argmax(ids, axis=1)).max()) + 1]
     batch_size = min(batch_size, len(filled))
-    rows = []
+    embeddings = []
     for start in range(0, len(filled), batch_size):
         batch = ids[start : start + batch_size]
         padded = np.pad(batch, ((0, batch_size - len(batch)), (0, 0)), mode="edge")
-        rows.append(np.asarray(l2_normalize(encoder(jnp.asarray(padded))))[: len(batch)])
+        embeddings.append(np.asarray(l2_normalize(encoder(jnp.asarray(padded))))[: len(batch)])
         if progress:
             progress(min(start + batch_size, len(filled)), len(filled))
-    features = np.concatenate(rows).reshape(len(class_names), len(prompt_templates), -1)
+    features = np.concatenate(embeddings).reshape(len(class_names), len(prompt_templates), -1)
     mean = features.mean(axis=1)
     return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuses class lists that cannot name masks.
+    """Validates a list of class names.
 
     Raises:
-      ValueError: an empty list, one string instead of a list, an empty name, or a name that stands
+      ValueError: an empty list, a string instead of a list, an empty name, or a name that is listed
         twice (case is ignored).
     """
     if isinstance(class_names, str):
-        raise ValueError(f"class names are a list, not one text: write [{class_names!r}]")
+        raise ValueError(f"class names must be a list, not a string: pass [{class_names!r}]")
     if not class_names:
         raise ValueError("the class list is empty; name at least one class")
-    seen: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     for i, name in enumerate(class_names):
         key = " ".join(name.lower().split())
         if not key:
             raise ValueError(f"class {i + 1} of {len(class_names)} has an empty name")
-        if key in seen:
+        if key in first_index:
             raise ValueError(
-                f"class {name!r} stands twice (numbers {seen[key] + 1} and {i + 1}); name it once"
+                f"class {name!r} is listed twice (numbers {first_index[key] + 1} and {i + 1}); "
+                "list it once"
             )
-        seen[key] = i
+        first_index[key] = i

@@ -1,28 +1,30 @@
-"""The contract between the loops and the methods."""
+"""The contract between a method and the loops that train, evaluate and run it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from flax import nnx
 from jax import Array
 
 Metrics = dict[str, Array]
+# One process's rows of a batch on the host: name -> NumPy array or static value.
+HostBatch = Mapping[str, Any]
 
 
 class Task(NamedTuple):
-    """What the loops need of a method; a method writes these, never a loop."""
+    """A method as the loops see it: a model and the functions that the loops call."""
 
     model: nnx.Module
-    # (model, normalised images (b, h, w, 3), real sizes (b, 2)) -> logits (b, gh, gw, c), zero
-    # outside each image's own grid
+    # (model, normalised images (b, h, w, 3), real sizes (b, 2) in pixels) -> logits (b, gh, gw, c),
+    # zero outside each image's own grid
     predict: Callable[[Any, Array, Array], Array]
-    # real sizes in pixels (b, 2) -> real rows and columns of the logits' grid (b, 2)
+    # real sizes (b, 2) in pixels -> real rows and columns (b, 2) of the logits' grid
     grid_size: Callable[[Array], Array]
-    # logits (..., c) of pixels -> scores, before windows and views are averaged; None: as they are
+    # logits (..., c) of pixels -> scores, before windows and views are averaged; None: identity
     pixel_scores: Callable[[Array], Array] | None = None
-    # dotted path of a parameter -> whether the optimiser owns it; the rest stays frozen, unsaved
+    # dotted path of a parameter -> whether it is trained; the others are frozen and not saved
     trainable: Callable[[str], bool] | None = None
-    # (model, batch, key, step) -> loss and scalars to report; may move the model's statistics
+    # (model, batch, key, step) -> loss, scalars to log; may update the model's batch statistics
     loss: Callable[[Any, dict[str, Array], Array, Array], tuple[Array, Metrics]] | None = None

@@ -1,10 +1,10 @@
-"""The one training loop. A method brings a `Task`; everything else happens here.
+"""The training loop. A method provides a `Task`; everything else is here.
 
-    state = params + statistics + optimiser; update() jitted, donated, sharded
-    for each step: batch -> update -> numbers -> (checkpoint) -> (evaluation)
+    state = parameters + batch statistics + optimiser state; update() is jitted, donated, sharded
+    for each step: batch -> update -> metrics -> (checkpoint) -> (evaluation)
 
-Each step's random key and data follow from (seed, step) alone: a resumed run is the unbroken
-one.
+Each step's random key and data depend on (seed, step) only: a resumed run equals an uninterrupted
+one bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 from flax import nnx
 from jax import Array
@@ -29,41 +28,39 @@ from clipseg_jax.core.interrupt import Interrupted, Signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.writer import Writer
-from clipseg_jax.task import Task
+from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
-
-Batch = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long a run is, and what it leaves."""
+    """Length of a run, and how often it logs, evaluates and writes checkpoints."""
 
     total_steps: int
     seed: int = 0
-    accumulate_steps: int = 1  # parts of a batch whose gradients are averaged, one after another
+    accumulate_steps: int = 1  # sequential parts of a batch whose gradients are averaged
     log_every_steps: int = 20
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
     evaluate_every_steps: int = 0  # 0: never
-    monitor: str = "mIoU"  # the best checkpoint is the one with the highest
+    monitor: str = "mIoU"  # metric whose highest value selects the best checkpoint
 
 
-class Trained(NamedTuple):
-    """A finished run."""
+class TrainResult(NamedTuple):
+    """Result of a finished run."""
 
     model: nnx.Module  # with the last parameters
-    best: nnx.Module  # with the best ones; the last where nothing was evaluated
-    figures: dict[str, Any]  # last loss; best step, its metrics and the one it was chosen by
+    best: nnx.Module  # with the parameters of the best evaluation; without evaluations, the last
+    metrics: dict[str, Any]  # "steps"; last "loss"; "best": its step, metrics and `monitor`
 
 
 class NonFiniteError(ValueError):
-    """The loss or its gradient became infinite or not a number."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 def train(
     task: Task,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[[int], Iterator[HostBatch]],
     optim: OptimConfig,
     cfg: TrainConfig,
     *,
@@ -71,22 +68,30 @@ def train(
     workdir: Path,
     name: str,
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
-    at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
+    callbacks: Mapping[int, Callable[[nnx.Module], None]] | None = None,
     example_names: Sequence[str] | None = None,
-) -> Trained:
-    """Trains to `cfg.total_steps`, going on from what an earlier run left in `workdir`.
+) -> TrainResult:
+    """Trains to `cfg.total_steps`; resumes from the newest checkpoint of `name` in `workdir`.
 
     Args:
-      batches: this process's rows of each step's batch, from the given step on, without end;
-        `index` (b,) in them names examples in errors.
+      task: model, loss and choice of trainable parameters.
+      batches: start step -> endless iterator over this process's rows of each step's batch; their
+        `index` (b,) identifies examples in error messages.
+      optim: optimiser and learning-rate schedule.
+      cfg: length of the run, and its intervals.
+      mesh: devices over which batches (and with "fsdp" parameters) are sharded.
+      workdir: folder of checkpoints, logs and TensorBoard events.
+      name: of this run within `workdir`.
       evaluate: (model, step) -> metrics; called in every process.
-      at: step -> what to do with the model once so many steps are done, in every process; done
-        again by a run that goes on from there.
+      callbacks: number of completed steps -> function of the model, called in every process; called
+        again by a run that resumes at that step.
+      example_names: name of each example, for error messages.
 
     Raises:
-      NonFiniteError: a loss or gradient that is no number; the checkpoints before it remain.
-      Interrupted: a signal came; everything is saved.
-      ValueError: checkpoints of another model in `workdir`, or a batch that devices don't divide.
+      NonFiniteError: a NaN or infinite loss or gradient; earlier checkpoints remain.
+      Interrupted: a signal was received; the state is saved.
+      ValueError: `workdir` holds checkpoints of another model or seed, or the devices do not divide
+        the batch.
     """
     parts = split_model(task)
     tx = optimizer(optim, cfg.total_steps)
@@ -107,22 +112,22 @@ def train(
                 "choose another --workdir, or delete it"
             )
         state = _from_stored(restored.state)
-        logging.info("going on from step %d", restored.step)
+        logging.info("resuming from step %d", restored.step)
     start = int(state.step)
     main_process = jax.process_index() == 0
-    rate = learning_rate(optim, cfg.total_steps)
+    schedule = learning_rate(optim, cfg.total_steps)
     writer = Writer(workdir, name, start=start, active=main_process)
     evaluated = Writer(workdir, f"{name}_evaluations", start=start, active=main_process)
     bar = tqdm(
         total=cfg.total_steps, initial=start, unit="step", desc=name,
         disable=None if main_process else True,
     )  # fmt: skip
-    pending: tuple[int, Batch, dict[str, Array]] | None = None
+    pending: tuple[int, HostBatch, dict[str, Array]] | None = None
     last: dict[str, float] = {}
     clock, images = time.monotonic(), 0
 
     def check() -> dict[str, float]:
-        """The numbers of the newest step, once the device has them."""
+        """Metrics of the newest step; waits for the devices."""
         nonlocal pending, last
         if pending is None:
             return last
@@ -134,40 +139,40 @@ def train(
         return last
 
     def save(step: int) -> None:
-        check()  # nothing is saved before it is known to be good
+        check()  # a state is saved only after its loss was found finite
         saved.save(step, _stored(state), {"seed": cfg.seed})
 
-    step, all_there = start, True
-    rows: Iterator[Batch] | None = None
+    step, peers_alive = start, True
+    rows: Iterator[HostBatch] | None = None
     try:
         with Signals() as signals:
             while True:
                 if evaluate and _due(step, cfg) and step not in evaluated.steps:
                     model = parts.model(state.params, state.stats, frozen)
-                    figures = evaluate(model, step)
-                    best.offer(step, state, figures)
-                    evaluated.write(step, figures)
-                    bar.write(f"step {step}: " + _shown(figures))
+                    evaluation = evaluate(model, step)
+                    best.offer(step, state, evaluation)
+                    evaluated.write(step, evaluation)
+                    bar.write(f"step {step}: " + _format(evaluation))
                     clock, images = time.monotonic(), 0
-                if at and step in at:
+                if callbacks and step in callbacks:
                     check()
-                    whole = replicate(mesh, (state.params, state.stats, frozen))
-                    at[step](parts.model(*whole))
+                    replicated = replicate(mesh, (state.params, state.stats, frozen))
+                    callbacks[step](parts.model(*replicated))
                 if step == cfg.total_steps:
                     break
                 rows = batches(step) if rows is None else rows
                 batch = next(rows)
                 state, metrics = step_once(state, frozen, shard_batch(mesh, batch))
-                check()  # of the step before: the device is never left waiting
+                check()  # of the previous step, so that the devices always have work queued
                 pending = (step, batch, metrics)
                 step += 1
                 bar.update()
                 images += len(batch["index"]) * jax.process_count()
                 if step % cfg.log_every_steps == 0 or step == cfg.total_steps:
-                    now = check() | {"rate": float(rate(step - 1))}
+                    scalars = check() | {"rate": float(schedule(step - 1))}
                     speed = images / max(time.monotonic() - clock, 1e-9)
-                    writer.write(step, now | {"images_per_second": speed})
-                    bar.set_postfix_str(f"loss {now['loss']:.4g}, {speed:.1f} images/s")
+                    writer.write(step, scalars | {"images_per_second": speed})
+                    bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed:.1f} images/s")
                     clock, images = time.monotonic(), 0
                 stop = signals.stop_at(step)
                 if (
@@ -181,35 +186,35 @@ def train(
                     saved.wait()
                     raise Interrupted(
                         f"{name}: stopped and saved at step {step} of {cfg.total_steps}; run the "
-                        "same command again to go on",
+                        "same command again to resume",
                         signals.number or 15,
                     )
         saved.wait()
-        # Whole on every device, so that any process can write or evaluate it.
+        # Replicated, so that any process can write or evaluate it.
         state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)
-        told: dict[str, Any] = {"steps": step, "loss": last.get("loss"), "best": best.figures}
-        return Trained(model, best.model(parts, state, frozen) or model, told)
+        summary: dict[str, Any] = {"steps": step, "loss": last.get("loss"), "best": best.metrics}
+        return TrainResult(model, best.model(parts, state, frozen) or model, summary)
     except jax.errors.JaxRuntimeError:
-        all_there = jax.process_count() == 1
+        peers_alive = jax.process_count() == 1
         raise
     finally:
         bar.close()
         writer.close()
         evaluated.close()
-        if all_there:  # closing would wait for a process that is gone
+        if peers_alive:  # closing would wait for a lost process
             saved.close()
             best.close()
 
 
 def _due(step: int, cfg: TrainConfig) -> bool:
-    """Whether the model is evaluated after `step` updates."""
+    """Whether to evaluate after `step` updates."""
     every = cfg.evaluate_every_steps
     return step > 0 and every > 0 and (step % every == 0 or step == cfg.total_steps)
 
 
 class _Stored(NamedTuple):
-    """The state under the names, and with its leaves in the order, that checkpoints have."""
+    """The state with the field names and leaf order of checkpoints."""
 
     step: Any
     params: Any
@@ -227,46 +232,52 @@ def _from_stored(stored: _Stored) -> TrainState:
 
 
 class _Best:
-    """The parameters and statistics of the best evaluation so far."""
+    """The checkpoint of the best evaluation so far, whose record calls its metrics "figures"."""
 
     def __init__(self, folder: Path, monitor: str):
         self._saved, self._monitor = Checkpoints(folder, keep=1), monitor
         steps = self._saved.steps()
-        self.figures: dict[str, Any] = self._saved.record(steps[-1])["figures"] if steps else {}
+        self.metrics: dict[str, Any] = self._saved.record(steps[-1])["figures"] if steps else {}
 
-    def offer(self, step: int, state: TrainState, figures: Mapping[str, float]) -> None:
-        """Keeps `state` if its figures are better than all before."""
-        if figures[self._monitor] > self.figures.get(self._monitor, -math.inf):
-            self.figures = {"step": step, "chosen_by": self._monitor, **figures}
-            kept = {"params": state.params, "stats": state.stats}
-            self._saved.save(step, kept, {"figures": self.figures})
+    def offer(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Saves `state` if its monitored metric is the highest so far."""
+        if metrics[self._monitor] > self.metrics.get(self._monitor, -math.inf):
+            self.metrics = {"step": step, "chosen_by": self._monitor, **metrics}
+            arrays = {"params": state.params, "stats": state.stats}
+            self._saved.save(step, arrays, {"figures": self.metrics})
 
     def model(self, parts: Parts, state: TrainState, frozen: Any) -> nnx.Module | None:
-        """The best model; None before any evaluation."""
+        """The best model; None without evaluations."""
         self._saved.wait()
-        found = self._saved.restore({"params": state.params, "stats": state.stats})
-        return found and parts.model(found.state["params"], found.state["stats"], frozen)
+        best = self._saved.restore({"params": state.params, "stats": state.stats})
+        return best and parts.model(best.state["params"], best.state["stats"], frozen)
 
     def close(self) -> None:
         self._saved.close()
 
 
 def _explain(
-    step: int, figures: Mapping[str, float], batch: Batch, names: Sequence[str] | None, kept: Any
+    step: int,
+    metrics: Mapping[str, float],
+    batch: HostBatch,
+    names: Sequence[str] | None,
+    checkpoint_steps: Sequence[int],
 ) -> str:
-    """What made the loss no number, and what to do."""
+    """The message of `NonFiniteError`: the batch, the last good checkpoint, and what to change."""
     indices = [int(i) for i in batch["index"]]
-    shown = ", ".join(names[i] if names else f"example {i}" for i in indices[:8])
+    listed = ", ".join(names[i] if names else f"example {i}" for i in indices[:8])
     more = ", ..." if len(indices) > 8 else ""
     last = (
-        f"the last good checkpoint is of step {kept[-1]}" if kept else "no checkpoint is kept yet"
+        f"the last good checkpoint is of step {checkpoint_steps[-1]}"
+        if checkpoint_steps
+        else "there is no checkpoint yet"
     )
     return (
-        f"the loss is {figures['loss']} and its gradient's norm {figures['gradient_norm']} at step "
-        f"{step + 1}, whose batch holds {shown}{more}; {last}. Lower the learning rate "
-        "(--config.*.optim.learning_rate), limit the gradient (clip_norm), or look at these images"
+        f"the loss is {metrics['loss']} and its gradient's norm {metrics['gradient_norm']} at step "
+        f"{step + 1}, whose batch holds {listed}{more}; {last}. Lower the learning rate "
+        "(--config.*.optim.learning_rate), clip the gradient (clip_norm), or check these images"
     )
 
 
-def _shown(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+def _format(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -1,4 +1,4 @@
-"""One update of the training state: jitted, donated, sharded. The loop is `train.py`."""
+"""One update of the training state, to be jitted, donated and sharded by `train.py`."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from clipseg_jax.task import Task
 
 
 class TrainState(NamedTuple):
-    """All that training changes."""
+    """Everything that training changes."""
 
-    step: Array  # () int32: updates done
-    params: Any  # what `task.trainable` chose, as nested dicts
-    stats: Any  # running statistics
-    opt_state: Any  # the optimiser's
-    bad: Array  # () int32: 1 once a loss or gradient was not finite; then nothing changes any more
+    step: Array  # () int32: completed updates
+    params: Any  # the parameters that `task.trainable` selects, as nested dicts
+    stats: Any  # running batch statistics
+    opt_state: Any  # of the optax transformation
+    bad: Array  # () int32: 1 once a loss or gradient was NaN or infinite; then updates do nothing
 
 
 class Parts(NamedTuple):
-    """A task's model, taken apart."""
+    """A task's model, split by `split_model`."""
 
-    graph: Any
-    params: Any
-    stats: Any
-    frozen: Any
+    graph: Any  # structure, for nnx.merge
+    params: Any  # trainable parameters
+    stats: Any  # batch statistics
+    frozen: Any  # everything else
 
     def model(self, params: Any, stats: Any, frozen: Any | None = None) -> Any:
-        """The model with other values; a copy, whose statistics may be changed."""
+        """A copy of the model with these values; its statistics may be updated in place."""
         states = [nnx.State(x) for x in (params, stats, self.frozen if frozen is None else frozen)]
         return nnx.merge(self.graph, *states, copy=True)
 
 
 def split_model(task: Task) -> Parts:
-    """Splits a task's model into what is trained, what is counted, and what stays.
+    """Splits a task's model into trainable parameters, batch statistics and frozen state.
 
     Raises:
-      ValueError: nothing to train.
+      ValueError: `task.trainable` selects no parameter.
     """
     chosen = task.trainable
     assert chosen is not None, "a task without `trainable` can't be trained"
@@ -52,10 +52,10 @@ def split_model(task: Task) -> Parts:
     def trained(path: tuple, _: Any) -> bool:
         return chosen(".".join(map(str, path)))
 
-    wanted = (nnx.All(nnx.Param, trained), nnx.BatchStat, ...)
-    graph, params, stats, frozen = nnx.split(task.model, *wanted)  # type: ignore[misc]
+    filters = (nnx.All(nnx.Param, trained), nnx.BatchStat, ...)
+    graph, params, stats, frozen = nnx.split(task.model, *filters)  # type: ignore[misc]
     if not jax.tree.leaves(params):
-        raise ValueError("the task names no parameter to train")
+        raise ValueError("task.trainable selects no parameter; at least one must be trained")
     return Parts(graph, *(nnx.to_pure_dict(part) for part in (params, stats, frozen)))
 
 
@@ -67,36 +67,46 @@ def make_update(
     seed: int = 0,
     accumulate_steps: int = 1,
 ) -> Callable[[TrainState, Any, dict[str, Array]], tuple[TrainState, dict[str, Array]]]:
-    """The function of one step, to be jitted: (state, frozen, batch) -> state, scalars."""
+    """The function of one step, to be jitted: (state, frozen, batch) -> state, metrics.
+
+    Args:
+      task: with `loss`.
+      parts: of the task's model.
+      tx: the optimiser.
+      seed: the step's random key is `fold_in(key(seed), step)`.
+      accumulate_steps: sequential parts of a batch whose gradients are averaged.
+    """
     assert task.loss is not None, "a task without `loss` can't be trained"
     loss_of = task.loss
 
-    def gradient(params: Any, stats: Any, frozen: Any, rows: Any, key: Array, step: Array) -> Any:
-        def of(params: Any) -> Any:
-            model = parts.model(params, stats, frozen)
+    def gradient(
+        params: Any, old_stats: Any, frozen: Any, rows: Any, key: Array, step: Array
+    ) -> Any:
+        def loss_and_aux(params: Any) -> Any:
+            model = parts.model(params, old_stats, frozen)
             loss, metrics = loss_of(model, rows, key, step)
             return loss, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
-        (loss, (metrics, moved)), grads = jax.value_and_grad(of, has_aux=True)(params)
-        return grads, moved, metrics | {"loss": loss}
+        (loss, (metrics, stats)), grads = jax.value_and_grad(loss_and_aux, has_aux=True)(params)
+        return grads, stats, metrics | {"loss": loss}
 
     def accumulated(params: Any, stats: Any, frozen: Any, rows: Any, key: Array, step: Array):
-        """Gradient and metrics averaged over parts of the batch; statistics move with each."""
+        """Gradient and metrics averaged over parts of the batch; each part updates statistics."""
         k = accumulate_steps
 
-        def deal(x: Array) -> Array:  # every k-th row to a part, so that devices keep their rows
+        def split(x: Array) -> Array:  # part i has rows i, i + k, ..: devices keep their rows
             return x.reshape(x.shape[0] // k, k, *x.shape[1:]).swapaxes(0, 1)
 
         def one(carry: Any, part: Any) -> Any:
             stats, total = carry
             rows, i = part
-            own = jax.random.fold_in(key, i)
-            grads, stats, metrics = gradient(params, stats, frozen, rows, own, step)
+            part_key = jax.random.fold_in(key, i)
+            grads, stats, metrics = gradient(params, stats, frozen, rows, part_key, step)
             return (stats, jax.tree.map(jnp.add, total, grads)), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, params)
-        dealt = jax.tree.map(deal, rows), jnp.arange(k)
-        (stats, total), metrics = jax.lax.scan(one, (stats, zeros), dealt)
+        rows_of_parts = jax.tree.map(split, rows), jnp.arange(k)
+        (stats, total), metrics = jax.lax.scan(one, (stats, zeros), rows_of_parts)
         mean = jax.tree.map(lambda x: x / k, total)
         return mean, stats, jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
 
@@ -107,7 +117,7 @@ def make_update(
         norm = optax.global_norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # After a loss that is no number the state stays what it was, until the host has seen it.
+        # After a NaN or infinite loss the state stays unchanged until the host raises.
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (state.bad == 0)
         new = TrainState(state.step + 1, params, stats, opt_state, state.bad)
         state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
@@ -118,10 +128,10 @@ def make_update(
 
 
 def init_state(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """The first state and the frozen part on the mesh, and the state's shardings."""
+    """The initial `TrainState` and the frozen state on the mesh, and the state's shardings."""
 
     def first(params: Any, stats: Any) -> TrainState:
-        # Copies: the steps reuse the memory of what they are given.
+        # Copies, because steps donate the state's buffers.
         params, stats = jax.tree.map(jnp.copy, (params, stats))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, params, stats, tx.init(params), zero)

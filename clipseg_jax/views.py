@@ -1,8 +1,8 @@
 """WeCLIP's test-time views: scales and mirror images whose logits are averaged on one small grid.
 
-Spec weclip, section 10. Differs from `inference`'s usual way in that images are resized in floats
-after they were normalised, the further scales come from the first one's pixels, and logits are
-averaged, not probabilities.
+Spec weclip, section 10. Unlike the default path of `inference`, images are resized in float32 after
+normalisation, further scales are resized from the first one's pixels, and logits instead of
+probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def size_of_view(
     factor = 1.0
     if scale_px is not None:
         factor = min(max(scale_px) / max(size), min(scale_px) / min(size))
-    # Twice rounded: the further views are made from the first one's pixels.
+    # Rounded twice: further views are resized from the first one's pixels.
     return int(int(size[0] * factor) * ratio), int(int(size[1] * factor) * ratio)
 
 
@@ -46,16 +46,19 @@ def averaged_scores(
     *,
     flip: bool,
 ) -> tuple[Array, Array, Array]:
-    """Mean logits (b, g, k, c) of all views, on the first one's grid, and how to enlarge them.
+    """Mean logits (b, g, k, c) of all views on the first one's grid, and upsampling matrices.
 
     Pixel scores are `rows @ logits @ columns^T`, with rows (b, h, g) and columns (b, w, k).
 
     Args:
+      predict: (normalised images, real sizes) -> logits (b, g, k, c).
       grid_size: real sizes in pixels (b, 2) -> real rows and columns of the logits.
-      pixels: normalised images (b, h, w, 3), of which `image_sizes` (b, 2) are real.
-      view_sizes: (b, ratios, 2) pixels at the network, within the static `view_shapes`.
-      ratios: of the further views to the first one; the first is not looked at.
-      flip: each view also as its mirror image.
+      pixels: normalised images (b, h, w, 3).
+      image_sizes: (b, 2) real pixels of the images.
+      view_sizes: (b, ratios, 2) pixels at the network.
+      view_shapes: static (height, width) of each view, at least its `view_sizes`.
+      ratios: scale of each view relative to the first; the first entry is not used.
+      flip: average each view with its mirror image.
     """
     first = resize_within(pixels, image_sizes, view_sizes[:, 0], view_shapes[0])
     grids = grid_size(view_sizes[:, 0])
@@ -64,7 +67,7 @@ def averaged_scores(
         sizes, view = view_sizes[:, i], first
         if i:
             view = resize_within(first, view_sizes[:, 0], sizes, shape, scale_factor=ratio)
-        logits = _both_ways(predict, grid_size, view, sizes) if flip else predict(view, sizes)
+        logits = _flip_averaged(predict, grid_size, view, sizes) if flip else predict(view, sizes)
         if total is None:
             total = logits
         else:
@@ -83,14 +86,14 @@ def averaged_scores(
     return total / len(ratios), rows, columns
 
 
-def _both_ways(
+def _flip_averaged(
     predict: Predict, grid_size: Callable[[Array], Array], view: Array, sizes: Array
 ) -> Array:
     """Mean of a view's logits and its mirror image's, mirrored back."""
-    turned = mirror(view, sizes[:, 1], axis=2)
-    # One after the other: one program, and no more memory than without.
-    straight, back = jax.lax.map(lambda x: predict(x, sizes), jnp.stack([view, turned]))
-    return (straight + mirror(back, grid_size(sizes)[:, 1], axis=2)) / 2
+    mirrored = mirror(view, sizes[:, 1], axis=2)
+    # Sequentially: one compiled program, and no more memory than without mirroring.
+    logits, flipped = jax.lax.map(lambda x: predict(x, sizes), jnp.stack([view, mirrored]))
+    return (logits + mirror(flipped, grid_size(sizes)[:, 1], axis=2)) / 2
 
 
 def mirror(x: Array, sizes: Array, axis: int) -> Array:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One machine, N processes: launch/local.sh N --config=configs/voc_reclippp.py [more arguments]
 #
-# With GPUs, process I gets GPU I. Without, DEVICES fake CPU devices each (default 1) show how
-# several processes behave. Output: process 0 here, the others in LOGS (default a new folder).
+# With GPUs, process I gets GPU I. Without, each process has DEVICES simulated CPU devices
+# (default 1). Output: process 0 here, the others in LOGS (default: a new temporary folder).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 count=${1:?"usage: launch/local.sh N --config=FILE [ARGS]"}
@@ -26,7 +26,7 @@ done
 ((count > 1)) && echo "processes 1 to $((count - 1)) write to $logs"
 code=0
 for pid in "${pids[@]}"; do
-  # A signal ends the wait, not the process: wait for its last checkpoint.
+  # A signal ends `wait`, not the process: wait again, for its last checkpoint.
   while kill -0 "$pid" 2> /dev/null; do wait "$pid" || code=$?; done
   wait "$pid" 2> /dev/null || code=$?
 done

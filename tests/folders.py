@@ -1,4 +1,4 @@
-"""What a user brings, generated: weights of full size and folders in the published layouts."""
+"""Generates user inputs: weights of full size and datasets in the published layouts."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def _write_listed(root, lists, splits, classes, size, change=lambda label: label
         (root / lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
         for i, stem in enumerate(stems):
             Image.fromarray(seeded.image(*size, first + i)).save(root / f"JPEGImages/{stem}.jpg")
-            made = seeded.label_map(*size, classes, first + i)
-            label = Image.fromarray(made if split == "val" else change(made), "P")
+            label_map = seeded.label_map(*size, classes, first + i)
+            label = Image.fromarray(label_map if split == "val" else change(label_map), "P")
             label.putpalette([n for i in range(256) for n in (i, 255 - i, i // 2)])
             label.save(root / labels / f"{stem}.png")
     return root

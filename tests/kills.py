@@ -1,4 +1,4 @@
-"""Runs a recipe as a user does, as a process, and kills it at random opt_state."""
+"""Runs a recipe as a user does, as a process, and kills it at random times."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ from benchmarks.sides import HAS_TORCH
 
 def measured(main, tmp_path, capsys, *words):
     """What a benchmark wrote and printed; both sides ran, and the peer only with torch."""
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     main([*words, "--tiny", "--repeats=1", f"--out={out}"])
-    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
-    for section in figures["sections"]:
+    metrics, printed = json.loads(out.read_text()), capsys.readouterr().out
+    for section in metrics["sections"]:
         rows = section["rows"]
         assert all(row["images_per_s"] > 0 for row in rows)
         assert [row["side"] for row in rows].count("peer") == HAS_TORCH
@@ -34,12 +34,12 @@ def measured(main, tmp_path, capsys, *words):
             (row["ratio"] is not None) == (HAS_TORCH and row["side"] == "ours") for row in rows
         )
     assert HAS_TORCH or "clipseg_jax[torch]" in printed
-    return figures, printed
+    return metrics, printed
 
 
 def test_dense_vit(tmp_path, capsys):
-    figures, _ = measured(dense_vit.main, tmp_path, capsys, "--batch=2", "--size=48")
-    (section,) = figures["sections"]
+    metrics, _ = measured(dense_vit.main, tmp_path, capsys, "--batch=2", "--size=48")
+    (section,) = metrics["sections"]
     assert all(row["memory_bytes"] > 0 for row in section["rows"])
     if HAS_TORCH:
         assert section["differences"]["logits"] < 1e-5
@@ -55,11 +55,11 @@ def test_flops_grow_with_images_and_blocks():
 
 
 def test_sides_that_differ_are_named():
-    own = {"loss": 1.001, "gradient_norm": 2.0}
-    found = sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 2e-3})
-    assert found == {"loss": pytest.approx(1e-3), "gradient_norm": 0}
+    ours = {"loss": 1.001, "gradient_norm": 2.0}
+    differences = sides.agreement(ours, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 2e-3})
+    assert differences == {"loss": pytest.approx(1e-3), "gradient_norm": 0}
     with pytest.raises(ValueError, match="the two sides differ by"):
-        sides.agreement(own, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 5e-4})
+        sides.agreement(ours, {"loss": 1.0, "gradient_norm": 2.0}, {"loss": 5e-4})
 
 
 def test_ratios_are_to_the_peer(capsys):
@@ -73,7 +73,7 @@ def test_ratios_are_to_the_peer(capsys):
     ]
     section = report.add({"sections": []}, "name", rows)
     assert [row["ratio"] for row in section["rows"]] == [2, None, 8]
-    assert "GFLOP/s" not in capsys.readouterr().out  # nobody measured it
+    assert "GFLOP/s" not in capsys.readouterr().out  # not measured
 
 
 def test_steps_run_in_turn():
@@ -84,7 +84,7 @@ def test_steps_run_in_turn():
 
 
 def reclip_work(**changes):
-    work = reclip_sides.work(batch=1, crop=512, classes=20, dtype="float32", tiny=False)
+    work = reclip_sides.make_work(batch=1, crop=512, classes=20, dtype="float32", tiny=False)
     return dataclasses.replace(work, **changes)
 
 
@@ -110,7 +110,7 @@ def test_reclip_flops():
 
 def test_reclip_flops_are_the_compilers():
     # Hardly anything but products, in a program without loops; wide, so that they outweigh sums.
-    work = reclip_sides.work(batch=2, crop=64, classes=20, dtype="float32", tiny=True)
+    work = reclip_sides.make_work(batch=2, crop=64, classes=20, dtype="float32", tiny=True)
     work = dataclasses.replace(
         work,
         vision=dataclasses.replace(work.vision, width=256, heads=4, embed_dim=256),
@@ -127,15 +127,15 @@ def test_reclip_flops_are_the_compilers():
 
 @pytest.mark.long
 def test_reclip_step(tmp_path, capsys):
-    figures, printed = measured(
+    metrics, printed = measured(
         reclip_step.main, tmp_path, capsys,
         "--size=64", "--distill-size=64", "--batch=1,2", "--distill-batch=1",
     )  # fmt: skip
-    rectification, distillation = figures["sections"]
+    rectification, distillation = metrics["sections"]
     assert rectification["name"] == "rectification, 64 px, float32"
     assert distillation["name"] == "distillation, 64 px, float32"
-    own = [row["batch"] for row in rectification["rows"] if row["side"] == "ours"]
-    assert own == [1, 2]
+    batches = [row["batch"] for row in rectification["rows"] if row["side"] == "ours"]
+    assert batches == [1, 2]
     assert "text tokens" in printed
     if HAS_TORCH:
         assert rectification["differences"]["loss"] < 1e-4
@@ -144,7 +144,7 @@ def test_reclip_step(tmp_path, capsys):
 
 @pytest.mark.long
 def test_reclip_scaling_over_fake_devices(tmp_path):
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     reclip_scaling.main(
         ["--tiny", "--size=64", "--batch=2", "--devices=1,2", "--repeats=1", f"--out={out}"]
     )
@@ -156,15 +156,15 @@ def test_reclip_scaling_over_fake_devices(tmp_path):
 
 def test_reclip_step_names_what_is_wrong(capsys):
     with pytest.raises(ValueError, match="multiple of 16"):
-        reclip_sides.work(1, 500, 20, "float32", True)
+        reclip_sides.make_work(1, 500, 20, "float32", True)
     with pytest.raises(SystemExit):
         reclip_step.main(["--sections=speed"])
     assert "choose from rectification, distillation" in capsys.readouterr().err
 
 
 def test_clip_es_cam(tmp_path, capsys):
-    figures, _ = measured(clip_es_cam.main, tmp_path, capsys, "--batch=3", "--size=50,70")
-    (section,) = figures["sections"]
+    metrics, _ = measured(clip_es_cam.main, tmp_path, capsys, "--batch=3", "--size=50,70")
+    (section,) = metrics["sections"]
     assert section["classes_per_image"] == [1, 1, 2]
     if HAS_TORCH:
         assert section["differences"]["largest"] < 5e-3
@@ -173,7 +173,7 @@ def test_clip_es_cam(tmp_path, capsys):
 @pytest.mark.long
 def test_clip_es_memory(tmp_path):
     pytest.importorskip("tensorflow")  # the stage reads a dataset
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     clip_es_memory.main(
         ["--tiny", "--images=10", "--classes-per-image=2", "--sides=48,48", "--batch=2",
          f"--out={out}"]
@@ -185,20 +185,20 @@ def test_clip_es_memory(tmp_path):
 
 @pytest.mark.long
 def test_dense_crf(tmp_path, capsys):
-    out = tmp_path / "figures.json"
+    out = tmp_path / "metrics.json"
     dense_crf.main(["--scale=0.1", "--batch=8", "--repeats=1", "--exact", f"--out={out}"])
-    figures = json.loads(out.read_text())
-    assert [section["name"] for section in figures["sections"]] == ["one image", "a batch"]
-    assert all(s["rows"][0]["images_per_s"] > 0 for s in figures["sections"])
-    assert figures["exact"]["gflop"] > 0
+    metrics = json.loads(out.read_text())
+    assert [section["name"] for section in metrics["sections"]] == ["one image", "a batch"]
+    assert all(s["rows"][0]["images_per_s"] > 0 for s in metrics["sections"])
+    assert metrics["exact"]["gflop"] > 0
     assert "--peer-python" in capsys.readouterr().out
 
 
 @pytest.mark.long
 def test_weclip_step(tmp_path, capsys):
     # On fewer patches two classes' maps are the same, and rounding decides between them.
-    figures, _ = measured(weclip_step.main, tmp_path, capsys, "--batch=2", "--size=96")
-    (section,) = figures["sections"]
+    metrics, _ = measured(weclip_step.main, tmp_path, capsys, "--batch=2", "--size=96")
+    (section,) = metrics["sections"]
     assert section["classes_per_image"] == [1, 2]
     shares = [set(row["shares"]) for row in section["rows"]]
     assert shares[0] > {"encode", "cam", "refinement", "par", "decode"}
@@ -216,18 +216,18 @@ def test_weclip_crops_are_whole_patches():
 
 @pytest.mark.long
 def test_clip_rc_step(tmp_path, capsys):
-    figures, _ = measured(clip_rc_step.main, tmp_path, capsys, "--size=64", "--batch=1,2")
-    names = [section["name"].split(",")[0] for section in figures["sections"]]
+    metrics, _ = measured(clip_rc_step.main, tmp_path, capsys, "--size=64", "--batch=1,2")
+    names = [section["name"].split(",")[0] for section in metrics["sections"]]
     assert names == ["training", "inference"]
-    for section in figures["sections"]:
+    for section in metrics["sections"]:
         assert [row["batch"] for row in section["rows"] if row["side"] == "ours"] == [1, 2]
         assert bool(section["differences"]) == HAS_TORCH
 
 
 @pytest.mark.long
 def test_maskclip_plus_step(tmp_path, capsys):
-    figures, _ = measured(maskclip_plus_step.main, tmp_path, capsys, "--size=64")
-    names = [section["name"].split(",")[0] for section in figures["sections"]]
+    metrics, _ = measured(maskclip_plus_step.main, tmp_path, capsys, "--size=64")
+    names = [section["name"].split(",")[0] for section in metrics["sections"]]
     assert names == ["guided", "self_training"]
     with pytest.raises(ValueError, match="multiple of 16"):
         maskclip_plus_step.main(["--size=50"])

@@ -1,4 +1,4 @@
-"""The one evaluation loop: the same counts for any batch, any number of devices, after a kill."""
+"""The evaluation loop: equal counts for any batch size and number of devices, and resuming."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from PIL import Image
 
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.evaluate import Progress, evaluate, headline, report
-from clipseg_jax.inference import InferenceConfig, network_shapes, network_size, network_sizes
-from clipseg_jax.inference import segmenter as make_segmenter
+from clipseg_jax.inference import (
+    InferenceConfig,
+    make_segment_fn,
+    network_shapes,
+    network_size,
+    network_sizes,
+)
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from input_pipeline.batches.evaluation import evaluation_batches
 from input_pipeline.datasets import catalog
@@ -31,9 +36,9 @@ def root(tmp_path_factory):
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     rng = np.random.default_rng(3)
-    for i, picture in enumerate(tiny.images(SIZES, seed=4)):
-        Image.fromarray(picture).save(folder / "images" / f"{i}.png")
-        label = rng.integers(0, CLASSES, picture.shape[:2]).astype(np.uint8)
+    for i, image in enumerate(tiny.images(SIZES, seed=4)):
+        Image.fromarray(image).save(folder / "images" / f"{i}.png")
+        label = rng.integers(0, CLASSES, image.shape[:2]).astype(np.uint8)
         label[rng.random(label.shape) < 0.1] = 255
         Image.fromarray(label).save(folder / "labels" / f"{i}.png")
     return folder
@@ -65,20 +70,20 @@ def run(root, batch_size, devices, processes=1, **options):
 def counted(root):
     """The confusion matrix by plain NumPy, image by image, nothing padded."""
     task = tiny.task(classes=CLASSES)
-    state, segment = make_segmenter(task, CFG)
+    state, segment = make_segment_fn(task, CFG)
     total = np.zeros((CLASSES, CLASSES), np.int64)
     for i in range(len(SIZES)):
         image = np.asarray(Image.open(root / "images" / f"{i}.png"))
         label = np.asarray(Image.open(root / "labels" / f"{i}.png"))
         sizes = network_sizes(image.shape[:2], CFG)
-        made, _ = segment(
+        labels_padded, _ = segment(
             state,
             jnp.asarray(image)[None],
             jnp.asarray([image.shape[:2]]),
             jnp.asarray([sizes]),
             network_shapes(sizes[0], CFG),
         )
-        predicted = np.asarray(made[0])
+        predicted = np.asarray(labels_padded[0])
         for truth in range(CLASSES):
             for guess in range(CLASSES):
                 total[truth, guess] += np.sum((label == truth) & (predicted == guess))
@@ -93,13 +98,13 @@ def test_counts_depend_neither_on_batch_nor_on_devices(root, counted, batch_size
     np.testing.assert_array_equal(progress.confusion, counted)
 
 
-def test_an_interrupted_run_goes_on(root, counted, tmp_path):
+def test_an_interrupted_run_resumes(root, counted, tmp_path):
     path = tmp_path / "partial.npz"
-    seen = []
+    indices = []
 
     def stop(index, image, labels):
-        seen.append(index)
-        if len(seen) == 4:
+        indices.append(index)
+        if len(indices) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -126,11 +131,14 @@ def test_counts_of_other_batches_are_not_taken(root, counted, tmp_path):
 
 
 def test_labels_reach_the_caller_at_their_own_size(root):
-    seen = {}
+    sizes = {}
     run(
-        root, 8, 8, on_labels=lambda i, image, labels: seen.update({i: (image.shape, labels.shape)})
+        root,
+        8,
+        8,
+        on_labels=lambda i, image, labels: sizes.update({i: (image.shape, labels.shape)}),
     )
-    assert seen == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
+    assert sizes == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
 
 
 def test_one_program_for_each_bucket(root, monkeypatch):
@@ -169,5 +177,5 @@ def test_report_figures(capsys):
 def test_a_batch_must_divide_by_the_devices():
     with pytest.raises(ValueError, match="not divisible by 8 devices"):
         shard_batch(make_mesh(8), {"image": np.zeros((6, 2))})
-    with pytest.raises(ValueError, match="9 devices asked for, 8 found"):
+    with pytest.raises(ValueError, match="9 devices requested, 8 available"):
         make_mesh(9)

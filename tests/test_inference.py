@@ -1,4 +1,4 @@
-"""Padding, windows, chunks and flips change nothing that they shouldn't."""
+"""Inference: padding, windows, chunks and flips do not change the result."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clipseg_jax.inference import (
     InferenceConfig,
     image_scores,
     label_maps,
+    make_segment_fn,
     network_shapes,
     network_size,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, opencv_resize, valid_mask
 from clipseg_jax.ops.window import count_windows, window_starts
@@ -31,8 +31,8 @@ SIZES = [(64, 33), (40, 100)]
 
 
 def run(task, cfg, pictures, shape, network):
-    """Label maps and scores of pictures padded to `shape`, at the network to `network`."""
-    state, segment = segmenter(task, cfg)
+    """Label maps and scores of images padded to `shape`, at the network to `network`."""
+    state, segment = make_segment_fn(task, cfg)
     sizes = [p.shape[:2] for p in pictures]
     at_network = jnp.asarray([network_sizes(size, cfg) for size in sizes])
     return jax.jit(segment, static_argnums=4)(
@@ -40,9 +40,9 @@ def run(task, cfg, pictures, shape, network):
     )
 
 
-def alone(task, cfg, picture):
-    shapes = tuple(network_sizes(picture.shape[:2], cfg))
-    labels, best = run(task, cfg, [picture], picture.shape[:2], shapes)
+def alone(task, cfg, image):
+    shapes = tuple(network_sizes(image.shape[:2], cfg))
+    labels, best = run(task, cfg, [image], image.shape[:2], shapes)
     return np.asarray(labels[0]), np.asarray(best[0])
 
 
@@ -64,24 +64,24 @@ def test_a_bucket_equals_each_image_alone(vision, choices):
     pictures = tiny.images(SIZES)
     network = network_shapes((160, 176), cfg)
     labels, best = run(task, cfg, pictures, (72, 112), network)
-    for i, picture in enumerate(pictures):
-        h, w = picture.shape[:2]
-        expected_labels, expected_best = alone(task, cfg, picture)
+    for i, image in enumerate(pictures):
+        h, w = image.shape[:2]
+        expected_labels, expected_best = alone(task, cfg, image)
         np.testing.assert_allclose(best[i, :h, :w], expected_best, atol=2e-5)
         assert np.mean(np.asarray(labels[i, :h, :w]) == expected_labels) > 0.999
 
 
 def test_row_blocks_change_nothing(monkeypatch):
-    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
-    whole = alone(task, CFG, picture)
+    task, image = tiny.task(), tiny.images([(50, 70)])[0]
+    whole = alone(task, CFG, image)
     monkeypatch.setattr(inference, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
-    for made, expected in zip(alone(task, CFG, picture), whole, strict=True):
+    for actual, expected in zip(alone(task, CFG, image), whole, strict=True):
         # Products of other shapes add up in another order: a few units in the last place.
-        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_mirror_image_gives_the_mirrored_scores():
-    task, (picture,) = tiny.task(), tiny.images([(64, 96)])
+    task, (image,) = tiny.task(), tiny.images([(64, 96)])
     sizes = jnp.asarray([[64, 96]])
     cfg = dataclasses.replace(CFG, scale_px=None)
 
@@ -91,7 +91,7 @@ def test_a_mirror_image_gives_the_mirrored_scores():
         )
         return jnp.einsum("brg,bgkc,bwk->brwc", view.rows, view.logits, view.columns)[0]
 
-    straight, flipped = full(picture[:, ::-1], False), full(picture, True)
+    straight, flipped = full(image[:, ::-1], False), full(image, True)
     np.testing.assert_allclose(straight[:, ::-1], flipped, atol=1e-5)
 
 
@@ -126,35 +126,37 @@ def test_network_sizes_follow_the_published_rule():
     cfg = dataclasses.replace(CFG, ratios=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
     for size in [(375, 500), (333, 500), (500, 281), (37, 91)]:
         padded = network_size(*size, cfg)
-        for shape, own in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
-            assert shape[0] >= own[0]
-            assert shape[1] >= own[1]
+        for shape, size_at_network in zip(
+            network_shapes(padded, cfg), network_sizes(size, cfg), strict=True
+        ):
+            assert shape[0] >= size_at_network[0]
+            assert shape[1] >= size_at_network[1]
 
 
 def test_background_rules():
-    cfg = dataclasses.replace(CFG, row_labels=(1, 2, 3, 0, 0))
-    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
-    plain, best = alone(task, CFG, picture)
-    labels, _ = alone(task, cfg, picture)
+    cfg = dataclasses.replace(CFG, embedding_labels=(1, 2, 3, 0, 0))
+    task, image = tiny.task(), tiny.images([(50, 70)])[0]
+    plain, best = alone(task, CFG, image)
+    labels, _ = alone(task, cfg, image)
     np.testing.assert_array_equal(labels, np.asarray([1, 2, 3, 0, 0])[plain])
     thresh = float(np.median(best))
-    labels, best = alone(task, dataclasses.replace(cfg, background_threshold=thresh), picture)
+    labels, best = alone(task, dataclasses.replace(cfg, background_threshold=thresh), image)
     assert not labels[best < thresh].any()
 
 
 def test_bfloat16_stays_close():
-    picture = tiny.images([(64, 96)])[0]
+    image = tiny.images([(64, 96)])[0]
     vision = tiny.with_dtype(tiny.VIT, "bfloat16")
-    full, half = alone(tiny.task(), CFG, picture)[1], alone(tiny.task(vision), CFG, picture)[1]
+    full, half = alone(tiny.task(), CFG, image)[1], alone(tiny.task(vision), CFG, image)[1]
     assert 0 < np.max(np.abs(full - half)) < 0.2
 
 
 @pytest.mark.slow
 def test_single_view_keeps_the_argmax_of_softmax():
-    task, picture = tiny.task(), tiny.images([(50, 70)])[0]
-    sizes = jnp.asarray([picture.shape[:2]])
-    at = jnp.asarray([network_size(*picture.shape[:2], CFG)])
-    view = image_scores(task, task.model, jnp.asarray(picture)[None], sizes, at, (80, 112), CFG)
+    task, image = tiny.task(), tiny.images([(50, 70)])[0]
+    sizes = jnp.asarray([image.shape[:2]])
+    at = jnp.asarray([network_size(*image.shape[:2], CFG)])
+    view = image_scores(task, task.model, jnp.asarray(image)[None], sizes, at, (80, 112), CFG)
     twice, _ = label_maps([view, view], CFG)
     once, _ = label_maps([view], CFG)
     assert np.mean(np.asarray(once) == np.asarray(twice)) > 0.999
@@ -192,11 +194,11 @@ def test_sigmoid_before_the_mean_of_windows(mode):
     cfg = dataclasses.replace(CFG, mode=mode, crop_px=(64, 64), stride_px=(44, 44))
     crop, stride, predict = (64, 64), 44, jax.jit(functools.partial(task.predict, None))
     shrink = jax.jit(opencv_resize, static_argnums=3)
-    for i, picture in enumerate(tiny.images([(50, 90), (64, 33)])):
-        image_hw = picture.shape[:2]
+    for i, image in enumerate(tiny.images([(50, 90), (64, 33)])):
+        image_hw = image.shape[:2]
         size = network_size(*image_hw, cfg)
         small = shrink(
-            jnp.asarray(picture)[None], jnp.asarray([image_hw]), jnp.asarray([size]), size
+            jnp.asarray(image)[None], jnp.asarray([image_hw]), jnp.asarray([size]), size
         )[0]
         pixels = (np.asarray(small) - np.asarray(CLIP_MEAN)) / np.asarray(CLIP_STD)
         total, count = np.zeros((*size, 3)), np.zeros((*size, 1))
@@ -220,34 +222,32 @@ def test_sigmoid_before_the_mean_of_windows(mode):
 
         sizes, network = jnp.asarray([image_hw]), jnp.asarray([size])
         bucket = size[0] + 16, size[1] + 32  # more windows than the image has
-        padded = tiny.padded([picture], (image_hw[0] + 7, image_hw[1] + 9))
+        padded = tiny.padded([image], (image_hw[0] + 7, image_hw[1] + 9))
 
         @jax.jit
         def run(padded, sizes, network, bucket=bucket):
             view = image_scores(task, None, padded, sizes, network, bucket, cfg)
             return view.at(view.rows), label_maps([view], cfg)[0]
 
-        made, labels = (x[0, : image_hw[0], : image_hw[1]] for x in run(padded, sizes, network))
-        np.testing.assert_allclose(made, scores, atol=1e-5)
+        actual, labels = (x[0, : image_hw[0], : image_hw[1]] for x in run(padded, sizes, network))
+        np.testing.assert_allclose(actual, scores, atol=1e-5)
         assert np.mean(labels == np.argmax(scores, axis=-1)) > 0.999
 
 
-def test_a_ratio_that_stands_twice_counts_twice():
-    task, (picture,) = pooled_task(pixel_scores=jax.nn.sigmoid), tiny.images([(50, 70)])
+def test_a_ratio_that_is_listed_twice_counts_twice():
+    task, (image,) = pooled_task(pixel_scores=jax.nn.sigmoid), tiny.images([(50, 70)])
     cfg = dataclasses.replace(CFG, ratios=(1.0, 0.75, 1.0))
-    sizes = jnp.asarray([picture.shape[:2]])
-    networks = network_sizes(picture.shape[:2], cfg)
-    picture = jnp.asarray(picture)[None]
+    sizes = jnp.asarray([image.shape[:2]])
+    networks = network_sizes(image.shape[:2], cfg)
+    image = jnp.asarray(image)[None]
 
     @jax.jit
-    def run(picture):
-        views = [
-            image_scores(task, None, picture, sizes, jnp.asarray([n]), n, cfg) for n in networks
-        ]
+    def run(image):
+        views = [image_scores(task, None, image, sizes, jnp.asarray([n]), n, cfg) for n in networks]
         whole = task._replace(model=nnx.Module())
-        state, segment = segmenter(whole, cfg)
-        made = segment(state, picture, sizes, jnp.asarray([networks]), networks)
-        return label_maps(views, cfg)[0], made[0]
+        state, segment = make_segment_fn(whole, cfg)
+        actual = segment(state, image, sizes, jnp.asarray([networks]), networks)
+        return label_maps(views, cfg)[0], actual[0]
 
-    expected, labels = run(picture)
+    expected, labels = run(image)
     np.testing.assert_array_equal(labels, expected)

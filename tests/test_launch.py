@@ -66,6 +66,6 @@ def test_two_processes_do_the_recipe(tmp_path):
     a, b = (load_trained(f / "rectified_last.safetensors", RECLIP).arrays for f in (one, two))
     for key, value in a.items():
         np.testing.assert_allclose(value, b[key], rtol=1e-3, atol=1e-4, err_msg=key)
-    figures = [json.loads((f / "metrics_rectified.json").read_text()) for f in (one, two)]
-    assert figures[0]["images"] == figures[1]["images"] == 6
-    assert figures[0]["mIoU"] == pytest.approx(figures[1]["mIoU"], abs=0.5)
+    metrics = [json.loads((f / "metrics_rectified.json").read_text()) for f in (one, two)]
+    assert metrics[0]["images"] == metrics[1]["images"] == 6
+    assert metrics[0]["mIoU"] == pytest.approx(metrics[1]["mIoU"], abs=0.5)

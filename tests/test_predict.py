@@ -1,4 +1,4 @@
-"""What a user meets: `segment`, the command line, and what happens with bad input."""
+"""The public API and command line: `segment`, `predict`, and errors on invalid input."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_one_image_a_file_or_an_array(pictures, segmenter, tmp_path):
 
 
 def test_few_images_make_a_small_batch(pictures, segmenter, monkeypatch):
-    rows, run = [], segmenter._segment
+    rows, run = [], segmenter._segment_fn
 
     def noted(state, images, *others):
         rows.append(len(images))
         return run(state, images, *others)
 
-    monkeypatch.setattr(segmenter, "_segment", noted)
+    monkeypatch.setattr(segmenter, "_segment_fn", noted)
     for count in (1, 2):
         assert len(list(segmenter([p.image for p in pictures[:count]]))) == count
     devices = segmenter._mesh.size
@@ -116,10 +116,10 @@ def test_a_truncated_jpeg_is_named(tmp_path, pictures):
     ("names", "message"),
     [
         ([], "class list is empty"),
-        (["cat", "Cat "], "'Cat ' stands twice"),
+        (["cat", "Cat "], "'Cat ' is listed twice"),
         (["cat", " "], "class 2 of 2 has an empty name"),
-        ("cat", "write \\['cat'\\]"),
-        (["sheep", "water"], "'water' stands twice"),  # also a background word
+        ("cat", "pass \\['cat'\\]"),
+        (["sheep", "water"], "'water' is listed twice"),  # also a background word
     ],
 )
 def test_class_names_are_checked(names, message):
@@ -162,7 +162,7 @@ def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
     (out / "trip" / "1.png").unlink()
     before = (out / "trip" / "0.png").stat().st_mtime_ns
     assert command(tmp_path, tmp_path / "photos") == 0
-    assert "2 of 4 images were done before" in capsys.readouterr().out
+    assert "2 of 4 images already have masks" in capsys.readouterr().out
     assert (out / "trip" / "0.png").stat().st_mtime_ns == before
     assert (out / "trip" / "1.png").exists()
 
@@ -177,7 +177,7 @@ def test_user_errors_are_one_line(tmp_path, capsys, pictures):
     for arguments, message in [
         ({"paths": [tmp_path / "none.jpg"]}, "neither a file nor a folder"),
         ({"paths": [path], "classes": " , "}, "class list is empty"),
-        ({"paths": [path], "classes": "cat, cat"}, "stands twice"),
+        ({"paths": [path], "classes": "cat, cat"}, "is listed twice"),
         ({"paths": [path], "more": ["--weights=nowhere.pt"]}, "nowhere.pt"),
         ({"paths": [path], "more": ["--templates=none"]}, "no template set 'none'"),
     ]:
@@ -207,7 +207,7 @@ def test_names_of_results_are_unique(tmp_path):
     for name in ("a/x.png", "a/x.jpg", "b/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    found = [name for _, name in predict.find_images([tmp_path / "a", tmp_path / "b"])]
-    assert len(set(found)) == 3
+    names = [name for _, name in predict.find_images([tmp_path / "a", tmp_path / "b"])]
+    assert len(set(names)) == 3
     with pytest.raises(FileNotFoundError, match="no images"):
         predict.find_images([tmp_path.joinpath("empty").mkdir() or tmp_path / "empty"])

@@ -1,4 +1,4 @@
-"""Words to rows, and the small helpers around files and pictures."""
+"""Class embeddings, label images and atomic files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from clipseg_jax.core import files, pictures
+from clipseg_jax.core import files, label_images
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, confusion_on_host
 from clipseg_jax.models.clip import Tokenizer, l2_normalize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
@@ -69,26 +69,26 @@ def test_index_pngs_keep_their_labels(tmp_path):
     from PIL import Image
 
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    grey = pictures.save_labels(tmp_path / "a.png", labels)
+    grey = label_images.save_labels(tmp_path / "a.png", labels)
     np.testing.assert_array_equal(cv2.imread(str(grey), cv2.IMREAD_GRAYSCALE), labels)
-    coloured = pictures.save_labels(tmp_path / "b.png", labels, coloured=True)
+    coloured = label_images.save_labels(tmp_path / "b.png", labels, coloured=True)
     for path, mode in ((grey, "L"), (coloured, "P")):
         image = Image.open(path)
         assert image.mode == mode
         np.testing.assert_array_equal(np.asarray(image), labels)
         np.testing.assert_array_equal(read_label(path), labels)
     voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
-    assert [tuple(c) for c in pictures.palette(5)] == voc
+    assert [tuple(c) for c in label_images.palette(5)] == voc
 
 
 def test_overlay_and_legend():
     image = np.full((20, 200, 3), 100, np.uint8)
     labels = np.zeros((20, 200), np.uint8)
     labels[:10] = 1
-    painted = pictures.overlay(image, labels, pictures.palette(), clear=(0,))
+    painted = label_images.overlay(image, labels, label_images.palette(), clear=(0,))
     assert tuple(painted[0, 0]) == (114, 50, 50)
     assert tuple(painted[15, 0]) == (100, 100, 100)
-    shown = pictures.with_legend(painted, [("cat", np.array([128, 0, 0]))])
+    shown = label_images.with_legend(painted, [("cat", np.array([128, 0, 0]))])
     np.testing.assert_array_equal(shown[:20], painted)
     assert shown.shape[0] > 30
 

@@ -1,4 +1,4 @@
-"""The one training loop: numbers, resuming, stopping, layouts."""
+"""The training loop: values, resuming, interruption, shardings."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_the_updates_are_pytorch_sgd(tmp_path):
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params, graph=graph, rest=rest, batch=batch, key=key, step=step):
-            made = nnx.merge(graph, params, rest, copy=True)
-            value, _ = toy_task.loss(made, batch, key, step)
-            return value, nnx.state(made, nnx.BatchStat)
+            model_copy = nnx.merge(graph, params, rest, copy=True)
+            value, _ = toy_task.loss(model_copy, batch, key, step)
+            return value, nnx.state(model_copy, nnx.BatchStat)
 
         grads, stats = jax.grad(loss, has_aux=True)(params)
         nnx.update(model, stats)
@@ -87,7 +87,7 @@ def test_groups_have_their_own_rate_and_decay(tmp_path):
         assert np.array_equal(value, after[name]) != moved, name
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
     whole = run(tmp_path / "whole")
 
     def killed(step):
@@ -135,23 +135,23 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
 
 def test_the_best_evaluation_is_kept(tmp_path):
     cfg = dataclasses.replace(SHORT, evaluate_every_steps=4)
-    scores, seen = {4: 1.0, 8: 3.0, 12: 2.0}, {}
+    scores, evaluated = {4: 1.0, 8: 3.0, 12: 2.0}, {}
 
     def evaluate(model, step):
-        seen[step] = flat(model)
+        evaluated[step] = flat(model)
         return {"mIoU": scores[step]}
 
     done = run(tmp_path, cfg, evaluate=evaluate)
-    assert list(seen) == [4, 8, 12]
-    assert done.figures["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
+    assert list(evaluated) == [4, 8, 12]
+    assert done.metrics["best"] == {"step": 8, "chosen_by": "mIoU", "mIoU": 3.0}
     for name, value in flat(done.best).items():
-        np.testing.assert_array_equal(value, seen[8][name])
+        np.testing.assert_array_equal(value, evaluated[8][name])
     # Again: nothing is trained or evaluated, the same is returned.
-    seen.clear()
+    evaluated.clear()
     again = run(tmp_path, cfg, evaluate=evaluate)
-    assert not seen
+    assert not evaluated
     assert_same(again.best, done.best)
-    assert again.figures["best"] == done.figures["best"]
+    assert again.metrics["best"] == done.metrics["best"]
 
 
 def test_accumulation_is_the_mean_of_parts(tmp_path):
@@ -174,11 +174,11 @@ def test_accumulation_is_the_mean_of_parts(tmp_path):
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(4, 1), (4, 2), (8, 8)])
 def test_any_layout_gives_the_same(tmp_path, devices, fsdp, monkeypatch):
-    monkeypatch.setattr("clipseg_jax.core.mesh._SPLIT_FROM", 1)
+    monkeypatch.setattr("clipseg_jax.core.mesh._MIN_SHARDED", 1)
     one = run(tmp_path / "one")
     many = run(tmp_path / "many", devices=devices, fsdp=fsdp)
     assert_same(one.model, many.model, rtol=1e-5, atol=1e-6)
-    # A checkpoint goes on with any other number of devices.
+    # A checkpoint can be resumed with any other number of devices.
     short = dataclasses.replace(SHORT, total_steps=7)
     cut = tmp_path / "cut"
     held = dataclasses.replace(OPTIM, schedule_steps=12)
@@ -207,7 +207,7 @@ def test_what_users_get_wrong(tmp_path):
         run(tmp_path, dataclasses.replace(SHORT, seed=3))
     with pytest.raises(ValueError, match="8 rows is not divisible by 3 devices"):
         run(tmp_path / "b", devices=3)
-    with pytest.raises(ValueError, match="no parameter to train"):
+    with pytest.raises(ValueError, match="selects no parameter"):
         train(
             toy_task.build()._replace(trainable=lambda path: False), toy_task.batches, OPTIM,
             SHORT, mesh=make_mesh(1), workdir=tmp_path / "c", name="toy",

@@ -1,4 +1,4 @@
-"""Training by real processes: the same numbers, and what happens when one of them goes."""
+"""Training in several processes: equal results, and errors when one of them is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def work():
     trained = run(Path(folder), cfg, optim=optim, devices=None, data=data)
     np.savez(f"{folder}/{process}.npz", **flat(trained.model))
 
-sys.exit(exit_code(lambda: peers.leave_if_a_peer_is_gone(work)))
+sys.exit(exit_code(lambda: peers.exit_if_peer_lost(work)))
 """
 
 
@@ -118,7 +118,7 @@ def test_a_killed_peer_ends_the_others(tmp_path):
     # Where the kill comes between two collectives, JAX's own heartbeat ends the process first.
     assert codes[0] in (1, -signal.SIGABRT), errors
     if codes[0] == 1:
-        assert "lost another one" in errors[0]
+        assert "lost a peer" in errors[0]
         assert "as many processes as are left" in errors[0]
     else:
         assert "heartbeat" in errors[0]

@@ -12,10 +12,10 @@ from flax import nnx
 
 from clipseg_jax.inference import (
     InferenceConfig,
+    make_segment_fn,
     network_shapes,
     network_size,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
@@ -23,7 +23,7 @@ from tests import tiny
 
 CFG = InferenceConfig(
     mean=(120.0, 115.0, 100.0), std=(60.0, 58.0, 57.0), scale_px=(96, 96), ratios=(1.0, 0.75),
-    flip=True, average="logits", temperature=1.0, least_px=16,
+    flip=True, average="logits", temperature=1.0, min_side_px=16,
 )  # fmt: skip
 SIZES = [(60, 90), (90, 61), (40, 40)]
 
@@ -33,28 +33,28 @@ def dropping(cfg=tiny.VIT):
     return tiny.task(dataclasses.replace(cfg, position_resize="bilinear", pad_to_patch=False))
 
 
-def labels_of(task, cfg, pictures, padded):
-    own = np.asarray([picture.shape[:2] for picture in pictures])
-    network = np.asarray([network_sizes(tuple(size), cfg) for size in own.tolist()])
+def labels_of(task, cfg, unpadded, padded):
+    sizes = np.asarray([image.shape[:2] for image in unpadded])
+    network = np.asarray([network_sizes(tuple(size), cfg) for size in sizes.tolist()])
     most = tuple(-(-int(side) // 16) * 16 for side in network[:, 0].max(axis=0))
-    state, segment = segmenter(task, cfg)
+    state, segment = make_segment_fn(task, cfg)
     run = jax.jit(segment, static_argnums=4)
-    images = tiny.padded(pictures, padded)
-    return run(state, images, jnp.asarray(own), jnp.asarray(network), network_shapes(most, cfg))
+    images = tiny.padded(unpadded, padded)
+    return run(state, images, jnp.asarray(sizes), jnp.asarray(network), network_shapes(most, cfg))
 
 
-def by_hand(task, cfg, picture):
-    """One picture, unpadded, as the description says it."""
+def by_hand(task, cfg, image):
+    """One image, unpadded, by the definition."""
     model = nnx.merge(*nnx.split(task.model))
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
 
     def logits(pixels):
         h, w = pixels.shape[1:3]
-        found = task.predict(model, pixels, jnp.asarray([[h, w]]))
-        return found[:, : h // 16, : w // 16]
+        grid = task.predict(model, pixels, jnp.asarray([[h, w]]))
+        return grid[:, : h // 16, : w // 16]
 
     factor = 96 / max(height, width)
-    pixels = normalize(jnp.asarray(picture)[None], cfg.mean, cfg.std)
+    pixels = normalize(jnp.asarray(image)[None], cfg.mean, cfg.std)
     first = resize(pixels, (int(height * factor), int(width * factor)))
     total = 0.0
     for ratio in cfg.ratios:
@@ -69,11 +69,11 @@ def by_hand(task, cfg, picture):
 
 @pytest.mark.slow
 def test_padding_and_batching_change_nothing():
-    task, pictures = dropping(), tiny.images(SIZES)
-    labels, best = labels_of(task, CFG, pictures, (96, 112))
-    for row, picture in enumerate(pictures):
-        h, w = picture.shape[:2]
-        expected, score = by_hand(task, CFG, picture)
+    task, images = dropping(), tiny.images(SIZES)
+    labels, best = labels_of(task, CFG, images, (96, 112))
+    for row, image in enumerate(images):
+        h, w = image.shape[:2]
+        expected, score = by_hand(task, CFG, image)
         assert np.mean(np.asarray(labels)[row, :h, :w] == expected) > 0.999
         np.testing.assert_allclose(np.asarray(best)[row, :h, :w], score, atol=1e-5)
     assert len(np.unique(np.asarray(labels)[0])) > 1
@@ -90,9 +90,9 @@ def test_sizes_are_rounded_down():
     assert network_sizes((333, 500), alone) == [(333, 500), (249, 375)]
     for size in [(375, 500), (333, 500), (500, 281), (37, 91)]:
         padded = tuple(-(-side // 16) * 16 for side in network_size(*size, cfg))
-        for shape, own in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
-            assert shape[0] >= own[0]
-            assert shape[1] >= own[1]
+        for shape, sizes in zip(network_shapes(padded, cfg), network_sizes(size, cfg), strict=True):
+            assert shape[0] >= sizes[0]
+            assert shape[1] >= sizes[1]
 
 
 def test_too_thin_at_any_scale():

@@ -52,6 +52,6 @@ def batches(start, *, size=8, process=0, processes=1, poison=None):
             x[3] = np.nan
         index = np.arange(size, dtype=np.int32) + step * size
         rows = {"x": x, "y": (x.sum(1) > 0).astype(np.int32), "index": index}
-        own = slice(process * size // processes, (process + 1) * size // processes)
-        yield {name: value[own] for name, value in rows.items()}
+        rows_of_process = slice(process * size // processes, (process + 1) * size // processes)
+        yield {name: value[rows_of_process] for name, value in rows.items()}
         step += 1

@@ -1,1 +1,1 @@
-"""Machinery that knows nothing of CLIP."""
+"""Infrastructure independent of CLIP: devices, files, checkpoints, optimisers, metrics."""

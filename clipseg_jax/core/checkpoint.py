@@ -17,18 +17,18 @@ _log = logging.getLogger(__name__)
 
 
 class Restored(NamedTuple):
-    """A checkpoint's arrays, as the target was laid out, and its record."""
+    """A restored checkpoint."""
 
     step: int
-    state: Any
-    record: dict[str, Any]
+    state: Any  # arrays, sharded like the target
+    record: dict[str, Any]  # the JSON values given to `save`
 
 
 class Checkpoints:
-    """The last `keep` checkpoints below a folder that all processes share.
+    """The last `keep` checkpoints in a folder that all processes share.
 
-    Every call is made by every process. Orbax writes to a temporary folder and renames it, so a
-    kill leaves the older ones; what was written wrongly or has changed since fails its checksum.
+    Every process must make every call. Orbax writes to a temporary folder and renames it, so a
+    killed run leaves the older checkpoints; corrupted files fail their checksum.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
@@ -42,21 +42,29 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps that have a whole checkpoint, ascending."""
+        """Steps with a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def record(self, step: int) -> dict[str, Any]:
-        """What `save` was given beside the arrays."""
+        """The JSON values of the checkpoint of a step."""
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args).record
 
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
-        """Copies `state` and starts writing it; returns before it is on disk. `record` is JSON."""
+        """Copies `state` and starts writing it; returns before it is on disk.
+
+        Does nothing if the step has a checkpoint.
+
+        Args:
+          step: number of completed steps.
+          state: pytree of arrays.
+          record: JSON values to store beside the arrays.
+        """
         if step in self._manager.all_steps():
             return
         sums = [int(value) for value in np.asarray(_checksums(state))]
         if jax.default_backend() == "cpu":
-            # Orbax would read the arrays' own memory, which the next step is allowed to reuse.
+            # Orbax reads the arrays' buffers, which the next step may reuse (they are donated).
             state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)
         self._manager.save(
             step,
@@ -67,13 +75,16 @@ class Checkpoints:
         )
 
     def restore(self, like: Any) -> Restored | None:
-        """The newest checkpoint that is whole; None if there is none.
+        """The newest intact checkpoint; None if there is none.
 
-        `like` has the arrays' shapes, dtypes and shardings (arrays or jax.ShapeDtypeStruct). A
-        damaged checkpoint is reported, put aside as NAME.damaged, and the one before it taken.
+        A damaged checkpoint is logged and renamed to STEP.damaged, and the previous one is tried.
+
+        Args:
+          like: pytree with the shapes, dtypes and shardings of the arrays to restore (arrays or
+            jax.ShapeDtypeStruct).
 
         Raises:
-          ValueError: checkpoints are there, but of another model.
+          ValueError: the checkpoints are of another model.
         """
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like
@@ -97,31 +108,31 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
+        """Returns when all checkpoints are on disk.
 
         Raises:
-          OSError and others: what went wrong while writing.
+          OSError and others: errors of the background writer.
         """
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends the background threads."""
+        """Waits for pending writes and ends the background threads."""
         self._manager.close()
 
     def _check_shapes(self, step: int, target: Any) -> None:
-        """Refuses checkpoints of another model in one line, before Orbax does so in many."""
+        """Raises a one-line error for checkpoints of another model; Orbax's has many lines."""
         try:
             tree = self._manager.item_metadata(step)["state"].tree
-            found = _shapes(tree)
+            stored = _shapes(tree)
         except Exception:
             return  # unreadable metadata: restoring says why
-        wanted = _shapes(target)
-        changed = sorted(k for k in found.keys() | wanted if found.get(k) != wanted.get(k))
+        expected = _shapes(target)
+        changed = sorted(k for k in stored.keys() | expected if stored.get(k) != expected.get(k))
         if changed:
-            shown = "; ".join(f"{k}: {found.get(k)} -> {wanted.get(k)}" for k in changed[:4])
+            listed = "; ".join(f"{k}: {stored.get(k)} -> {expected.get(k)}" for k in changed[:4])
             raise ValueError(
-                f"{self._folder}/{step} holds another model ({len(changed)} arrays differ: "
-                f"{shown}); choose another --workdir, or delete it"
+                f"{self._folder}/{step} is a checkpoint of another model ({len(changed)} arrays "
+                f"differ: {listed}); choose another --workdir, or delete it"
             )
 
     def _put_aside(self, step: int) -> None:
@@ -132,7 +143,7 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each leaf by its dotted path, the same for live trees and Orbax's metadata."""
+    """Dotted path -> shape of each leaf, of arrays as well as of Orbax's metadata."""
 
     def name(path: tuple) -> str:
         parts = (getattr(p, "key", getattr(p, "name", getattr(p, "idx", p))) for p in path)
@@ -144,18 +155,18 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 @jax.jit
 def _checksums(tree: Any) -> Array:
-    """A number for each leaf that changes with any value or place, on any layout over devices."""
+    """One uint32 per leaf that depends on values and their positions, not on the sharding."""
 
-    def of(leaf: Array) -> Array:
+    def checksum(leaf: Array) -> Array:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         bits = leaf.astype(jnp.uint32)
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             wide = leaf.astype(jnp.float32)
             bits = jax.lax.bitcast_convert_type(wide, jnp.uint32)
-        place = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-        mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B) + place * jnp.uint32(0xC2B2AE35)
+        position = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
+        mixed = (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B) + position * jnp.uint32(0xC2B2AE35)
         mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0x27D4EB2F)
         return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
-    return jnp.stack([of(leaf) for leaf in jax.tree.leaves(tree)])
+    return jnp.stack([checksum(leaf) for leaf in jax.tree.leaves(tree)])

@@ -1,4 +1,4 @@
-"""What all command lines share: user errors end in one line, not in a traceback."""
+"""Error handling of all command lines: user errors print one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from input_pipeline import commands
 
 
 def exit_code(run: Callable[[], object]) -> int:
-    """Runs a command; 0, or after one line: 2 for an error, 128 + signal if interrupted."""
+    """Runs a command and returns its exit code.
+
+    0, or after printing one line: 2 for invalid input (ValueError, OSError), 128 + signal if
+    interrupted.
+    """
 
     def status() -> int:
         try:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def write_json(path: str | Path, value: Any) -> Path:
 
 
 def check_writable(folder: str | Path) -> Path:
-    """Makes `folder` and checks that a file can be written there, before hours of work.
+    """Creates `folder` and checks that files can be written there; returns it.
 
     Raises:
-      OSError: it cannot; says why and what to do.
+      OSError: the folder is not writable; the message says why and what to do.
     """
     folder = Path(folder)
     write_atomic(folder / ".writable", lambda file: file.write(b"")).unlink()

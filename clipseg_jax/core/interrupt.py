@@ -1,4 +1,4 @@
-"""Stopping in good order: signals are noted, and the loop saves before it leaves."""
+"""Graceful interruption: signals are recorded, and the training loop saves before it stops."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from jax.experimental import multihost_utils
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A run was asked to stop, and has saved what it had."""
+    """A signal stopped a run, which has saved its state."""
 
     def __init__(self, message: str, number: int = signal.SIGTERM):
         super().__init__(message)
-        self.exit_code = 128 + number  # what schedulers know as "ended by that signal"
+        self.exit_code = 128 + number  # the shell's convention for "ended by that signal"
 
 
 class Signals:
-    """Notes SIGTERM and Ctrl-C while active; a second Ctrl-C interrupts at once.
+    """Context manager that records SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once.
 
-    With several processes JAX's own handler of SIGTERM makes all of them stop at the same step.
+    With several processes JAX's own SIGTERM handler makes all of them stop at the same step.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._before: dict[int, object] = {}
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Signals:
-        # Only the main thread may set handlers; elsewhere (a notebook's worker) there are none.
+        # Python allows handlers in the main thread only; in other threads none are installed.
         main_thread = threading.current_thread() is threading.main_thread()
         if main_thread and jax.process_count() == 1:
             numbers = (signal.SIGINT, signal.SIGTERM)
-            self._before = {n: signal.signal(n, self._note) for n in numbers}
+            self._previous = {n: signal.signal(n, self._record) for n in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if self.number == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.number = number
 
     def stop_at(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in every process."""
+        """Whether to stop after `step`; equal in every process."""
         if jax.process_count() == 1:
             return self.number is not None
         if multihost_utils.reached_preemption_sync_point(step):

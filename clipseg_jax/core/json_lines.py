@@ -1,4 +1,4 @@
-"""Files of JSON lines to which a run appends, and from which it resumes after a kill."""
+"""JSON-lines files to which a run appends, and from which it resumes after a kill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipseg_jax.core.files import write_atomic
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that a kill cut short is omitted."""
+    """The records of a .jsonl file; stops at a line truncated by a kill."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -24,18 +24,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes a file of these records, atomically."""
+    """Writes `records` to a .jsonl file atomically."""
     text = "".join(json.dumps(record) + "\n" for record in records)
     return write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def read_partial(folder: Path) -> list[dict[str, Any]]:
-    """The records that all processes of all interrupted runs left in `folder`."""
+    """The partial results in `folder` of all processes of interrupted runs."""
     return [line for path in partial_files(folder) for line in read_lines(path)]
 
 
 def append_partial(folder: Path) -> TextIO:
-    """Opens this process's file of partial results, after its last whole line."""
+    """Opens this process's file of partial results for appending, after its last complete line."""
     path = folder / f"{jax.process_index()}.partial.jsonl"
     write_lines(path, read_lines(path) if path.exists() else [])
     return path.open("a", encoding="utf-8")

@@ -1,8 +1,7 @@
-"""The device mesh, and how batches and parameters are laid out on it.
+"""The device mesh, and the shardings of batches and parameters.
 
-Two axes: "data" splits batches; "fsdp" splits them too, and parameters besides, for models that do
-not fit one device. Axes are Auto: an Explicit one (jax's default) refuses plain reshapes of a
-sharded batch.
+Two axes: "data" shards batches; "fsdp" shards batches and parameters, for models that do not fit on
+one device. Axes are Auto: with Explicit ones (JAX's default) reshaping a sharded batch is an error.
 """
 
 from __future__ import annotations
@@ -17,40 +16,43 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")
 
 _BATCH = PartitionSpec(("data", "fsdp"))
-_SPLIT_FROM = 2**16  # parameters; gathering smaller arrays costs more than keeping them whole
+_MIN_SHARDED = 2**16  # elements; gathering smaller arrays costs more than replicating them
 
 
 def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False) -> Mesh:
-    """A mesh over all devices of all processes, or the first ones; `fsdp` of them share a copy.
+    """A mesh with axes "data" and "fsdp" over the devices of all processes.
 
-    `local`: over the devices of this process alone.
+    Args:
+      devices: how many devices to use, the first ones; None: all.
+      fsdp: size of the axis over which each parameter is sharded.
+      local: over the devices of this process alone.
 
     Raises:
-      ValueError: fewer devices than asked for, or not divisible by `fsdp`.
+      ValueError: fewer devices than requested, or not divisible by `fsdp`.
     """
-    found = jax.local_devices() if local else jax.devices()
-    count = len(found) if devices is None else devices
-    if not 0 < count <= len(found):
+    available = jax.local_devices() if local else jax.devices()
+    count = len(available) if devices is None else devices
+    if not 0 < count <= len(available):
         raise ValueError(
-            f"{count} devices asked for, {len(found)} found; ask for 1 to {len(found)}"
+            f"{count} devices requested, {len(available)} available; request 1 to {len(available)}"
         )
     if fsdp < 1 or count % fsdp:
         raise ValueError(f"fsdp {fsdp} does not divide {count} devices; set it to 1 or a divisor")
     kinds = (AxisType.Auto, AxisType.Auto)
     names = ("data", "fsdp")
-    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=found[:count])
+    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=available[:count])
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over all devices."""
+    """Shards the first axis of a batch over all devices."""
     return NamedSharding(mesh, _BATCH)
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, split over the mesh along their first axis.
+    """Global arrays from this process's rows of a batch, sharded along their first axis.
 
     Raises:
-      ValueError: the rows don't divide by this process's devices.
+      ValueError: the rows are not divisible by this process's devices.
     """
     sharding = batch_sharding(mesh)
     local = len(mesh.local_devices)
@@ -66,29 +68,29 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     }
 
 
-def own_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split along its first axis: undoes `shard_batch`."""
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array sharded along its first axis; inverts `shard_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:
-    """Every leaf of `tree` on all devices of the mesh."""
+    """Copies every leaf of `tree` to all devices of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
-    """A sharding for each array or shape of `tree`: the longest axis that "fsdp" divides is split.
+    """A sharding per array (or shape) of `tree`: over "fsdp" along the longest divisible axis.
 
-    Small arrays, and all of them where "fsdp" is 1, are whole on every device.
+    Small arrays are replicated, and all arrays if "fsdp" is 1.
     """
     parts = mesh.shape["fsdp"]
 
-    def of(leaf: Any) -> NamedSharding:
+    def sharding(leaf: Any) -> NamedSharding:
         divisible = [n if n % parts == 0 else 0 for n in leaf.shape]
-        if parts == 1 or np.prod(leaf.shape) < _SPLIT_FROM or not any(divisible):
+        if parts == 1 or np.prod(leaf.shape) < _MIN_SHARDED or not any(divisible):
             return NamedSharding(mesh, PartitionSpec())
         axis = int(np.argmax(divisible))
         return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(sharding, tree)

@@ -1,10 +1,10 @@
-"""Figures of a confusion matrix. Spec maskclip, section 8.
+"""Metrics of a confusion matrix. Spec maskclip, section 8.
 
 Papers average IoU over different sets of classes. The names here have one meaning everywhere:
 
-- `mIoU`: the classes that occur, in labels or predictions. The usual one; spec maskclip, section 8.
-- `mIoU_of_labelled`: the classes that the labels show. Spec clip_es, section 8.
-- `mIoU_absent_as_0`: all classes; one that occurs nowhere counts as 0. Spec reclip, section 16.
+- `mIoU`: classes that occur in labels or predictions. The usual one; spec maskclip, section 8.
+- `mIoU_of_labelled`: classes that occur in the labels. Spec clip_es, section 8.
+- `mIoU_absent_as_0`: all classes; one that does not occur counts as 0. Spec reclip, section 16.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def confusion_matrix(
     """Pixel counts (classes, classes) int32: row is the label, column the prediction.
 
     `labels` and `predictions` are integer arrays of one shape; pixels whose label is `ignore`
-    count nowhere. Other labels and all predictions must lie in [0, classes).
+    are not counted. Other labels and all predictions must lie in [0, classes).
     """
     labels, predictions = jnp.asarray(labels, jnp.int32), jnp.asarray(predictions, jnp.int32)
     pair = jnp.where(labels == ignore, classes * classes, labels * classes + predictions)
@@ -35,36 +35,36 @@ def confusion_matrix(
 def confusion_on_host(
     labels: np.ndarray, predictions: np.ndarray, classes: int, ignore: int = 255
 ) -> np.ndarray:
-    """`confusion_matrix` by NumPy, int64: no program to compile for each size of a label map."""
-    known = labels != ignore
-    pairs = labels[known].astype(np.int64) * classes + predictions[known]
+    """`confusion_matrix` in NumPy, int64, which compiles no program per size of label maps."""
+    counted = labels != ignore
+    pairs = labels[counted].astype(np.int64) * classes + predictions[counted]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-class ZeroShotFigures(NamedTuple):
-    """Fractions: pixel accuracy, mean IoU of seen and of unseen classes, their harmonic mean.
+class ZeroShotMetrics(NamedTuple):
+    """Metrics of zero-shot segmentation, as fractions.
 
-    A mean over classes of which none occurs is NaN, and the harmonic mean with it.
+    A mean over classes none of which occurs is NaN, and so is the harmonic mean.
     """
 
     pixel_accuracy: float
-    seen: float
-    unseen: float
-    harmonic: float
+    seen: float  # mean IoU of seen classes
+    unseen: float  # mean IoU of unseen classes
+    harmonic: float  # harmonic mean of these two
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationMetrics:
-    """Figures of a summed confusion matrix, as fractions; NaN where a class never occurs."""
+    """Metrics of a summed confusion matrix, as fractions; NaN for classes that do not occur."""
 
     iou: np.ndarray  # (classes,)
-    accuracy: np.ndarray  # (classes,) found pixels / labelled pixels
-    precision: np.ndarray  # (classes,) found pixels / predicted pixels
-    all_accuracy: float
+    accuracy: np.ndarray  # (classes,) correct pixels / labelled pixels (recall)
+    precision: np.ndarray  # (classes,) correct pixels / predicted pixels
+    all_accuracy: float  # correct pixels / all pixels
 
     @classmethod
     def from_confusion(cls, confusion: np.ndarray) -> SegmentationMetrics:
-        """From pixel counts (classes, classes), rows labels, columns predictions."""
+        """From pixel counts (classes, classes); rows are labels, columns predictions."""
         confusion = np.asarray(confusion, np.float64)
         hit, label, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -77,30 +77,30 @@ class SegmentationMetrics:
 
     @property
     def miou_absent_as_0(self) -> float:
-        """Mean IoU over all classes; one that occurs nowhere counts as 0."""
+        """Mean IoU over all classes; one that does not occur counts as 0."""
         return float(np.nan_to_num(self.iou).mean())
 
     @property
     def miou_of_labelled(self) -> float:
-        """Mean IoU over the classes that the labels show."""
+        """Mean IoU over the classes that occur in the labels."""
         return _mean(self.iou[~np.isnan(self.accuracy)])
 
-    def zero_shot(self, unseen: Sequence[int]) -> ZeroShotFigures:
-        """Figures of the classes in `unseen` and of the others apart. Spec clip_rc, section 10."""
+    def zero_shot(self, unseen: Sequence[int]) -> ZeroShotMetrics:
+        """Mean IoUs of the classes in `unseen` and of the others. Spec clip_rc, section 10."""
         held_out = np.zeros(len(self.iou), bool)
         held_out[list(unseen)] = True
         seen, unseen_mean = _mean(self.iou[~held_out]), _mean(self.iou[held_out])
         total = seen + unseen_mean
         harmonic = 2 * seen * unseen_mean / total if total else 0.0
-        return ZeroShotFigures(self.all_accuracy, seen, unseen_mean, harmonic)
+        return ZeroShotMetrics(self.all_accuracy, seen, unseen_mean, harmonic)
 
     def summary(self, unseen: Sequence[int] = ()) -> dict[str, float]:
-        """Percent, rounded to two decimals: aAcc, and means over classes.
+        """Name -> percent, rounded to two decimals: aAcc, and means over classes.
 
-        mIoU, mAcc and mPrec are over classes that occur; the other two means of IoU follow mIoU.
-        With `unseen` labels also pAcc (the usual name of aAcc there), mIoU(S), mIoU(U) and hIoU.
+        mIoU, mAcc and mPrec are means over classes that occur; for the other means of IoU see the
+        module. With `unseen` labels also pAcc (equal to aAcc), mIoU(S), mIoU(U) and hIoU.
         """
-        figures = {
+        metrics = {
             "aAcc": self.all_accuracy,
             "mIoU": _mean(self.iou),
             "mIoU_of_labelled": self.miou_of_labelled,
@@ -110,11 +110,11 @@ class SegmentationMetrics:
         }
         if len(unseen):
             names = ("pAcc", "mIoU(S)", "mIoU(U)", "hIoU")
-            figures |= zip(names, self.zero_shot(unseen), strict=True)
-        return {name: round(100 * value, 2) for name, value in figures.items()}
+            metrics |= zip(names, self.zero_shot(unseen), strict=True)
+        return {name: round(100 * value, 2) for name, value in metrics.items()}
 
     def per_class(self, names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-        """Class name -> IoU, Acc, Prec in percent; None where the class never occurs."""
+        """Class name -> IoU, Acc, Prec in percent; None for classes that do not occur."""
 
         def percent(value: float) -> float | None:
             return None if np.isnan(value) else round(100 * float(value), 2)
@@ -127,6 +127,6 @@ class SegmentationMetrics:
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of those that are numbers; NaN where none is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")
+    """Mean of the values that are not NaN; NaN if all are."""
+    finite = values[~np.isnan(values)]
+    return float(finite.mean()) if finite.size else float("nan")

@@ -1,4 +1,4 @@
-"""Making models fast: as shapes alone, or with random numbers."""
+"""Fast construction of models: abstract, or with random initialisation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Keys:
-    """The same keys as `nnx.Rngs(seed)` gives to parameters, with a plain counter.
+    """The parameter keys of `nnx.Rngs(seed)`, with a Python integer as counter.
 
-    The counter of `nnx.Rngs` is an array; where it is traced, each draw makes JAX search all
-    operations so far (Flax 0.12.8), and a CLIP takes ten times as long to trace.
+    The counter of `nnx.Rngs` is an array; when traced, each draw makes JAX search all previous
+    operations (Flax 0.12.8), and tracing a CLIP takes ten times as long.
     """
 
     def __init__(self, seed: int | jax.Array = 0):
-        """From a number, or from a key."""
+        """`seed` is an integer or a JAX key."""
         self._key = seed if isinstance(seed, jax.Array) else jax.random.key(seed)
         self._drawn = 0
 
@@ -30,11 +30,11 @@ class Keys:
 
 
 def abstract(make: Callable[[Any], Module]) -> Module:
-    """`make(rngs)` with shapes for arrays; nothing is computed or allocated."""
+    """`make(rngs)` with jax.ShapeDtypeStruct leaves; computes and allocates nothing."""
     return nnx.eval_shape(lambda: make(Keys()))
 
 
 def initialised(make: Callable[[Any], Module], seed: int = 0) -> Module:
-    """`make(rngs)` with its random numbers drawn in one program, which is much faster."""
+    """`make(rngs)` with all parameters initialised in one jitted program, which is much faster."""
     graph, _ = nnx.split(abstract(make))
     return nnx.merge(graph, jax.jit(lambda: nnx.state(make(Keys(seed))))())

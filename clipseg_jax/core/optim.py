@@ -1,4 +1,4 @@
-"""Schedules, parameter groups and optimisers, by plain numbers."""
+"""Learning-rate schedules, parameter groups and optimisers, configured by plain values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parameters whose dotted path `pattern` matches somewhere; the first such group counts."""
+    """Parameters whose dotted path contains a match of the regular expression `pattern`.
+
+    Of several matching groups the first applies.
+    """
 
     pattern: str
     rate: float = 1.0  # times the schedule's
@@ -48,7 +51,7 @@ class OptimConfig:
 
 
 def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
-    """step -> rate.
+    """The schedule: number of completed updates -> learning rate.
 
     Raises:
       ValueError: an unknown schedule.
@@ -58,11 +61,11 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
     length = cfg.schedule_steps or total_steps
     end = cfg.end_learning_rate if cfg.schedule == "poly" else 0.0
 
-    def rate(step: Any) -> Any:
+    def schedule(step: Any) -> Any:
         held = (step // cfg.hold_steps) * cfg.hold_steps
         share = jnp.clip(held / length, 0.0, 1.0)
         if cfg.schedule == "poly":
-            # Not 1 - share, which loses digits towards the end.
+            # 1 - share would lose precision towards the end.
             factor = jnp.clip((length - held) / length, 0.0, 1.0) ** cfg.power
         elif cfg.schedule == "cosine":
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
@@ -78,16 +81,17 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
             now = now * warm
         return now
 
-    return rate
+    return schedule
 
 
 def optimizer(cfg: OptimConfig, total_steps: int) -> optax.GradientTransformation:
-    """PyTorch's SGD (decay joins the gradient, no dampening) or AdamW (decay apart from it).
+    """SGD or AdamW with PyTorch's semantics.
 
-    Groups differ in rate and decay; the norm is clipped over all of them together.
+    SGD adds the weight decay to the gradient, without dampening; AdamW decouples it. Groups differ
+    in learning rate and weight decay; gradients are clipped by their norm over all groups.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown optimiser or schedule.
     """
     if cfg.name not in ("sgd", "adamw"):
         raise ValueError(f"unknown optimiser {cfg.name!r}; choose sgd or adamw")

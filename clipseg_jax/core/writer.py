@@ -1,4 +1,4 @@
-"""Scalars of a run: a line of JSON each time, and TensorBoard."""
+"""Logs scalars of a run as JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from clipseg_jax.core.json_lines import read_lines, write_lines
 class Writer:
     """Appends to `folder/NAME.jsonl` and to TensorBoard events; writes nothing if not `active`.
 
-    A resumed run drops the lines after the step it goes on from, so that each step stands once.
+    A run that resumes at step `start` drops later lines, so that each step is logged once.
     """
 
     def __init__(self, folder: Path, name: str, *, start: int = 0, active: bool = True):
         self._path = folder / f"{name}.jsonl"
         self._events: SummaryWriter | None = None
-        before = read_lines(self._path) if self._path.exists() else []
-        kept = [line for line in before if line["step"] <= start]
-        self.steps = {line["step"] for line in kept}  # what was written before, in every process
+        lines = read_lines(self._path) if self._path.exists() else []
+        kept = [line for line in lines if line["step"] <= start]
+        # Steps logged by earlier runs; known in every process.
+        self.steps = {line["step"] for line in kept}
         if not active:
             return
         write_lines(self._path, kept)
         self._events = SummaryWriter(str(folder / "tensorboard" / name), purge_step=start + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records `scalars` under a step."""
+        """Logs `scalars` of a step."""
         if self._events is None:
             return
         with self._path.open("a", encoding="utf-8") as file:

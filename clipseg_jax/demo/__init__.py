@@ -1,6 +1,6 @@
-"""The embedded default: a painted picture world and a tiny CLIP trained on it."""
+"""The built-in demo: a world of painted pictures and a tiny CLIP trained on it."""
 
 from pathlib import Path
 
 TINY_CLIP = Path(__file__).parent / "tiny_clip"
-"""Hugging Face style directory of the tiny CLIP, loaded like any user's weights."""
+"""Directory of the tiny CLIP in Hugging Face format, loaded like any other checkpoint."""

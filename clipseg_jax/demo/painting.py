@@ -1,7 +1,7 @@
-"""Paints the demo world's scenery and objects: signed distances and noise, in plain NumPy.
+"""Paints scenery and objects of the demo world with signed distances and noise, in NumPy.
 
-Coordinates run from 0 to 1 over the picture, so the same scene can be painted at any size. An
-object has its own: u to the right, v up, its outline within about [-1, 1].
+Picture coordinates run from 0 to 1, so that a scene can be painted at any size. Object coordinates
+are u to the right and v up, with the outline within about [-1, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WHITE, HUB, LAMP = np.full(3, 0.95), np.array([0.7, 0.7, 0.72]), np.array([1.0, 
 
 
 def noise(rng: Random, rows: int, columns: int, y: Array, x: Array) -> Array:
-    """Smooth noise (len(y), len(x)) in [0, 1]: a random lattice read at positions in [0, 1]."""
+    """Smooth noise (len(y), len(x)) in [0, 1]: an interpolated lattice, at positions in [0, 1]."""
 
     def weights(position: Array, n: int) -> Array:
         at = np.clip(position, 0, 1) * (n - 1)
@@ -36,7 +36,7 @@ def noise(rng: Random, rows: int, columns: int, y: Array, x: Array) -> Array:
 
 
 def paint_scenery(kind: str, rng: Random, y: Array, x: Array) -> Array:
-    """Scenery (len(y), len(x), 3): "water", "grass", "sand" or "sky"."""
+    """Scenery (len(y), len(x), 3) in [0, 1] of a kind: "water", "grass", "sand" or "sky"."""
     jitter = rng.normal(0, 0.035, 3)
 
     def base(*colours: tuple[float, float, float]) -> Array:
@@ -72,9 +72,9 @@ def paint_scenery(kind: str, rng: Random, y: Array, x: Array) -> Array:
 
 
 class Brush:
-    """Paints parts, back to front, on the patch of a picture that an object may touch.
+    """Paints the parts of one object, back to front, on a patch (h, w, 3) of a picture.
 
-    Shapes are signed distances, negative inside, in the object's units.
+    Shapes are signed distances (h, w) in object coordinates, negative inside.
     """
 
     def __init__(self, patch: Array, u: Array, v: Array, pixels_per_unit: float):
@@ -83,28 +83,28 @@ class Brush:
         self.union = np.full(u.shape, np.inf)
 
     def paint(self, distance: Array, colour: Array) -> None:
-        """Blends a colour, (3,) or one for each pixel, over everything inside `distance`."""
+        """Blends a colour, (3,) or (h, w, 3), over the inside of a shape."""
         self.union = np.minimum(self.union, distance)
         alpha = np.clip(0.5 - distance * self.scale, 0, 1)[..., None]
         self.patch += alpha * (colour - self.patch)
 
     def light(self) -> None:
-        """Light from above on what has been painted."""
+        """Shades the painted parts as if lit from above."""
         alpha = np.clip(0.5 - self.union * self.scale, 0, 1)
         self.patch *= (1 + 0.12 * np.clip(self.v, -1, 1) * alpha)[..., None]
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float) -> Array:
-        """Distance to an ellipse (approximate)."""
+        """Approximate distance to an ellipse of centre (cx, cy) and radii rx, ry."""
         return (np.hypot((self.u - cx) / rx, (self.v - cy) / ry) - 1) * min(rx, ry)
 
     def box(self, cx: float, cy: float, hx: float, hy: float, corner: float = 0.0) -> Array:
-        """Distance to a box of half sizes hx, hy with rounded corners."""
+        """Distance to a box of half sizes hx, hy with corners of radius `corner`."""
         x, y = np.abs(self.u - cx) - hx + corner, np.abs(self.v - cy) - hy + corner
         outside = np.hypot(np.maximum(x, 0), np.maximum(y, 0))
         return outside + np.minimum(np.maximum(x, y), 0) - corner
 
     def polygon(self, *points: tuple[float, float]) -> Array:
-        """Distance to a convex polygon (approximate outside its corners)."""
+        """Distance to a convex polygon; approximate outside its corners."""
         p = np.array(points)
         q = np.roll(p, -1, axis=0)
         area = np.sum(p[:, 0] * q[:, 1] - q[:, 0] * p[:, 1])
@@ -116,7 +116,7 @@ class Brush:
         return distance
 
     def capsule(self, x0: float, y0: float, x1: float, y1: float, radius: float) -> Array:
-        """Distance to a line of round ends."""
+        """Distance to a line segment with round ends."""
         dx, dy = x1 - x0, y1 - y0
         t = ((self.u - x0) * dx + (self.v - y0) * dy) / (dx * dx + dy * dy)
         t = np.clip(t, 0, 1)
@@ -124,11 +124,11 @@ class Brush:
 
 
 def _mix(a: Array, b: Array, where: Array, share: float = 1.0) -> Array:
-    """Colour a, with `share` of b where the condition holds."""
+    """Colour (h, w, 3): a, blended with `share` of b where `where` (h, w) is true."""
     return a + (share * where)[..., None] * (b - a)
 
 
-# An object: (brush, main colour, second colour, four shape numbers in [0, 1], texture field).
+# Paints an object: (brush, main colour, second colour, 4 shape parameters in [0, 1], texture).
 Painter = Callable[[Brush, Array, Array, Array, Array], None]
 
 

@@ -1,8 +1,8 @@
-"""The demo world: seeded pictures of objects in scenery, their exact labels, and captions.
+"""The demo world: seeded pictures of objects in scenery with exact labels.
 
-Pictures and captions are as the web's: some objects go unnamed, some things keep company (boats and
-water), the subject stands in the middle. Those habits are what rectification learns to undo.
-The same (split, index) is the same picture, at any size.
+Pictures have the biases of web images: objects correlate with scenery (boats with water), and the
+main object is near the centre. Rectification learns to remove such biases. A (split, index) pair
+gives the same picture at any size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCENERY = ("water", "grass", "sand", "sky")  # label 0
 SPLITS = {"single": 1, "mixed": 2, "evaluation": 3, "test": 4, "scenery": 5, "train": 6}
 BOUNDARY = 255
 
-# No brown and no pale blue: on sand and in the sky nobody could see them at 64 pixels.
+# No brown and no pale blue, which are invisible on sand and in the sky at 64 pixels.
 COLOURS = {
     "red": (0.80, 0.13, 0.12),
     "orange": (0.96, 0.50, 0.08),
@@ -52,7 +52,7 @@ _TURN = {
     "boat": 8, "fish": 25, "duck": 10, "sheep": 8, "cow": 8, "tree": 6, "cactus": 8, "tent": 6,
     "car": 10, "bus": 8, "plane": 60, "balloon": 8,
 }  # fmt: skip
-# How often each class is seen in each scenery; columns as CLASSES.
+# Frequency of each class in each scenery; columns as CLASSES.
 _COMPANY = {
     "water": (0.38, 0.26, 0.22, 0.01, 0.01, 0.02, 0, 0.01, 0.02, 0.01, 0.04, 0.02),
     "grass": (0.01, 0, 0.08, 0.22, 0.17, 0.20, 0.01, 0.08, 0.12, 0.07, 0.02, 0.02),
@@ -60,26 +60,26 @@ _COMPANY = {
     "sky": (0, 0, 0.04, 0, 0, 0.02, 0, 0, 0, 0, 0.52, 0.42),
 }
 _ODD_ONE_OUT, _TYPICAL_SHARE = 0.25, 0.55
-_LARGEST = {1: 0.46, 2: 0.36, 3: 0.29}  # half-size of objects by their number
+_LARGEST = {1: 0.46, 2: 0.36, 3: 0.29}  # largest half-size by the number of objects
 _SMALLEST = 0.17
 
 
 @dataclasses.dataclass
 class Thing:
-    """One object of a scene, in unit coordinates (y down)."""
+    """One object of a scene, in picture coordinates from 0 to 1 (y down)."""
 
-    name: str
-    x: float
+    name: str  # of the class
+    x: float  # centre
     y: float
     radius: float
-    colour: str
-    typical: bool
-    main: np.ndarray
-    second: np.ndarray
-    turn: float
+    colour: str  # name of the main colour
+    typical: bool  # whether the colour is common for the class
+    main: np.ndarray  # (3,) main colour
+    second: np.ndarray  # (3,) second colour
+    turn: float  # rotation in radians
     mirror: bool
-    aspect: float
-    shape: np.ndarray
+    aspect: float  # width to height
+    shape: np.ndarray  # (4,) shape parameters in [0, 1]
 
 
 @dataclasses.dataclass
@@ -90,19 +90,19 @@ class Picture:
     label: np.ndarray  # (s, s) uint8: 0 scenery, i + 1 CLASSES[i], 255 boundary
     scenery: np.ndarray  # (s, s) uint8 index into SCENERY, under the objects as well
     things: list[Thing]
-    visible: list[float]  # share of the picture that each thing still owns
-    kind: str  # the main scenery
-    rng: np.random.Generator  # to draw captions with
+    visible: list[float]  # share of the picture covered by the visible part of each thing
+    kind: str  # of the main scenery
+    rng: np.random.Generator  # for sampling captions
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the things that can be seen."""
-        seen = zip(self.things, self.visible, strict=True)
-        return tuple(dict.fromkeys(thing.name for thing, area in seen if area > 0.004))
+        """Names of the visible things."""
+        areas = zip(self.things, self.visible, strict=True)
+        return tuple(dict.fromkeys(thing.name for thing, area in areas if area > 0.004))
 
     @property
     def typical(self) -> bool:
-        """Whether the first thing has a colour that is common for its kind."""
+        """Whether the first thing has a colour that is common for its class."""
         return bool(self.things) and self.things[0].typical
 
 
@@ -137,7 +137,7 @@ def _draw_thing(rng: np.random.Generator, i: int, count: int, kind: str, horizon
 
 
 def _place(rng: np.random.Generator, things: list[Thing], thing: Thing, horizon: float) -> bool:
-    """Finds a free place for `thing` among `things`; the first always gets one, in the middle."""
+    """Places `thing` without overlap; the first goes near the centre. Returns whether it fits."""
     for _ in range(12):
         if not things:
             thing.x, thing.y = np.clip(rng.normal(0.5, 0.14, 2), 0.15, 0.85)
@@ -155,9 +155,10 @@ def _place(rng: np.random.Generator, things: list[Thing], thing: Thing, horizon:
 
 
 def make(split: str, index: int, size: int) -> Picture:
-    """Picture `index` of a split ("single", "mixed", "scenery", "evaluation", "test").
+    """Paints picture `index` of a split at `size` x `size` pixels.
 
-    "single" and "test" hold one object, "scenery" none, the others one to three.
+    The splits "single" and "test" have one object per picture, "scenery" none, the others ("mixed",
+    "evaluation", "train") one to three.
     """
     rng = np.random.default_rng([SPLITS[split], index])
     kind = SCENERY[rng.choice(4, p=[0.27, 0.28, 0.24, 0.21])]
@@ -249,14 +250,14 @@ def _paint_things(
 
 
 def pictures(split: str, count: int, size: int) -> Iterator[Picture]:
-    """The first `count` pictures of a split."""
+    """Yields the first `count` pictures of a split."""
     return (make(split, index, size) for index in range(count))
 
 
 def write_dataset(root: str | Path, count: int, size: int, split: str = "evaluation") -> None:
-    """Paints a split as a plain dataset: images/NNNN.png, labels/NNNN.png and classes.json.
+    """Writes a split as a dataset: images/NNNN.png, labels/NNNN.png and classes.json.
 
-    Labels are grey PNGs: 0 background, 1 to 12 the classes, 255 the boundary, not to be scored.
+    Labels are greyscale PNGs: 0 background, 1 to 12 classes, 255 boundaries, which are ignored.
     """
     root = Path(root)
     for folder in ("images", "labels"):

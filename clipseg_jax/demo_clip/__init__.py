@@ -1,1 +1,1 @@
-"""How the tiny CLIP of the demo was made."""
+"""Training, evaluation and export of the demo's tiny CLIP."""

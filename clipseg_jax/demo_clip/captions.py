@@ -1,4 +1,4 @@
-"""Captions as somebody might write under a picture of the demo world: true, but not complete."""
+"""Random captions of pictures of the demo world: correct but incomplete, as on the web."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCENERY_TEMPLATES = ("a photo of {}.", "a picture of {}.", "the {}.", "a view of
 
 
 def captions(picture: Picture, count: int) -> list[str]:
-    """`count` captions as somebody might write under the picture; draws from `picture.rng`."""
+    """Samples `count` captions of a picture with `picture.rng`."""
     return [_caption(picture) for _ in range(count)]
 
 
@@ -48,10 +48,10 @@ def _caption(picture: Picture) -> str:
     def salience(thing: Thing) -> float:
         return thing.radius * (1 - 1.1 * max(abs(thing.x - 0.5), abs(thing.y - 0.5)))
 
-    seen = zip(picture.things, picture.visible, strict=True)
-    things = sorted((t for t, area in seen if area > 0.004), key=salience, reverse=True)
+    visible = zip(picture.things, picture.visible, strict=True)
+    things = sorted((t for t, area in visible if area > 0.004), key=salience, reverse=True)
     named = []
-    for i, thing in enumerate(things):  # what stands at the border often goes unmentioned
+    for i, thing in enumerate(things):  # things near the border are often not mentioned
         edge = max(abs(thing.x - 0.5), abs(thing.y - 0.5))
         chance = 0.98 if i == 0 else np.clip(1.15 - 1.4 * edge, 0.4, 0.95)
         if rng.random() < chance:

@@ -1,4 +1,4 @@
-"""The tiny CLIP as a Hugging Face directory, in half precision."""
+"""Writes the tiny CLIP as a Hugging Face directory in half precision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weights_convert.clip.export import write_tokenizer
 
 
 def save_huggingface(clip: CLIP, directory: Path) -> None:
-    """Writes model.safetensors (float16), config.json, the tokenizer and the preprocessing."""
+    """Writes model.safetensors (float16), config.json, tokenizer and preprocessing files."""
     directory.mkdir(parents=True, exist_ok=True)
     weights_convert.export_huggingface(clip, directory, dtype=np.float16)
     write_tokenizer(vocabulary.tokenizer(), directory)

@@ -1,4 +1,4 @@
-"""Training pictures made ahead: pixels, caption ids, and the names that each caption holds."""
+"""Precomputed training data: pictures, caption ids, and the nouns of each caption."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from clipseg_jax.demo_clip.vocabulary import tokenizer
 NOUNS = (*world.CLASSES, *world.SCENERY)
 SIZE_PX = 64
 CONTEXT = 32
-CAPTIONS = 6  # written for each picture; training draws one at each visit
+CAPTIONS = 6  # per picture; training samples one each time
 _CHUNK = 1000
 _PARTS = ("single", "single", "mixed", "mixed", "mixed", "scenery")  # of every six pictures
 
 
 class Pictures(NamedTuple):
-    """n pictures, memory-mapped."""
+    """n pictures with captions, memory-mapped."""
 
     images: np.ndarray  # (n, 64, 64, 3) uint8
     ids: np.ndarray  # (n, CAPTIONS, CONTEXT) int16
-    named: np.ndarray  # (n, CAPTIONS, NOUNS) bool
+    named: np.ndarray  # (n, CAPTIONS, NOUNS) bool: nouns in the caption
 
 
 def _chunk(start: int) -> Pictures:
@@ -42,13 +42,13 @@ def _chunk(start: int) -> Pictures:
         images[row] = picture.image
         ids[row] = tokenize(texts, CONTEXT)
         for i, text in enumerate(texts):
-            found = set(re.findall(r"[a-z]+", text))
-            named[row, i] = [noun in found for noun in NOUNS]
+            words = set(re.findall(r"[a-z]+", text))
+            named[row, i] = [noun in words for noun in NOUNS]
     return Pictures(images, ids, named)
 
 
 def load(folder: Path, count: int, workers: int = 2) -> Pictures:
-    """The first `count` training pictures (a multiple of 1000), made into `folder` if absent."""
+    """The first `count` training pictures (a multiple of 1000); paints them if not in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{count}.npy" for name in Pictures._fields]
     if not all(path.exists() for path in paths):
@@ -58,7 +58,7 @@ def load(folder: Path, count: int, workers: int = 2) -> Pictures:
             np.lib.format.open_memmap(path.with_suffix(".part"), "w+", kind, (count, *rest))
             for path, kind, rest in zip(paths, kinds, rests, strict=True)
         ]
-        # Spawned, not forked: JAX runs threads, which a fork would cut off half-way.
+        # Spawned, because forking is unsafe with JAX's threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
             starts = range(0, count, _CHUNK)

@@ -1,10 +1,10 @@
-"""Trains the tiny CLIP on pictures and captions of the demo world; no label is ever seen.
+"""Trains the tiny CLIP on pictures and captions of the demo world, without labels.
 
     python -m clipseg_jax.demo_clip.training --out workdir/tiny_clip
 
-Two losses. CLIP's: each picture's class token against the captions of the batch. A dense one: the
-names in a caption must be found somewhere in MaskCLIP's read-out of its picture, and names of other
-pictures nowhere; without it four layers never align single patches with words.
+Two losses. CLIP's contrastive loss between class tokens and captions. A dense loss: the nouns of a
+caption must match some of the picture's MaskCLIP features, and other nouns none; without it a CLIP
+of four layers does not align single patches with words.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from clipseg_jax.models.clip import (
 from clipseg_jax.models.clip.dense import CLIP_BLOCK, VALUE, last_block
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
-TEXT_TOKENS = 20  # captions are shorter; the tower never looks ahead, so the rest can be cut
+TEXT_TOKENS = 20  # captions are shorter; the text tower is causal, so the rest can be cut
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The recipe of the committed weights."""
+    """Hyperparameters; the defaults gave the committed weights."""
 
     pictures: int = 120_000
     steps: int = 1200
     batch_size: int = 256
-    keep: int = 32  # of the 64 patches, drawn anew for each picture and step
+    keep: int = 32  # random patches, of 64, per picture and step
     muon_rate: float = 0.008
     adam_rate: float = 0.0015
     warmup: float = 0.03  # share of the steps
@@ -58,7 +58,7 @@ class TrainConfig:
 
 
 def config() -> CLIPConfig:
-    """The tiny CLIP: 64 px, patches of 8, four layers of 128."""
+    """Config of the tiny CLIP: 64 px, patches of 8 px, four layers of width 128."""
     size = 512 + len(vocabulary.merges()) + 2
     return CLIPConfig(
         ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96),
@@ -74,7 +74,7 @@ def config() -> CLIPConfig:
 
 
 def initial(seed: int) -> CLIP:
-    """OpenAI's initialisation, but vision positions start as 2-D sines: near patches are alike."""
+    """A tiny CLIP with OpenAI's initialisation, except 2-D sine positions for the image tower."""
     clip = CLIP(config(), rngs=nnx.Rngs(seed))
     assert isinstance(clip.visual, VisionTransformer)
     key = jax.random.key(seed + 1)
@@ -89,8 +89,8 @@ def initial(seed: int) -> CLIP:
                 (block.mlp.c_proj, residual),
             )
             for linear, std in parts:
-                key, own = jax.random.split(key)
-                linear.kernel[...] = std * jax.random.normal(own, linear.kernel.shape)
+                key, subkey = jax.random.split(key)
+                linear.kernel[...] = std * jax.random.normal(subkey, linear.kernel.shape)
     side, width = config().vision.grid, config().vision.width
     angle = np.arange(side)[:, None] * 30.0 ** (-np.arange(width // 4) / (width // 4))
     rows = np.concatenate([np.sin(angle), np.cos(angle)], 1) * 0.5
@@ -101,10 +101,10 @@ def initial(seed: int) -> CLIP:
 
 
 def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
-    """Image features (b, e) and MaskCLIP's dense features (b, p, e) of the kept patches (b, p).
+    """Image features (b, e) and MaskCLIP's dense features (b, p, e) of the patches `kept` (b, p).
 
-    One forward for both up to the last block, where the class token attends and the patches are
-    read out by value.
+    One forward pass for both up to the last block, where the class token uses attention and the
+    patches the value path.
     """
     visual = clip.visual
     assert isinstance(visual, VisionTransformer)
@@ -117,19 +117,19 @@ def features(clip: CLIP, images: Array, kept: Array) -> tuple[Array, Array]:
     return pooled @ visual.proj[...], dense @ visual.proj[...]
 
 
-class Batch(NamedTuple):
-    """One step's rows."""
+class CaptionBatch(NamedTuple):
+    """The training batch of one step."""
 
     images: Any  # (b, 64, 64, 3) uint8
-    ids: Any  # (b, t)
-    named: Any  # (b, nouns) bool
-    nouns: Any  # (nouns, t): each name in some template
-    flip: Any  # (b,) bool
-    kept: Any  # (b, p)
+    ids: Any  # (b, t) caption tokens
+    named: Any  # (b, nouns) bool: nouns in the caption
+    nouns: Any  # (nouns, t): ids of each noun in a random template
+    flip: Any  # (b,) bool: mirror the image
+    kept: Any  # (b, p) indices of patches
 
 
 def contrastive_loss(image: Array, text: Array, ids: Array, scale: Array) -> Array:
-    """Symmetric InfoNCE of unit rows (b, e); pictures with equal captions are no negatives."""
+    """Symmetric InfoNCE of L2-normalised features (b, e); equal captions are no negatives."""
     logits = scale * image @ text.T
     same = jnp.all(ids[:, None] == ids[None], axis=-1) & ~jnp.eye(len(ids), dtype=bool)
     logits = jnp.where(same, -jnp.inf, logits)
@@ -139,10 +139,10 @@ def contrastive_loss(image: Array, text: Array, ids: Array, scale: Array) -> Arr
 
 
 def dense_loss(dense: Array, nouns: Array, named: Array) -> Array:
-    """Names of a caption against names not in it, and its picture against others.
+    """Contrasts the nouns of a caption with other nouns, and its picture with other pictures.
 
-    `dense` (b, p, e) and `nouns` (k, e) are unit rows, `named` (b, k) bool. A picture's score for a
-    name is the mean cosine of its patches, those that look like it weighing most.
+    `dense` (b, p, e) and `nouns` (k, e) are L2-normalised, `named` (b, k) bool. The score of a
+    picture for a noun is the mean cosine of its patches, weighted by a softmax of the cosines.
     """
     cosines = jnp.einsum("bpe,ke->bpk", dense, nouns)
     score = 15 * jnp.sum(jax.nn.softmax(12 * cosines, axis=1) * cosines, axis=1)
@@ -153,8 +153,8 @@ def dense_loss(dense: Array, nouns: Array, named: Array) -> Array:
     return jnp.sum((rows + columns) / 2 * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def loss(clip: CLIP, batch: Batch, cfg: TrainConfig) -> tuple[Array, dict[str, Array]]:
-    """Total loss and its parts."""
+def loss(clip: CLIP, batch: CaptionBatch, cfg: TrainConfig) -> tuple[Array, dict[str, Array]]:
+    """The total loss, and its parts by name."""
     images = jnp.where(batch.flip[:, None, None, None], batch.images[:, :, ::-1], batch.images)
     image, dense = features(clip, normalize(images, CLIP_MEAN, CLIP_STD), batch.kept)
     text = l2_normalize(clip.text(jnp.concatenate([batch.ids, batch.nouns])))
@@ -166,15 +166,15 @@ def loss(clip: CLIP, batch: Batch, cfg: TrainConfig) -> tuple[Array, dict[str, A
     return total, {"clip": clip_loss, "dense": noun_loss, "scale": scale}
 
 
-def draw(data: Pictures, nouns: np.ndarray, step: int, cfg: TrainConfig) -> Batch:
-    """The batch of a step, from (seed, step) alone: a resumed run draws the same."""
+def draw(data: Pictures, nouns: np.ndarray, step: int, cfg: TrainConfig) -> CaptionBatch:
+    """The batch of a step; depends on (seed, step) only, so that a resumed run draws the same."""
     count, b = len(data.images), cfg.batch_size
     epoch, at = divmod(step * b, count - count % b)
     order = np.random.default_rng([cfg.seed, 1, epoch]).permutation(count)[at : at + b]
     rng = np.random.default_rng([cfg.seed, 2, step])
     caption = rng.integers(pictures.CAPTIONS, size=b)
     template = rng.integers(nouns.shape[1], size=len(NOUNS))
-    return Batch(
+    return CaptionBatch(
         images=data.images[order],
         ids=data.ids[order, caption, :TEXT_TOKENS].astype(np.int32),
         named=data.named[order, caption],
@@ -185,7 +185,7 @@ def draw(data: Pictures, nouns: np.ndarray, step: int, cfg: TrainConfig) -> Batc
 
 
 def noun_prompts() -> np.ndarray:
-    """Ids (nouns, templates, CONTEXT) of every name in every caption template."""
+    """Ids (nouns, templates, CONTEXT) of every noun in every caption template."""
     tokenize = vocabulary.tokenizer()
     templates = [*TEMPLATES]
     rows = []
@@ -197,9 +197,9 @@ def noun_prompts() -> np.ndarray:
 
 
 def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
-    """Muon for the matrices inside the blocks, AdamW for the rest; warm-up, then cosine to 0."""
+    """Muon for the matrices of the blocks, AdamW for the rest; warm-up, then cosine decay to 0."""
 
-    def rate(peak: float) -> optax.Schedule:
+    def schedule(peak: float) -> optax.Schedule:
         warm = max(int(cfg.warmup * cfg.steps), 1)
         return optax.warmup_cosine_decay_schedule(0.0, peak, warm, max(cfg.steps, warm + 1))
 
@@ -211,12 +211,12 @@ def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
-            rate(cfg.muon_rate),
+            schedule(cfg.muon_rate),
             ns_steps=4,
             weight_decay=0.02,
             adam_b2=0.98,
             adam_weight_decay=0.0,
-            adam_learning_rate=rate(cfg.adam_rate),
+            adam_learning_rate=schedule(cfg.adam_rate),
             muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(
                 in_block, params
             ),
@@ -225,24 +225,24 @@ def optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
 
 
 def save_state(path: Path, step: int, state: Any) -> None:
-    """All leaves of the training state, atomically."""
+    """Writes all leaves of the training state atomically."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
     arrays: dict[str, Any] = {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}
     write_atomic(path, lambda file: np.savez(file, step=step, **arrays))
 
 
 def load_state(path: Path, like: Any) -> tuple[int, Any]:
-    """What `save_state` wrote, in the structure of `like`."""
+    """(step, state) from `save_state`, in the structure of `like`."""
     leaves, structure = jax.tree.flatten(like)
     with np.load(path) as saved:
-        made = [jnp.asarray(saved[f"leaf{i}"]) for i in range(len(leaves))]
-        return int(saved["step"]), jax.tree.unflatten(structure, made)
+        arrays = [jnp.asarray(saved[f"leaf{i}"]) for i in range(len(leaves))]
+        return int(saved["step"]), jax.tree.unflatten(structure, arrays)
 
 
 def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: int | None = None):
-    """Trains to step `stop` (default: the end), going on from `out` if it holds a state.
+    """Trains to step `stop` (default: the last) and returns the model.
 
-    Returns the model.
+    Resumes from `out`/state.npz if it exists.
     """
     graph, variables = nnx.split(initial(cfg.seed))
     params = nnx.to_pure_dict(variables)
@@ -254,14 +254,14 @@ def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: in
         start, state = load_state(path, state)
 
     @jax.jit
-    def update(state: Any, batch: Batch) -> tuple[Any, dict[str, Array]]:
+    def update(state: Any, batch: CaptionBatch) -> tuple[Any, dict[str, Array]]:
         params, opt_state = state
 
-        def of(params: Any) -> tuple[Array, dict[str, Array]]:
+        def loss_of(params: Any) -> tuple[Array, dict[str, Array]]:
             model = nnx.merge(graph, nnx.State(params))
             return loss(model, batch, cfg)
 
-        (value, parts), gradient = jax.value_and_grad(of, has_aux=True)(params)
+        (value, parts), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, opt_state = tx.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), parts | {"loss": value}
 
@@ -270,20 +270,25 @@ def train(cfg: TrainConfig, data: Pictures, out: Path | None = None, *, stop: in
         state, parts = update(state, draw(data, nouns, step, cfg))
         done = step + 1
         if done % 20 == 0 or done == end:
-            shown = " ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
+            losses = " ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
             speed = (done - start) * cfg.batch_size / (time.time() - began)
-            print(f"step {done}/{cfg.steps} {shown} {speed:.0f} images/s", flush=True)
+            print(f"step {done}/{cfg.steps} {losses} {speed:.0f} images/s", flush=True)
         if path and (done % cfg.save_every_steps == 0 or done == end):
             save_state(path, done, state)
     return nnx.merge(graph, nnx.State(state[0]))
 
 
 def main() -> None:
-    """Paints the pictures, trains, exports a Hugging Face directory."""
+    """Paints the pictures, trains, and exports a Hugging Face directory."""
     from clipseg_jax.demo_clip.export import save_huggingface
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of state and result")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for pictures, training state and the exported CLIP",
+    )
     for field in dataclasses.fields(TrainConfig):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=type(field.default), default=field.default)

@@ -12,7 +12,7 @@ from clipseg_jax.demo_clip.captions import PLACES, SCENERY_TEMPLATES, TEMPLATES
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.models.clip.tokenizer import byte_symbols
 
-# Words of common prompt templates that no caption of the world has.
+# Words of common prompt templates that occur in no caption.
 _MORE = (
     "large big close up bad one two three no background land ground field scene texture it this "
     "some many hard see low resolution cropped photos art itap origami video game in the"
@@ -20,7 +20,7 @@ _MORE = (
 
 
 def words() -> list[str]:
-    """All words, sorted: classes, colours, scenery, captions, templates, and the two stops."""
+    """All words, sorted: classes, colours, scenery, captions, templates, full stop and comma."""
     sources = [*world.CLASSES, *world.COLOURS, *world.SCENERY, *TEMPLATES]
     sources += [*SCENERY_TEMPLATES, _MORE, "an and under , ."]
     sources += [place for places in PLACES.values() for place in places]
@@ -30,7 +30,7 @@ def words() -> list[str]:
 
 @functools.cache
 def merges() -> tuple[tuple[str, str], ...]:
-    """Byte-pair merges until each word is one token: commonest pair first, ties by string order."""
+    """Byte-pair merges, most frequent pair first, until each word is one token."""
     table = byte_symbols()
     pieces = {}
     for word in words():

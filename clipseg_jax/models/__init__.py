@@ -1,1 +1,1 @@
-"""Networks: each method's forward and its decoder."""
+"""Networks that belong to no single method: CLIP, ResNets, DeepLab, and their layers."""

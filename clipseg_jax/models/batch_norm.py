@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's rules, for networks that are trained."""
+"""Batch normalisation with PyTorch's semantics, for trained networks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jax import Array
 
 
 class BatchNorm(nnx.Module):
-    """Normalises each channel of NHWC maps, and keeps running statistics for evaluation.
+    """Normalises each channel of NHWC maps and keeps running statistics for evaluation.
 
-    Differs from `nnx.BatchNorm` where PyTorch does: the running variance is the unbiased one, and
-    `momentum` is the share of the new value.
+    Unlike `nnx.BatchNorm`, as in PyTorch: the running variance is unbiased, and `momentum` is the
+    weight of the new value.
     """
 
     def __init__(
@@ -35,14 +35,17 @@ class BatchNorm(nnx.Module):
         stats_over: Literal["batch", "image"] = "batch",
         num_copies: int = 1,
     ) -> Array:
-        """(b, ..., c) -> (b, ..., c), in float32; `train` uses and records `x`'s own statistics.
+        """(b, ..., c) -> (b, ..., c) float32.
 
         Args:
-          stats_over: "batch" takes statistics over all images (under a sharded jit: of all
-            devices); "image" over each image alone, as if the images came one by one: the running
-            ones move once for each, in order.
-          num_copies: `x` stands for so many equal copies of itself. Only the running statistics
-            change: with "batch" by the unbiased variance, with "image" by one update for each copy.
+          x: (b, ..., c).
+          train: normalise by the statistics of `x` and update the running ones; otherwise
+            normalise by the running ones.
+          stats_over: "batch": statistics over all images (under a sharded jit over all devices);
+            "image": over each image separately, as with batches of one image: the running
+            statistics are updated once per image, in order.
+          num_copies: treat `x` as this many copies of itself. Affects running statistics only: with
+            "batch" the unbiased variance, with "image" one update per copy.
         """
         x = x.astype(jnp.float32)
         if not train:
@@ -51,7 +54,7 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(0 if together else 1, x.ndim - 1))
         mean = jnp.mean(x, axis=axes, keepdims=True)
         centred = x - mean
-        # A product of itself, whose gradient keeps no array that is not kept anyway.
+        # Not jnp.var: the gradient of this product stores no further array.
         var = jnp.mean(centred * centred, axis=axes, keepdims=True)
         count = x.size // x.shape[-1] * num_copies if together else x[0, ..., 0].size
         self._record(mean, var * (count / max(count - 1, 1)), 1 if together else num_copies)
@@ -61,12 +64,12 @@ class BatchNorm(nnx.Module):
         return centred * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
 
     def _record(self, mean: Array, var: Array, times: int) -> None:
-        """Moves the running statistics for each row of (n, ..., c), so many times."""
+        """Updates the running statistics `times` times for each row of (n, ..., c)."""
         n = mean.shape[0] * times
         keep = 1 - self.momentum
         weights = self.momentum * keep ** jnp.arange(n - 1, -1, -1, dtype=jnp.float32)
         for running, new in ((self.mean, mean), (self.var, var)):
             rows = jax.lax.stop_gradient(new.reshape(mean.shape[0], -1))
             rows = jnp.repeat(rows, times, axis=0)
-            moved = jnp.matmul(weights, rows, precision="highest")
-            running[...] = keep**n * running[...] + moved
+            update = jnp.matmul(weights, rows, precision="highest")
+            running[...] = keep**n * running[...] + update

@@ -1,13 +1,12 @@
-"""Convolutions of the networks that are trained on CLIP's labels, dilated and normalised.
+"""Convolution layers of the networks that are trained on CLIP's labels.
 
-Initialised after He et al. 2015, "Delving Deep into Rectifiers".
+Initialised as in He et al. 2015, "Delving Deep into Rectifiers".
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,10 @@ _KAIMING = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class PointwiseConv(nnx.Conv):
-    """A 1 x 1 convolution as the matrix product that it is.
+    """A 1 x 1 convolution without bias, computed as a matrix product.
 
-    XLA's convolutions on CPUs take 3 to 9 times as long for the kernel's gradient, in a scan over
-    blocks several hundred times.
+    XLA's convolutions on CPUs take 3 to 9 times as long for the kernel's gradient, and several
+    hundred times as long inside a scan over blocks.
     """
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
@@ -36,17 +35,17 @@ class PointwiseConv(nnx.Conv):
 
 
 class TapConv(nnx.Conv):
-    """A convolution of stride 1, which CPUs compute as matrix products, a tap of its kernel each.
+    """A convolution of stride 1, computed on CPUs as one matrix product per kernel tap.
 
-    There a dilated one is about twice as fast for many channels, and several times for few outputs;
-    taps that only ever see the padding (dilations as large as the map) cost nothing; and in a scan
-    over blocks a kernel's gradient is spared the slowest form of XLA's convolutions.
+    On CPUs a dilated convolution is thus about twice as fast for many channels, and several times
+    for few outputs; taps that only cover padding (dilations as large as the map) cost nothing, and
+    inside a scan over blocks the kernel's gradient avoids the slowest form of XLA's convolutions.
     """
 
     def __call__(self, x: Array) -> Array:  # type: ignore[override]
         """(b, h, w, c_in) -> (b, h, w, c_out)."""
         assert isinstance(self.kernel_dilation, int)
-        # Kept for the gradient are the maps, not what each tap saw of them.
+        # The backward pass stores the maps, not their slices.
         by_taps = jax.checkpoint(functools.partial(_by_taps, dilation=self.kernel_dilation))
         kernel = self.kernel[...].astype(self.dtype)
         bias = 0 if self.bias is None else self.bias[...].astype(self.dtype)
@@ -65,25 +64,25 @@ def _by_taps(x: Array, kernel: Array, dilation: int) -> Array:
     down, right = dilation * (rows // 2), dilation * (columns // 2)
     pad = functools.partial(jnp.pad, pad_width=((0, 0), (down, down), (right, right), (0, 0)))
 
-    corners, taps = [], []  # where in the padded maps each tap begins to look
+    corners, taps = [], []  # top-left corner in the padded maps of the slice of each tap
     for i, j in itertools.product(range(rows), range(columns)):
         top, left = i * dilation, j * dilation
         if abs(top - down) < h and abs(left - right) < w:
             corners.append((top, left))
             taps.append(kernel[i, j])
 
-    def seen(maps: Array, corner: tuple[int, int]) -> Array:
+    def crop(maps: Array, corner: tuple[int, int]) -> Array:
         top, left = corner
         return maps[:, top : top + h, left : left + w]
 
     depthwise = c_in < x.shape[-1]
     if not depthwise and c_out * len(taps) < c_in:
-        # Few outputs, as a classifier's: one product makes those of all taps, which then move.
+        # Few outputs, as in a classifier: one product for all taps, whose results are then shifted.
         maps = jnp.split(pad(x @ jnp.concatenate(taps, axis=-1)), len(taps), axis=-1)
-        products = map(seen, maps, corners)
+        products = map(crop, maps, corners)
     else:
         multiply = jnp.multiply if depthwise else jnp.matmul
-        products = map(multiply, map(functools.partial(seen, pad(x)), corners), taps)
+        products = map(multiply, map(functools.partial(crop, pad(x)), corners), taps)
     return functools.reduce(jnp.add, products)
 
 
@@ -98,9 +97,9 @@ def conv(
     dtype: str,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution without bias that keeps the size (but for its stride), zero-padded.
+    """A zero-padded convolution without bias whose output has size ceil(input / stride).
 
-    `groups` is 1, or `c_in` for one that looks at each channel by itself.
+    `groups` is 1, or `c_in` for a depthwise convolution.
     """
     kind = PointwiseConv if kernel == 1 else TapConv if stride == 1 else nnx.Conv
     return kind(
@@ -119,18 +118,37 @@ def conv(
 
 
 def halve(sizes: Array | None, stride: int = 2) -> Array | None:
-    """Real rows and columns after a convolution or pooling of this stride."""
+    """Real rows and columns (b, 2) after a convolution or pooling of this stride."""
     return None if sizes is None else -(-sizes // stride)
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, normalisation, ReLU."""
+    """Convolution, batch normalisation, ReLU; see `conv` for the arguments."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, *, rngs: nnx.Rngs, **choices: Any):
-        """`choices`: stride, dilation, groups and dtype of `conv`."""
-        self.conv = conv(c_in, c_out, kernel, rngs=rngs, **choices)
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = conv(
+            c_in,
+            c_out,
+            kernel,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.norm = BatchNorm(c_out, rngs=rngs)
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
-        """Maps (b, h, w, c_in) -> (b, h', w', c_out) float32; `sizes` are real in `x`."""
+        """Maps (b, h, w, c_in) -> (b, h', w', c_out) float32; `sizes` (b, 2): real size of `x`."""
         return nnx.relu(self.norm(self.conv(mask_padding(x, sizes)), train=train))

@@ -1,10 +1,10 @@
-"""DeepLab: a dilated ResNet and parallel dilated convolutions, the student of several systems.
+"""DeepLab: a dilated ResNet with parallel dilated convolutions, the student of several methods.
 
-Its branches end in features for CLIP's text rows instead of class scores. `DeepLab` is the second
-version in the form of ReCLIP and MaskCLIP+ (Chen et al., "DeepLab: Semantic Image Segmentation with
-Deep Convolutional Nets, Atrous Convolution, and Fully Connected CRFs", 2017), `DeepLabV3Plus` the
-third with a decoder (Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic
-Image Segmentation", 2018). Spec reclip, section 15.1; spec maskclip, section 11.
+Its output are features to compare with text embeddings, not class scores. `DeepLab` is version 2
+in the form of ReCLIP and MaskCLIP+ (Chen et al., "DeepLab: Semantic Image Segmentation with
+Deep Convolutional Nets, Atrous Convolution, and Fully Connected CRFs", 2017), `DeepLabV3Plus` is
+version 3 with a decoder (Chen et al., "Encoder-Decoder with Atrous Separable Convolution for
+Semantic Image Segmentation", 2018). Spec reclip, section 15.1; spec maskclip, section 11.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from clipseg_jax.ops.resize import resize, resize_within
 
 DILATIONS = (6, 12, 18, 24)
 DILATIONS_V3 = (1, 12, 24, 36)
-_LOW_LEVEL = 48  # channels that the decoder takes of the first stage
+_LOW_LEVEL = 48  # channels of the first stage's projection for the decoder
 
 
 class DeepLab(nnx.Module):
-    """`backbone`, and `aspp`: four dilated convolutions whose outputs are added."""
+    """DeepLabV2: `backbone`, and `aspp`: four dilated convolutions whose outputs are added."""
 
     def __init__(self, cfg: DilatedResNetConfig, features: int, *, rngs: nnx.Rngs):
         self.features = features
@@ -43,7 +43,8 @@ class DeepLab(nnx.Module):
     def __call__(self, images: Array, sizes: Array | None = None, *, train: bool) -> Array:
         """Normalised images (b, h, w, 3) -> features (b, ceil(h / 8), ceil(w / 8), e) float32.
 
-        The features are sums after ReLU: none is negative. `sizes`: see `DilatedResNet`.
+        The features are sums of ReLU outputs, so they are not negative. `sizes`: see
+        `DilatedResNet`.
         """
         last = self.backbone(images, sizes, train=train)[-1]
         grids = None if sizes is None else self.grid_sizes(sizes)
@@ -52,7 +53,7 @@ class DeepLab(nnx.Module):
 
 
 class SeparableConvNorm(nnx.Module):
-    """A 3x3 convolution of each channel by itself, then a 1x1; each with its norm and ReLU."""
+    """A depthwise 3x3 convolution, then a 1x1; each followed by batch norm and ReLU."""
 
     def __init__(self, c_in: int, c_out: int, *, dilation: int = 1, dtype: str, rngs: nnx.Rngs):
         self.depthwise = ConvNorm(
@@ -61,13 +62,15 @@ class SeparableConvNorm(nnx.Module):
         self.pointwise = ConvNorm(c_in, c_out, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
-        """Maps (b, h, w, c_in) -> (b, h, w, c_out) float32; `sizes` are real in `x`."""
+        """Maps (b, h, w, c_in) -> (b, h, w, c_out) float32; `sizes` (b, 2): real size of `x`."""
         return self.pointwise(self.depthwise(x, sizes, train=train), sizes, train=train)
 
 
 class DeepLabV3Plus(nnx.Module):
-    """`backbone`; its last stage through `image_pool` and `aspp`, joined by `bottleneck`; its first
-    through `low_level`; both through `decoder`.
+    """DeepLabV3+ on `backbone`.
+
+    The last stage passes `image_pool` and `aspp`, which `bottleneck` fuses; the first stage passes
+    `low_level`; `decoder` combines both.
     """
 
     def __init__(self, cfg: DilatedResNetConfig, features: int, *, rngs: nnx.Rngs):
@@ -99,7 +102,7 @@ class DeepLabV3Plus(nnx.Module):
     def __call__(self, images: Array, sizes: Array | None = None, *, train: bool) -> Array:
         """Normalised images (b, h, w, 3) -> features (b, ceil(h / 4), ceil(w / 4), e) float32.
 
-        None is negative. `sizes`: see `DilatedResNet`.
+        The features are not negative. `sizes`: see `DilatedResNet`.
         """
         first, *_, last = self.backbone(images, sizes, train=train)
         grids = None if sizes is None else self.backbone.grid_sizes(sizes)

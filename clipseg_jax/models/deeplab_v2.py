@@ -1,8 +1,8 @@
-"""DeepLabV2 with a ResNet-101, seen at three scales at once: the student of CLIP-ES.
+"""DeepLabV2 with a ResNet-101, applied at three scales: the student of CLIP-ES.
 
 Source: Chen et al., "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
 Convolution, and Fully Connected CRFs", 2017, in the form of its authors' Caffe model, which
-deeplab-pytorch repeats. Spec deeplab, sections 2 and 3.
+deeplab-pytorch reproduces. Spec deeplab, sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.resize import resize, resize_within
 
 BACKBONE = DilatedResNetConfig(blocks=RESNET101, variant="caffe")
-SCALES = (0.5, 0.75)  # beside 1
-# Grey levels, RGB; there is no division by a deviation.
+SCALES = (0.5, 0.75)  # in addition to 1
+# RGB, in pixel values 0 to 255.
 MEAN, STD = (122.675, 116.669, 104.008), (1.0, 1.0, 1.0)
 
 
 class DeepLabV2(nnx.Module):
-    """`backbone`, and `aspp`: four dilated convolutions to class scores, which are added.
+    """`backbone`, and `aspp`: four dilated convolutions to class scores, which are summed.
 
-    The batch norms always use their running statistics, in training as well.
+    Batch norms always use their running statistics, in training as well.
     """
 
     def __init__(self, classes: int, cfg: DilatedResNetConfig = BACKBONE, *, rngs: nnx.Rngs):
@@ -52,20 +52,20 @@ class DeepLabV2(nnx.Module):
         return self.backbone.grid_sizes(sizes)
 
     def classify(self, images: Array, sizes: Array | None = None) -> Array:
-        """Images (b, h, w, 3) -> logits (b, g, k, c) float32 at one scale; `sizes`: as below."""
+        """Images (b, h, w, 3) -> logits (b, g, k, c) float32 at scale 1; `sizes`: see below."""
         x = self.backbone(images, sizes, train=False)[-1]
         x = mask_padding(x, None if sizes is None else self.grid_sizes(sizes))
         return functools.reduce(jnp.add, [branch(x).astype(jnp.float32) for branch in self.aspp])
 
     def __call__(self, images: Array, sizes: Array | None = None) -> tuple[Array, ...]:
-        """Logits at scale 1, at each of `SCALES`, and the maximum of all at the first one's size.
+        """Logits at scale 1, at each of `SCALES`, and their maximum at the size of the first.
 
         Args:
           images: RGB minus the mean (b, h, w, 3), at least 2 x 2 pixels.
-          sizes: real rows and columns (b, 2) of padded images; None: all is real.
+          sizes: real rows and columns (b, 2) of padded images; None: no padding.
 
         Returns:
-          (b, g, k, c) float32 each; what lies outside the real grids has no meaning.
+          (b, g, k, c) float32 each, undefined outside the real grids.
         """
         full = self.classify(images, sizes)
         outputs, highest = [full], full
@@ -84,15 +84,16 @@ class DeepLabV2(nnx.Module):
 
 
 def scaled_images(images: Array, scale: float) -> Array:
-    """Images (b, h, w, c) at a scale, bilinear, at positions that the scale itself gives.
+    """Images (b, h, w, c) resized bilinearly by a scale factor.
 
-    Not the ratio of the rounded sizes. No position that belongs to a real size, at any of `SCALES`,
-    looks beyond the last real pixel: so padding needs no care here.
+    Positions follow from the factor itself, not from the ratio of the rounded sizes. With the
+    factors `SCALES` no position inside a real size reads beyond the last real pixel, so padding
+    needs no masking.
     """
     size = tuple(int(side * scale) for side in images.shape[1:3])
     return resize(images, size, scale_factor=(scale, scale))  # type: ignore[arg-type]
 
 
 def scaled_sizes(sizes: Array, scale: float) -> Array:
-    """Rows and columns (b, 2) that images of `sizes` keep at a scale, rounded down."""
+    """Rows and columns (b, 2) of images of `sizes` (b, 2) at a scale, rounded down."""
     return jnp.floor(sizes * scale).astype(sizes.dtype)

@@ -1,4 +1,4 @@
-"""Where training starts: PyTorch's default initialisation, which published heads were trained from.
+"""PyTorch's default initialisation, from which the published heads were trained.
 
 PyTorch 2 `nn.Linear` and `nn.Conv2d`: weights and biases uniform within 1 / sqrt(fan_in).
 """
@@ -14,7 +14,7 @@ from jax import Array
 
 
 def torch_uniform(fan_in: int) -> nnx.Initializer:
-    """Uniform within 1 / sqrt(fan_in), whatever the array's shape."""
+    """An initializer: uniform within 1 / sqrt(fan_in), for any shape."""
 
     def init(key: Array, shape: Sequence[int], dtype: object = jnp.float32) -> Array:
         limit = fan_in**-0.5
@@ -24,7 +24,7 @@ def torch_uniform(fan_in: int) -> nnx.Initializer:
 
 
 def torch_linear(inputs: int, outputs: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer, or a 1x1 convolution, as PyTorch starts it."""
+    """A linear layer (or 1x1 convolution) with PyTorch's initialisation."""
     uniform = torch_uniform(inputs)
     return nnx.Linear(
         inputs, outputs, use_bias=use_bias, kernel_init=uniform, bias_init=uniform, rngs=rngs

@@ -1,6 +1,6 @@
-"""Dilated ResNets with bottlenecks: the students that are trained on CLIP's labels.
+"""Dilated ResNets with bottlenecks: backbones of the students that are trained on CLIP's labels.
 
-Their normalisation is trained, unlike that of CLIP's own ResNets (`models.clip.resnet`).
+Their batch norm is trained, unlike that of CLIP's own ResNets (`models.clip.resnet`).
 Source: He et al. 2016; "v1c" of He et al. 2019 (three small convolutions for a stem); dilation
 instead of strides: Chen et al. 2017. Spec reclip, section 15.1; spec maskclip, section 11; the
 variant "caffe": spec deeplab, section 2.
@@ -27,29 +27,29 @@ RESNET101 = (3, 4, 23, 3)
 
 @dataclasses.dataclass(frozen=True)
 class DilatedResNetConfig:
-    """Sizes of a dilated ResNet; one entry of the tuples for each stage."""
+    """Architecture of a dilated ResNet; tuples have one entry per stage."""
 
     blocks: tuple[int, ...] = RESNET50
-    width: int = 64  # of the stem's output and the first stage's 3x3 convolutions
-    strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's 4
+    width: int = 64  # channels of the stem's output and of the first stage's 3x3 convolutions
+    strides: tuple[int, ...] = (1, 2, 1, 1)  # after the stem's stride of 4
     dilations: tuple[int, ...] = (1, 1, 2, 4)  # of the 3x3 convolutions
-    # "v1c": three 3x3 convolutions for a stem; a block's stride in its 3x3; the first block of a
-    # stage has half the dilation, at least 1. "v1", torchvision's: one 7x7 for a stem, else the
-    # same. "caffe", as DeepLab's authors had it: one 7x7, a pool that rounds its size up, the
-    # stride in the first 1x1, one dilation for all blocks of a stage.
+    # "v1c": a stem of three 3x3 convolutions; stride in the 3x3 of a block; the first block of a
+    # stage has half the dilation, at least 1. "v1" (torchvision): a stem of one 7x7, otherwise the
+    # same. "caffe" (DeepLab's authors): one 7x7, a pool that rounds sizes up, stride in the first
+    # 1x1, one dilation for all blocks of a stage.
     variant: Literal["v1c", "v1", "caffe"] = "v1c"
     dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
 
     @property
     def channels(self) -> int:
-        """Of the last stage's output."""
+        """Channels of the last stage's output."""
         return 4 * self.width * 2 ** (len(self.blocks) - 1)
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 with the dilation, 1x1; added to the input or its projection.
+    """1x1, dilated 3x3 and 1x1 convolutions, added to the input or its projection.
 
-    The 3x3 has the stride, or with `stride_first` the first 1x1.
+    The stride is in the 3x3, or with `stride_first` in the first 1x1.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Bottleneck(nnx.Module):
 class DilatedResNet(nnx.Module):
     """A ResNet on images of any size; with the default strides its output has stride 8.
 
-    Images are normalised float NHWC. `sizes` (b, 2) int32, for evaluation only, says how many rows
-    and columns of each padded image are real; the padding then has no influence on real positions.
+    Images are normalised float NHWC. `sizes` (b, 2) int32, for evaluation only, are the real rows
+    and columns of padded images; padding then does not influence real positions.
     """
 
     def __init__(self, cfg: DilatedResNetConfig, *, rngs: nnx.Rngs):
         if cfg.variant not in ("v1c", "v1", "caffe"):
-            raise ValueError(f"unknown variant {cfg.variant!r} of ResNets; choose v1c, v1 or caffe")
+            raise ValueError(f"unknown ResNet variant {cfg.variant!r}; choose v1c, v1 or caffe")
         self.cfg = cfg
         half, dtype, caffe = cfg.width // 2, cfg.dtype, cfg.variant == "caffe"
         if cfg.variant != "v1c":
@@ -116,21 +116,23 @@ class DilatedResNet(nnx.Module):
         c_in = cfg.width
         for stage, blocks in enumerate(cfg.blocks):
             planes, dilation = cfg.width * 2**stage, cfg.dilations[stage]
-            layer = []
+            stage_blocks = []
             for i in range(blocks):
                 stride = cfg.strides[stage] if i == 0 else 1
-                own = max(dilation // 2, 1) if i == 0 and not caffe else dilation
-                layer.append(
-                    Bottleneck(c_in, planes, stride, own, dtype, stride_first=caffe, rngs=rngs)
+                block_dilation = max(dilation // 2, 1) if i == 0 and not caffe else dilation
+                stage_blocks.append(
+                    Bottleneck(
+                        c_in, planes, stride, block_dilation, dtype, stride_first=caffe, rngs=rngs
+                    )
                 )
                 c_in = 4 * planes
-            layers.append(nnx.List(layer))
+            layers.append(nnx.List(stage_blocks))
         self.layers = nnx.List(layers)
 
     def grid_sizes(self, sizes: Array, stages: int | None = None) -> Array:
         """Rows and columns (b, 2) of the last stage for images of `sizes` (b, 2) pixels.
 
-        With `stages`: after so many of them.
+        With `stages`, of that many stages.
         """
         sizes = self._pooled(-(-sizes // 2))
         for stride in self.cfg.strides[:stages]:
@@ -144,13 +146,13 @@ class DilatedResNet(nnx.Module):
     def begin(
         self, images: Array, sizes: Array | None = None, *, train: bool
     ) -> tuple[Array, Array | None]:
-        """Images (b, h, w, 3) -> the stem's pooled maps (b, h', w', width), their real sizes."""
+        """Images (b, h, w, 3) -> the stem's pooled maps (b, h', w', width) and their real sizes."""
         x = self.stem[0](images, sizes, train=train)
         sizes = halve(sizes)
         for unit in self.stem[1:]:
             x = unit(x, sizes, train=train)
-        # Nothing is below 0 here, so zeros hide the padding from a maximum as well. A last window
-        # that begins within the map counts for "caffe", even if it ends beyond the padding.
+        # Values are not negative, so zeros mask padding for a maximum as well. "caffe" includes a
+        # last window that begins within the map, even if it ends beyond the padding.
         after = 2 if self.cfg.variant == "caffe" else 1
         x = nnx.max_pool(
             mask_padding(x, sizes), (3, 3), strides=(2, 2), padding=((1, after), (1, after))
@@ -166,15 +168,17 @@ class DilatedResNet(nnx.Module):
         for first, *others in self.layers:
             x = first(x, sizes, train=train)
             sizes = halve(sizes, first.stride)
-            x = _in_turn(others, x, sizes, train=train)
+            x = _scan_blocks(others, x, sizes, train=train)
             out.append(x)
         return tuple(out)
 
 
-def _in_turn(blocks: Sequence[Bottleneck], x: Array, sizes: Array | None, *, train: bool) -> Array:
-    """Maps (b, h, w, c) through equal blocks, one after another.
+def _scan_blocks(
+    blocks: Sequence[Bottleneck], x: Array, sizes: Array | None, *, train: bool
+) -> Array:
+    """Applies equal blocks sequentially to maps (b, h, w, c).
 
-    A scan over their stacked parameters: one block is compiled instead of 22 of a ResNet-101.
+    A scan over their stacked parameters: XLA compiles one block instead of 22 of a ResNet-101.
     """
     if len(blocks) < 2:
         for block in blocks:
@@ -188,8 +192,8 @@ def _in_turn(blocks: Sequence[Bottleneck], x: Array, sizes: Array | None, *, tra
         x = block(x, sizes, train=train)
         return x, nnx.state(block, nnx.BatchStat)
 
-    x, moved = jax.lax.scan(one, x, stacked)
+    x, statistics = jax.lax.scan(one, x, stacked)
     if train:
         for i, block in enumerate(blocks):
-            nnx.update(block, jax.tree.map(lambda leaf, i=i: leaf[i], moved))
+            nnx.update(block, jax.tree.map(lambda leaf, i=i: leaf[i], statistics))
     return x

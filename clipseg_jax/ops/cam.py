@@ -1,7 +1,7 @@
-"""Class activation maps: scaled to [0, 1], boxed, enlarged, turned into labels.
+"""Class activation maps (CAMs): normalisation, box masks, upsampling, labels, CRF energies.
 
-Source: CLIP-ES; spec clip_es, sections 5 to 9. Maps are (b, k, h, w): k classes present in each
-image, padded; `real` masks tell which cells, or which classes, count.
+Source: CLIP-ES; spec clip_es, sections 5 to 9. Maps are (b, k, h, w) with k classes per image, some
+of which are padding. Masks named `real` are true for cells or classes that are not padding.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from clipseg_jax.ops.window import grid_to_image
 
 _EPSILON = 1e-7
 _LEAST_PROBABILITY = 1.0013580322265625e-05  # 1e-5 as a float16
-_ABSENT = 1e4  # unary energy of a class that an image doesn't have; exp(-energy) is exactly 0
+_ABSENT = 1e4  # unary energy of a padded class; exp(-energy) is exactly 0
 
 
 def min_max_normalize(maps: Array, real: Array, epsilon: float = _EPSILON) -> Array:
-    """(x - min) / (epsilon + max - min) over the real cells of each map (b, k, h, w).
+    """(x - min) / (epsilon + max - min) of each map (b, k, h, w) over the cells `real` (b, h, w).
 
-    `real` (b, h, w). 0 beyond, and for constant maps.
+    Other cells and constant maps become 0.
     """
     real = real[:, None]
     low = jnp.min(jnp.where(real, maps, jnp.inf), axis=(2, 3), keepdims=True)
     maps = jnp.where(real, maps - low, 0.0)
     top = jnp.max(maps, axis=(2, 3), keepdims=True)
     scaled = maps / jnp.where(top > 0, epsilon + top, 1.0)
-    # Compilers may multiply by a reciprocal: then x / x is not 1, and a step of 255 is lost.
+    # XLA may multiply by a reciprocal; x / x is then below 1, and 255 * x rounds down to 254.
     return scaled if epsilon else jnp.where((maps == top) & (top > 0), 1.0, scaled)
 
 
 def activation_maps(raw: Array, real: Array) -> Array:
-    """CAMs (b, k, h, w) in [0, 1) from weighted activations: positive part, scaled twice.
+    """CAMs (b, k, h, w) in [0, 1): positive part of weighted activations, normalised twice.
 
-    The published code scales per layer and again over its one layer. Raw values of 1e-5 leave a
-    maximum visibly below 1 after the first pass, 1 - 1e-7 after the second.
+    The published code normalises per layer and again over its single layer. For raw values near
+    1e-5 the maximum is clearly below 1 after the first pass and 1 - 1e-7 after the second.
     """
     once = min_max_normalize(jnp.maximum(raw, 0.0), real)
     return min_max_normalize(once, real)
@@ -48,11 +48,15 @@ def activation_maps(raw: Array, real: Array) -> Array:
 def box_masks(
     maps: Array, grids: Array, threshold: ArrayLike, *, cover_border: bool = False
 ) -> Array:
-    """Cells (b, k, h, w) bool inside the boxes around what is high in each map in [0, 1].
+    """Union (b, k, h, w) bool of the bounding boxes of each map's high connected components.
 
-    High: above `threshold` (a number, or (b, k)) of the map's maximum, both in 255 whole steps. No
-    box reaches the last row and column of the real `grids` (b, 2), as published, unless
-    `cover_border`. Maps must be 0 beyond their real grid.
+    Args:
+      maps: (b, k, h, w) in [0, 1]; 0 outside the real grids.
+      grids: (b, 2) real rows and columns.
+      threshold: number or (b, k); cells above this share of the map's maximum are high. Both sides
+        are quantised to 255 steps.
+      cover_border: let boxes include the last row and column of the grid; the published code
+        excludes them.
     """
     steps = jnp.floor(255.0 * maps)
     top = jnp.max(steps, axis=(2, 3), keepdims=True)
@@ -63,9 +67,10 @@ def box_masks(
 
 
 def upsample(maps: Array, grids: Array, sizes: Array, shape: tuple[int, int]) -> Array:
-    """Maps (b, k, h, w) of patches -> (b, k, *shape) of pixels, bilinear as OpenCV, float32.
+    """Maps (b, k, h, w) of patches -> (b, k, *shape) of pixels, float32, bilinear as in OpenCV.
 
-    The real `grids` (b, 2) fill the real `sizes` (b, 2) of images within `shape`; 0 beyond.
+    The real `grids` (b, 2) are resized to the real `sizes` (b, 2) of the images within `shape`; the
+    rest is 0.
     """
     rows, columns = (
         grid_to_image(
@@ -77,9 +82,9 @@ def upsample(maps: Array, grids: Array, sizes: Array, shape: tuple[int, int]) ->
 
 
 def _half(x: Array) -> Array:
-    """float32 rounded to float16's precision; unlike a conversion, no compiler leaves it out.
+    """Rounds float32 to float16's precision; unlike a conversion, XLA does not optimise it away.
 
-    Numbers below 6.1e-5 become 0.
+    Absolute values below 6.1e-5 become 0.
     """
     return jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
 
@@ -91,9 +96,9 @@ def _top(cams: Array, real: Array) -> Array:
 
 
 def background_score(cams: Array, real: Array, threshold: float = 1.0) -> Array:
-    """Score (b, h, w) of the background, in float16's arithmetic, held as float32.
+    """Score (b, h, w) float32 of the background, computed in float16 precision.
 
-    From 1 on, `threshold` is the power of (1 - best class score); below, it is the score itself.
+    `threshold` >= 1: (1 - best class score) ** threshold; below 1: the threshold itself.
     """
     top = _top(cams, real)
     if threshold < 1:
@@ -107,9 +112,9 @@ def cam_labels(
 ) -> Array:
     """Labels (s, b, h, w) int32 of CAMs (b, k, h, w) float16, for each background threshold.
 
-    `classes` (b, k) holds class ids, of which `real` (b, k) count; class c gets the label c + 1,
-    the background 0. All comparisons are float16's: ties are frequent, and go to the background,
-    then to the first class. Spec clip_es, section 8.
+    `classes` (b, k) are class ids, valid where `real` (b, k). Class c gets the label c + 1, the
+    background 0. Scores are compared in float16: ties are frequent and go to the background, then
+    to the first class. Spec clip_es, section 8.
     """
     best, score = _best_class(cams, real)
     label = jnp.take_along_axis(classes[..., None, None] + 1, best[:, None], axis=1)[:, 0]
@@ -122,9 +127,9 @@ def cam_labels(
 
 
 def class_labels(cams: Array, real: Array, classes: Array) -> Array:
-    """Labels (b, h, w) int32: at each pixel the id in `classes` (b, k) of the best real class.
+    """Labels (b, h, w) int32: per pixel the id in `classes` (b, k) of the best real class.
 
-    Without background, as for COCO-Stuff (spec tagclip, section 8).
+    Without a background class, as for COCO-Stuff (spec tagclip, section 8).
     """
     best, _ = _best_class(cams, real)
     labels = jnp.take_along_axis(classes[..., None, None], best[:, None], axis=1)[:, 0]
@@ -132,15 +137,16 @@ def class_labels(cams: Array, real: Array, classes: Array) -> Array:
 
 
 def _best_class(cams: Array, real: Array) -> tuple[Array, Array]:
-    """Index and score (b, h, w) of the best real class, the first of equals."""
+    """Index and score (b, h, w) of the best real class; ties go to the first."""
     cams = jnp.where(real[..., None, None], cams.astype(jnp.float32), -jnp.inf)
     return jnp.argmax(cams, axis=1), jnp.max(cams, axis=1)
 
 
 def cam_probabilities(cams: Array, real: Array, *, background: bool = True) -> Array:
-    """Class scores (b, h, w, 1 + k) float32 that a dense CRF starts from, background first.
+    """Class scores (b, h, w, 1 + k) float32 from which CRF energies are computed, background first.
 
-    Float16's values, not normalised over classes; 0 for padded classes.
+    In float16 precision, not normalised over classes; 0 for padded classes. Without `background`
+    (b, h, w, k).
     """
     scores = jnp.where(real[..., None, None], cams.astype(jnp.float32), 0.0)
     if background:
@@ -149,9 +155,9 @@ def cam_probabilities(cams: Array, real: Array, *, background: bool = True) -> A
 
 
 def cam_unary(cams: Array, real: Array, *, background: bool = True) -> Array:
-    """Unary energies (b, h, w, 1 + k) float32 = -log p for a dense CRF, in float16's arithmetic.
+    """Unary energies (b, h, w, 1 + k) float32 = -log p of a dense CRF, in float16 precision.
 
-    Padded classes get an energy that leaves them no share. Spec clip_es, section 9.
+    Padded classes get an energy whose probability is exactly 0. Spec clip_es, section 9.
     """
     scores = cam_probabilities(cams, real, background=background)
     energy = _half(-jnp.log(jnp.clip(scores, _LEAST_PROBABILITY, 1.0)))
@@ -160,12 +166,14 @@ def cam_unary(cams: Array, real: Array, *, background: bool = True) -> Array:
 
 
 def pseudo_labels(marginals: Array, labels: Array, confidence: float = 0.95) -> Array:
-    """Labels (b, h, w) int32 of CRF marginals (b, h, w, c): 255 where the best is below.
+    """Labels (b, h, w) int32 of CRF marginals (b, h, w, c); 255 where the maximum is too low.
 
-    `labels` (b, c) are what the marginals' classes mean, e.g. 0 and then class ids + 1.
-    `confidence` 0 keeps every pixel.
+    Args:
+      marginals: (b, h, w, c).
+      labels: (b, c) label of each class of the marginals, e.g. 0 and then class ids + 1.
+      confidence: lowest marginal that is labelled; 0 labels every pixel.
     """
     best = jnp.argmax(marginals, axis=-1)
-    found = jnp.take_along_axis(labels[:, None, None], best[..., None], axis=-1)[..., 0]
-    sure = jnp.max(marginals, axis=-1) >= confidence
-    return jnp.where(sure, found, 255).astype(jnp.int32)
+    winners = jnp.take_along_axis(labels[:, None, None], best[..., None], axis=-1)[..., 0]
+    confident = jnp.max(marginals, axis=-1) >= confidence
+    return jnp.where(confident, winners, 255).astype(jnp.int32)

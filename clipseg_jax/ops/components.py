@@ -1,8 +1,8 @@
-"""Boxes of connected components and what lies in them, for many small maps at once.
+"""Bounding boxes of connected components, batched, for small maps.
 
 CLIP-ES and TagCLIP turn a thresholded class map into the union of its components' bounding boxes.
-Spec clip_es, section 6; spec tagclip, sections 5 and 6. The published code takes OpenCV's contours;
-contours of holes lie inside their component's box, so components are all it needs.
+Spec clip_es, section 6; spec tagclip, sections 5 and 6. The published code uses OpenCV's contours;
+contours of holes lie inside their component's box, so the components suffice.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def component_bounds(masks: Array) -> Array:
     """Bounding boxes of the 8-connected components of masks (..., h, w) bool.
 
     Returns (4, ..., h, w) int32: at each true cell the first row, first column, last row and last
-    column of its component. False cells have no meaning.
+    column of its component; undefined at false cells.
     """
     h, w = masks.shape[-2:]
     rows = jnp.broadcast_to(jnp.arange(h)[:, None], masks.shape)
     columns = jnp.broadcast_to(jnp.arange(w)[None, :], masks.shape)
-    # First bounds with their sign turned: then all four only ever grow.
+    # The first bounds are negated, so that all four grow.
     bounds = jnp.where(masks, jnp.stack([-rows, -columns, rows, columns]), _NONE)
 
     def grow(state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -36,7 +36,7 @@ def component_bounds(masks: Array) -> Array:
 
 
 def _neighbourhood_max(x: Array) -> Array:
-    """Largest value among each cell (..., h, w) and its eight neighbours."""
+    """Maximum over each cell (..., h, w) and its eight neighbours."""
     for axis in (-2, -1):
         pad = [(0, 0)] * x.ndim
         pad[axis] = (1, 1)
@@ -52,9 +52,9 @@ def _neighbourhood_max(x: Array) -> Array:
 def component_boxes_mask(masks: Array, ends: Array) -> Array:
     """Union (..., h, w) bool of the boxes of all components of masks (..., h, w).
 
-    Boxes are half open and end at most at `ends` (..., 2) = (row, column), which broadcasts to the
-    masks' leading axes. The published code passes the LAST row and column, so that these are in no
-    box, and a component that lies in one of them alone has an empty box.
+    Boxes are half-open and end at most at `ends` (..., 2) = (row, column), which broadcasts to the
+    masks' leading axes. The published code passes the LAST row and column: these are in no box, and
+    a component that lies entirely in one of them has an empty box.
     """
     h, w = masks.shape[-2:]
     ends = jnp.broadcast_to(ends, (*masks.shape[:-2], 2)).reshape(-1, 2)[:, :, None, None]
@@ -62,8 +62,8 @@ def component_boxes_mask(masks: Array, ends: Array) -> Array:
     masks = masks.reshape(-1, h, w)
     top, left, bottom, right = component_bounds(masks)
     bottom, right = jnp.minimum(bottom + 1, ends[:, 0]), jnp.minimum(right + 1, ends[:, 1])
-    # A box is four steps in the corners of its cells: their double running sum counts the boxes
-    # over each cell. Every cell adds the box of its component.
+    # Each cell adds the box of its component, as +1 and -1 at the box's corners; the 2-D cumulative
+    # sum then counts the boxes over each cell.
     steps = jnp.zeros((masks.shape[0], h + 1, w + 1), jnp.int32)
     index = jnp.arange(masks.shape[0])[:, None, None]
     once = masks.astype(jnp.int32)
@@ -80,9 +80,9 @@ def component_boxes_mask(masks: Array, ends: Array) -> Array:
 
 
 def bounding_box(masks: Array) -> Array:
-    """Half-open box (..., 4) = (top, left, bottom, right) of all true cells of masks (..., h, w).
+    """Half-open box (..., 4) int32 = (top, left, bottom, right) of the true cells of (..., h, w).
 
-    All zero where there is none.
+    Zeros if there are none.
     """
     h, w = masks.shape[-2:]
     rows, columns = jnp.any(masks, axis=-1), jnp.any(masks, axis=-2)

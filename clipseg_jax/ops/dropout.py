@@ -1,4 +1,4 @@
-"""Dropout as a function of a key."""
+"""Dropout with an explicit random key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from jax import Array
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """`x` with a random share `rate` of its entries 0 and the others grown by 1 / (1 - rate).
+    """Zeroes each entry of `x` with probability `rate` and scales the others by 1 / (1 - rate).
 
-    Without a key, or at rate 0, it is `x`.
+    Returns `x` if `key` is None or `rate` is 0.
     """
     if key is None or rate == 0:
         return x

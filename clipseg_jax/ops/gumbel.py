@@ -1,4 +1,4 @@
-"""Draws of one class per position that still pass gradients. Source: Jang et al. 2017."""
+"""Straight-through Gumbel-softmax sampling. Source: Jang et al. 2017."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from jax import Array
 
 
 def gumbel_noise(key: Array, shape: tuple[int, ...]) -> Array:
-    """-log(E) with E ~ Exp(1), float32, finite."""
+    """Standard Gumbel noise, float32 and finite."""
     return jax.random.gumbel(key, shape, jnp.float32)
 
 
 def straight_through(logits: Array, noise: Array) -> Array:
-    """One-hot draws (..., c) from softmax(logits), with the gradient of softmax(logits + noise).
+    """One-hot samples (..., c) of softmax(logits) with the gradient of softmax(logits + noise).
 
     `noise` (..., c) from `gumbel_noise`; the softmax has temperature 1.
     """

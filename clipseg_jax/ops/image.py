@@ -1,7 +1,7 @@
-"""Pixels before the network: OpenCV's uint8 resize and normalisation, on the device.
+"""Preprocessing on the device: OpenCV's uint8 resize, normalisation, padding masks.
 
-Images go to the device as they were decoded, uint8; the published pipelines resize them with
-OpenCV, whose fixed-point arithmetic is repeated here, equal to the bit.
+Images are transferred to the device as decoded, uint8. The published pipelines resize them with
+OpenCV, whose fixed-point arithmetic is reproduced here bit for bit.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 RGB (..., 3) -> float32; mean and std in grey levels, 0 to 255."""
+    """uint8 RGB (..., 3) -> float32 (x - mean) / std; mean and std in pixel values, 0 to 255."""
     return (images.astype(jnp.float32) - jnp.asarray(mean)) * (1 / jnp.asarray(std))
 
 
 def network_input(
     images: Array, sizes: Array, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Array:
-    """Normalised training crops: uint8 (b, h, w, 3) -> float32, 0 beyond the real `sizes` (b, 2).
+    """Normalised training crops: uint8 (b, h, w, 3) -> float32, 0 outside the real `sizes` (b, 2).
 
-    The published pipelines pad crops after normalising; the network sees padding as pixels.
+    As in the published pipelines, crops are padded after normalisation and padding is not masked.
     """
     real = valid_mask(sizes, (images.shape[1], images.shape[2]))
     return jnp.where(real[..., None], normalize(images, mean, std), 0)
 
 
 def valid_mask(sizes: Array, shape: tuple[int, int]) -> Array:
-    """Mask (b, h, w), true in the top-left `sizes[i]` = (rows, columns) of each image."""
+    """Mask (b, *shape), true in the top-left `sizes[i]` = (rows, columns) of image i."""
     rows = jnp.arange(shape[0])[None, :, None] < sizes[:, 0, None, None]
     columns = jnp.arange(shape[1])[None, None, :] < sizes[:, 1, None, None]
     return rows & columns
 
 
 def mask_padding(x: Array, sizes: Array | None) -> Array:
-    """Zeroes what lies outside the real `sizes` (b, 2) of maps (b, h, w, c); None: all is real.
+    """Zeroes maps (b, h, w, c) outside their real `sizes` (b, 2); None: returns `x`.
 
-    Before a convolution: then it sees at a real border what it would see in the unpadded map.
+    Applied before a convolution, so that its output at a border equals that of the unpadded map.
     """
     if sizes is None:
         return x
@@ -58,14 +58,14 @@ def opencv_resize(
     """cv2.resize(INTER_LINEAR) of padded uint8 images (b, h, w, c), to (b, *out_shape, c) uint8.
 
     Image i fills the top-left `in_sizes[i]` (rows, columns) and afterwards the top-left
-    `out_sizes[i]`; the rest of the result repeats border pixels and has no meaning. Equal to
-    OpenCV bit for bit where no side of `out_sizes` is above 4096 pixels.
+    `out_sizes[i]`; the rest of the result is undefined. Equal to OpenCV bit for bit if no side of
+    `out_sizes` exceeds 4096 pixels.
     """
 
     def one(image: Array, in_size: Array, out_size: Array) -> Array:
         rows = _opencv_weights(in_size[0], out_size[0], out_shape[0])
         columns = _opencv_weights(in_size[1], out_size[1], out_shape[1])
-        # Beyond the border, OpenCV takes a border column by itself, and a border row twice.
+        # Beyond the border OpenCV uses a border column alone, and a border row twice.
         outside = (columns.low < 0) | (columns.low >= in_size[1] - 1)
         near = jnp.where(outside, 2048, columns.near)[:, None]
         far = jnp.where(outside, 0, columns.far)[:, None]
@@ -84,7 +84,7 @@ def opencv_resize(
 
 
 class _Weights(NamedTuple):
-    """Of each output pixel: the input pixel before it, and what this and the next one weigh."""
+    """Per output pixel: index of the input pixel before it, weights of this and the next one."""
 
     low: Array  # (n,) int32, -1 to in_size - 1
     near: Array  # (n,) int32, in 1/2048
@@ -94,8 +94,9 @@ class _Weights(NamedTuple):
 def _opencv_weights(in_size: Array, out_size: Array, length: int) -> _Weights:
     """OpenCV's positions and weights along one axis, for `length` output pixels.
 
-    OpenCV takes the position (i + 0.5) * in / out - 0.5 in double precision, rounds it to float32,
-    subtracts the whole part and rounds the rest to 11 bits. In integers both roundings are exact.
+    OpenCV computes the position (i + 0.5) * in / out - 0.5 in double precision, rounds it to
+    float32, subtracts the integer part and rounds the fraction to 11 bits. Integer arithmetic
+    reproduces both roundings exactly.
     """
     doubled = (2 * jnp.arange(length) + 1) * in_size - out_size
     divisor = 2 * out_size
@@ -104,18 +105,20 @@ def _opencv_weights(in_size: Array, out_size: Array, length: int) -> _Weights:
     for _ in range(3):  # 27 bits of rest / divisor, nine at a time: int32 holds the products
         fraction = (fraction << 9) + (rest << 9) // divisor
         rest = (rest << 9) % divisor
-    # A float32 of 2^e and more keeps 23 - e bits of its fraction.
+    # A float32 in [2^e, 2^(e+1)) has 23 - e fraction bits.
     exponent = jnp.floor(jnp.log2(jnp.maximum(low, 1).astype(jnp.float32) + 0.5)).astype(jnp.int32)
     bits = jnp.where(low < 1, 24, jnp.minimum(23 - exponent, 24))
-    kept = _rounded_shift(fraction, 27 - bits, rest > 0)
-    near, far = (_rounded_shift(part, bits - 11, False) for part in ((1 << bits) - kept, kept))
+    rounded = _rounded_shift(fraction, 27 - bits, rest > 0)
+    near, far = (
+        _rounded_shift(part, bits - 11, False) for part in ((1 << bits) - rounded, rounded)
+    )
     return _Weights(low, near, far)
 
 
 def _rounded_shift(value: Array, bits: Array, sticky: ArrayLike) -> Array:
     """`value` / 2^bits, rounded to the nearest integer, ties to even.
 
-    `sticky`: the exact value is a little larger than `value` (its lower bits were cut off).
+    `sticky`: the exact value is slightly larger than `value`, whose lower bits were truncated.
     """
     result, rest = value >> bits, value & ((1 << bits) - 1)
     half = (1 << bits) >> 1

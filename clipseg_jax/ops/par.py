@@ -1,9 +1,9 @@
-"""Pixel-adaptive refinement (PAR): masks averaged over pixels of like colour, again and again.
+"""Pixel-adaptive refinement (PAR): iterative averaging of masks over pixels of similar colour.
 
 Ru et al., "Learning Affinity from Attention", 2022, section 3.4; spec weclip, section 5.8.
 
-Neighbours are those of a 3x3 window at several dilations. A neighbour is a shifted slice: nothing
-is copied once for each of them but the weights, which all iterations and masks share.
+Neighbours are those of a 3x3 window at several dilations, read as shifted slices. Only the weights
+are stored per neighbour; all iterations and masks share them.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _WINDOW = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class PARConfig:
-    """The published constants."""
+    """Parameters of PAR; the defaults are the published ones."""
 
     iterations: int = 20
     dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)  # pixels
-    width: float = 0.3  # of the kernels, in standard deviations over the neighbours
-    # Of a neighbour's distance. The two kernels each sum to 1, so that every iteration makes the
-    # masks 1 + position_weight times as large, as published.
+    width: float = 0.3  # of both kernels, in standard deviations over the neighbours
+    # Weight of the position kernel relative to the colour kernel. Each sums to 1, so every
+    # iteration scales masks by 1 + position_weight, as published.
     position_weight: float = 0.01
 
     @property
@@ -44,10 +44,11 @@ PUBLISHED = PARConfig()
 
 
 def par(images: Array, masks: Array, cfg: PARConfig = PUBLISHED) -> Array:
-    """Masks (b, k, h, w) float refined along the edges of images (b, h', w', 3), of any scale.
+    """Refines masks (b, k, h, w) float along the edges of images (b, h', w', 3).
 
-    Images of another size are resized to the masks', corners aligned. The published use is on
-    normalised images, with one mask for the background and one for each class.
+    Images of another size are resized to that of the masks with aligned corners. The scale of their
+    pixel values has no influence; the published code passes normalised images, with one mask for
+    the background and one per class.
     """
     shape = (masks.shape[2], masks.shape[3])
     if images.shape[1:3] != shape:
@@ -59,10 +60,10 @@ def par(images: Array, masks: Array, cfg: PARConfig = PUBLISHED) -> Array:
 def neighbour_weights(
     images: Array, cfg: PARConfig = PUBLISHED, sizes: Array | None = None
 ) -> Array:
-    """How much each of n neighbours counts at each pixel, (b, h, n, w), of images (b, h, w, 3).
+    """Weights (b, h, n, w) of the n neighbours of each pixel of images (b, h, w, 3).
 
-    Neighbours beyond the border are the border's pixels; with `sizes` (b, 2) each image has its
-    own, and what lies beyond means nothing.
+    Border pixels are repeated beyond the border; with `sizes` (b, 2) beyond that of each padded
+    image, outside of which the weights are undefined.
     """
     images = jnp.moveaxis(images.astype(jnp.float32), 3, 2)  # (b, h, 3, w)
     b, h, channels, w = images.shape
@@ -83,7 +84,7 @@ def neighbour_weights(
 
 
 def position_weights(cfg: PARConfig = PUBLISHED) -> Array:
-    """How much each of n neighbours counts for its distance, (n,); they sum to 1."""
+    """Position kernel (n,) of the neighbours by their distance; sums to 1."""
     distances = np.asarray([math.hypot(y, x) for y, x in cfg.offsets])
     scaled = distances / (np.std(distances, ddof=1) + _EPSILON) / cfg.width
     return jax.nn.softmax(jnp.asarray(-np.square(scaled), jnp.float32))
@@ -92,9 +93,9 @@ def position_weights(cfg: PARConfig = PUBLISHED) -> Array:
 def diffuse(
     weights: Array, masks: Array, cfg: PARConfig = PUBLISHED, sizes: Array | None = None
 ) -> Array:
-    """All iterations on masks (b, h, k, w), rows first, with weights (b, h, n, w) of these `sizes`.
+    """Runs all iterations on masks (b, h, k, w) with weights (b, h, n, w) of the same `sizes`.
 
-    Rows are the outer axis so that a row's weights, once in the cache, serve all k masks.
+    Rows are the outer axis, so that the cached weights of a row serve all k masks.
     """
     shape = (masks.shape[1], masks.shape[3])
 
@@ -112,16 +113,16 @@ def diffuse(
 
 
 def _widen(x: Array, cfg: PARConfig, sizes: Array | None) -> Array:
-    """(b, h, k, w) with its border, or each image's own, repeated as far as neighbours reach."""
+    """Pads (b, h, k, w) by repeating border pixels as far as neighbours reach."""
     far = max(cfg.dilations)
     if sizes is not None:
         rows, columns = jnp.arange(-far, x.shape[1] + far), jnp.arange(-far, x.shape[3] + far)
 
-        def own(x: Array, size: Array) -> Array:
+        def pad_one(x: Array, size: Array) -> Array:
             x = jnp.take(x, jnp.clip(rows, 0, size[0] - 1), axis=0)
             return jnp.take(x, jnp.clip(columns, 0, size[1] - 1), axis=2)
 
-        return jax.vmap(own)(x, sizes)
+        return jax.vmap(pad_one)(x, sizes)
     return jnp.pad(x, ((0, 0), (far, far), (0, 0), (far, far)), mode="edge")
 
 

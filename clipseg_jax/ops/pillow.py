@@ -1,4 +1,4 @@
-"""Pillow's bicubic resize on the device, bit for bit."""
+"""Pillow's bicubic resize on the device, equal bit for bit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ _BITS = 22  # of the fixed-point weights
 
 
 def pillow_bicubic(images: Array, side_px: int) -> Array:
-    """Square uint8 images (b, s, s, c) -> (b, side_px, side_px, c) uint8, as Pillow's BICUBIC.
+    """Resizes square uint8 images (b, s, s, c) to (b, side_px, side_px, c), as Pillow's BICUBIC.
 
-    Columns first, then rows, each with weights in fixed point and a result rounded to uint8. Not
-    for other shapes: there Pillow 13 may take rows first.
+    Horizontally first, then vertically, each with fixed-point weights and rounding to uint8.
+
+    Raises:
+      ValueError: images that are not square, for which Pillow 13 may resize vertically first.
     """
     if images.shape[1] != images.shape[2]:
-        raise ValueError(f"only for square images, these are {images.shape[1:3]}")
+        raise ValueError(f"images must be square, not {images.shape[1:3]}")
     if images.shape[1] == side_px:
         return images
     return _along(_along(images, side_px, axis=2), side_px, axis=1)
@@ -35,7 +37,7 @@ def _along(x: Array, length: int, axis: int) -> Array:
 def _taps(in_length: int, out_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Input positions and fixed-point weights (out_length, taps) of each output position."""
     scale = in_length / out_length
-    stretch = max(scale, 1.0)  # shrinking widens the kernel
+    stretch = max(scale, 1.0)  # downsampling widens the kernel
     centre = (np.arange(out_length) + 0.5) * scale
     start = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
     stop = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), in_length)

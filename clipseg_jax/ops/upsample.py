@@ -1,8 +1,8 @@
-"""What is asked of bilinearly upsampled maps, without ever holding them at full size.
+"""Functions of bilinearly upsampled maps that never hold them at full size.
 
-Maps are small grids (b, g, k, c); at the size of the labels they would take gigabytes. So they are
-upsampled some rows at a time, or the question is moved to the grid (the adjoint). Spec reclip,
-section 20.
+Maps are small grids (b, g, k, c); at the size of the labels they would take gigabytes. They are
+upsampled some rows at a time, or the adjoint of upsampling is applied to the labels instead. Spec
+reclip, section 20.
 """
 
 from __future__ import annotations
@@ -17,22 +17,28 @@ from jax import Array
 
 from clipseg_jax.ops.resize import resize_matrix
 
-_NUMBERS_AT_ONCE = 2**24  # held at full size at any time: 64 MB
+_NUMBERS_AT_ONCE = 2**24  # values at full size at any time: 64 MB
 Size = tuple[int, int]
 
 
-def over_rows(
+def map_upsampled_rows(
     function: Callable[..., Any],
     maps: Sequence[Array],
     size: Size,
     pixels: Array | None = None,
     fill: Any = 0,
 ) -> Any:
-    """Calls `function` with blocks of rows; its results stacked, in order.
+    """Applies `function` to blocks of rows of upsampled maps; returns its stacked results.
 
-    `function` gets each of `maps` (b, g, k, c) upsampled to `size`, of which it sees (b, r, w, c),
-    and the same rows (b, r, w) of `pixels` (b, h, w), if any. Behind the last row, to fill up the
-    last block, maps are 0 and pixels `fill`. Gradients make the rows again instead of keeping them.
+    The backward pass recomputes the upsampled rows instead of storing them.
+
+    Args:
+      function: takes a block (b, r, w, c) of each upsampled map and, if `pixels` is given, the same
+        rows (b, r, w) of it.
+      maps: (b, g, k, c) each.
+      size: (height, width) to which maps are upsampled.
+      pixels: (b, h, w), already at full size.
+      fill: value of `pixels` in rows that pad the last block; maps are 0 there.
     """
     height, width = size
     split = _Blocks(height, maps[0].shape[0] * width * sum(m.shape[-1] for m in maps))
@@ -41,27 +47,27 @@ def over_rows(
 
     @jax.checkpoint
     def block(part: tuple[list[Array], list[Array]]) -> Any:
-        rows, own = part
-        made = [
+        rows, pixel_rows = part
+        upsampled = [
             jnp.einsum("brkc,wk->brwc", _rows(r, m), c, precision="highest")
             for r, m, c in zip(rows, maps, columns, strict=True)
         ]
-        return function(*made, *own)
+        return function(*upsampled, *pixel_rows)
 
     return jax.lax.map(block, (rows, [] if pixels is None else [split(pixels, 1, fill)]))
 
 
 def upsampled_argmax(logits: Array, size: Size) -> Array:
-    """The class (b, h, w) int32 that wins at each pixel; the first of equal ones."""
-    labels = over_rows(lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), [logits], size)
+    """Argmax (b, *size) int32 over the classes of upsampled logits (b, g, k, c)."""
+    labels = map_upsampled_rows(lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32), [logits], size)
     labels = jnp.moveaxis(labels, 0, 1)
     return labels.reshape(labels.shape[0], -1, size[1])[:, : size[0]]
 
 
-def class_pools(features: Array, labels: Array, classes: int) -> Array:
+def sum_by_class(features: Array, labels: Array, classes: int) -> Array:
     """Sums (b, c, e) of upsampled features (b, g, k, e) over the pixels of each class.
 
-    A label outside 0 to classes - 1 belongs to none.
+    `labels` (b, h, w); those outside 0..classes-1 are ignored.
     """
     _, grid_rows, grid_columns, _ = features.shape
     b, height, width = labels.shape
@@ -69,13 +75,13 @@ def class_pools(features: Array, labels: Array, classes: int) -> Array:
     columns = resize_matrix(grid_columns, width)
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        rows, own = part
-        hits = jax.nn.one_hot(own, classes, dtype=jnp.float32)  # (b, r, w, c)
+        rows, label_rows = part
+        hits = jax.nn.one_hot(label_rows, classes, dtype=jnp.float32)  # (b, r, w, c)
         hits = jnp.einsum("brwc,wk->brkc", hits, columns, precision="highest")
         return total + jnp.einsum("brkc,rg->bgkc", hits, rows, precision="highest"), None
 
     parts = split(resize_matrix(grid_rows, height), 0), split(labels, 1, -1)
-    # How much each class asks of each grid position: the upsampling's transpose, of the labels.
+    # Weight of each grid position for each class: transposed upsampling of the one-hot labels.
     shares, _ = jax.lax.scan(add, jnp.zeros((b, grid_rows, grid_columns, classes)), parts)
     return jnp.einsum("bgkc,bgke->bce", shares, features, precision="highest")
 
@@ -86,7 +92,7 @@ def _rows(weights: Array, maps: Array) -> Array:
 
 
 class _Blocks:
-    """Splits `height` rows into equal blocks that hold about _NUMBERS_AT_ONCE numbers."""
+    """Splits `height` rows into equal blocks of about _NUMBERS_AT_ONCE values."""
 
     def __init__(self, height: int, numbers_per_row: int):
         most = int(np.clip(_NUMBERS_AT_ONCE // max(numbers_per_row, 1), 1, height))

@@ -1,8 +1,8 @@
-"""Haar wavelets of maps, and the depthwise convolution that goes with them.
+"""The 2-D Haar wavelet transform, and a depthwise convolution.
 
 Finder et al., "Wavelet Convolutions for Large Receptive Fields", 2024; spec wtclip, section 2.2.
 Maps are (b, h, w, c) with even sides; a transform is (b, h / 2, w / 2, c, 4): the four bands of
-each channel are the low one, then changes along the height, along the width, and along both.
+each channel are low-pass, and details along the height, along the width and along both.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from jax import Array
 
 
 def haar(maps: Array) -> Array:
-    """Maps (b, h, w, c) -> their transform (b, h / 2, w / 2, c, 4), orthonormal.
+    """The orthonormal transform (b, h / 2, w / 2, c, 4) of maps (b, h, w, c).
 
     Raises:
       ValueError: an odd side.
     """
     if maps.shape[1] % 2 or maps.shape[2] % 2:
-        raise ValueError(f"a Haar transform needs even sides, not {maps.shape[1:3]}; pad by zeros")
+        raise ValueError(
+            f"a Haar transform needs even sides, not {maps.shape[1:3]}; pad with zeros"
+        )
     top, bottom = maps[:, 0::2], maps[:, 1::2]
     rows = jnp.stack([top + bottom, top - bottom], axis=-1)  # low and high along the height
     left, right = rows[:, :, 0::2], rows[:, :, 1::2]
@@ -27,7 +29,7 @@ def haar(maps: Array) -> Array:
 
 
 def inverse_haar(bands: Array) -> Array:
-    """The maps (b, h, w, c) of a transform (b, h / 2, w / 2, c, 4)."""
+    """The inverse of `haar`: (b, h / 2, w / 2, c, 4) -> maps (b, h, w, c)."""
     low, high = bands[..., :2], bands[..., 2:]
     columns = _interleave(low + high, low - high, axis=2)  # (b, h / 2, w, c, 2)
     first, second = columns[..., 0], columns[..., 1]
@@ -35,7 +37,7 @@ def inverse_haar(bands: Array) -> Array:
 
 
 def _interleave(even: Array, odd: Array, axis: int) -> Array:
-    """The two arrays' slices along `axis`, in turn."""
+    """Alternates the slices of two arrays along `axis`."""
     both = jnp.stack([even, odd], axis=axis + 1)
     return both.reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
 
@@ -43,7 +45,7 @@ def _interleave(even: Array, odd: Array, axis: int) -> Array:
 def depthwise(maps: Array, kernel: Array) -> Array:
     """Each channel of maps (b, h, w, c) correlated with its own kernel (s, s, c), zero-padded.
 
-    One shifted product for each tap: on CPUs many times as fast as a grouped convolution.
+    One shifted product per kernel tap, on CPUs many times faster than a grouped convolution.
     """
     _, h, w, _ = maps.shape
     side = kernel.shape[0]

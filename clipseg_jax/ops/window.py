@@ -1,8 +1,8 @@
 """Sliding windows and test-time resizes as weight matrices.
 
-Upsampling, averaging overlapping windows and resizing to the original image are all linear and
-separable, so the score of every pixel is `rows @ logits @ columns^T` of the small logits grid. Only
-that grid is ever stored; class scores at full size appear a few image rows at a time.
+Upsampling, averaging overlapping windows and resizing to the original image are linear and
+separable, so the scores of all pixels are `rows @ logits @ columns^T` of the small grid of logits.
+Only that grid is stored; class scores at full size are computed some image rows at a time.
 Spec maskclip, section 7.
 """
 
@@ -16,15 +16,15 @@ from clipseg_jax.ops.resize import resize_matrix
 
 
 def count_windows(length: int, crop: int, stride: int) -> int:
-    """Windows that cover `length` pixels: max(length - crop + stride - 1, 0) // stride + 1."""
+    """Number of windows that cover `length` pixels."""
     return max(length - crop + stride - 1, 0) // stride + 1
 
 
 def window_starts(size: Array, count: int, crop: int, stride: int) -> Array:
     """First pixel (..., count) of each window of images of `size` (...) pixels, int32.
 
-    The last windows shift back to end at the border. `count` may exceed an image's own number of
-    windows; the surplus ones repeat its last.
+    The last windows are shifted back to end at the border. `count` may exceed the number of windows
+    of an image; surplus ones repeat the last.
     """
     ends = jnp.minimum(jnp.arange(count) * stride + crop, size[..., None])
     return jnp.maximum(ends - crop, 0)
@@ -54,15 +54,17 @@ def grid_to_image(
     crop: int | None = None,
     starts: Array | None = None,
 ) -> Array:
-    """Matrices (b, length, n * grid_length) from window grids to an image axis, all along one axis.
+    """Matrices (b, length, n * grid_length) from the grids of n windows to pixels, along one axis.
+
+    Where windows overlap, their values are averaged.
 
     Args:
       grids: (b,) real positions of each window's grid.
       sizes: (b,) real pixels of the images, at most `length`.
-      crop: window size in pixels; None for one window that is the whole image.
-      starts: (b, n) first pixel of each window, from `window_starts`; None with `crop`.
-
-    Where windows overlap their values are averaged.
+      grid_length: static length of a window's grid.
+      length: static length of the image axis in pixels.
+      crop: window size in pixels; None: one window that is the whole image.
+      starts: (b, n) first pixel of each window, from `window_starts`; None if `crop` is.
     """
 
     def whole(grid: Array, size: Array) -> Array:
@@ -74,22 +76,22 @@ def grid_to_image(
 
     def windows(grid: Array, size: Array, start: Array) -> Array:
         extent = jnp.minimum(crop, size)
-        own = resize_matrix(grid, extent, in_length=grid_length, out_length=crop)
+        upsampling = resize_matrix(grid, extent, in_length=grid_length, out_length=crop)
         offset = jnp.arange(length)[:, None] - start[None, :]  # (length, n)
         # Surplus windows repeat the last one: count each start once.
         fresh = jnp.concatenate([jnp.ones(1, bool), start[1:] != start[:-1]])
         covers = (offset >= 0) & (offset < extent) & fresh
-        placed = jnp.where(covers[..., None], own[jnp.clip(offset, 0, crop - 1)], 0)
+        placed = jnp.where(covers[..., None], upsampling[jnp.clip(offset, 0, crop - 1)], 0)
         cover_count = jnp.maximum(jnp.sum(covers, axis=1), 1)[:, None, None]
         return (placed / cover_count).reshape(length, n * grid_length)
 
     return jax.vmap(windows)(grids, sizes, starts)
 
 
-def then_resize(matrices: Array, sizes: Array, out_sizes: Array, out_length: int) -> Array:
-    """Matrices (b, length, g) followed by a bilinear resize of each image from `sizes` (b,) pixels.
+def compose_resize(matrices: Array, sizes: Array, out_sizes: Array, out_length: int) -> Array:
+    """Composes matrices (b, length, g) with a bilinear resize from `sizes` to `out_sizes` (b,).
 
-    Returns (b, out_length, g); rows from `out_sizes` (b,) on are zero.
+    Returns (b, out_length, g); rows from `out_sizes` on are zero.
     """
 
     def one(matrix: Array, size: Array, out_size: Array) -> Array:

@@ -1,9 +1,9 @@
-"""Class scores of images, of which only small logits are ever stored whole.
+"""Class scores of images, stored as small grids of logits.
 
-Linear scores need two matrices (`ops/window.py`). Where the logits of a window's pixels pass a
-function (CLIP-RC: a sigmoid) before windows are averaged, they are upsampled first, then comes the
-function, then the average and the resize to the image, which take few pixels for each row and
-column of the result: its taps. Spec clip_rc, section 10.
+Linear scores need two matrices (`ops/window.py`). If a nonlinear function (CLIP-RC: a sigmoid) is
+applied to the logits of a window's pixels before windows are averaged, logits are upsampled first,
+then the function is applied, and then windows are averaged and resized to the image. The last two
+steps read few pixels for each row and column of the result: its taps. Spec clip_rc, section 10.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ PixelScores = Callable[[Array], Array]
 
 
 class Taps(NamedTuple):
-    """A matrix M with few numbers in a row: (M x)[i] = sum_j weights[i, j] * x[places[i, j]]."""
+    """A row-sparse matrix M: (M x)[i] = sum_j weights[i, j] * x[indices[i, j]]."""
 
     weights: Array  # (b, n, k) float32
-    places: Array  # (b, n, k) int32
+    indices: Array  # (b, n, k) int32
 
 
 class Scores(NamedTuple):
-    """Class scores of images, small: pixel scores are `rows @ logits @ columns^T`.
+    """Class scores of images in factored form: pixel scores are `rows @ logits @ columns^T`.
 
-    Or, with a function of the windows' pixels, of all windows together:
+    With a function `pixel_scores` of the windows' pixels, for all windows together:
     `rows @ pixel_scores(to_pixels[0] @ logits @ to_pixels[1]^T) @ columns^T`.
     """
 
@@ -42,23 +42,23 @@ class Scores(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Images, and rows and columns of each."""
+        """(b, height, width) of the pixel scores."""
         rows, columns = (jax.tree.leaves(x)[0] for x in (self.rows, self.columns))
         return rows.shape[0], rows.shape[1], columns.shape[1]
 
     @property
     def numbers_in_a_row(self) -> int:
-        """The most that making one row of one image's scores holds."""
+        """Size of the largest array when computing one row of scores of one image."""
         width = self.shape[2]
         if isinstance(self.rows, Taps):
             assert self.to_pixels is not None
             _, pixels, grid = self.to_pixels[1].shape
             in_windows = self.logits.shape[2] // grid * pixels
-            width = max(width, self.rows.places.shape[2] * in_windows)
+            width = max(width, self.rows.indices.shape[2] * in_windows)
         return width * self.logits.shape[-1]
 
     def at(self, rows: Array | Taps) -> Array:
-        """Scores (b, r, width, c) of some of `rows`."""
+        """Scores (b, r, width, c) of a subset of `self.rows`."""
         if isinstance(rows, Taps):
             assert isinstance(self.columns, Taps)
             assert self.to_pixels is not None
@@ -69,14 +69,15 @@ class Scores(NamedTuple):
         )
 
 
-def by_rows(
-    views: Sequence[Scores], make: Callable[[list[Array]], tuple[Array, Array]], at_once: int
+def map_rows(
+    views: Sequence[Scores], function: Callable[[list[Array]], tuple[Array, Array]], at_once: int
 ) -> tuple[Array, Array]:
-    """Two maps (b, h, w) of images, made of their views' scores some rows at a time.
+    """Two maps (b, h, w) computed from the scores of views, some rows at a time.
 
     Args:
-      make: each view's scores (b, r, w, c) of the same rows -> both maps (b, r, w) of them.
-      at_once: so many scores, pixels x classes, of each view are there at any time.
+      views: scores of the same images.
+      function: scores (b, r, w, c) of each view for a block of rows -> two maps (b, r, w).
+      at_once: limit on the scores of each view, pixels x classes, in memory at any time.
     """
     b, height, width = views[0].shape
     a_row = max(view.numbers_in_a_row for view in views)
@@ -84,7 +85,7 @@ def by_rows(
     blocks = -(-height // step)
 
     def block(rows: list[Array | Taps]) -> tuple[Array, Array]:
-        return make([v.at(r) for r, v in zip(rows, views, strict=True)])
+        return function([v.at(r) for r, v in zip(rows, views, strict=True)])
 
     def split(rows: Array) -> Array:
         rows = jnp.pad(rows, ((0, 0), (0, blocks * step - height), (0, 0)))
@@ -98,7 +99,7 @@ def by_rows(
 
 
 def taps(matrices: Array, most: int) -> Taps:
-    """The `most` largest weights in each row of matrices (b, n, m) without negative numbers."""
+    """The `most` largest weights in each row of non-negative matrices (b, n, m)."""
     return Taps(*jax.lax.top_k(matrices, min(most, matrices.shape[2])))
 
 
@@ -110,13 +111,13 @@ def tapped_rows(
     columns: Taps,
     pixel_scores: PixelScores,
 ) -> Array:
-    """Scores (b, r, w, c) of some rows of images.
+    """Scores (b, r, w, c) of some rows of images, with `pixel_scores`.
 
     Args:
       logits: (b, ny * gh, nx * gw, c), windows side by side.
       to_rows, to_columns: (b, height, gh) and (b, width, gw), from a window's grid to its pixels.
-      rows: r of them, into the ny * height rows of pixels that all windows have; columns: w, into
-        their nx * width columns.
+      rows: taps of r rows, indices into the ny * height rows of all windows' pixels.
+      columns: taps of w columns, indices into the nx * width columns of all windows' pixels.
       pixel_scores: logits (..., c) of pixels -> scores.
     """
 
@@ -135,10 +136,10 @@ def _tapped_rows(
     height, gh = to_rows.shape
     width, gw = to_columns.shape
     ny, nx, c = logits.shape[0] // gh, logits.shape[1] // gw, logits.shape[2]
-    r, k = rows.places.shape
-    # The grid rows that make each tapped row of pixels, of the window that it lies in.
-    of_window = jax.nn.one_hot(rows.places // height, ny)[..., None]
-    matrix = (of_window * to_rows[rows.places % height][:, :, None]).reshape(r * k, ny * gh)
+    r, k = rows.indices.shape
+    # Weights of the grid rows for each tapped pixel row, within the window that it lies in.
+    of_window = jax.nn.one_hot(rows.indices // height, ny)[..., None]
+    matrix = (of_window * to_rows[rows.indices % height][:, :, None]).reshape(r * k, ny * gh)
     lines = jnp.einsum("rg,gxc->rxc", matrix, logits, precision="highest")
     lines = lines.reshape(r * k, nx, gw, c)
     pixels = pixel_scores(
@@ -146,7 +147,7 @@ def _tapped_rows(
     ).reshape(r, k, nx * width, c)
     pixels = jnp.einsum("rk,rkxc->rxc", rows.weights, pixels, precision="highest")
     parts = [
-        columns.weights[:, j, None] * pixels[:, columns.places[:, j]]
-        for j in range(columns.places.shape[1])
+        columns.weights[:, j, None] * pixels[:, columns.indices[:, j]]
+        for j in range(columns.indices.shape[1])
     ]
     return jnp.sum(jnp.stack(parts), axis=0)

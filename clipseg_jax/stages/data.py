@@ -11,8 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import check_writable, write_json
-from clipseg_jax.core.pictures import palette
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.label_images import palette
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.demo import world
 from input_pipeline.datasets.catalog import BY_NAME, Dataset, folder
 from input_pipeline.datasets.layout import Part, Split
@@ -83,7 +83,7 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
     if config.name == "demo_world" and jax.process_index() == 0:
         for below, settings in _DEMO.items():
             _paint(Path(config.root) / below, settings)
-    wait("data")
+    barrier("data")
     dataset = find_dataset(config)
     counts = {split: len(dataset.index(config.root, split)) for split in splits}
     images = counts if len(counts) > 1 else next(iter(counts.values()))

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import SegmentationMetrics
-from clipseg_jax.core.pictures import overlay, save_labels, save_picture
 from clipseg_jax.evaluate import (
     OnLabels,
     Progress,
@@ -130,7 +130,7 @@ class Evaluation:
             if 0 <= self._pictures <= index:
                 return
             painted = overlay(image, predicted, colours, self._opacity, clear=clear)
-            save_picture(folder / f"{name}.png", painted)
+            save_image(folder / f"{name}.png", painted)
 
         partial = workdir / f"evaluate{suffix}.partial.npz"
         progress, skipped = self.count(

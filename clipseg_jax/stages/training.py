@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.task import Task
-from clipseg_jax.train import TrainConfig, Trained, train
+from clipseg_jax.train import TrainConfig, TrainResult, train
 from input_pipeline.batches.training import TrainingBatches
 
 Batch = Mapping[str, np.ndarray]
@@ -34,7 +34,7 @@ def run(
     evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
     add: Callable[[Batch], Batch] = dict,
     at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
-) -> Trained:
+) -> TrainResult:
     """Trains `task` with what the config's `train` and `run` say.
 
     Args:
@@ -64,7 +64,7 @@ def run(
         workdir=workdir,
         name=name,
         evaluate=evaluate if evaluate_every_steps else None,
-        at=at,
+        callbacks=at,
         example_names=[example.name for example in data.examples],
     )
 

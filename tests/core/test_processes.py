@@ -25,9 +25,10 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from tests.test_evaluate import run
-seen = []
-progress = run(root, 4, None, processes=2, on_labels=lambda i, *_: seen.append(i))
-np.savez(f"{out}/{process}.npz", confusion=progress.confusion, seen=seen, images=progress.images)
+indices = []
+progress = run(root, 4, None, processes=2, on_labels=lambda i, *_: indices.append(i))
+counts = dict(confusion=progress.confusion, images=progress.images)
+np.savez(f"{out}/{process}.npz", indices=indices, **counts)
 """
 
 
@@ -52,6 +53,6 @@ def test_two_processes(root, tmp_path):  # noqa: F811
     for result in results:
         assert result["images"] == alone.images
         np.testing.assert_array_equal(result["confusion"], alone.confusion)
-    seen = sorted([*results[0]["seen"], *results[1]["seen"]])
-    assert seen == list(range(alone.images))  # every image in one process, none twice
+    indices = sorted([*results[0]["indices"], *results[1]["indices"]])
+    assert indices == list(range(alone.images))  # every image in one process, none twice
     assert make_mesh().size == 8

@@ -75,7 +75,7 @@ def test_the_committed_weights():
     loaded = weights_convert.load_clip(TINY_CLIP)
     assert loaded.meta["layout"] == "huggingface"
     assert loaded.tokenizer.merges == list(vocabulary.merges())
-    trained, iou = gates.figures(loaded.model, loaded.tokenizer, pictures=60, tests=120)
+    trained, iou = gates.evaluate_clip(loaded.model, loaded.tokenizer, pictures=60, tests=120)
     assert trained["tags, common colours"] > 0.85
     assert trained["tags, odd colours"] > 0.85
     assert trained["object pixels, 12 names"] > 0.6
@@ -86,7 +86,7 @@ def test_the_committed_weights():
 @pytest.mark.slow
 def test_the_control_knows_nothing():
     clip = training.initial(0)
-    control, _ = gates.figures(clip, vocabulary.tokenizer(), pictures=60, tests=120)
+    control, _ = gates.evaluate_clip(clip, vocabulary.tokenizer(), pictures=60, tests=120)
     assert control["tags, common colours"] < 0.3
     assert control["object pixels, 12 names"] < 0.3
     assert control["mIoU, 13 classes"] < 0.1

@@ -16,7 +16,7 @@ from clipseg_jax.ops import upsample
 from clipseg_jax.ops.cross_entropy import (
     balanced_cross_entropy,
     cross_entropy,
-    shrink_labels,
+    downsample_labels,
     upsampled_balanced_cross_entropy,
 )
 from clipseg_jax.ops.gumbel import gumbel_noise, straight_through
@@ -144,11 +144,11 @@ def test_a_part_without_pixels_is_zero():
 
 def test_shrunk_labels_are_those_at_the_centres():
     labels = np.arange(2 * 7 * 12).reshape(2, 7, 12)
-    made = shrink_labels(jnp.asarray(labels), (3, 5))
+    made = downsample_labels(jnp.asarray(labels), (3, 5))
     rows = [int((i + 0.5) * 7 / 3) for i in range(3)]
     columns = [int((i + 0.5) * 12 / 5) for i in range(5)]
     np.testing.assert_array_equal(made, labels[:, rows][:, :, columns])
-    np.testing.assert_array_equal(shrink_labels(jnp.asarray(labels), (7, 12)), labels)
+    np.testing.assert_array_equal(downsample_labels(jnp.asarray(labels), (7, 12)), labels)
 
 
 @pytest.mark.parametrize("numbers", [2**24, 300])

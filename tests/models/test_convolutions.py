@@ -50,6 +50,6 @@ def test_equals_xlas_convolution(case: str) -> None:
         out, back = jax.vjp(jax.jit(f), x, params["kernel"][...])
         return (out, *back(jnp.cos(out)))
 
-    for found, wanted in zip(values(ours), values(reference), strict=True):
+    for actual, expected in zip(values(ours), values(reference), strict=True):
         # Sums of up to 360 products of numbers about 1.
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=5e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=5e-5)

@@ -116,12 +116,12 @@ def test_scanned_blocks_are_those_blocks_in_turn(train):
 
         if not train:
             return (*jax.jit(loss)(params)[1], {})
-        (_, made), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        return *made, gradient
+        (_, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return *outputs, gradient
 
-    ours, wanted = run(lambda net: net(images, train=train)), run(looped)
+    ours, expected = run(lambda net: net(images, train=train)), run(looped)
     # Values; of gradients, sums that cancel, ten times as much.
-    for bound, *both in zip((1e-6, 1e-6, 1e-5), ours, wanted, strict=True):
+    for bound, *both in zip((1e-6, 1e-6, 1e-5), ours, expected, strict=True):
         for a, b in zip(*map(jax.tree.leaves, both), strict=True):
             np.testing.assert_allclose(a, b, rtol=bound, atol=bound * np.abs(b).max())
 

@@ -24,18 +24,18 @@ TOY = dataclasses.replace(BACKBONE, blocks=(1, 2, 1, 1), width=8)
 
 @pytest.fixture(scope="module")
 def model():
-    made = initialised(lambda rngs: DeepLabV2(CLASSES, TOY, rngs=rngs), 0)
+    net = initialised(lambda rngs: DeepLabV2(CLASSES, TOY, rngs=rngs), 0)
     rng = np.random.default_rng(0)
     changed = {}
-    for path, leaf in flat_arrays(made).items():
+    for path, leaf in flat_arrays(net).items():
         value = np.asarray(leaf)
         if path.endswith((".mean", ".var")):  # as after training
             value = value + np.resize([0.03, -0.05, 0.01], value.shape).astype(np.float32)
         elif path.startswith("aspp."):  # large enough that the scales differ
             value = rng.normal(0, 0.2, value.shape).astype(np.float32)
         changed[path] = value
-    install(made, changed)
-    return made
+    install(net, changed)
+    return net
 
 
 def pixels(*shape, seed=0):
@@ -64,9 +64,7 @@ def test_the_published_network_differs_from_v1c():
     # torchvision's ResNet-101 without its classifier.
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param)))
     assert count == 42_500_160
-    with pytest.raises(
-        ValueError, match="unknown variant 'v1d' of ResNets; choose v1c, v1 or caffe"
-    ):
+    with pytest.raises(ValueError, match="unknown ResNet variant 'v1d'; choose v1c, v1 or caffe"):
         DilatedResNet(DilatedResNetConfig(variant="v1d"), rngs=nnx.Rngs(0))
 
 
@@ -102,9 +100,9 @@ def test_scaled_images_never_look_at_padding(scale):
     for n in range(2, 65):
         small = int(n * scale)
         noisy = np.where(column < n, column, 1e9)
-        made = run(jnp.asarray(np.tile(noisy[None, :, None, None], (1, 1, 2, 1))))
+        actual = run(jnp.asarray(np.tile(noisy[None, :, None, None], (1, 1, 2, 1))))
         expected = (np.arange(small) + 0.5) / scale - 0.5
-        np.testing.assert_allclose(made[:small], expected, rtol=1e-5, err_msg=f"{n} rows")
+        np.testing.assert_allclose(actual[:small], expected, rtol=1e-5, err_msg=f"{n} rows")
 
 
 def batch(label, size=(40, 48), rows=2):

@@ -17,10 +17,10 @@ def test_the_same_as_opencv(low, high):
     smooth = [cv2.GaussianBlur(rng.integers(0, 256, (31, 26), np.uint8), (0, 0), s) for s in (1, 3)]
     stretched = [cv2.normalize(x, None, 0, 255, cv2.NORM_MINMAX) for x in smooth]
     images = np.stack([rng.integers(0, 256, (31, 26), np.uint8), *smooth, *stretched])
-    made = jax.jit(canny, static_argnums=(1, 2))(images, low, high)
+    actual = jax.jit(canny, static_argnums=(1, 2))(images, low, high)
     expected = np.stack([cv2.Canny(image, low, high) for image in images]) > 0
     assert 0 < expected.sum() < expected.size
-    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_edges_raise_a_map_within_its_bounds():

@@ -60,8 +60,8 @@ def test_exact_filter_is_the_double_sum(blocks, monkeypatch):
     unary, images = example()
     pixels = images[0, ..., 0].size
     monkeypatch.setattr(mean_field.exact, "BLOCK_BYTES", 4 * pixels * -(-pixels // blocks))
-    found = jax.jit(lambda *x: dense_crf(*x, EXACT))(unary, images)[0]
-    np.testing.assert_allclose(found, brute_force(unary[0], images[0], EXACT), atol=2e-5)
+    actual = jax.jit(lambda *x: dense_crf(*x, EXACT))(unary, images)[0]
+    np.testing.assert_allclose(actual, brute_force(unary[0], images[0], EXACT), atol=2e-5)
 
 
 @pytest.mark.parametrize("cfg", [CLIP_ES.replace(iterations=3), EXACT], ids=["lattice", "exact"])
@@ -122,19 +122,19 @@ def test_capacity_changes_nothing(ladder, monkeypatch):
 @pytest.mark.parametrize("classes", [1, 40])
 def test_any_number_of_labels(classes):
     unary, images = example(h=6, w=5, c=classes)
-    found = run(unary, images, SHORT)
-    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    actual = run(unary, images, SHORT)
+    np.testing.assert_allclose(actual.sum(-1), 1, atol=1e-5)
     exact = run(unary, images, EXACT)
-    assert np.abs(found - exact).mean() < 0.1
+    assert np.abs(actual - exact).mean() < 0.1
 
 
 @pytest.mark.parametrize(("h", "w"), [(9, 1), (1, 1)])
 def test_one_pixel_wide(h, w):
     unary, images = example(h=h, w=w)
     for cfg in (SHORT, EXACT):
-        found = run(unary, images, cfg)
-        assert np.isfinite(found).all()
-        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+        actual = run(unary, images, cfg)
+        assert np.isfinite(actual).all()
+        np.testing.assert_allclose(actual.sum(-1), 1, atol=1e-5)
 
 
 def test_constant_image_smooths_and_equal_energies_stay():
@@ -149,17 +149,17 @@ def test_constant_image_smooths_and_equal_energies_stay():
 
 def test_no_iterations_is_the_softmax_of_the_energies():
     unary, images = example()
-    found, divergence = jax.jit(dense_crf_monitored, static_argnums=2)(
+    actual, divergence = jax.jit(dense_crf_monitored, static_argnums=2)(
         unary, images, SHORT.replace(iterations=0)
     )
-    np.testing.assert_allclose(found, jax.nn.softmax(-unary), atol=1e-6)
+    np.testing.assert_allclose(actual, jax.nn.softmax(-unary), atol=1e-6)
     assert divergence.shape == (1, 1)
 
 
 def test_divergence_falls_and_leaves_the_marginals_alone():
     unary, images = example()
-    found, divergence = jax.jit(dense_crf_monitored, static_argnums=2)(unary, images, SHORT)
-    np.testing.assert_allclose(found, run(unary, images, SHORT), atol=1e-6)
+    actual, divergence = jax.jit(dense_crf_monitored, static_argnums=2)(unary, images, SHORT)
+    np.testing.assert_allclose(actual, run(unary, images, SHORT), atol=1e-6)
     assert divergence.shape == (1, 4)
     assert divergence[0, -1] < divergence[0, 0]
 
@@ -178,10 +178,10 @@ def test_one_program_for_all_images_and_counts():
     program = jax.jit(lambda unary, images, n: dense_crf(unary, images, SHORT, iterations=n))
     for seed, n in ((1, 0), (2, 1), (1, 3)):
         unary, images = example(seeds=(seed,))
-        found = program(unary, images, n)
+        actual = program(unary, images, n)
         if n == 0:
-            np.testing.assert_allclose(found, jax.nn.softmax(-unary), atol=1e-6)
-    np.testing.assert_allclose(found, run(unary, images, SHORT), atol=1e-6)
+            np.testing.assert_allclose(actual, jax.nn.softmax(-unary), atol=1e-6)
+    np.testing.assert_allclose(actual, run(unary, images, SHORT), atol=1e-6)
     assert program._cache_size() == 1
 
 
@@ -227,11 +227,11 @@ def test_softmax_energies_round_as_float16():
     for scale in (None, 1.0, 0.6):
         x = p if scale is None else np.float16(scale) * p + np.float16((1 - scale) / 5)
         expected = -np.log(np.clip(x, np.float16(1e-5), np.float16(1)))
-        found = jax.jit(lambda p, scale=scale: unary_from_softmax(p, scale))(p)
-        assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-3)
+        actual = jax.jit(lambda p, scale=scale: unary_from_softmax(p, scale))(p)
+        assert actual.dtype == jnp.float32
+        np.testing.assert_allclose(actual, expected, rtol=1e-3)
         whole = unary_from_softmax(p.astype(np.float32), scale)
-        assert np.abs(found - whole).max() > 1e-5
+        assert np.abs(actual - whole).max() > 1e-5
 
 
 def test_label_energies():
@@ -269,10 +269,13 @@ def test_wrong_settings(changes, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda u, i: (u[0], i, SHORT), r"energies of shape \(12, 17, 3\); wanted \(b, h, w, c\)"),
-        (lambda u, i: (u, i[:, 1:], SHORT), r"images of shape .* wanted \(1, 12, 17, 3\)"),
+        (
+            lambda u, i: (u[0], i, SHORT),
+            r"energies of shape \(12, 17, 3\); expected \(b, h, w, c\)",
+        ),
+        (lambda u, i: (u, i[:, 1:], SHORT), r"images of shape .* expected \(1, 12, 17, 3\)"),
         (lambda u, i: (u, i / 255.0, SHORT), "pass uint8"),
-        (lambda u, i: (u, i, SHORT.replace(w1=(1.0, 2.0))), "w1 is for 2 labels, the unary for 3"),
+        (lambda u, i: (u, i, SHORT.replace(w1=(1.0, 2.0))), "w1 has 2 labels, the unary 3"),
         (lambda u, i: (u, i, SHORT.replace(theta_beta=0.1)), "lattice cells, at most 4294967296"),
     ],
 )
@@ -284,7 +287,7 @@ def test_wrong_input(change, message):
 
 def test_wrong_sizes_and_unaries():
     unary, images = example()
-    with pytest.raises(ValueError, match=r"sizes of shape \(2, 2\); wanted \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"sizes of shape \(2, 2\); expected \(1, 2\)"):
         dense_crf(unary, images, SHORT, sizes=np.ones((2, 2), np.int32))
     with pytest.raises(ValueError, match="scores are uint8"):
         unary_from_softmax(images)

@@ -37,17 +37,17 @@ def plain(image, masks, cfg):
     weights = {}
     for y in range(h):
         for x in range(w):
-            found = list(neighbours(h, w, y, x, cfg))
-            colours = np.stack([image[row, column] for row, column, _ in found])
+            neighbourhood = list(neighbours(h, w, y, x, cfg))
+            colours = np.stack([image[row, column] for row, column, _ in neighbourhood])
             width = (colours.std(axis=0, ddof=1) + 1e-8) * cfg.width
             like = np.exp(-(((colours - image[y, x]) / width) ** 2).mean(axis=1))
-            far = np.asarray([distance for *_, distance in found])
+            far = np.asarray([distance for *_, distance in neighbourhood])
             near = np.exp(-((far / (far.std(ddof=1) + 1e-8) / cfg.width) ** 2))
             weights[y, x] = like / like.sum() + cfg.position_weight * near / near.sum()
     for _ in range(cfg.iterations):
         new = np.zeros_like(masks)
-        for (y, x), own in weights.items():
-            for share, (row, column, _) in zip(own, neighbours(h, w, y, x, cfg), strict=True):
+        for (y, x), shares in weights.items():
+            for share, (row, column, _) in zip(shares, neighbours(h, w, y, x, cfg), strict=True):
                 new[:, y, x] += share * masks[:, row, column]
         masks = new
     return masks
@@ -55,9 +55,9 @@ def plain(image, masks, cfg):
 
 def test_the_same_as_pixel_by_pixel():
     images, masks = inputs()
-    made = jax.jit(par, static_argnums=2)(images, masks, CFG)
-    for image, own, refined in zip(images, masks, made, strict=True):
-        np.testing.assert_allclose(refined, plain(image, own, CFG), rtol=2e-5)
+    actual = jax.jit(par, static_argnums=2)(images, masks, CFG)
+    for image, mask, refined in zip(images, masks, actual, strict=True):
+        np.testing.assert_allclose(refined, plain(image, mask, CFG), rtol=2e-5)
 
 
 def test_masks_of_another_size_than_the_image():
@@ -71,8 +71,8 @@ def test_masks_of_another_size_than_the_image():
 def test_a_constant_mask_grows_by_the_position_weight(iterations):
     images, masks = inputs(b=1)
     cfg = dataclasses.replace(CFG, iterations=iterations)
-    made = par(images, jnp.ones_like(masks), cfg)
-    np.testing.assert_allclose(made, 1.01**iterations, rtol=1e-5)
+    actual = par(images, jnp.ones_like(masks), cfg)
+    np.testing.assert_allclose(actual, 1.01**iterations, rtol=1e-5)
 
 
 def test_a_flat_image_has_no_number_out_of_place():
@@ -88,6 +88,6 @@ def test_edges_hold():
     image = jnp.zeros((1, 16, 16, 3)).at[:, :, 8:].set(1.0)
     image = image + 0.01 * jax.random.normal(jax.random.key(0), image.shape)
     mask = jnp.zeros((1, 1, 16, 16)).at[:, :, :, :6].set(1.0)
-    made = par(image, mask, dataclasses.replace(CFG, iterations=10))[0, 0]
-    assert made[:, 7].min() > 0.3
-    assert made[:, 8].max() < 0.05
+    actual = par(image, mask, dataclasses.replace(CFG, iterations=10))[0, 0]
+    assert actual[:, 7].min() > 0.3
+    assert actual[:, 8].max() < 0.05

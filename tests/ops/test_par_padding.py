@@ -22,9 +22,9 @@ def test_padding_has_no_influence():
         weights = neighbour_weights(images, CFG, sizes)
         return jnp.moveaxis(diffuse(weights, jnp.moveaxis(masks, 1, 2), CFG, sizes), 2, 1)
 
-    found = np.asarray(padded(images, masks))
+    actual = np.asarray(padded(images, masks))
     for i, (h, w) in enumerate(SIZES):
         expected = par(images[i : i + 1, :h, :w], masks[i : i + 1, :, :h, :w], CFG)[0]
-        np.testing.assert_allclose(found[i, :, :h, :w], expected, atol=1e-5)
+        np.testing.assert_allclose(actual[i, :, :h, :w], expected, atol=1e-5)
     images[0, 20:], masks[0, :, :, 14:] = 1e3, -7.0
-    np.testing.assert_array_equal(padded(images, masks)[0, :, :20, :14], found[0, :, :20, :14])
+    np.testing.assert_array_equal(padded(images, masks)[0, :, :20, :14], actual[0, :, :20, :14])

@@ -13,9 +13,9 @@ from clipseg_jax.core.metrics import confusion_matrix
 from clipseg_jax.inference import (
     InferenceConfig,
     image_scores,
+    make_segment_fn,
     network_shapes,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.methods.clip_rc import task as clip_rc
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, opencv_resize
@@ -109,7 +109,7 @@ def check_image(case, arrays, image, task, cfg):
     )
     padded = np.pad(image, ((0, 12), (0, 9), (0, 0)))[None]
     for name, own in (("label_inductive", cfg), ("label_aug_test", several)):
-        state, segment = segmenter(task, own)
+        state, segment = make_segment_fn(task, own)
         sizes = network_sizes(image.shape[:2], own)
         bucket = tuple(-(-side // 16) * 16 + 16 for side in sizes[0])
         shapes = tuple(sizes) if own is several else network_shapes(bucket, own)

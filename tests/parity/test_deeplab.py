@@ -18,7 +18,7 @@ from clipseg_jax.inference import InferenceConfig, image_scores, label_maps
 from clipseg_jax.methods.clip_es import student_task as deeplab
 from clipseg_jax.models.deeplab_v2 import MEAN, SCALES, STD, scaled_images
 from clipseg_jax.ops.crf import DEEPLAB, dense_crf, unary_from_softmax, wrapped_image
-from clipseg_jax.ops.cross_entropy import shrink_labels
+from clipseg_jax.ops.cross_entropy import downsample_labels
 from clipseg_jax.ops.image import network_input, normalize
 from clipseg_jax.train_step import TrainState, make_update, split_model
 from input_pipeline.batches.deeplab_views import multi_scale_crop
@@ -213,7 +213,7 @@ def batch(case, step, parts):
 def check_labels_schedule(case, arrays, goldens):
     labels = seeded.label_map(*models.numbers(case["inputs"], "label_map"))
     for name in [n for n in arrays if n.startswith("r")]:
-        made = shrink_labels(jnp.asarray(labels[None]), arrays[name].shape)[0]
+        made = downsample_labels(jnp.asarray(labels[None]), arrays[name].shape)[0]
         np.testing.assert_array_equal(made, arrays[name], err_msg=name)
     told = re.search(
         r"base ([\d.]+), LR_DECAY (\d+), ITER_MAX (\d+), power ([\d.]+)",

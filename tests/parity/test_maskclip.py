@@ -19,15 +19,15 @@ from clipseg_jax.inference import (
     InferenceConfig,
     image_scores,
     label_maps,
+    make_segment_fn,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.models.clip import ModifiedResNet, Tokenizer
 from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
-from clipseg_jax.ops.window import then_resize
+from clipseg_jax.ops.window import compose_resize
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from input_pipeline.datasets.images import reduce_zero_label
 from tests import seeded
@@ -155,7 +155,7 @@ def check_logits(task, image, original, arrays, name, label):
 def labels_at(view, network, original, cfg):
     """Labels of scores at the network's size, resized once more to the original's."""
     rows, columns = (
-        then_resize(m, jnp.asarray([network[i]]), jnp.asarray([original[i]]), original[i])
+        compose_resize(m, jnp.asarray([network[i]]), jnp.asarray([original[i]]), original[i])
         for i, m in enumerate((view.rows, view.columns))
     )
     return label_maps([view._replace(rows=rows, columns=columns)], cfg)[0][0]
@@ -186,7 +186,7 @@ def check_slide_and_aug(case, arrays, goldens):
     scales = case["aug"].split("scales")[1].split("(")[0]
     ratios = tuple(float(ratio) for ratio in re.findall(r"\d+\.?\d*", scales))
     cfg = inference(ratios=ratios, flip="flipped" in case["aug"])
-    state, segment = segmenter(task, cfg)
+    state, segment = make_segment_fn(task, cfg)
     shapes = tuple(network_sizes(size, cfg))
     labels, _ = jax.jit(segment, static_argnums=4)(
         state, jnp.asarray(image)[None], sizes, jnp.asarray([shapes]), shapes

@@ -16,9 +16,9 @@ from clipseg_jax.inference import (
     Scores,
     crf_label_maps,
     label_maps,
+    make_segment_fn,
     network_shapes,
     network_sizes,
-    segmenter,
 )
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.ops.crf import CRFConfig
@@ -60,7 +60,7 @@ def check_infer(case: Case, arrays: Arrays) -> None:
     one = _labels(jnp.asarray(logits[:1]), size, cfg)
     cases.same_labels(one, arrays["seg_label"], share=LABELS, name="seg_label")
 
-    _, segment = segmenter(task, cfg)
+    _, segment = make_segment_fn(task, cfg)
     # Padded, as batches are: it must not show.
     padded = (-(-sizes[0][0] // 16) * 16 + 16, -(-sizes[0][1] // 16) * 16)
     pixels = np.pad(image, ((0, 0), (0, 9), (0, 23), (0, 0)), constant_values=77)

@@ -21,7 +21,7 @@ from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.affinity_loss import affinity_targets
 from clipseg_jax.methods.weclip.head import affinity
 from clipseg_jax.methods.weclip.model import Features, WeCLIP
-from clipseg_jax.ops.affinity import chosen_weights, sinkhorn_normalize
+from clipseg_jax.ops.affinity import attention_map_weights, sinkhorn_normalize
 from clipseg_jax.ops.cam import min_max_normalize, upsample
 from clipseg_jax.train_step import split_model
 from tests.parity import cases
@@ -199,7 +199,8 @@ def _spy(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "combine",
         lambda self, args, _: {
             "sums": jnp.stack([jnp.sum(m, axis=(1, 2)) for m in args[0]], axis=1),
-            "chosen": chosen_weights(jnp.stack(args[0], axis=1)[:, -self.cfg.late_blocks :]) > 0,
+            "chosen": attention_map_weights(jnp.stack(args[0], axis=1)[:, -self.cfg.late_blocks :])
+            > 0,
         },
     )
     keep(

@@ -24,7 +24,7 @@ from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
-from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import headline
 from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig
 from clipseg_jax.methods.clip_es.published_cams import write_cam
@@ -61,13 +61,13 @@ def cams(config: ConfigDict, workdir: Path) -> dict:
     present, problems = present_classes(config, workdir, split, examples)
     if not present:
         raise ValueError(f"no class is known of any of the {len(examples)} images of {split}")
-    wait("cams known")
+    barrier("cams known")
     todo = [e for e in examples if e.name in present and not cam_path(workdir, e.name).exists()]
-    wait("cams begin")
+    barrier("cams begin")
     bad = _make(config, workdir, todo, present) if todo else []
     for name, reason in bad:
         logging.warning("no CAM of %s: %s", name, reason)
-    wait("cams made")
+    barrier("cams made")
     written = sum(cam_path(workdir, each.name).exists() for each in examples)
     if jax.process_index() == 0:
         write_json(workdir / "cams_problems.json", dict([*problems, *bad]))
@@ -204,7 +204,7 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
             total=len(members),
             desc="evaluate CAMs",
         )
-    metrics = [SegmentationMetrics.from_confusion(one) for one in add_up(confusion)]
+    metrics = [SegmentationMetrics.from_confusion(one) for one in sum_over_processes(confusion)]
     summaries = [one.summary() for one in metrics]
     published = config.evaluate.published_metric
     scores = [summary[published] for summary in summaries]

@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import confusion_on_host
-from clipseg_jax.core.pictures import overlay, save_labels, save_picture
-from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.methods.clip_es.cams import examples_with_cams
 from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
@@ -60,7 +60,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     if not with_cams:
         raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
     todo = [each for each in with_cams if not mask_path(workdir, each.name).exists()]
-    wait("masks begin")
+    barrier("masks begin")
     shown = {each.name for each in examples[: config.run.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
     coloured = config.run.palette
@@ -72,7 +72,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
         if config.run.pictures and example.name in shown:
             painted = overlay(image, mask, colours, config.run.opacity, clear=clear)
-            save_picture(workdir / "pictures_masks" / f"{example.name}.png", painted)
+            save_image(workdir / "pictures_masks" / f"{example.name}.png", painted)
         # Written last: its presence means that the image is done.
         save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
 
@@ -102,7 +102,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         )  # fmt: skip
     for one in skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
-    wait("masks made")
+    barrier("masks made")
     written = sum(mask_path(workdir, each.name).exists() for each in with_cams)
     return {"images": written, "left_out": len(examples) - written}
 
@@ -160,7 +160,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
         for counts in tqdm(pool.map(count, share), "evaluate masks", len(share), disable=quiet):
             if counts is not None:
                 total, images = total + counts, images + 1
-    confusion, scored = add_up(total), int(add_up(np.asarray([images]))[0])
+    confusion, scored = sum_over_processes(total), int(sum_over_processes(np.asarray([images]))[0])
     console = Console(quiet=jax.process_index() != 0)
     figures = report(
         Progress(confusion, scored),

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.clip_es import student_task
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
@@ -80,10 +80,10 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             weights_convert.DEEPLAB,
             last,
             classes=dataset.class_names,
-            details={"figures": trained.figures},
+            details={"figures": trained.metrics},
         )
-    wait("student written")
-    return trained.figures
+    barrier("student written")
+    return trained.metrics
 
 
 def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:

@@ -13,7 +13,7 @@ from jax import Array
 
 from clipseg_jax.core.optim import Group
 from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
-from clipseg_jax.ops.cross_entropy import balanced_cross_entropy, cross_entropy, shrink_labels
+from clipseg_jax.ops.cross_entropy import balanced_cross_entropy, cross_entropy, downsample_labels
 from clipseg_jax.ops.image import network_input, valid_mask
 from clipseg_jax.task import Metrics, Task
 
@@ -87,7 +87,7 @@ def loss(model: DeepLabV2, batch: dict[str, Array], cfg: DeepLabConfig) -> tuple
     images = network_input(batch["image"], batch["image_size"], cfg.mean, cfg.std)
     parts = {
         f"loss_{name}": _LOSSES[cfg.loss](
-            logits, shrink_labels(batch["label"], (logits.shape[1], logits.shape[2]))
+            logits, downsample_labels(batch["label"], (logits.shape[1], logits.shape[2]))
         )
         for name, logits in zip(OUTPUTS, model(images), strict=True)
     }

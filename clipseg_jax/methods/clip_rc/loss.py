@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from clipseg_jax.ops.cross_entropy import IGNORED
-from clipseg_jax.ops.upsample import over_rows
+from clipseg_jax.ops.upsample import map_upsampled_rows
 
 _ALPHA = 0.25  # weight of a pixel in its own class; the others have 1 - alpha
 _OUTSIDE = -2  # label of rows that fill up a block
@@ -54,7 +54,9 @@ def mask_losses(logits: Array, labels: Array, counted: Array | None = None) -> M
             jnp.sum(each.astype(jnp.float32), axis=(1, 2)) for each in (right, labelled)
         )
 
-    sums = over_rows(block, [logits.astype(jnp.float32)], (height, width), labels, _OUTSIDE)
+    sums = map_upsampled_rows(
+        block, [logits.astype(jnp.float32)], (height, width), labels, _OUTSIDE
+    )
     focal, p, p_hit, hits, right, labelled = (jnp.sum(each, axis=0) for each in sums)
     if counted is not None:
         focal = jnp.where(counted, focal, 0)

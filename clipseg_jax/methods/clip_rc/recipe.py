@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.clip_rc import task
 from clipseg_jax.methods.clip_rc.build import (
     build_model,
@@ -68,7 +68,7 @@ def text(config: ConfigDict, workdir: Path) -> dict:
     rows = _published_rows(config)
     if jax.process_index() == 0:
         write_atomic(workdir / EMBEDDINGS, lambda file: np.save(file, rows))
-    wait("text")
+    barrier("text")
     return {"rows": len(rows), "file": str(config.text.file)}
 
 
@@ -84,7 +84,7 @@ def check_text(config: ConfigDict, workdir: Path) -> dict:
         raise ValueError("no file to check; pass --config.text.file=voc12_single.npy")
     rows, names = _published_rows(config), class_words(config)
     embed_words(config, workdir, names, _COMPUTED)
-    wait("text computed")
+    barrier("text computed")
     computed = np.load(workdir / _COMPUTED)
     if computed.shape != rows.shape:
         raise ValueError(
@@ -161,9 +161,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         # What the transductive run starts from, as published.
         at={half: keep(HALF, {"steps": half})} if inductive else {},
     )
-    keep(LAST, trained.figures)(trained.model)
-    wait("trained")
-    return trained.figures
+    keep(LAST, trained.metrics)(trained.model)
+    barrier("trained")
+    return trained.metrics
 
 
 def _initial_model(config: ConfigDict, workdir: Path) -> CLIPRC:

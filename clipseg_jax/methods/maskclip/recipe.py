@@ -53,7 +53,7 @@ def inference(config: ConfigDict) -> InferenceConfig:
     return InferenceConfig(
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
-        row_labels=row_labels(config),
+        embedding_labels=row_labels(config),
         **config.inference.to_dict(),
     )
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip import recipe as maskclip
 from clipseg_jax.methods.maskclip_plus import task
@@ -105,9 +105,9 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         evaluate=_validation(config, keep),
     )
     last: Any = trained.model
-    keep(last, STUDENT, trained.figures["steps"], figures=trained.figures)
-    wait("student written")
-    return trained.figures
+    keep(last, STUDENT, trained.metrics["steps"], figures=trained.metrics)
+    barrier("student written")
+    return trained.metrics
 
 
 def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:

@@ -92,7 +92,7 @@ def rectified_inference(config: ConfigDict) -> InferenceConfig:
         mean=tuple(config.clip.mean),
         std=tuple(config.clip.std),
         scale_px=tuple(config.inference.scale_px),
-        row_labels=row_labels(config),
+        embedding_labels=row_labels(config),
     )
 
 
@@ -102,7 +102,7 @@ def distilled_inference(config: ConfigDict) -> InferenceConfig:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         scale_px=tuple(config.student.scale_px),
-        row_labels=row_labels(config),
+        embedding_labels=row_labels(config),
     )
 
 

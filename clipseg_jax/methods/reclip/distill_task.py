@@ -16,7 +16,7 @@ from clipseg_jax.methods.reclip.model import ReCLIP, ReferenceRows, filter_class
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.ops.cross_entropy import IGNORED, upsampled_cross_entropy, upsampled_l1
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, valid_mask
-from clipseg_jax.ops.upsample import class_pools, upsampled_argmax
+from clipseg_jax.ops.upsample import sum_by_class, upsampled_argmax
 from clipseg_jax.task import Metrics, Task
 
 UNLABELLED = -1  # pixels that the teacher labels
@@ -139,7 +139,7 @@ def text_losses(
     Features are divided by all pixels of the image, so that rare classes have short vectors.
     """
     text = model.teacher.text_embeddings[...]
-    pooled = class_pools(features, labels, text.shape[0]) / (labels.shape[1] * labels.shape[2])
+    pooled = sum_by_class(features, labels, text.shape[0]) / (labels.shape[1] * labels.shape[2])
     scale = jnp.exp(model.logit_scale[...]) if cfg.exp_logit_scale else model.logit_scale[...]
     similarities = scale * jnp.matmul(pooled, text.T, precision="highest")
     return tagged_cross_entropy(similarities, tags), similarities

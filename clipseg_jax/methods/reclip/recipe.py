@@ -40,7 +40,7 @@ from clipseg_jax.stages.clip import row_words, text
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.task import Task
-from clipseg_jax.train import Trained
+from clipseg_jax.train import TrainResult
 from input_pipeline.batches.training import random_view_batches
 from weights_convert import RECLIP, install, load_imagenet, load_trained, save_trained
 
@@ -155,7 +155,7 @@ def _train(
     *,
     unlabelled: bool = False,
     evaluate: Callable[[nnx.Module, int], dict[str, float]],
-) -> Trained:
+) -> TrainResult:
     """Trains as a section (rectifier, student) says; the learning rate changes once an epoch.
 
     `unlabelled`: classes in the labels are hidden (-1); ignored pixels stay ignored.
@@ -203,7 +203,7 @@ def _tag_matrix(config: ConfigDict, workdir: Path) -> np.ndarray:
 
 
 def _keep(
-    config: ConfigDict, workdir: Path, trained: Trained, name: str, clip_sha256: str
+    config: ConfigDict, workdir: Path, trained: TrainResult, name: str, clip_sha256: str
 ) -> dict[str, Any]:
     """Writes NAME_best.safetensors and NAME_last.safetensors; returns the run's record."""
     for which, model in (("best", trained.best), ("last", trained.model)):
@@ -216,7 +216,7 @@ def _keep(
                 details={
                     "revision": config.revision,
                     "clip_sha256": clip_sha256,
-                    "figures": trained.figures,
+                    "figures": trained.metrics,
                 },
             )
-    return trained.figures
+    return trained.metrics

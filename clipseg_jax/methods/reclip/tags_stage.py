@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from clipseg_jax.core.json_lines import append_partial, partial_files, read_partial
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset
@@ -47,13 +47,13 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
         todo = [i for i in range(process, len(examples), count) if i not in done]
         if todo:
             _guess(config, path.parent, rows, [(i, examples[i].image_path) for i in todo])
-        wait("tags")
+        barrier("tags")
         if process == 0:
             done = _partial(path.parent)
             write_tags(path, (done[i] for i in range(len(examples))))
             for left in partial_files(path.parent):
                 left.unlink()
-        wait("tags written")
+        barrier("tags written")
     tagged = read_tags(path, len(rows), len(examples))
     counts = [len(ids) for ids in tagged]
     return {

@@ -20,7 +20,7 @@ from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.json_lines import append_partial, read_partial
 from clipseg_jax.core.mesh import make_mesh, replicate
-from clipseg_jax.core.processes import wait
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_figures
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
@@ -56,10 +56,10 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
     folder = workdir / "tags"
     before = _partial_scores(folder)
     todo = [i for i in range(len(examples)) if i not in before]
-    wait("tags begin")
+    barrier("tags begin")
     if todo:
         _score(config, workdir, folder, examples, todo)
-    wait("tags")
+    barrier("tags")
     all_scores = _partial_scores(folder)
     scored = [i for i in range(len(examples)) if i in all_scores]
     if not scored:
@@ -82,7 +82,7 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
         write_label_list(path, lines)
         write_json(workdir / "metrics_tags.json", record)
         print(", ".join(f"{name} {value}" for name, value in record.items()))
-    wait("tags written")
+    barrier("tags written")
     return record
 
 
@@ -145,7 +145,7 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     words = (*classes, *background)
     if not (workdir / _EMBEDDINGS).exists():
         embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
-        wait("tag words")
+        barrier("tag words")
     text_embeddings = read_embeddings(config, workdir, words, _EMBEDDINGS)
     cfg = options(
         TagCLIPConfig,

@@ -20,10 +20,10 @@ from rich.console import Console
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.label_images import save_labels
 from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.core.metrics import confusion_on_host
-from clipseg_jax.core.pictures import save_labels
-from clipseg_jax.core.processes import add_up, wait
+from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.inference import network_size
 from clipseg_jax.methods.weclip.build import inference, load_trained
@@ -45,7 +45,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     examples, tags = tagged_examples(config, workdir, section.split, label_maps=section.score)
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
-        inference(config), ratios=(1.0,), least_px=model.clip.visual.cfg.patch_px
+        inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
     )
     batches = evaluation_batches(
         dataset,
@@ -94,12 +94,12 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     annotate(batches, step, keep, mesh=mesh, total=len(examples), desc="masks")
     for one in batches.skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
-    images = int(add_up(np.asarray([count]))[0])
+    images = int(sum_over_processes(np.asarray([count]))[0])
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
     if section.score:
         console = Console(quiet=jax.process_index() != 0)
         figures = report(
-            Progress(add_up(total), images),
+            Progress(sum_over_processes(total), images),
             dataset.class_names,
             published=config.evaluate.published_metric,
             console=console,
@@ -107,5 +107,5 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         if jax.process_index() == 0:
             write_json(workdir / "metrics_masks.json", figures)
         record |= headline(figures)
-    wait("masks made")
+    barrier("masks made")
     return record

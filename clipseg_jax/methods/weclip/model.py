@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 from clipseg_jax.methods.clip_es.model import CLIPES, CAMs, CLIPESConfig, Encoding
 from clipseg_jax.methods.weclip.head import Decoded, Head, affinity
 from clipseg_jax.models.clip import VisionTransformer
-from clipseg_jax.ops.affinity import chosen_weights, patch_affinity
+from clipseg_jax.ops.affinity import attention_map_weights, patch_affinity
 from clipseg_jax.ops.cam import activation_maps, min_max_normalize, upsample
 from clipseg_jax.ops.canny import add_edges
 from clipseg_jax.ops.image import valid_mask
@@ -190,7 +190,7 @@ class WeCLIP(nnx.Module):
         count = stacked.shape[1]
         early = min(cfg.early_blocks, count)
         average = jnp.where(jnp.arange(count) < count - early, 0.0, 1 / early)
-        chosen = chosen_weights(stacked[:, -min(cfg.late_blocks, count) :])
+        chosen = attention_map_weights(stacked[:, -min(cfg.late_blocks, count) :])
         chosen = jnp.pad(chosen, ((0, 0), (count - chosen.shape[1], 0)))
         weights = jnp.where(late, chosen, average)
         combined = jnp.einsum("bl,blij->bij", weights, stacked, precision="highest")

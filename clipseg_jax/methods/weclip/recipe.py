@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.core.processes import agree, wait
+from clipseg_jax.core.processes import barrier, broadcast_from_main
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
@@ -33,7 +33,7 @@ from clipseg_jax.stages.clip import embed_words, word_lists
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import tagged_examples
-from clipseg_jax.train import Trained
+from clipseg_jax.train import TrainResult
 from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
 from weights_convert import WECLIP as WECLIP_FORMAT
 from weights_convert import save_trained
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     def validate() -> Evaluation:  # at one scale
         cfg = dataclasses.replace(
             inference(config), scale_px=None, ratios=(1.0,), flip=False,
-            least_px=model.clip.visual.cfg.patch_px,
+            min_side_px=model.clip.visual.cfg.patch_px,
         )  # fmt: skip
         return Evaluation(config, cfg, split=config.dataset.validation_split)
 
@@ -114,20 +114,20 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         add=add,
     )
     _keep(config, workdir, trained)
-    return trained.figures | {"images": len(examples)}
+    return trained.metrics | {"images": len(examples)}
 
 
-def _keep(config: ConfigDict, workdir: Path, trained: Trained) -> None:
+def _keep(config: ConfigDict, workdir: Path, trained: TrainResult) -> None:
     """Writes the last head, and the best one where any was scored."""
     names = find_dataset(config.dataset).class_names
-    kept = {"last": trained.model} | ({"best": trained.best} if trained.figures["best"] else {})
+    kept = {"last": trained.model} | ({"best": trained.best} if trained.metrics["best"] else {})
     for which, model in kept.items():
         assert isinstance(model, WeCLIP)
         if jax.process_index() == 0:
             path = workdir / f"head_{which}.safetensors"
-            details = {"figures": trained.figures}
+            details = {"figures": trained.metrics}
             save_trained(path, WECLIP_FORMAT, model, classes=names, details=details)
-    wait("head written")
+    barrier("head written")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
@@ -138,9 +138,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a dense CRF after it: metrics_crf.json. Prints both."""
     plain = workdir / "metrics.json"
-    if not agree(plain.exists()):
+    if not broadcast_from_main(plain.exists()):
         evaluate(config, workdir)
-        wait("metrics")
+        barrier("metrics")
     cfg = dataclasses.replace(
         inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
@@ -154,7 +154,7 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
 
 def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
     model = load_trained(config, workdir)
-    cfg = dataclasses.replace(cfg, least_px=model.clip.visual.cfg.patch_px)
+    cfg = dataclasses.replace(cfg, min_side_px=model.clip.visual.cfg.patch_px)
     trained = task.build(model, task_config(config))
     return Evaluation(config, cfg).write(trained, workdir, suffix)
 

@@ -1,4 +1,4 @@
-"""Fully connected CRFs on images, on any device: pydensecrf's results without a compiled library.
+"""Fully connected (dense) CRFs on images, in JAX: the results of pydensecrf on any device.
 
 energies = unary_from_softmax(scores)                        # (b, h, w, c)
 marginals = jax.jit(dense_crf, static_argnums=2)(energies, images, CLIP_ES)

@@ -1,4 +1,4 @@
-"""What a dense CRF is told, and the settings that published programs use."""
+"""Parameters of dense CRFs, and the values that published programs use."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ Compatibility = float | tuple[float, ...] | tuple[tuple[float, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class CRFConfig:
-    """Kernels and iterations, named as in Kraehenbuehl and Koltun 2011 (pydensecrf's in brackets).
+    """Parameters of a dense CRF, named as in Kraehenbuehl and Koltun 2011 (in pydensecrf: [name]).
 
     The pairwise term is the sum of two normalised Gaussian kernels over pixels i, j with positions
-    p (pixels) and colours I (grey levels), each times its compatibility:
+    p (pixels) and colours I (pixel values), each times its compatibility:
 
         smoothness  exp(-|p_i - p_j|^2 / 2 theta_gamma^2)                                   w2
         appearance  exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - |I_i - I_j|^2 / 2 theta_beta^2)  w1
 
-    A compatibility w is a weight (Potts: positive draws similar pixels to one label), a vector over
-    labels or a matrix between labels, which is made symmetric. Vectors and matrices multiply the
-    filtered marginals as they are, so to attract they need negative entries: pydensecrf's sign.
-    Spec densecrf, sections 3, 6 and 7.
+    A compatibility w is a number (Potts model: positive values attract similar pixels to one
+    label), a vector over labels or a matrix between labels, which is symmetrised. Vectors and
+    matrices multiply the filtered marginals unchanged, so negative entries attract, as in
+    pydensecrf. Spec densecrf, sections 3, 6 and 7.
 
     Raises:
-      ValueError: a value outside its range, naming it.
+      ValueError: a value outside its range; the message names it.
     """
 
-    theta_gamma: float | tuple[float, float] = 3.0  # pixels; (x, y) or both alike [Gaussian sxy]
+    theta_gamma: float | tuple[float, float] = 3.0  # pixels; (x, y) or one number [Gaussian sxy]
     w2: Compatibility = 3.0  # [Gaussian compat]
     theta_alpha: float | tuple[float, float] = 80.0  # pixels [bilateral sxy]
-    theta_beta: float | tuple[float, float, float] = 13.0  # grey levels, per channel [srgb]
+    theta_beta: float | tuple[float, float, float] = 13.0  # pixel values, per channel [srgb]
     w1: Compatibility = 10.0  # [bilateral compat]
     iterations: int = 10  # mean-field updates; there is no stopping criterion
-    # The lattice is approximate and what all published numbers used; exact costs O(pixels^2).
+    # "lattice" is approximate and used by all published results; "exact" costs O(pixels^2).
     filter: Literal["lattice", "exact"] = "lattice"
-    # Which side of each kernel is divided by its sums, or both by their root [normalization].
+    # The side of each kernel that is divided by its sums; symmetric: both, by their square root
+    # [normalization].
     normalisation: Literal["symmetric", "before", "after", "none"] = "symmetric"
     # Positions as (row, column) [create_pairwise_*] rather than (x, y) [DenseCRF2D]. The lattice
     # is not symmetric in its axes: 0.05 to 0.15 % of a photo's labels differ.
@@ -65,11 +66,11 @@ class CRFConfig:
             )
 
     def replace(self, **changes: object) -> CRFConfig:
-        """The same but for `changes`."""
+        """A copy with some fields replaced."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def at_scale(self, factor: float) -> CRFConfig:
-        """For images shrunk by `factor`: the widths in pixels, divided by it."""
+        """For images downsampled by `factor`: theta_gamma and theta_alpha divided by it."""
         gamma, alpha = (np.asarray(t, float) / factor for t in (self.theta_gamma, self.theta_alpha))
         return self.replace(theta_gamma=_plain(gamma), theta_alpha=_plain(alpha))
 
@@ -79,7 +80,7 @@ def _plain(value: np.ndarray) -> float | tuple[float, ...]:
     return tuple(listed) if isinstance(listed, list) else listed
 
 
-# Spec densecrf, section 8. Which image and unary go with each is said there and in `unary.py`.
+# Spec densecrf, section 8. For the image and unary that belong to each see there and `unary.py`.
 CLIP_ES = CRFConfig(theta_gamma=1, w2=3, theta_alpha=67, theta_beta=3, w1=4)  # TagCLIP masks too
 DEEPLAB = CLIP_ES  # deeplab-pytorch
 WECLIP_TEST = CRFConfig(theta_gamma=3, w2=3, theta_alpha=64, theta_beta=5, w1=4)

@@ -1,7 +1,7 @@
-"""The Gaussian filters themselves, without a lattice.
+"""Exact Gaussian filters, without a lattice.
 
-Not what published numbers used: after ten iterations 1 to 3 % of the labels differ from the
-lattice's (spec densecrf, section 9).
+Published results use the lattice: after ten iterations 1 to 3 % of the labels differ (spec
+densecrf, section 9).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-BLOCK_BYTES = 2**26  # kernel values held at a time
+BLOCK_BYTES = 2**26  # of kernel values in memory at a time
 
 
 def smooth(values: Array, columns: Array, rows: Array) -> Array:
-    """Position kernel, exactly: values (h * w, c), features `columns` (w,) and `rows` (h,).
+    """Filters values (h * w, c) by the position kernel of features `columns` (w,), `rows` (h,).
 
-    Separable, so 2 * h * w * (h + w) * c FLOP.
+    The kernel is separable, so 2 * h * w * (h + w) * c FLOP.
     """
 
     def gaussian(x: Array) -> Array:
@@ -31,16 +31,16 @@ def smooth(values: Array, columns: Array, rows: Array) -> Array:
 def brute_force(values: Array, features: Array) -> Array:
     """sum_j exp(-|f_i - f_j|^2 / 2) v_j for values (n, c) and features (d, n), float32.
 
-    n^2 * (3 d + 2 c + 1) FLOP and n^2 exponentials, block by block of points i: 64 MB at a time.
-    375 x 500 pixels with 21 labels: 2e12 FLOP a filtering, so for accelerators or small images.
+    n^2 * (3 d + 2 c + 1) FLOP and n^2 exponentials, in blocks of points i of 64 MB.
+    375 x 500 pixels with 21 labels take 2e12 FLOP, so use it on accelerators or small images.
     """
     d, n = features.shape
     rows = max(1, min(n, BLOCK_BYTES // (4 * n)))
     blocks = -(-n // rows)
     padded = jnp.pad(features, ((0, 0), (0, blocks * rows - n)))
 
-    def block(own: Array) -> Array:
-        distance = sum((own[i][:, None] - features[i]) ** 2 for i in range(d))
+    def block(points: Array) -> Array:
+        distance = sum((points[i][:, None] - features[i]) ** 2 for i in range(d))
         return jnp.matmul(jnp.exp(-0.5 * distance), values, precision="highest")
 
     filtered = jax.lax.map(block, padded.reshape(d, blocks, rows).swapaxes(0, 1))

@@ -35,25 +35,25 @@ def dense_crf(
     sizes: Array | None = None,
     iterations: Array | int | None = None,
 ) -> Array:
-    """Marginals (b, h, w, c), float32, of a dense CRF on each image.
+    """Marginals (b, h, w, c) float32 of a dense CRF on each image.
 
-    Jit it with `cfg` static. Images are taken one after the other; to use several devices split
-    the batch over them with `jax.shard_map`.
+    Jit it with `cfg` static. Images are processed sequentially; to use several devices shard the
+    batch with `jax.shard_map`.
 
     Args:
       unary: (b, h, w, c) energies, as -log(p); any number of labels c.
-      images: (b, h, w, 3) uint8, any channel order that fits `cfg.theta_beta`.
+      images: (b, h, w, 3) uint8, in the channel order of `cfg.theta_beta`.
       cfg: kernels, iterations and filter.
-      sizes: (b, 2) real rows and columns, top left, of padded images; None: all is real. Padding
-        has no influence on the rest. Its own marginals have no meaning.
-      iterations: instead of the configuration's; may be traced, so one program serves all counts.
+      sizes: (b, 2) real rows and columns of padded images; None: no padding. Padding does not
+        influence real pixels; its marginals are undefined.
+      iterations: overrides `cfg.iterations`; may be traced, so that one program serves all counts.
 
-    Limits of the lattice: 2**32 cells (`lattice.Cells`), whose tables take up to 2 GB. At
-    CLIP-ES's thetas that is an image of about 5000 x 5000 pixels. Keys of pydensecrf have 16 bits
-    and wrap around silently from some 12,000 pixels at theta_gamma 1; ours don't.
+    The lattice is limited to 2**32 cells (`lattice.Cells`), whose tables take up to 2 GB. With
+    CLIP-ES's thetas that is an image of about 5000 x 5000 pixels. pydensecrf has 16-bit keys, which
+    overflow silently from about 12,000 pixels at theta_gamma 1.
 
     Raises:
-      ValueError: shapes or types that don't fit, or an image beyond the limits.
+      ValueError: inconsistent shapes or dtypes, or an image beyond the limit.
     """
     _check(unary, images, cfg, sizes)
     updates = cfg.iterations if iterations is None else iterations
@@ -69,10 +69,12 @@ def dense_crf(
 def dense_crf_monitored(
     unary: Array, images: Array, cfg: CRFConfig, *, sizes: Array | None = None
 ) -> tuple[Array, Array]:
-    """As `dense_crf`, and the divergence (b, iterations + 1) before and after each update.
+    """`dense_crf`, and the divergence (b, iterations + 1) before and after each update.
 
-    The Kullback-Leibler divergence from the CRF's distribution but for a constant, with the
-    pairwise part not halved, as pydensecrf's `klDivergence`. Costs one filtering more.
+    For choosing the number of iterations, and the counterpart of pydensecrf's `klDivergence`, with
+    which a golden compares it: the Kullback-Leibler divergence from the CRF's distribution up to a
+    constant, with the pairwise term not halved. Costs one more filtering than `dense_crf`, whose
+    arguments and errors it has.
     """
     _check(unary, images, cfg, sizes)
 
@@ -85,16 +87,16 @@ def dense_crf_monitored(
             energy = pairwise(q)
             return _softmax(-flat - energy), divergence(q, energy)
 
-        q, seen = jax.lax.scan(update, _softmax(-flat), length=cfg.iterations)
-        seen = jnp.append(seen, divergence(q, pairwise(q)))
-        return q.reshape(unary.shape[1:]), seen
+        q, divergences = jax.lax.scan(update, _softmax(-flat), length=cfg.iterations)
+        divergences = jnp.append(divergences, divergence(q, pairwise(q)))
+        return q.reshape(unary.shape[1:]), divergences
 
     return _each_image(unary, images, cfg, sizes, infer)
 
 
 def _softmax(x: Array) -> Array:
     """Over the labels of (n, c)."""
-    # Over 2 labels XLA's reductions took ten times as long on CPUs; over 21 they are faster.
+    # For 2 labels XLA's reductions took ten times as long on CPUs; for 21 they are faster.
     if x.shape[1] > 8:
         return jax.nn.softmax(x)
     top = functools.reduce(jnp.maximum, jnp.split(x, x.shape[1], axis=1))
@@ -109,7 +111,7 @@ def _each_image(
     sizes: Array | None,
     infer: Callable[[Array, Array, Filter], Result],
 ) -> Result:
-    """`infer` of energies (n, c), real pixels (n,) and the pairwise energy of marginals (n, c)."""
+    """Maps `infer` over images; it gets energies (n, c), real pixels (n,) and a pairwise filter."""
     shape = (images.shape[1], images.shape[2])
     grid = _Grid(shape, cfg)
     everywhere = jnp.ones(shape, bool).reshape(-1)
@@ -117,7 +119,7 @@ def _each_image(
     def smoothness_of(real: Array) -> Filter:
         return _normalised(grid.smoothness(real), real, cfg.normalisation)
 
-    # This kernel knows positions only: one for all images where sizes are alike.
+    # This kernel depends on positions only: images of one size share it.
     shared = smoothness_of(everywhere) if sizes is None else None
 
     def one(each: tuple[Array, ...]) -> Result:
@@ -142,7 +144,7 @@ def _each_image(
 
 
 class _Grid:
-    """Filters over the pixels of one image shape, raster order."""
+    """Filters over the pixels of one image shape, in raster order."""
 
     def __init__(self, shape: tuple[int, int], cfg: CRFConfig) -> None:
         self.shape, self.cfg = shape, cfg
@@ -155,7 +157,7 @@ class _Grid:
         return (rows[:, None] & columns).reshape(-1)
 
     def smoothness(self, real: Array) -> Filter:
-        """The unnormalised filter of positions."""
+        """The unnormalised position filter."""
         levels = self._positions(self.cfg.theta_gamma)
         if self.cfg.filter == "exact":
             columns, rows = levels[::-1] if self.cfg.rows_first else levels
@@ -166,7 +168,7 @@ class _Grid:
         return _lattice_filter(built, numbers, min(numbers.count, built.cells.size))
 
     def with_appearance(self, image: Array, real: Array, use: Callable[[Filter], Result]) -> Result:
-        """`use` of the unnormalised filter of positions and colours of an image (h, w, 3)."""
+        """Calls `use` with the unnormalised filter of positions and colours of an image."""
         colours = np.arange(256, dtype=np.float32) / _each(self.cfg.theta_beta, 3)[:, None]
         levels = [*self._positions(self.cfg.theta_alpha), *colours]
         channels = image.reshape(-1, 3).astype(jnp.int32)
@@ -196,7 +198,7 @@ def _each(theta: float | tuple[float, ...], count: int) -> np.ndarray:
 
 
 def _ladder(pixels: int, bound: int) -> list[int]:
-    # The bound on vertices is seldom near: a program for each capacity, and the smallest runs.
+    # The bound on vertices is rarely reached: one branch per capacity, of which the smallest runs.
     if bound < _LADDER_FROM:
         return [bound]
     return sorted({*(c for c in (pixels // 4, pixels) if c < bound), bound})
@@ -210,7 +212,7 @@ def _lattice_filter(built: lattice.Lattice, numbers: lattice.Cells, capacity: in
 
 
 def _normalised(kernel: Filter, real: Array, mode: str) -> Filter:
-    """The kernel over real pixels with its sums divided out (spec densecrf, section 6)."""
+    """The kernel over real pixels, normalised by its sums (spec densecrf, section 6)."""
     inside = real[:, None].astype(jnp.float32)
     if mode == "none":
         return lambda q: kernel(inside * q)
@@ -234,17 +236,21 @@ def _compatible(messages: Array, compatibility: Compatibility) -> Array:
 
 def _check(unary: Array, images: Array, cfg: CRFConfig, sizes: Array | None) -> None:
     if unary.ndim != 4:
-        raise ValueError(f"unary energies of shape {unary.shape}; wanted (b, h, w, c)")
+        raise ValueError(f"unary energies of shape {unary.shape}; expected (b, h, w, c)")
     if images.shape != (*unary.shape[:3], 3):
         raise ValueError(
-            f"images of shape {images.shape} don't fit unary energies of shape {unary.shape}; "
-            f"wanted {(*unary.shape[:3], 3)}"
+            f"images of shape {images.shape} do not match unary energies of shape {unary.shape}; "
+            f"expected {(*unary.shape[:3], 3)}"
         )
     if images.dtype != jnp.uint8:
-        raise ValueError(f"images are {images.dtype}; theta_beta is in grey levels, pass uint8")
+        raise ValueError(
+            f"images are {images.dtype}; pass uint8, because theta_beta is in pixel values 0 to 255"
+        )
     if sizes is not None and sizes.shape != (unary.shape[0], 2):
-        raise ValueError(f"sizes of shape {sizes.shape}; wanted {(unary.shape[0], 2)}")
+        raise ValueError(f"sizes of shape {sizes.shape}; expected {(unary.shape[0], 2)}")
     for name in ("w1", "w2"):
         shape = np.shape(getattr(cfg, name))
         if shape and shape[-1] != unary.shape[-1]:
-            raise ValueError(f"{name} is for {shape[-1]} labels, the unary for {unary.shape[-1]}")
+            raise ValueError(
+                f"{name} has {shape[-1]} labels, the unary {unary.shape[-1]}; they must agree"
+            )

@@ -28,7 +28,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops import upsample
 from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy, upsampled_l1
 from clipseg_jax.ops.resize import resize
-from clipseg_jax.ops.upsample import class_pools, upsampled_argmax
+from clipseg_jax.ops.upsample import sum_by_class, upsampled_argmax
 from weights_convert.clip.build import flat_arrays, install
 
 CLASSES, SIDE = 5, 44  # 44: neither a multiple of the patches nor of the stride
@@ -85,7 +85,7 @@ def test_labels_and_pools_equal_those_of_full_maps(numbers):
     )
     hits = jax.nn.one_hot(y, CLASSES)
     expected = jnp.einsum("bhwc,bhwe->bce", hits, resize(features, (37, 29)))
-    np.testing.assert_allclose(class_pools(features, y, CLASSES), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sum_by_class(features, y, CLASSES), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_no_pixel_counts():

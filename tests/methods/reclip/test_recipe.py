@@ -112,11 +112,11 @@ def test_own_weights_and_tags_replace_stages(painted, tmp_path):
         main.run(other, tmp_path / "c")
     other = config.copy_and_resolve_references()
     other.revision = "2025"
-    with pytest.raises(ValueError, match=r"belongs to revision 2024, not 2025"):
+    with pytest.raises(ValueError, match=r"is of revision 2024, not 2025"):
         main.run(other, tmp_path / "d")
     other = config.copy_and_resolve_references()
     other.model = "reclip"
-    with pytest.raises(ValueError, match=r"is of ReCLIP\+\+"):
+    with pytest.raises(ValueError, match=r"is of method ReCLIP\+\+, not ReCLIP"):
         main.run(other, tmp_path / "e")
     tags.write_text(tags.read_text() + "[0]\n")
     other = config.copy_and_resolve_references()

@@ -192,7 +192,7 @@ def test_one_program_trains_on_anything(tmp_path, monkeypatch):
         tmp_path, steps=4, batches=lambda start: iter([batch(present=p) for p in present])
     )
     assert len(traced) == 1
-    assert np.isfinite(run.figures["loss"])
+    assert np.isfinite(run.metrics["loss"])
     before, after = flat_arrays(model("wtclip")), flat_arrays(run.model)
     still = {path for path in before if np.array_equal(before[path], after[path])}
     assert still == {path for path in before if not path.startswith("head.")}

@@ -124,7 +124,7 @@ def test_own_heads_and_labels_replace_stages(painted, tmp_path):
     assert (tmp_path / "b" / "metrics.json").exists()  # made with the other, unasked
 
     config.head.gate = True
-    with pytest.raises(ValueError, match="is of WeCLIP; give weights of WTCLIP"):
+    with pytest.raises(ValueError, match="is of method WeCLIP, not WTCLIP"):
         main.run(config, tmp_path / "c")
     config.head.gate = False
     config.dataset.class_names = ("background", *world.CLASSES[:11], "kite")

@@ -1,4 +1,4 @@
-"""Label maps as pictures: palette, index PNG, overlay, legend."""
+"""Label maps as images: palette, index PNG, overlay, legend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipseg_jax.core.files import write_atomic
 
 
 def palette(count: int = 256) -> np.ndarray:
-    """The PASCAL VOC colour map (count, 3) uint8: the bits of an index spread over R, G and B."""
+    """The PASCAL VOC colour map (count, 3) uint8: bits of the index distributed over R, G and B."""
     index = np.arange(count)[:, None]
     colours = np.zeros((count, 3), np.int64)
     for bit in range(8):
@@ -28,22 +28,33 @@ def overlay(
     *,
     clear: Sequence[int] = (255,),
 ) -> np.ndarray:
-    """Image (h, w, 3) uint8 blended with the colours of labels (h, w); `clear` labels show it."""
+    """Blends an image (h, w, 3) uint8 with the colours of its labels (h, w).
+
+    Args:
+      image: (h, w, 3) uint8.
+      labels: (h, w) integers.
+      colours: (count, 3) uint8; labels beyond the last colour get the last.
+      opacity: of the colours, 0 to 1.
+      clear: labels whose pixels are not coloured.
+    """
     painted = colours[np.minimum(labels, len(colours) - 1)]
     blended = (image * (1 - opacity) + painted * opacity).astype(np.uint8)
     return np.where(np.isin(labels, clear)[..., None], image, blended)
 
 
 def with_legend(
-    picture: np.ndarray, entries: Sequence[tuple[str, np.ndarray]], *, scale: float | None = None
+    image: np.ndarray, entries: Sequence[tuple[str, np.ndarray]], *, scale: float | None = None
 ) -> np.ndarray:
-    """`picture` (h, w, 3) with a strip of colour boxes and names below it.
+    """An image (h', w', 3) uint8: `image` (h, w, 3) with a legend below it.
 
-    `entries` are (text, colour) pairs; they wrap over as many lines as they need.
+    Args:
+      image: (h, w, 3) uint8.
+      entries: (text, colour) pairs; they wrap over as many lines as needed.
+      scale: of the font, relative to 12 pixels; None: by the width of the image.
     """
     if not entries:
-        return picture
-    width = max(picture.shape[1], 160)
+        return image
+    width = max(image.shape[1], 160)
     size = round(np.clip(width / 36, 11, 40)) if scale is None else round(12 * scale)
     font = ImageFont.load_default(size)
     pad, box = size // 2, size
@@ -56,12 +67,12 @@ def with_legend(
             used = pad
         rows[-1].append((text, colour, used))
         used += wide
-    height = picture.shape[0] + len(rows) * (size + pad) + pad
+    height = image.shape[0] + len(rows) * (size + pad) + pad
     canvas = Image.new("RGB", (width, height), "white")
-    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
-        top = picture.shape[0] + pad + i * (size + pad)
+        top = image.shape[0] + pad + i * (size + pad)
         for text, colour, left in row:
             fill = tuple(int(c) for c in colour)
             draw.rectangle((left, top, left + box, top + box), fill=fill, outline="black")
@@ -69,17 +80,17 @@ def with_legend(
     return np.asarray(canvas)
 
 
-def save_picture(path: str | Path, picture: np.ndarray) -> Path:
-    """Writes an RGB picture (h, w, 3) uint8 as PNG or, by its suffix, JPEG; atomically."""
+def save_image(path: str | Path, image: np.ndarray) -> Path:
+    """Writes an RGB image (h, w, 3) uint8 atomically as PNG, or as JPEG by the file's suffix."""
     kind = "JPEG" if Path(path).suffix.lower() in (".jpg", ".jpeg") else "PNG"
-    image = Image.fromarray(picture)
-    return write_atomic(path, lambda file: image.save(file, kind, quality=92))
+    pillow = Image.fromarray(image)
+    return write_atomic(path, lambda file: pillow.save(file, kind, quality=92))
 
 
 def save_labels(path: str | Path, labels: np.ndarray, *, coloured: bool = False) -> Path:
-    """Writes labels (h, w), 0 to 255, as a grey PNG whose pixel values are the labels.
+    """Writes labels (h, w), 0 to 255, as a greyscale PNG whose pixel values are the labels.
 
-    `coloured`: with the PASCAL VOC palette, to look at. Pillow still reads the labels; OpenCV and
+    `coloured`: with the PASCAL VOC palette, for viewing. Pillow still reads the labels; OpenCV and
     other readers expand them to colours.
     """
     image = Image.fromarray(labels.astype(np.uint8))
