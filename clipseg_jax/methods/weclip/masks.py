@@ -50,14 +50,14 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     batches = evaluation_batches(
         dataset,
         examples,
-        batch_size=section.batch_size,
+        batch_size=config.run.batch_size,
         network_size=functools.partial(network_size, cfg=cfg),
-        max_buckets=section.max_buckets,
+        max_buckets=config.run.max_buckets,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         on_bad="skip",
     )
-    mesh = make_mesh(section.devices)
+    mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
     state = replicate(mesh, state)
     mean, std = cfg.mean, cfg.std
