@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import inputs, report, sides
-from clipseg_jax.methods.clip_es.model import CLIPES, VOC, saved_maps
+from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, saved_maps
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from weights_convert.clip.build import flat_arrays
 
@@ -45,9 +45,7 @@ def work(args: argparse.Namespace) -> Work:
     visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(inputs.SEED)
     rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
-    method = dataclasses.replace(
-        VOC, affinity_blocks=tuple(range(max(cfg.layers - 8, 0), cfg.layers))
-    )
+    method = CLIPESConfig(affinity_blocks=tuple(range(max(cfg.layers - 8, 0), cfg.layers)))
     height, width = (-(-side // 16) * 16 for side in args.size)
     images = inputs.photos(rng, args.batch, height, width)
     counts = [args.classes_per_image or COUNTS[i % len(COUNTS)] for i in range(args.batch)]
@@ -88,7 +86,10 @@ def peer(given: Work, dtype: str) -> Step:
     from benchmarks import torch_clip_es, torch_vit
 
     model = given.model
-    text = [torch.from_numpy(np.array(r[...])) for r in (model.class_rows, model.background_rows)]
+    text = [
+        torch.from_numpy(np.array(r[...]))
+        for r in (model.class_embeddings, model.background_embeddings)
+    ]
     net = torch_clip_es.PublishedCLIPES(model.visual.cfg, model.cfg, *text).eval()
     torch_vit.load(net.visual, flat_arrays(model.visual))
     net = net.to(sides.torch_device())

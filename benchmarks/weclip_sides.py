@@ -18,8 +18,8 @@ from benchmarks.sides import Side, TorchStep, channels_first, torch_device
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.clip_es.model import Encoding
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, affinity
-from clipseg_jax.methods.weclip.model import VOC, Features, WeCLIP
+from clipseg_jax.methods.weclip.head import HeadConfig, affinity
+from clipseg_jax.methods.weclip.model import Features, WeCLIP
 from clipseg_jax.ops.cam import activation_maps
 from clipseg_jax.ops.image import normalize, valid_mask
 from weights_convert.clip.build import flat_arrays
@@ -59,8 +59,8 @@ def work(args: argparse.Namespace) -> Work:
     visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(inputs.SEED)
     rows = inputs.unit_rows(rng, CLASSES + BACKGROUND, cfg.embed_dim)
-    head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], VOC, head, seed=inputs.SEED)
+    head = HeadConfig(dropout=0.0)
+    model = weclip.initial(visual, rows[:CLASSES], rows[CLASSES:], head=head, seed=inputs.SEED)
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
     images = inputs.photos(rng, args.batch, args.size, args.size)
@@ -80,7 +80,10 @@ def make_peer(given: Work) -> tuple[TorchStep, Any]:
     from benchmarks import torch_vit, torch_weclip
 
     clip, cfg = given.model.clip, given.task_config
-    rows = [torch.from_numpy(np.array(r[...])) for r in (clip.class_rows, clip.background_rows)]
+    rows = [
+        torch.from_numpy(np.array(r[...]))
+        for r in (clip.class_embeddings, clip.background_embeddings)
+    ]
     method = torch_weclip.Method(CLASSES + 1)
     net = torch_weclip.PublishedWeCLIP(clip.visual.cfg, method, *rows)
     tower = {f"visual.{path}": leaf for path, leaf in flat_arrays(clip.visual).items()}

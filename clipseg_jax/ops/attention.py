@@ -1,8 +1,8 @@
-"""Softmax attention: the one place that computes it, and that chooses how.
+"""Softmax attention of all networks, in bounded memory.
 
-Where maps are not read they are never kept, neither for the result nor for gradients (which compute
-them again). On CPUs they exist for a few heads of a few images at a time, so that they stay in the
-caches: writing and reading maps of b * n * t * t numbers would take longer than all products.
+`attention` does not store attention maps, neither for the result nor for gradients, which recompute
+them. On CPUs it computes few heads at a time, such that the maps stay in the caches: writing and
+reading maps of b * n * t * t numbers would take longer than all matrix products.
 
 Axes: b batch, n heads, q queries, k keys, d and e channels of a head.
 """
@@ -19,17 +19,17 @@ from jax import Array
 
 from clipseg_jax.ops.dropout import dropout
 
-_SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about what its caches hold
+_SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about the size of its caches
 
 
 class KeyValues(NamedTuple):
-    """A group of keys and the values behind them.
+    """A group of keys with their values and one bias.
 
-    Keys come in groups because what masks them differs: a mask that only a few keys need costs as
-    much as those few.
+    Keys with different masks form different groups, so that a (q, k) mask is only stored for those
+    keys that need it.
     """
 
-    keys: Array  # (b, n, k, d), or (1, n, k, d): the same for all rows of the batch
+    keys: Array  # (b, n, k, d), or (1, n, k, d): shared by the batch
     values: Array  # (b, n, k, e), or (1, n, k, e)
     # (1 or b, 1 or q, k), added to the scores of all heads; -inf masks a key. None: no mask.
     bias: Array | None = None
@@ -45,15 +45,19 @@ def attention(
     """softmax(q k^T / sqrt(d)) v over the keys of all groups together: (b, n, q, e).
 
     Args:
-      queries: (b, n, q, d); each must have at least one key that is not masked.
-      rate: dropout rate of the maps, with a `key`; without one nothing is dropped.
+      queries: (b, n, q, d); for each at least one key must not be masked.
+      groups: keys and values.
+      rate: dropout rate of the attention maps.
+      key: random key of the dropout; None: no dropout.
 
     Raises:
-      ValueError: a bias that has not three axes.
+      ValueError: a bias does not have three axes.
     """
     for group in groups:
         if group.bias is not None and group.bias.ndim != 3:
-            raise ValueError(f"a bias of shape {group.bias.shape}; give (1 or b, 1 or q, k)")
+            raise ValueError(
+                f"attention bias of shape {group.bias.shape}; its shape must be (1 or b, 1 or q, k)"
+            )
     b, n, length, d = queries.shape
     count = sum(group.keys.shape[2] for group in groups)
     biases = [group.bias for group in groups]
@@ -61,7 +65,7 @@ def attention(
 
     @jax.checkpoint
     def head(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
-        """(q, e) of one head of one image; `index` counts through all of them."""
+        """Output (q, e) of one head of one image; `index` = image * n + head."""
         scores = [jnp.matmul(q, k.T, preferred_element_type=jnp.float32) for k, _ in pairs]
         image = index // n
         scores = [
@@ -77,7 +81,7 @@ def attention(
             weights = [dropout(w, rate, one) for w, one in zip(weights, head_keys, strict=True)]
         values = [v for _, v in pairs]
         mixed = [w.astype(v.dtype) @ v for w, v in zip(weights, values, strict=True)]
-        # Dividing q * e numbers instead of q * k.
+        # Normalise the output (q * e numbers) instead of the weights (q * k).
         return (functools.reduce(jnp.add, mixed) / total).astype(queries.dtype)
 
     def together(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
@@ -133,9 +137,9 @@ def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Ar
 def attention_and_mean_map(
     queries: Array, keys: Array, values: Array, bias: Array | None = None
 ) -> tuple[Array, Array]:
-    """`attention` (b, n, q, e), and the mean over heads of its maps (b, q, k) float32.
+    """`attention` (b, n, q, e), and its maps averaged over heads (b, q, k) float32.
 
-    One head of all images at a time: the maps of all heads are never held.
+    Heads are computed one after another, so that the maps of one head are in memory at a time.
     """
     b, n, length, d = queries.shape
 

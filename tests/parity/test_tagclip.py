@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.methods.clip_es import model as clip_es
+from clipseg_jax.methods.clip_es.model import CLIPESConfig
 from clipseg_jax.methods.tagclip import model as tagclip
 from clipseg_jax.methods.tagclip.metrics import (
     average_precision,
     relative_tags,
-    tag_figures,
+    tag_metrics,
     top_tags,
 )
-from clipseg_jax.methods.tagclip.model import TagCLIP
+from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import class_embeddings, templates
@@ -30,10 +30,13 @@ from tests.parity import cases, clip_es_models
 FOLDER = "tagclip"
 SLOW = ("scores_cocostuff",)  # looks at 45 crops
 SETS = {
-    "voc": ("voc", tagclip.VOC),
-    "coco2014": ("coco", tagclip.COCO),
-    "coco2017": ("coco", tagclip.COCO),
-    "cocostuff": ("coco_stuff", tagclip.COCO_STUFF),
+    "voc": ("voc", TagCLIPConfig()),
+    "coco2014": ("coco", TagCLIPConfig()),
+    "coco2017": ("coco", TagCLIPConfig()),
+    "cocostuff": (
+        "coco_stuff",
+        TagCLIPConfig(affinity_blocks=tuple(range(11)), relative_threshold=0.1),
+    ),
 }
 
 
@@ -65,7 +68,7 @@ def reidentify(graph, state, images, refined, grids, scores, candidates):
     shape = model.visual.grid_shape(*images.shape[1:3])
     images = normalize(images, CLIP_MEAN, CLIP_STD)
     scores = model.reidentify(images, refined, grids, shape, scores, candidates)
-    return scores, tagclip.choose(scores, model.cfg.relative_threshold)
+    return scores, tagclip.choose_tags(scores, model.cfg.relative_threshold)
 
 
 def text_rows(text):
@@ -108,7 +111,7 @@ def check_scores(case, arrays, goldens):
         assert np.sum((affinity[::4] > 0) != votes) <= max(2, 1e-4 * votes.size)
         # Logits are features times 100: their 1e-5 is 1e-3 of a probability, of at most 1.
         expect(np.asarray(found.coarse)[i, own][::3], "coarse", absolute=2e-4)
-        for part, name in ((found.spread, "pre"), (found.refined, "refined")):
+        for part, name in ((found.propagated, "pre"), (found.refined, "refined")):
             expect(np.asarray(part)[i, own][::3], name, absolute=2e-5)
         expect(maxes[i], "maxes", absolute=2e-5)
         assert np.flatnonzero(candidates[i]).tolist() == about["candidates_in_order"]
@@ -119,7 +122,7 @@ def check_scores(case, arrays, goldens):
         truth[i, [int(c) for c in case["inputs"]["labels"][i]]] = 1
 
     scores = np.asarray(scores)
-    figures = tag_figures(relative_tags(scores, cfg.relative_threshold), truth)
+    figures = tag_metrics(relative_tags(scores, cfg.relative_threshold), truth)
     printed = re.findall(r": ([\d.]+|nan)", case["printed"])
     ours = [average_precision(scores, truth).mean(), *figures]
     assert printed[:4] == [f"{value:.6f}" for value in ours]
@@ -135,7 +138,7 @@ def check_early_stop(case, arrays, goldens):
     grid = tuple(side // clip_es_models.PATCH for side in image.shape[:2])
     refined = np.full((1, shape[0] * shape[1], len(rows)), 7.0, np.float32)
     refined[0, clip_es_models.own_patches(grid, shape)] = arrays["logits"]
-    model = TagCLIP(visual, rows[:classes], rows[classes:], tagclip.VOC)
+    model = TagCLIP(visual, rows[:classes], rows[classes:])
     grids = jnp.asarray([grid])
     maxes, candidates = model.candidates(jnp.asarray(refined), grids, shape)
     cases.close(maxes[0], arrays["maxes"], absolute=1e-7, name="maxes")
@@ -147,12 +150,14 @@ def check_early_stop(case, arrays, goldens):
 
 def check_cam_variant(case, arrays, goldens):
     inputs, config = case["inputs"], case["config"]
-    assert clip_es.TAGCLIP_VOC.box_threshold == config["box_threshold"]
+    # On VOC TagCLIP's CAMs leave out the last block.
+    cfg = CLIPESConfig(affinity_blocks=(4, 5, 6, 7, 8, 9, 10))
+    assert cfg.box_threshold == config["box_threshold"]
     labels = [int(word) for word in inputs["split_line"].split()[1:]]
     found = clip_es_models.find_cams(
         clip_es_models.clip_of(goldens, case),
         clip_es_models.text_rows(goldens, inputs["text"]),
-        clip_es.TAGCLIP_VOC,
+        cfg,
         clip_es_models.picture(inputs["image"]),
         labels,
     )
@@ -183,7 +188,7 @@ def check_metrics(case, arrays, goldens):
     for name, expected in arrays.items():
         if name.startswith("f1_"):
             _, average, kind = name.split("_")
-            figures = tag_figures(tags[kind], truth, average)
+            figures = tag_metrics(tags[kind], truth, average)
             cases.close(np.asarray(figures), expected, absolute=1e-6, name=name)
             checked += 1
     assert checked >= 7

@@ -1,8 +1,8 @@
 """Class activation maps on disk, in the layout of the published files.
 
 One `<id>.npy` for each image: a pickled dictionary with `keys` int64 (m,), 0-based class ids, and
-`attn_highres` float16 (m, h, w). Spec clip_es, section 7. Such files can make a plain unpickler run
-anything; the reader here knows arrays, numbers and texts only.
+`attn_highres` float16 (m, h, w). Spec clip_es, section 7. Since unpickling can execute arbitrary
+code, the reader accepts arrays, numbers and strings only.
 """
 
 from __future__ import annotations
@@ -17,41 +17,42 @@ from clipseg_jax.core.safe_pickle import read_dictionary
 
 
 class SavedCAM(NamedTuple):
-    """An image's maps, in the order in which its labels name the classes."""
+    """CAMs of one image, in the order of its image-level labels."""
 
     classes: np.ndarray  # (m,) int64, 0-based ids
     maps: np.ndarray  # (m, h, w) float16, in [0, 1]
 
 
 def write_cam(path: str | Path, classes: np.ndarray, maps: np.ndarray) -> Path:
-    """Writes the maps (m, h, w) of m classes, atomically.
+    """Writes maps (m, h, w) of classes (m,), 0-based ids, atomically; returns `path`.
 
     Raises:
-      ValueError: not as many maps as classes.
+      ValueError: the numbers of maps and classes differ.
     """
     classes, maps = np.asarray(classes, np.int64), np.asarray(maps, np.float16)
     if maps.ndim != 3 or classes.shape != maps.shape[:1]:
         raise ValueError(f"maps of shape {maps.shape} for classes of shape {classes.shape}")
-    saved: Any = {"keys": classes, "attn_highres": maps}
-    return write_atomic(path, lambda file: np.save(file, saved, allow_pickle=True))
+    content: Any = {"keys": classes, "attn_highres": maps}
+    return write_atomic(path, lambda file: np.save(file, content, allow_pickle=True))
 
 
 def read_cam(path: str | Path) -> SavedCAM:
-    """The maps that `write_cam` or the published code saved.
+    """Reads a file of `write_cam` or of the published code.
 
     Raises:
-      ValueError: no such file layout; says what is wrong with it.
+      OSError: the file cannot be read.
+      ValueError: the file does not have this layout; the message gives the reason.
     """
     try:
-        saved = read_dictionary(path)
-        classes, maps = np.asarray(saved["keys"]), np.asarray(saved["attn_highres"])
+        content = read_dictionary(path)
+        classes, maps = np.asarray(content["keys"]), np.asarray(content["attn_highres"])
         if maps.ndim != 3 or classes.shape != maps.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(f"maps {maps.shape} for classes {classes.shape} {classes.dtype}")
     except OSError:
         raise
     except Exception as error:
         raise ValueError(
-            f"{path} is no file of class activation maps ({error or type(error).__name__}); "
-            "delete it and make the maps again"
+            f"{path} is not a file of class activation maps ({error or type(error).__name__}); "
+            "delete it and compute the maps again"
         ) from error
     return SavedCAM(classes.astype(np.int64), maps.astype(np.float16, copy=False))

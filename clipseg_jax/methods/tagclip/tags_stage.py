@@ -21,7 +21,7 @@ from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.processes import wait
 from clipseg_jax.core.writer import read_lines
-from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_figures
+from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_metrics
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
     embed_words,
@@ -93,7 +93,7 @@ def _figures(
     for row, ids in zip(truth, labels, strict=True):
         row[list(ids)] = True
     shown = truth.any(axis=1)
-    figures = tag_figures(chosen[shown], truth[shown])
+    figures = tag_metrics(chosen[shown], truth[shown])
     made = {"mAP": average_precision(scores[shown], truth[shown]).mean()} | figures._asdict()
     return {name: round(100 * float(value), 2) for name, value in made.items()}
 

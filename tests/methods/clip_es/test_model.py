@@ -229,7 +229,9 @@ def test_cam_files(tmp_path, capsys):
     (tmp_path / "text.npy").write_bytes(b"no array")
     (tmp_path / "pickle.npy").write_bytes(pickle.dumps({"keys": 1}))
     for name in (*bad, "plain", "cut", "text", "pickle"):
-        with pytest.raises(ValueError, match=rf"{name}\.npy is no file of class activation maps"):
+        with pytest.raises(
+            ValueError, match=rf"{name}\.npy is not a file of class activation maps"
+        ):
             cam_files.read_cam(tmp_path / f"{name}.npy")
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(FileNotFoundError):
@@ -325,7 +327,9 @@ def test_gradients_are_those_of_the_whole_block(batch):
     block = net.visual.transformer.resblocks[-1]
     i, ids = 2, LABELS[2]  # the picture that fills the batch's shape
     x = encoding.tokens[i : i + 1]
-    rows = jnp.concatenate([net.class_rows[...][jnp.asarray(ids)], net.background_rows[...]])
+    rows = jnp.concatenate(
+        [net.class_embeddings[...][jnp.asarray(ids)], net.background_embeddings[...]]
+    )
 
     def probability(u, c):
         q, k, v = block.attn.qkv(u)
@@ -385,7 +389,7 @@ def test_one_program_for_every_batch_of_a_shape():
 def test_what_does_not_fit_is_refused():
     visual = nnx.merge(GRAPH, STATE).visual
     rows = np.eye(24, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"shape \(2, 8\) for a tower with 24 features"):
+    with pytest.raises(ValueError, match=r"shape \(2, 8\) for an image tower with 24 features"):
         CLIPES(visual, rows[:2, :8], rows)
-    with pytest.raises(ValueError, match="blocks 0 to 1; choose among those"):
+    with pytest.raises(ValueError, match=r"tower of 2 blocks; choose one or more of 0\.\.1"):
         CLIPES(visual, rows, rows)

@@ -84,5 +84,5 @@ def test_models_that_cannot_be():
         initial(visual, rows, dataclasses.replace(SMALL, heads=5))
     with pytest.raises(ValueError, match="the same CLIP"):
         initial(visual, rows[:, :5], SMALL)
-    with pytest.raises(ValueError, match="give a CLIP with one"):
+    with pytest.raises(ValueError, match="give a CLIP with a ViT"):
         initial(tiny.clip(tiny.RESNET).visual, rows, SMALL)

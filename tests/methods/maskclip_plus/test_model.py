@@ -178,9 +178,9 @@ def test_each_phase_finds_its_labels(decoder, background):
     model, batch = toy(decoder, background), batch_of()
     given, unseen = batch["label"], np.asarray(cfg.unlabelled_classes)
     images = network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
-    rows = model.rows()[unseen]
-    assert model.rows().shape == (CLASSES, tiny.VIT.embed_dim)
-    np.testing.assert_allclose(jnp.linalg.norm(model.rows(), axis=1), 1, rtol=1e-5)
+    rows = model.class_embeddings()[unseen]
+    assert model.class_embeddings().shape == (CLASSES, tiny.VIT.embed_dim)
+    np.testing.assert_allclose(jnp.linalg.norm(model.class_embeddings(), axis=1), 1, rtol=1e-5)
     for step in (0, SWITCH - 2, SWITCH - 1, 100):
         seen = seen_at(model, step, cfg, batch)
         if step + 1 < SWITCH:
@@ -367,9 +367,9 @@ def test_user_errors():
     for cfg in (MaskCLIPPlusConfig(), MaskCLIPPlusConfig(guided_steps=NEVER, distill=True)):
         with pytest.raises(ValueError, match="the model has no teacher"):
             build(alone, cfg)
-    with pytest.raises(ValueError, match="512 features for text rows of 7 numbers"):
+    with pytest.raises(ValueError, match="512 features for text embeddings of width 7"):
         MaskCLIPPlus(student, np.zeros((3, 7)), rngs=Keys(0))
-    with pytest.raises(ValueError, match="image tower of 512"):
+    with pytest.raises(ValueError, match="image tower with 512"):
         MaskCLIPPlus(student, np.zeros((3, 7)), model.teacher, rngs=Keys(0))
     with pytest.raises(ValueError, match="decoder 'unet': choose deeplabv2 or deeplabv3plus"):
         make_student("unet", TOY, 24, rngs=Keys(0))

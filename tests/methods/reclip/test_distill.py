@@ -15,7 +15,7 @@ from clipseg_jax.methods.reclip import distill_task as reclip_distill
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
-from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, ReferenceRows, image_tower
+from clipseg_jax.methods.reclip.model import FixedReference, ReCLIP, ReCLIPConfig, image_tower
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig, l2_normalize
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -98,9 +98,9 @@ def parts_of(plus_plus):
         return ReCLIP(
             image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
             l2_normalize(rows),
-            ReferenceRows(reference / jnp.linalg.norm(reference)),
+            FixedReference(reference / jnp.linalg.norm(reference)),
             kind(VIT.width, VIT.embed_dim, CLASSES, rngs=rngs),
-            RECLIP_PP if plus_plus else RECLIP,
+            ReCLIPConfig(plus_plus=plus_plus),
         )
 
     student = initialised(lambda rngs: DeepLab(STUDENT, VIT.embed_dim, rngs=rngs), 3)
@@ -263,5 +263,5 @@ def test_user_errors():
         reclip_distill.build(teacher, student, DistillConfig(aux="on"))
     with pytest.raises(ValueError, match="teacher_bn"):
         reclip_distill.build(teacher, student, DistillConfig(teacher_bn="train"))
-    with pytest.raises(ValueError, match="7 features for text rows of 16 numbers"):
+    with pytest.raises(ValueError, match="7 features for text embeddings of width 16"):
         Distillation(abstract(lambda rngs: DeepLab(STUDENT, 7, rngs=rngs)), teacher)

@@ -15,11 +15,10 @@ from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.methods.reclip import task as reclip
 from clipseg_jax.methods.reclip.loss import rectification_loss
 from clipseg_jax.methods.reclip.model import (
-    RECLIP,
-    RECLIP_PP,
+    FixedReference,
     ReCLIP,
+    ReCLIPConfig,
     ReferencePrompt,
-    ReferenceRows,
     filter_classes,
     frozen_reference,
     image_tower,
@@ -32,6 +31,8 @@ from tests import tiny
 NAMES = ("cat", "potted plant", "chest of drawers", "sky")
 IDS = reference_ids(Tokenizer.openai(), NAMES)
 TEXT = dataclasses.replace(tiny.TEXT, layers=3, heads=2)
+RECLIP = ReCLIPConfig(plus_plus=False, gumbel_scale=1000.0, filter_scale=100.0)
+RECLIP_PP = ReCLIPConfig()
 BOTH = pytest.mark.parametrize("cfg", [RECLIP, RECLIP_PP], ids=["reclip", "reclip++"])
 
 
@@ -289,5 +290,5 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"prompt of shape \(5, 32\).*takes \(73, 32\)"):
         ReferencePrompt(clip.text, IDS, jnp.zeros((5, 32)))
     model = build()
-    with pytest.raises(ValueError, match="text embeddings of 7 numbers for an image tower of 24"):
-        ReCLIP(model.visual, jnp.ones((4, 7)), ReferenceRows(jnp.ones((4, 24))), model.head)
+    with pytest.raises(ValueError, match=r"shape \(4, 7\) for an image tower with 24 features"):
+        ReCLIP(model.visual, jnp.ones((4, 7)), FixedReference(jnp.ones((4, 24))), model.head)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from clipseg_jax.methods.tagclip import model as tagclip
-from clipseg_jax.methods.tagclip.metrics import average_precision, tag_figures, top_tags
+from clipseg_jax.methods.tagclip.metrics import average_precision, tag_metrics, top_tags
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
@@ -61,7 +61,7 @@ def test_padding_has_no_influence(whole):
     for i, picture in enumerate(PICTURES[:2]):
         h, w = picture.shape[0] // 16, picture.shape[1] // 16
         part, (best, chosen), own = tagged([picture], picture.shape[:2], crops_at_once=1)
-        for name in ("coarse", "spread", "refined"):
+        for name in ("coarse", "propagated", "refined"):
             ours = np.asarray(getattr(local, name)[i]).reshape(6, 6, -1)
             theirs = np.asarray(getattr(part, name)[0]).reshape(h, w, -1)
             np.testing.assert_allclose(ours[:h, :w], theirs, atol=1e-4, err_msg=name)
@@ -152,7 +152,7 @@ def test_batches_of_crops_and_filling_images(whole):
 
 def test_chosen_tags():
     scores = jnp.asarray([[0.0, 0.4, 0.6, 1.0], [0.2, 0.2, 0.2, 0.2], [0.0, 1.0, 0.5, 0.0]])
-    tags = tagclip.choose(scores, 0.5)
+    tags = tagclip.choose_tags(scores, 0.5)
     assert tags.tolist() == [
         [False, False, True, True],
         [True, False, False, False],  # all equal: the first
@@ -168,19 +168,19 @@ def test_one_program_for_every_batch_of_a_shape(whole):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(7, 8\) for a tower with 24 features"):
+    with pytest.raises(ValueError, match=r"shape \(7, 8\) for an image tower with 24 features"):
         TagCLIP(VISUAL, ROWS[:, :8], cfg=CFG)
-    with pytest.raises(ValueError, match="blocks 0 to 1; choose among those"):
+    with pytest.raises(ValueError, match=r"tower of 2 blocks; choose one or more of 0\.\.1"):
         TagCLIP(VISUAL, ROWS)
 
 
 def test_figures():
     truth = np.asarray([[1, 0, 0], [1, 1, 0]])
     tags = np.asarray([[1, 1, 0], [1, 0, 0]])
-    np.testing.assert_allclose(tag_figures(tags, truth), [2 / 3, 2 / 3, 2 / 3], atol=1e-6)
-    np.testing.assert_allclose(tag_figures(tags, truth, "category")[1:], [1 / 3, 1 / 3], atol=1e-6)
-    np.testing.assert_allclose(tag_figures(tags, truth, "sample")[1:], [0.75, 0.75], atol=1e-6)
-    nothing = tag_figures(0 * tags, truth)
+    np.testing.assert_allclose(tag_metrics(tags, truth), [2 / 3, 2 / 3, 2 / 3], atol=1e-6)
+    np.testing.assert_allclose(tag_metrics(tags, truth, "category")[1:], [1 / 3, 1 / 3], atol=1e-6)
+    np.testing.assert_allclose(tag_metrics(tags, truth, "sample")[1:], [0.75, 0.75], atol=1e-6)
+    nothing = tag_metrics(0 * tags, truth)
     assert np.isnan(nothing.f1)
     assert nothing[1:] == (0, 0)
     scores = np.asarray([[0.1, 0.9, 0.3], [0.8, 0.2, 0.3]])

@@ -14,8 +14,8 @@ from flax import nnx
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head
-from clipseg_jax.methods.weclip.model import VOC, WeCLIP
+from clipseg_jax.methods.weclip.head import Head, HeadConfig
+from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.par import PARConfig
@@ -25,10 +25,10 @@ from weights_convert.clip.build import flat_arrays
 
 CLASSES, SIDE = 6, 72  # 72: 4 patches of 16, and 8 pixels that fill none
 VIT = dataclasses.replace(tiny.VIT, layers=3, position_resize="bilinear", pad_to_patch=False)
-CFG = dataclasses.replace(VOC, par=PARConfig(iterations=3, dilations=(1, 4)))
+CFG = WeCLIPConfig(par=PARConfig(iterations=3, dilations=(1, 4)))
 HEADS = {
-    name: dataclasses.replace(cfg, width=32, layers=1, heads=2)
-    for name, cfg in (("weclip", WECLIP), ("wtclip", WTCLIP))
+    "weclip": HeadConfig(width=32, layers=1, heads=2),
+    "wtclip": HeadConfig(width=32, layers=1, heads=2, gate=True, wavelet_levels=1),
 }
 OPTIM = OptimConfig(name="adamw", rate=2e-4, weight_decay=0.01, groups=weclip.GROUPS)
 
@@ -156,7 +156,7 @@ def test_edges_are_a_choice():
 def test_a_head_of_another_class_list_is_refused():
     head = Head(VIT.width, VIT.layers - 1, CLASSES, HEADS["weclip"], rngs=nnx.Rngs(0))
     rows = l2_normalize(jnp.ones((CLASSES, VIT.embed_dim)))
-    with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks, where 7 classes"):
+    with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks; expected 7 classes"):
         WeCLIP(tower(), rows, rows, head)
 
 

@@ -15,9 +15,8 @@ from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
 from clipseg_jax.methods.reclip.model import (
-    RECLIP,
-    RECLIP_PP,
     ReCLIP,
+    ReCLIPConfig,
     ReferencePrompt,
     frozen_reference,
     image_tower,
@@ -119,7 +118,7 @@ def model_of(stage, plus_plus):
         rows,
         ReferencePrompt(clip.text, [[1, 599, 0]] * len(NAMES)),
         kind(128, toys.EMBED, len(NAMES), rngs=nnx.Rngs(0)),
-        RECLIP_PP if plus_plus else RECLIP,
+        ReCLIPConfig(plus_plus=plus_plus),
     )
     if stage == "distillation":
         student = DeepLab(STUDENT, toys.EMBED, rngs=nnx.Rngs(0))
