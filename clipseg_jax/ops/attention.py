@@ -72,43 +72,43 @@ def attention(
             s if bias is None else s + bias[image if len(bias) > 1 else 0]
             for s, bias in zip(scores, biases, strict=True)
         ]
-        tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
-        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-        weights = [jnp.exp(s - top) for s in scores]
+        maxima = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+        maximum = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
+        weights = [jnp.exp(s - maximum) for s in scores]
         total = functools.reduce(jnp.add, [jnp.sum(w, -1, keepdims=True) for w in weights])
         if key is not None:
             head_keys = jax.random.split(jax.random.fold_in(key, index), len(weights))
-            weights = [dropout(w, rate, one) for w, one in zip(weights, head_keys, strict=True)]
+            weights = [dropout(w, rate, k) for w, k in zip(weights, head_keys, strict=True)]
         values = [v for _, v in pairs]
         mixed = [w.astype(v.dtype) @ v for w, v in zip(weights, values, strict=True)]
         # Normalise the output (q * e numbers) instead of the weights (q * k).
         return (functools.reduce(jnp.add, mixed) / total).astype(queries.dtype)
 
-    def together(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+    def all_at_once(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
         pairs = tuple(
-            jax.tree.map(lambda x: x[0], pair) if one else pair
-            for pair, one in zip(pairs, shared, strict=True)
+            jax.tree.map(lambda x: x[0], pair) if is_shared else pair
+            for pair, is_shared in zip(pairs, shared, strict=True)
         )
-        axes = (0, 0, *(None if one else 0 for one in shared))
+        axes = (0, 0, *(None if is_shared else 0 for is_shared in shared))
         return jax.vmap(jax.vmap(head), in_axes=axes)(index, q, *pairs)
 
-    def in_turn(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+    def in_batches(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
         def flat(x: Array) -> Array:
             return x.reshape(b * n, *x.shape[2:])
 
-        def one(args: Any) -> Array:
-            index, q, *rows = args
-            rows = iter(rows)
-            picked = [
-                jax.tree.map(lambda x: x[0, index % n], pair) if common else next(rows)
-                for pair, common in zip(pairs, shared, strict=True)
+        def one_head(args: Any) -> Array:
+            index, q, *unshared = args
+            remaining = iter(unshared)
+            head_pairs = [
+                jax.tree.map(lambda x: x[0, index % n], pair) if is_shared else next(remaining)
+                for pair, is_shared in zip(pairs, shared, strict=True)
             ]
-            return head(index, q, *picked)
+            return head(index, q, *head_pairs)
 
-        rows = [pair for pair, common in zip(pairs, shared, strict=True) if not common]
+        unshared = [pair for pair, is_shared in zip(pairs, shared, strict=True) if not is_shared]
         mixed = jax.lax.map(
-            one,
-            jax.tree.map(flat, (index, q, *rows)),
+            one_head,
+            jax.tree.map(flat, (index, q, *unshared)),
             batch_size=max(_SCORES_AT_ONCE // (length * count), 1),
         )
         return mixed.reshape(b, n, *mixed.shape[1:])
@@ -116,8 +116,8 @@ def attention(
     index = jnp.arange(b * n).reshape(b, n)
     arrays = (index, queries * d**-0.5, *((group.keys, group.values) for group in groups))
     if b * n * length * count <= _SCORES_AT_ONCE:
-        return together(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=in_turn, default=together)
+        return all_at_once(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=in_batches, default=all_at_once)
 
 
 def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Array:
@@ -143,7 +143,7 @@ def attention_and_mean_map(
     """
     b, n, length, d = queries.shape
 
-    def one(total: Array, head: list[Array]) -> tuple[Array, Array]:
+    def add_head(total: Array, head: list[Array]) -> tuple[Array, Array]:
         q, k, v = head  # (b, t, channels) each
         scores = jnp.einsum("bqd,bkd->bqk", q * d**-0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
@@ -151,7 +151,7 @@ def attention_and_mean_map(
 
     heads = [jnp.moveaxis(x, 1, 0) for x in (queries, keys, values)]
     zeros = jnp.zeros((b, length, keys.shape[2]), jnp.float32)
-    total, mixed = jax.lax.scan(one, zeros, heads)
+    total, mixed = jax.lax.scan(add_head, zeros, heads)
     return jnp.moveaxis(mixed, 0, 1), total / n
 
 

@@ -79,8 +79,9 @@ def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
     return len({m.group(1) for m in matches if m})
 
 
-def _grid(rows: int) -> int:
-    return round(math.sqrt(rows - 1))
+def _grid(positions: int) -> int:
+    """Side of the grid of a table of position embeddings with a class token."""
+    return round(math.sqrt(positions - 1))
 
 
 def _vit(shapes: Mapping[str, Shape]) -> ViTConfig:

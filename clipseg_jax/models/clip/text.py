@@ -47,7 +47,9 @@ class TextTransformer(nnx.Module):
         self.ln_final = nnx.LayerNorm(w, epsilon=cfg.norm_eps, rngs=rngs)
         self.text_projection = nnx.Param(normal(w**-0.5)(rngs.params(), (w, cfg.embed_dim)))
 
-    def hidden(self, ids: Array, *, read: tuple[str, ...] = ()) -> tuple[Array, dict[str, Array]]:
+    def hidden_states(
+        self, ids: Array, *, read: tuple[str, ...] = ()
+    ) -> tuple[Array, dict[str, Array]]:
         """Ids (n, t) -> states after `ln_final` (n, t, w), and intermediate results.
 
         `read` names these as in `Transformer`. t may be at most the context length; since attention
@@ -61,7 +63,7 @@ class TextTransformer(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """Ids (n, t) int32 -> text features (n, e), not normalised."""
-        x, _ = self.hidden(ids)
+        x, _ = self.hidden_states(ids)
         # The end token has the highest id; argmax takes the first, as in OpenAI's code.
         end = jnp.argmax(ids, axis=1)
         return x[jnp.arange(x.shape[0]), end] @ self.text_projection[...]

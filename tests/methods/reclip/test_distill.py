@@ -35,8 +35,8 @@ def normal(seed, *shape):
 
 
 def labels(seed, *shape, classes=CLASSES):
-    made = jax.random.randint(jax.random.key(seed), shape, 0, classes + 1)
-    return jnp.where(made == classes, 255, made)
+    drawn = jax.random.randint(jax.random.key(seed), shape, 0, classes + 1)
+    return jnp.where(drawn == classes, 255, drawn)
 
 
 @pytest.fixture(params=[2**24, 2000], ids=["one block", "blocks"])
@@ -47,8 +47,8 @@ def numbers(request, monkeypatch):
 
 def plain_cross_entropy(logits, y):
     entropy = -jax.nn.log_softmax(resize(logits, y.shape[1:]))
-    own = jnp.take_along_axis(entropy, jnp.clip(y, 0, CLASSES - 1)[..., None], axis=-1)[..., 0]
-    return jnp.mean(jnp.where(y == 255, 0, own))
+    of_label = jnp.take_along_axis(entropy, jnp.clip(y, 0, CLASSES - 1)[..., None], axis=-1)[..., 0]
+    return jnp.mean(jnp.where(y == 255, 0, of_label))
 
 
 def plain_l1(a, b, counted):
@@ -65,10 +65,10 @@ def test_losses_equal_those_of_full_maps(numbers):
         (functools.partial(upsampled_l1, second=other, counted=y != 255),
          functools.partial(plain_l1, b=other, counted=y != 255)),
     ):  # fmt: skip
-        made, gradient = jax.jit(jax.value_and_grad(blocked))(logits)
-        expected, wanted = jax.value_and_grad(plain)(logits)
-        np.testing.assert_allclose(made, expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
+        actual, gradient = jax.jit(jax.value_and_grad(blocked))(logits)
+        expected, expected_gradient = jax.value_and_grad(plain)(logits)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_labels_and_pools_equal_those_of_full_maps(numbers):
@@ -227,13 +227,13 @@ def test_statistics_move_for_each_copy():
 def test_ignored_pixels_stay_ignored(plus_plus):
     batch, cfg = batch_of(), DistillConfig(teacher_thresh=0.0)
     taught = task_of(plus_plus).model.teach(normal(7, 2, SIDE, SIDE, 3), train=True)
-    made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
-    np.testing.assert_array_equal(made == 255, np.asarray(batch["label"]) == 255)
-    assert set(np.unique(made)) <= {*range(CLASSES), 255}
+    targets = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
+    np.testing.assert_array_equal(targets == 255, np.asarray(batch["label"]) == 255)
+    assert set(np.unique(targets)) <= {*range(CLASSES), 255}
     # Where no class is sure enough, class 0 is what is left.
     cfg = DistillConfig(teacher_thresh=1.0, teacher_scale=0.1)
-    made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
-    assert set(np.unique(made)) == {0, 255}
+    targets = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
+    assert set(np.unique(targets)) == {0, 255}
 
 
 def test_prediction_ignores_padding(plus_plus):
