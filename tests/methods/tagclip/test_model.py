@@ -102,17 +102,17 @@ GRIDS = jnp.asarray([[5, 6]])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look_again(graph, state, refined):
+def reidentify(graph, state, refined):
     net = nnx.merge(graph, state)
     scores, candidates = net.candidates(refined, GRIDS, SHAPE)
     return net.reidentify(IMAGE, refined, GRIDS, SHAPE, scores, candidates)
 
 
 def reidentified(columns, **choices):
-    return np.asarray(look_again(*nnx.split(model(**choices)), made_up(columns)))[0]
+    return np.asarray(reidentify(*nnx.split(model(**choices)), made_up(columns)))[0]
 
 
-def test_second_look_is_a_resized_crop():
+def test_reidentification_classifies_a_resized_crop():
     cells = [(1, 2), (1, 3), (3, 4), (2, 2)]
     scores = reidentified({1: cells})
     rows, columns = slice(1, 4), slice(2, 5)
@@ -129,14 +129,14 @@ def test_second_look_is_a_resized_crop():
     np.testing.assert_allclose(scores, [0, 0.5 + 0.5 * p, 0, 0, 0], atol=1e-4)
 
 
-def test_an_empty_box_ends_the_second_look():
+def test_an_empty_box_ends_the_reidentification():
     inner, border = [(1, 1), (2, 2)], [(0, 5), (3, 5)]  # the last column is in no box
     columns = {0: inner, 2: border, 3: inner}
     published = reidentified(columns)
-    going_on = reidentified(columns, skip_empty_boxes=True)
-    assert published[0] == going_on[0] != 1
-    assert published[2] == going_on[2] == 1  # an empty box has nothing to look at
-    assert published[3] == 1 != going_on[3]
+    skipping = reidentified(columns, skip_empty_boxes=True)
+    assert published[0] == skipping[0] != 1
+    assert published[2] == skipping[2] == 1  # its box is empty
+    assert published[3] == 1 != skipping[3]
     # So has one in the last row of the real grid, and a class seen nowhere is no candidate.
     assert reidentified({2: [(4, 0), (4, 3)]}).tolist() == [0, 0, 1, 0, 0]
 
@@ -156,7 +156,7 @@ def test_chosen_tags():
     assert tags.tolist() == [
         [False, False, True, True],
         [True, False, False, False],  # all equal: the first
-        [False, True, False, False],  # half is not above half
+        [False, True, False, False],  # equal to the threshold is not above it
     ]
 
 
