@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import inputs, report, sides
-from clipseg_jax.methods.clip_es.model import CLIPES, VOC, saved_maps
+from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, saved_maps
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from weights_convert.clip.build import flat_arrays
 
@@ -46,9 +46,7 @@ def make_work(args: argparse.Namespace) -> Work:
     visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(inputs.SEED)
     embeddings = inputs.random_embeddings(rng, CLASSES + BACKGROUND, cfg.embed_dim)
-    method = dataclasses.replace(
-        VOC, affinity_blocks=tuple(range(max(cfg.layers - 8, 0), cfg.layers))
-    )
+    method = CLIPESConfig(affinity_blocks=tuple(range(max(cfg.layers - 8, 0), cfg.layers)))
     height, width = (-(-side // 16) * 16 for side in args.size)
     images = inputs.photos(rng, args.batch, height, width)
     counts = [args.classes_per_image or COUNTS[i % len(COUNTS)] for i in range(args.batch)]
@@ -93,7 +91,10 @@ def peer(work: Work, dtype: str) -> Step:
     from benchmarks import torch_clip_es, torch_vit
 
     model = work.model
-    text = [torch.from_numpy(np.array(r[...])) for r in (model.class_rows, model.background_rows)]
+    text = [
+        torch.from_numpy(np.array(r[...]))
+        for r in (model.class_embeddings, model.background_embeddings)
+    ]
     net = torch_clip_es.PublishedCLIPES(model.visual.cfg, model.cfg, *text).eval()
     torch_vit.load(net.visual, flat_arrays(model.visual))
     net = net.to(sides.torch_device())

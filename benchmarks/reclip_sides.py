@@ -24,7 +24,7 @@ from benchmarks.sides import (
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.methods.reclip import distill_task as reclip_distill
 from clipseg_jax.methods.reclip import task as reclip
-from clipseg_jax.methods.reclip.model import RECLIP_PP, frozen_reference
+from clipseg_jax.methods.reclip.model import ReCLIPConfig, frozen_reference
 from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -81,7 +81,7 @@ def make_task(work: Work, kind: Kind) -> Task:
         clip,
         text_embeddings,
         ids,
-        RECLIP_PP,
+        ReCLIPConfig(),
         activation="gelu",
         rngs=nnx.Rngs(inputs.SEED),
     )

@@ -18,8 +18,8 @@ from benchmarks.sides import Side, TorchStep, channels_first, torch_device
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.clip_es.model import Encoding
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, affinity
-from clipseg_jax.methods.weclip.model import VOC, Features, WeCLIP
+from clipseg_jax.methods.weclip.head import HeadConfig, affinity
+from clipseg_jax.methods.weclip.model import Features, WeCLIP
 from clipseg_jax.ops.cam import activation_maps
 from clipseg_jax.ops.image import normalize, valid_mask
 from weights_convert.clip.build import flat_arrays
@@ -58,11 +58,9 @@ def make_work(args: argparse.Namespace) -> Work:
     cfg = inputs.vision(args.dtype, args.tiny, position_resize="bilinear", pad_to_patch=False)
     visual = inputs.sharp_tower(cfg)
     rng = np.random.default_rng(inputs.SEED)
-    text_embeddings = inputs.random_embeddings(rng, CLASSES + BACKGROUND, cfg.embed_dim)
-    head = dataclasses.replace(WECLIP, dropout=0.0)
-    model = weclip.init_weclip(
-        visual, text_embeddings[:CLASSES], text_embeddings[CLASSES:], VOC, head, seed=inputs.SEED
-    )
+    rows = inputs.random_embeddings(rng, CLASSES + BACKGROUND, cfg.embed_dim)
+    head = HeadConfig(dropout=0.0)
+    model = weclip.init_weclip(visual, rows[:CLASSES], rows[CLASSES:], head=head, seed=inputs.SEED)
     fuse = model.head.fusion.fuse.kernel
     fuse[...] = fuse[...] * 0.1
     images = inputs.photos(rng, args.batch, args.size, args.size)
@@ -82,7 +80,10 @@ def make_peer(work: Work) -> tuple[TorchStep, Any]:
     from benchmarks import torch_vit, torch_weclip
 
     clip, cfg = work.model.clip, work.task_config
-    rows = [torch.from_numpy(np.array(r[...])) for r in (clip.class_rows, clip.background_rows)]
+    rows = [
+        torch.from_numpy(np.array(r[...]))
+        for r in (clip.class_embeddings, clip.background_embeddings)
+    ]
     method = torch_weclip.Method(CLASSES + 1)
     net = torch_weclip.PublishedWeCLIP(clip.visual.cfg, method, *rows)
     tower = {f"visual.{path}": leaf for path, leaf in flat_arrays(clip.visual).items()}

@@ -21,7 +21,7 @@ from clipseg_jax.inference import (
     network_sizes,
 )
 from clipseg_jax.methods.maskclip import task as maskclip
-from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
@@ -62,7 +62,7 @@ class Segmenter:
         background: float | Sequence[str] | None = None,
         prompt_templates: str = "maskclip_85",
         short_side_px: int = 512,
-        refine: MaskCLIPConfig = PLAIN,
+        refine: MaskCLIPConfig | None = None,
         batch_size: int | None = None,
         dtype: str = "float32",
         devices: int | None = None,
@@ -222,7 +222,7 @@ def segment(
     background: float | Sequence[str] | None = None,
     prompt_templates: str = "maskclip_85",
     short_side_px: int = 512,
-    refine: MaskCLIPConfig = PLAIN,
+    refine: MaskCLIPConfig | None = None,
     batch_size: int | None = None,
     dtype: str = "float32",
     devices: int | None = None,

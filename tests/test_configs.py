@@ -34,8 +34,8 @@ from clipseg_jax.methods.reclip.tags import TagsConfig
 from clipseg_jax.methods.tagclip.model import TagCLIPConfig
 from clipseg_jax.methods.weclip import build as weclip_models
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head, HeadConfig
-from clipseg_jax.methods.weclip.model import VOC, WeCLIPConfig
+from clipseg_jax.methods.weclip.head import Head, HeadConfig
+from clipseg_jax.methods.weclip.model import WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -233,9 +233,10 @@ def test_weclip_published_values():
              ("voc_weclip", "coco_weclip", "voc_wtclip", "cod_wtclip")}  # fmt: skip
     voc, coco = (files[f"{name}_weclip"].get_config() for name in ("voc", "coco"))
     assert CRFConfig(**voc.crf.to_dict()) == WECLIP_TEST
-    assert options(HeadConfig, voc.head) == WECLIP
+    assert options(HeadConfig, voc.head) == HeadConfig()
     assert PARConfig(**voc.par.to_dict()) == PARConfig()
-    for config, published in ((voc, VOC), (coco, WeCLIPConfig(box_threshold=0.7, late_blocks=10))):
+    coco_cams = WeCLIPConfig(box_threshold=0.7, late_blocks=10)
+    for config, published in ((voc, WeCLIPConfig()), (coco, coco_cams)):
         assert WeCLIPConfig(**config.cams.to_dict()) == published
     assert weclip_models.task_config(voc) == weclip.PUBLISHED
     assert voc.head.late_step == weclip.late_step(15000, images=1464, every=2000)
@@ -244,7 +245,7 @@ def test_weclip_published_values():
     assert [(len(a), len(b)) for a, b in words] == [(20, 25), (80, 23)]
 
     released = files["voc_wtclip"].get_config("released")
-    assert options(HeadConfig, released.head) == WTCLIP
+    assert options(HeadConfig, released.head) == HeadConfig(gate=True, wavelet_levels=1)
     assert released.head.late_step == weclip.late_step(15000, images=1464, every=1)
     assert files["voc_wtclip"].get_config().head.late_step == voc.head.late_step
     cod = files["cod_wtclip"].get_config()

@@ -1,8 +1,8 @@
-"""Softmax attention: the one place that computes it, and that chooses how.
+"""Softmax attention of all networks, in bounded memory.
 
-Where maps are not read they are never kept, neither for the result nor for gradients (which compute
-them again). On CPUs they exist for a few heads of a few images at a time, so that they stay in the
-caches: writing and reading maps of b * n * t * t numbers would take longer than all products.
+`attention` does not store attention maps, neither for the result nor for gradients, which recompute
+them. On CPUs it computes few heads at a time, such that the maps stay in the caches: writing and
+reading maps of b * n * t * t numbers would take longer than all matrix products.
 
 Axes: b batch, n heads, q queries, k keys, d and e channels of a head.
 """
@@ -19,17 +19,17 @@ from jax import Array
 
 from clipseg_jax.ops.dropout import dropout
 
-_SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about what its caches hold
+_SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about the size of its caches
 
 
 class KeyValues(NamedTuple):
-    """A group of keys and the values behind them.
+    """A group of keys with their values and one bias.
 
-    Keys come in groups because what masks them differs: a mask that only a few keys need costs as
-    much as those few.
+    Keys with different masks form different groups, so that a (q, k) mask is only stored for those
+    keys that need it.
     """
 
-    keys: Array  # (b, n, k, d), or (1, n, k, d): the same for all rows of the batch
+    keys: Array  # (b, n, k, d), or (1, n, k, d): shared by the batch
     values: Array  # (b, n, k, e), or (1, n, k, e)
     # (1 or b, 1 or q, k), added to the scores of all heads; -inf masks a key. None: no mask.
     bias: Array | None = None
@@ -45,15 +45,19 @@ def attention(
     """softmax(q k^T / sqrt(d)) v over the keys of all groups together: (b, n, q, e).
 
     Args:
-      queries: (b, n, q, d); each must have at least one key that is not masked.
-      rate: dropout rate of the maps, with a `key`; without one nothing is dropped.
+      queries: (b, n, q, d); for each at least one key must not be masked.
+      groups: keys and values.
+      rate: dropout rate of the attention maps.
+      key: random key of the dropout; None: no dropout.
 
     Raises:
-      ValueError: a bias that has not three axes.
+      ValueError: a bias does not have three axes.
     """
     for group in groups:
         if group.bias is not None and group.bias.ndim != 3:
-            raise ValueError(f"a bias of shape {group.bias.shape}; give (1 or b, 1 or q, k)")
+            raise ValueError(
+                f"attention bias of shape {group.bias.shape}; its shape must be (1 or b, 1 or q, k)"
+            )
     b, n, length, d = queries.shape
     count = sum(group.keys.shape[2] for group in groups)
     biases = [group.bias for group in groups]
@@ -61,50 +65,50 @@ def attention(
 
     @jax.checkpoint
     def head(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
-        """(q, e) of one head of one image; `index` counts through all of them."""
+        """Output (q, e) of one head of one image; `index` = image * n + head."""
         scores = [jnp.matmul(q, k.T, preferred_element_type=jnp.float32) for k, _ in pairs]
         image = index // n
         scores = [
             s if bias is None else s + bias[image if len(bias) > 1 else 0]
             for s, bias in zip(scores, biases, strict=True)
         ]
-        tops = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
-        top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-        weights = [jnp.exp(s - top) for s in scores]
+        maxima = [jnp.max(s, axis=-1, keepdims=True) for s in scores]
+        maximum = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
+        weights = [jnp.exp(s - maximum) for s in scores]
         total = functools.reduce(jnp.add, [jnp.sum(w, -1, keepdims=True) for w in weights])
         if key is not None:
             head_keys = jax.random.split(jax.random.fold_in(key, index), len(weights))
-            weights = [dropout(w, rate, one) for w, one in zip(weights, head_keys, strict=True)]
+            weights = [dropout(w, rate, k) for w, k in zip(weights, head_keys, strict=True)]
         values = [v for _, v in pairs]
         mixed = [w.astype(v.dtype) @ v for w, v in zip(weights, values, strict=True)]
-        # Dividing q * e numbers instead of q * k.
+        # Normalise the output (q * e numbers) instead of the weights (q * k).
         return (functools.reduce(jnp.add, mixed) / total).astype(queries.dtype)
 
-    def together(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+    def all_at_once(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
         pairs = tuple(
-            jax.tree.map(lambda x: x[0], pair) if one else pair
-            for pair, one in zip(pairs, shared, strict=True)
+            jax.tree.map(lambda x: x[0], pair) if is_shared else pair
+            for pair, is_shared in zip(pairs, shared, strict=True)
         )
-        axes = (0, 0, *(None if one else 0 for one in shared))
+        axes = (0, 0, *(None if is_shared else 0 for is_shared in shared))
         return jax.vmap(jax.vmap(head), in_axes=axes)(index, q, *pairs)
 
-    def in_turn(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+    def in_batches(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
         def flat(x: Array) -> Array:
             return x.reshape(b * n, *x.shape[2:])
 
-        def one(args: Any) -> Array:
-            index, q, *rows = args
-            rows = iter(rows)
-            picked = [
-                jax.tree.map(lambda x: x[0, index % n], pair) if common else next(rows)
-                for pair, common in zip(pairs, shared, strict=True)
+        def one_head(args: Any) -> Array:
+            index, q, *unshared = args
+            remaining = iter(unshared)
+            head_pairs = [
+                jax.tree.map(lambda x: x[0, index % n], pair) if is_shared else next(remaining)
+                for pair, is_shared in zip(pairs, shared, strict=True)
             ]
-            return head(index, q, *picked)
+            return head(index, q, *head_pairs)
 
-        rows = [pair for pair, common in zip(pairs, shared, strict=True) if not common]
+        unshared = [pair for pair, is_shared in zip(pairs, shared, strict=True) if not is_shared]
         mixed = jax.lax.map(
-            one,
-            jax.tree.map(flat, (index, q, *rows)),
+            one_head,
+            jax.tree.map(flat, (index, q, *unshared)),
             batch_size=max(_SCORES_AT_ONCE // (length * count), 1),
         )
         return mixed.reshape(b, n, *mixed.shape[1:])
@@ -112,8 +116,8 @@ def attention(
     index = jnp.arange(b * n).reshape(b, n)
     arrays = (index, queries * d**-0.5, *((group.keys, group.values) for group in groups))
     if b * n * length * count <= _SCORES_AT_ONCE:
-        return together(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=in_turn, default=together)
+        return all_at_once(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=in_batches, default=all_at_once)
 
 
 def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Array:
@@ -133,13 +137,13 @@ def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Ar
 def attention_and_mean_map(
     queries: Array, keys: Array, values: Array, bias: Array | None = None
 ) -> tuple[Array, Array]:
-    """`attention` (b, n, q, e), and the mean over heads of its maps (b, q, k) float32.
+    """`attention` (b, n, q, e), and its maps averaged over heads (b, q, k) float32.
 
-    One head of all images at a time: the maps of all heads are never held.
+    Heads are computed one after another, so that the maps of one head are in memory at a time.
     """
     b, n, length, d = queries.shape
 
-    def one(total: Array, head: list[Array]) -> tuple[Array, Array]:
+    def add_head(total: Array, head: list[Array]) -> tuple[Array, Array]:
         q, k, v = head  # (b, t, channels) each
         scores = jnp.einsum("bqd,bkd->bqk", q * d**-0.5, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores if bias is None else scores + bias, axis=-1)
@@ -147,7 +151,7 @@ def attention_and_mean_map(
 
     heads = [jnp.moveaxis(x, 1, 0) for x in (queries, keys, values)]
     zeros = jnp.zeros((b, length, keys.shape[2]), jnp.float32)
-    total, mixed = jax.lax.scan(one, zeros, heads)
+    total, mixed = jax.lax.scan(add_head, zeros, heads)
     return jnp.moveaxis(mixed, 0, 1), total / n
 
 

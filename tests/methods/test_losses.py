@@ -43,9 +43,9 @@ def test_straight_through_draws_are_one_hot_with_the_softmax_gradient():
     def score(make):
         return lambda x: jnp.sum(make(x) * jnp.cos(jnp.arange(6.0)))
 
-    made = jax.grad(score(lambda x: straight_through(x, noise)))(logits)
+    gradient = jax.grad(score(lambda x: straight_through(x, noise)))(logits)
     np.testing.assert_allclose(
-        made, jax.grad(score(lambda x: jax.nn.softmax(x + noise)))(logits), atol=1e-6
+        gradient, jax.grad(score(lambda x: jax.nn.softmax(x + noise)))(logits), atol=1e-6
     )
 
 
@@ -120,8 +120,8 @@ def test_cross_entropies_are_loops_over_pixels():
     np.testing.assert_allclose(plain(logits, jnp.asarray(labels)), mean, rtol=1e-5)
     balanced = np.mean(apart[0]) + np.mean(apart[1])
     assert abs(balanced - 2 * mean) > 0.01
-    made = apart_and_added(logits, jnp.asarray(labels))
-    np.testing.assert_allclose(made, balanced, rtol=1e-5)
+    actual = apart_and_added(logits, jnp.asarray(labels))
+    np.testing.assert_allclose(actual, balanced, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, balanced_cross_entropy])
@@ -144,10 +144,10 @@ def test_a_part_without_pixels_is_zero():
 
 def test_shrunk_labels_are_those_at_the_centres():
     labels = np.arange(2 * 7 * 12).reshape(2, 7, 12)
-    made = downsample_labels(jnp.asarray(labels), (3, 5))
+    shrunk = downsample_labels(jnp.asarray(labels), (3, 5))
     rows = [int((i + 0.5) * 7 / 3) for i in range(3)]
     columns = [int((i + 0.5) * 12 / 5) for i in range(5)]
-    np.testing.assert_array_equal(made, labels[:, rows][:, :, columns])
+    np.testing.assert_array_equal(shrunk, labels[:, rows][:, :, columns])
     np.testing.assert_array_equal(downsample_labels(jnp.asarray(labels), (7, 12)), labels)
 
 
@@ -167,15 +167,15 @@ def test_upsampled_balanced_cross_entropy_is_that_of_full_size(kinds, numbers, m
 
 def test_affinity_targets_pair_by_pair():
     labels = np.random.default_rng(0).choice([0, 1, 2, 255], (2, 24, 40))
-    made = affinity_targets(jnp.asarray(labels), (3, 5), radius=2)
-    own = labels[:, ::8, ::8]
+    targets = affinity_targets(jnp.asarray(labels), (3, 5), radius=2)
+    patch_labels = labels[:, ::8, ::8]
     for i in range(15):
         for j in range(15):
             (y, x), (v, u) = divmod(i, 5), divmod(j, 5)
-            a, b = own[:, y, x], own[:, v, u]
+            a, b = patch_labels[:, y, x], patch_labels[:, v, u]
             near = max(abs(y - v), abs(x - u)) <= 2
             expected = np.where((a == 255) | (b == 255) | (not near), 255, a == b)
-            np.testing.assert_array_equal(made[:, i, j], expected)
+            np.testing.assert_array_equal(targets[:, i, j], expected)
 
 
 def test_affinity_loss_without_pairs_is_nothing():

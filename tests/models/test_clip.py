@@ -62,12 +62,12 @@ def test_positions_are_rounded_on_every_grid(vision, extra):
     )
     side = vision.grid + extra
     for grids in (None, jnp.asarray([[side, side]])):
-        expected, found = (
+        expected, rounded_positions = (
             getattr(clip.visual, "attnpool", clip.visual).positions((side, side), grids)
             for clip in (plain, rounded)
         )
-        np.testing.assert_array_equal(found, expected.astype(jnp.float16))
-        assert not np.array_equal(found[0, 0], expected[0, 0])
+        np.testing.assert_array_equal(rounded_positions, expected.astype(jnp.float16))
+        assert not np.array_equal(rounded_positions[0, 0], expected[0, 0])
 
 
 def test_stored_positions_stay_as_they_are_if_asked():
@@ -96,7 +96,7 @@ def test_choices_reach_the_towers_that_have_them():
 
 
 def test_text_of_another_clip_is_refused():
-    with pytest.raises(ValueError, match="text embeddings of 7 numbers for an image tower of 24"):
+    with pytest.raises(ValueError, match=r"shape \(3, 7\) for an image tower with 24 features"):
         MaskCLIP(tiny.clip().visual, np.ones((3, 7)))
 
 
@@ -148,5 +148,5 @@ def test_attention_in_turn_equals_all_at_once(monkeypatch):
 
     expected = results()
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1)
-    for made, wanted in zip(results(), expected, strict=True):
-        np.testing.assert_allclose(made, wanted, rtol=1e-4, atol=1e-4)
+    for actual, target in zip(results(), expected, strict=True):
+        np.testing.assert_allclose(actual, target, rtol=1e-4, atol=1e-4)

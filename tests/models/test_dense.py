@@ -44,17 +44,17 @@ def plain(visual, x, read_out, bias):
 @pytest.mark.parametrize("read_out", READ_OUTS, ids=str)
 def test_read_outs(read_out):
     visual, x, bias = tokens()
-    found = last_block(visual, x, read_out, bias)
+    last = last_block(visual, x, read_out, bias)
     expected = plain(visual, x, read_out, bias)
-    np.testing.assert_allclose(found.tokens, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(last.tokens, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_trained_block_is_the_transformers():
     visual, x, bias = tokens()
     whole, parts = visual.transformer(x, bias, start=-1, read=["q1", "k1", "v1"])
-    found = last_block(visual, x, CLIP_BLOCK, bias)
-    np.testing.assert_allclose(found.tokens, visual.ln_post(whole), rtol=1e-6, atol=1e-6)
-    for name, part in zip("qkv", (found.queries, found.keys, found.values), strict=True):
+    last = last_block(visual, x, CLIP_BLOCK, bias)
+    np.testing.assert_allclose(last.tokens, visual.ln_post(whole), rtol=1e-6, atol=1e-6)
+    for name, part in zip("qkv", (last.queries, last.keys, last.values), strict=True):
         np.testing.assert_array_equal(part, parts[f"{name}1"])
 
 

@@ -17,11 +17,10 @@ from PIL import Image
 import weights_convert
 from clipseg_jax.methods.clip_es.model import (
     CLIPES,
-    VOC,
-    Activation,
     CAMs,
     CLIPESConfig,
     Encoding,
+    GradCAM,
     saved_maps,
 )
 from clipseg_jax.models.clip import CLIP, CLIPConfig
@@ -124,10 +123,10 @@ def _activate(
     classes: jax.Array,
     real: jax.Array,
     shape: tuple[int, int],
-) -> tuple[Activation, CAMs]:
+) -> tuple[GradCAM, CAMs]:
     model = nnx.merge(graph, state)
-    found = model.activate(encoding, classes, real, shape)
-    return found, model.refine(found, encoding.grids, real)
+    grad_cam = model.activate(encoding, classes, real, shape)
+    return grad_cam, model.refine(grad_cam, encoding.grids, real)
 
 
 class Found(NamedTuple):
@@ -149,7 +148,7 @@ def find_cams(
     """CLIP-ES on one padded image, with more classes than it has."""
     model = CLIPES(clip.visual, *rows, cfg)
     # Encoding does not read the text, nor needs the last block: one program for all text rows.
-    encoder = CLIPES(clip.visual, rows[0][:1], rows[1][:1], VOC)
+    encoder = CLIPES(clip.visual, rows[0][:1], rows[1][:1])
     images, sizes = batch([resized(image)])
     encoding = _encode(*nnx.split(encoder), images, sizes)
     k, m = max(6, len(labels) + 1), len(labels)

@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 
 import weights_convert
 from clipseg_jax.methods.reclip import task as reclip
-from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, ReCLIP, reference_ids
+from clipseg_jax.methods.reclip.model import ReCLIP, ReCLIPConfig, reference_ids
 from clipseg_jax.models.clip import CLIP, Tokenizer
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from tests import seeded
@@ -22,6 +22,8 @@ from tests.parity import cases
 from weights_convert.trained.reclip.keys import RECTIFICATION
 
 FOLDER = "reclip"
+RECLIP = ReCLIPConfig(plus_plus=False, gumbel_scale=1000.0, filter_scale=100.0)
+RECLIP_PP = ReCLIPConfig()
 # Rounded as the published configs round CLIP's.
 STATISTICS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),

@@ -91,7 +91,7 @@ def check_text(case, arrays, goldens):
     np.testing.assert_array_equal(ids, arrays["tokens"])
     np.testing.assert_array_equal(ids.argmax(1), arrays["eot_index"])
     blocks = [n for n in arrays if n.startswith("block")]
-    final, out = text.hidden(jnp.asarray(ids), read=tuple(blocks))
+    final, out = text.hidden_states(jnp.asarray(ids), read=tuple(blocks))
     for name in [*blocks, "ln_final"]:
         value = final if name == "ln_final" else out[name]
         picked = value[cases.steps(case["arrays"][name]["meaning"])]

@@ -77,7 +77,7 @@ def check_text_embeddings(case, arrays, goldens):
     raw = encoder(jnp.asarray(ids))
     cases.near(raw, arrays["raw_class1_first8"], name="raw_class1_first8")
     blocks = tuple(name for name in arrays if name.startswith("block"))
-    _, read = jax.jit(lambda text, ids: text.hidden(ids, read=blocks))(clip.text, ids[:1])
+    _, read = jax.jit(lambda text, ids: text.hidden_states(ids, read=blocks))(clip.text, ids[:1])
     for name in blocks:
         expected = arrays[name]
         made = read[name][0, : expected.shape[0], :: clip.text.cfg.width // expected.shape[1]]

@@ -22,7 +22,7 @@ from clipseg_jax.inference import InferenceConfig, image_scores, label_maps, net
 from clipseg_jax.methods.reclip import distill_task as reclip_distill
 from clipseg_jax.methods.reclip import task as reclip
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
-from clipseg_jax.methods.reclip.model import RECLIP, RECLIP_PP, filter_classes, reference_ids
+from clipseg_jax.methods.reclip.model import filter_classes, reference_ids
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -36,6 +36,7 @@ from clipseg_jax.ops.image import (
 from clipseg_jax.ops.resize import resize
 from tests import seeded
 from tests.parity import cases
+from tests.parity.reclip_models import RECLIP, RECLIP_PP
 from weights_convert.clip.build import flat_arrays, install
 from weights_convert.trained.reclip.keys import DISTILLATION, RECTIFICATION
 

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from clipseg_jax.methods.clip_es import model as clip_es
+from clipseg_jax.methods.clip_es.model import CLIPESConfig
 from clipseg_jax.methods.tagclip import model as tagclip
 from clipseg_jax.methods.tagclip.metrics import (
     average_precision,
     relative_tags,
-    tag_figures,
+    tag_metrics,
     top_tags,
 )
-from clipseg_jax.methods.tagclip.model import TagCLIP
+from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.models.clip import Tokenizer
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.prompts import class_embeddings, templates
@@ -30,13 +30,13 @@ from tests.parity import cases, clip_es_models
 
 FOLDER = "tagclip"
 SLOW = ("scores_cocostuff",)  # looks at 45 crops
-COCO_STUFF = tagclip.TagCLIPConfig(affinity_blocks=tuple(range(11)), relative_threshold=0.1)
+COCO_STUFF = TagCLIPConfig(affinity_blocks=tuple(range(11)), relative_threshold=0.1)
 # TagCLIP's own mask stage leaves the last block out on VOC.
-MASKS_VOC = clip_es.CLIPESConfig(affinity_blocks=(4, 5, 6, 7, 8, 9, 10))
+MASKS_VOC = CLIPESConfig(affinity_blocks=(4, 5, 6, 7, 8, 9, 10))
 SETS = {
-    "voc": ("voc", tagclip.VOC),
-    "coco2014": ("coco", tagclip.VOC),
-    "coco2017": ("coco", tagclip.VOC),
+    "voc": ("voc", TagCLIPConfig()),
+    "coco2014": ("coco", TagCLIPConfig()),
+    "coco2017": ("coco", TagCLIPConfig()),
     "cocostuff": ("coco_stuff", COCO_STUFF),
 }
 
@@ -69,7 +69,7 @@ def reidentify(graph, state, images, refined, grids, scores, candidates):
     shape = model.visual.grid_shape(*images.shape[1:3])
     images = normalize(images, CLIP_MEAN, CLIP_STD)
     scores = model.reidentify(images, refined, grids, shape, scores, candidates)
-    return scores, tagclip.choose(scores, model.cfg.relative_threshold)
+    return scores, tagclip.choose_tags(scores, model.cfg.relative_threshold)
 
 
 def text_rows(text):
@@ -156,7 +156,7 @@ def check_scores(case, arrays, goldens):
         assert line == case["saved_lines"][i] + "\n"
         truth[i, [int(c) for c in case["inputs"]["labels"][i]]] = 1
 
-    figures = tag_figures(relative_tags(scores, cfg.relative_threshold), truth)
+    figures = tag_metrics(relative_tags(scores, cfg.relative_threshold), truth)
     printed = re.findall(r": ([\d.]+|nan)", case["printed"])
     ours = [average_precision(scores, truth).mean(), *figures]
     assert printed[:4] == [f"{value:.6f}" for value in ours]
@@ -226,7 +226,7 @@ def check_early_stop(case, arrays, goldens):
     grid = tuple(side // clip_es_models.PATCH for side in image.shape[:2])
     refined = np.full((1, shape[0] * shape[1], len(rows)), 7.0, np.float32)
     refined[0, clip_es_models.own_patches(grid, shape)] = arrays["logits"]
-    model = TagCLIP(visual, rows[:classes], rows[classes:], tagclip.VOC)
+    model = TagCLIP(visual, rows[:classes], rows[classes:])
     grids = jnp.asarray([grid])
     maxes, candidates = model.candidates(jnp.asarray(refined), grids, shape)
     np.testing.assert_array_equal(maxes[0], arrays["maxes"])
@@ -278,7 +278,7 @@ def check_metrics(case, arrays, goldens):
     for name, expected in arrays.items():
         if name.startswith("f1_"):
             _, average, kind = name.split("_")
-            figures = tag_figures(tags[kind], truth, average)
+            figures = tag_metrics(tags[kind], truth, average)
             cases.near(np.asarray(figures), expected, share=cases.ULPS, name=name)
             checked += 1
     assert checked >= 7

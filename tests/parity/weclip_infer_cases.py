@@ -159,7 +159,7 @@ def _check_crf(case, arrays, image, cfg):
 
 def _check_cam(case, arrays, model, size):
     """The pseudo label in val mode: the late phase's, at the mask's size."""
-    tags = np.zeros((1, model.clip.class_rows.shape[0]), bool)
+    tags = np.zeros((1, model.clip.class_embeddings.shape[0]), bool)
     tags[0, case["inputs"]["present_classes_0based"][0]] = True
     graph, state = nnx.split(model)
     resized = resize(normalised(pictures(case)), size)

@@ -15,7 +15,7 @@ from flax import nnx, traverse_util
 import weights_convert
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.methods.weclip.head import Head, HeadConfig
-from clipseg_jax.methods.weclip.model import VOC, WeCLIP, WeCLIPConfig
+from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from tests import seeded
@@ -88,7 +88,7 @@ def model_of(case: Case) -> WeCLIP:
     """The whole seeded model."""
     inputs, config = case["inputs"], case["config"]
     coco = WeCLIPConfig(box_threshold=0.7, late_blocks=10)
-    cfg = coco if "coco" in case["case"] else VOC
+    cfg = coco if "coco" in case["case"] else WeCLIPConfig()
     assert cfg.box_threshold == config["box_threshold"]
     visual = visual_of(case).visual
     dim, seed = visual.cfg.embed_dim, inputs["weight_seed"]

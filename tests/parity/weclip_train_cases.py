@@ -155,7 +155,7 @@ def _optim(case: Case) -> OptimConfig:
 
 def _batch(case: Case, model: WeCLIP) -> dict[str, jax.Array]:
     present = case["inputs"]["present_classes_0based"]
-    tags = np.zeros((len(present), model.clip.class_rows.shape[0]), bool)
+    tags = np.zeros((len(present), model.clip.class_embeddings.shape[0]), bool)
     for row, ids in zip(tags, present, strict=True):
         row[ids] = True
     return {"image": jnp.asarray(pictures(case)), "tags": jnp.asarray(tags)}

@@ -32,8 +32,8 @@ def write_cam(path: str | Path, classes: np.ndarray, maps: np.ndarray) -> Path:
     classes, maps = np.asarray(classes, np.int64), np.asarray(maps, np.float16)
     if maps.ndim != 3 or classes.shape != maps.shape[:1]:
         raise ValueError(f"maps of shape {maps.shape} for classes of shape {classes.shape}")
-    saved: Any = {"keys": classes, "attn_highres": maps}
-    return write_atomic(path, lambda file: np.save(file, saved, allow_pickle=True))
+    content: Any = {"keys": classes, "attn_highres": maps}
+    return write_atomic(path, lambda file: np.save(file, content, allow_pickle=True))
 
 
 def read_cam(path: str | Path) -> SavedCAM:
@@ -43,8 +43,8 @@ def read_cam(path: str | Path) -> SavedCAM:
       ValueError: another file or a damaged one; the message says what is wrong with it.
     """
     try:
-        saved = read_dictionary(path)
-        classes, maps = np.asarray(saved["keys"]), np.asarray(saved["attn_highres"])
+        content = read_dictionary(path)
+        classes, maps = np.asarray(content["keys"]), np.asarray(content["attn_highres"])
         if maps.ndim != 3 or classes.shape != maps.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(f"maps {maps.shape} for classes {classes.shape} {classes.dtype}")
     except OSError:

@@ -28,26 +28,26 @@ from clipseg_jax.ops.resize import resize
 
 
 class Encoding(NamedTuple):
-    """What the encoder sees in images: unit vectors."""
+    """Features of images; all are unit vectors in the joint space."""
 
     patches: Array  # (b, hp, wp, e)
     image: Array  # (b, e), of the class token
-    regions: Array  # (b, r, r, e)
-    grids: Array | None  # (b, 2) real rows and columns of patches; None: all are real
+    regions: Array  # (b, r, r, e), of the region tokens
+    grids: Array | None  # (b, 2) rows and columns of real patches; None: no image is padded
 
 
 def crop_image_tower(visual: VisionTransformer | ModifiedResNet, crop_px: int) -> VisionTransformer:
-    """CLIP's image tower for square crops: positions resized once and for all (section 4.5).
+    """CLIP's image tower with its position embeddings resized to square crops (section 4.5).
 
     Raises:
-      ValueError: not a ViT, or a crop that isn't whole patches.
+      ValueError: `visual` is not a ViT, or `crop_px` is not a multiple of the patch size.
     """
     if isinstance(visual, ModifiedResNet):
-        raise ValueError("CLIP-RC prompts the blocks of a ViT; give a CLIP with one")
+        raise ValueError("CLIP-RC adds prompts to the blocks of a ViT; give a CLIP with a ViT")
     cfg = dataclasses.replace(visual.cfg, image_px=crop_px, position_resize="bilinear")
     if crop_px % cfg.patch_px:
         raise ValueError(
-            f"a crop of {crop_px} pixels is not whole patches of {cfg.patch_px}; "
+            f"crops of {crop_px} pixels are not whole patches of {cfg.patch_px}; "
             f"choose {crop_px // cfg.patch_px * cfg.patch_px}"
         )
     side, grid = visual.cfg.grid, (cfg.grid, cfg.grid)
@@ -60,16 +60,17 @@ def crop_image_tower(visual: VisionTransformer | ModifiedResNet, crop_px: int) -
 
 
 def first_regions(visual: VisionTransformer, side: int) -> Array:
-    """Region tokens (side * side, d) as they start: all alike, told apart by what they see."""
-    one = visual.class_embedding[...] + visual.positional_embedding[...][0]
-    return jnp.tile(one, (side**2, 1))
+    """Initial region tokens (side * side, d): copies of the class token with its position."""
+    class_token = visual.class_embedding[...] + visual.positional_embedding[...][0]
+    return jnp.tile(class_token, (side**2, 1))
 
 
 class RegionEncoder(nnx.Module):
-    """`visual`, prompts that enter every block anew, and r x r tokens that see regions.
+    """A frozen ViT with deep prompts and r x r region tokens (region-level bridge).
 
-    Tokens are [class | p prompts | patches | regions]. A region token sees its own patches and
-    itself; each patch sees, besides all patches, prompts and the class, the region it lies in.
+    Tokens are [class | p prompts | patches | regions]; every block has its own prompts. A region
+    token attends to the patches of its region and to itself. A patch attends to class, prompts, all
+    patches and the token of its region.
     """
 
     def __init__(
@@ -89,8 +90,7 @@ class RegionEncoder(nnx.Module):
         limit = math.sqrt(6 / (3 * patch**2 + d))
 
         def uniform(*shape: int) -> nnx.Param:
-            drawn = jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit)
-            return nnx.Param(drawn)
+            return nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-limit, maxval=limit))
 
         self.prompt_embeddings = uniform(prompts, d)
         self.deep_prompt_embeddings = uniform(visual.cfg.layers - 1, prompts, d)
@@ -107,19 +107,19 @@ class RegionEncoder(nnx.Module):
     def __call__(
         self, images: Array, sizes: Array | None = None, *, key: Array | None = None
     ) -> Encoding:
-        """Normalised images (b, h, w, 3) as unit vectors.
+        """Features of normalised images (b, h, w, 3).
 
         Args:
-          sizes: (b, 2) real pixels, the rest has no influence; None: all is real.
-          key: of the dropout of prompts, for training; None: no dropout.
+          sizes: (b, 2) heights and widths of images in a padded batch; None: no image is padded.
+          key: random key of the dropout of prompts; None: no dropout.
         """
         visual, side = self.visual, self.region_side
         b, grid = len(images), visual.grid_shape(images.shape[1], images.shape[2])
         x, _ = self.blocks(images, sizes, key)
         p, t = self.prompt_embeddings.shape[0], x.shape[1] - side**2
-        kept = jnp.concatenate([x[:, :1], x[:, 1 + p : t]], axis=1)  # the prompts are dropped
-        # Published: regions skip the prompts' norm.
-        x = jnp.concatenate([self.prompt_norm(kept), x[:, t:]], axis=1)
+        without_prompts = jnp.concatenate([x[:, :1], x[:, 1 + p : t]], axis=1)
+        # As published, `prompt_norm` is not applied to region tokens.
+        x = jnp.concatenate([self.prompt_norm(without_prompts), x[:, t:]], axis=1)
         x = l2_normalize(visual.ln_post(x) @ visual.proj[...])
         return Encoding(
             patches=x[:, 1 : -(side**2)].reshape(b, *grid, -1),
@@ -136,17 +136,17 @@ class RegionEncoder(nnx.Module):
         *,
         read: Collection[int] = (),
     ) -> tuple[Array, dict[int, Array]]:
-        """Tokens (b, t, d) after the last block, and after those that `read` names."""
+        """Tokens (b, t, d) after the last block, and after each block whose index is in `read`."""
         visual = self.visual
         grid = visual.grid_shape(images.shape[1], images.shape[2])
         grids = None if sizes is None else visual.grid_sizes(sizes)
-        covers = regions_of_patches(grid, self.region_side, grids)
+        in_region = regions_of_patches(grid, self.region_side, grids)
         real = None if grids is None else valid_mask(grids, grid).reshape(len(images), -1)
 
         def through(block: Block, x: Array) -> Array:
             attn = block.attn
             q, k, v = (split_heads(part, attn.heads) for part in attn.qkv(block.ln_1(x)))
-            x = x + attn.out_proj(join_heads(region_attention(q, k, v, covers, real)))
+            x = x + attn.out_proj(join_heads(region_attention(q, k, v, in_region, real)))
             return x + block.mlp(block.ln_2(x))
 
         x = self.first_tokens(images, sizes, key)
@@ -161,28 +161,33 @@ class RegionEncoder(nnx.Module):
         return x, out
 
     def first_tokens(self, images: Array, sizes: Array | None, key: Array | None) -> Array:
-        """Tokens (b, t, d) that enter the first block."""
+        """Input tokens (b, t, d) of the first block."""
         visual, b = self.visual, len(images)
         tokens, _ = visual.embed(images, sizes)
-        # Published: the class embedding counts twice.
+        # As published, the class embedding is added twice.
         first = 2 * visual.class_embedding[...] + visual.positional_embedding[...][0]
-        alone = jnp.concatenate([first[None], self.region_level_bridge[...]])
-        alone = jnp.broadcast_to(visual.ln_pre(alone), (b, *alone.shape))
+        class_and_regions = jnp.concatenate([first[None], self.region_level_bridge[...]])
+        class_and_regions = visual.ln_pre(class_and_regions)
+        class_and_regions = jnp.broadcast_to(class_and_regions, (b, *class_and_regions.shape))
         prompts = self._prompts(self.prompt_embeddings[...], b, 0, key)
-        return jnp.concatenate([alone[:, :1], prompts, tokens[:, 1:], alone[:, 1:]], axis=1)
+        return jnp.concatenate(
+            [class_and_regions[:, :1], prompts, tokens[:, 1:], class_and_regions[:, 1:]], axis=1
+        )
 
     def _prompts(self, embeddings: Array, b: int, layer: int, key: Array | None) -> Array:
-        """Prompt tokens (b, p, d) of a layer; dropout differs between images and layers."""
-        made = self.prompt_proj(embeddings)
-        made = jnp.broadcast_to(made, (b, *made.shape))
-        return dropout(made, self.dropout, None if key is None else jax.random.fold_in(key, layer))
+        """Prompt tokens (b, p, d) of a layer; dropout is independent for images and layers."""
+        prompts = self.prompt_proj(embeddings)
+        prompts = jnp.broadcast_to(prompts, (b, *prompts.shape))
+        layer_key = None if key is None else jax.random.fold_in(key, layer)
+        return dropout(prompts, self.dropout, layer_key)
 
 
 def regions_of_patches(grid: tuple[int, int], side: int, grids: Array | None = None) -> Array:
-    """Which of side * side regions covers each patch: bool (1 or b, hp * wp, side * side).
+    """Whether a patch is in a region: bool (1 or b, hp * wp, side * side).
 
-    A region has grid // side rows and columns; what is left over at the bottom and right belongs to
-    none. With `grids` (b, 2), for each image's own part of the grid.
+    Each of side x side regions has grid // side rows and columns of patches; the remaining patches
+    at the bottom and right are in no region. With `grids` (b, 2) regions divide each image's real
+    patches instead of the padded `grid`.
     """
     sizes = jnp.asarray([grid]) if grids is None else grids
 
@@ -199,38 +204,39 @@ def region_attention(
     q: Array,
     k: Array,
     v: Array,
-    covers: Array,
+    in_region: Array,
     real: Array | None = None,
 ) -> Array:
-    """Mixed values (b, n, t, e) of tokens [class | prompts | patches | regions] (section 4.3).
+    """Attention (b, n, t, d) of tokens [class | prompts | patches | regions] (section 4.3).
 
-    Equal to one attention with a t x t mask, of which only the regions' rows and columns are made.
+    Equal to attention with a (t, t) mask, of which only rows and columns of regions are computed.
 
     Args:
-      q, k, v: (b, n, t, d) of n heads, before scaling.
-      covers: (1 or b, patches, regions) from `regions_of_patches`.
-      real: (b, patches), False in the padding; None: there is none.
+      q, k, v: (b, n, t, d) of n heads, not scaled.
+      in_region: (1 or b, patches, regions) bool from `regions_of_patches`.
+      real: (b, patches) bool, False in the padding; None: no image is padded.
     """
-    patches, regions = covers.shape[1:]
+    patches, regions = in_region.shape[1:]
     t = q.shape[2] - regions
     start = t - patches  # of the patches
-    seen = jnp.where(covers, 0.0, -jnp.inf)
-    from_others = jnp.pad(seen, ((0, 0), (start, 0), (0, 0)), constant_values=-jnp.inf)
-    alone = jnp.where(jnp.eye(regions, dtype=bool), 0.0, -jnp.inf)[None]
-    hidden = None
+    region_bias = jnp.where(in_region, 0.0, -jnp.inf)  # of patches as queries, regions as keys
+    # Class and prompts do not attend to regions.
+    token_bias = jnp.pad(region_bias, ((0, 0), (start, 0), (0, 0)), constant_values=-jnp.inf)
+    self_bias = jnp.where(jnp.eye(regions, dtype=bool), 0.0, -jnp.inf)[None]
+    padding_bias = None
     if real is not None:
-        hidden = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)
-        hidden = jnp.where(hidden, 0.0, -jnp.inf)[:, None, :]
-    others = [
-        KeyValues(k[:, :, :t], v[:, :, :t], hidden),
-        KeyValues(k[:, :, t:], v[:, :, t:], from_others),
+        is_real = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)
+        padding_bias = jnp.where(is_real, 0.0, -jnp.inf)[:, None, :]
+    of_tokens = [
+        KeyValues(k[:, :, :t], v[:, :, :t], padding_bias),
+        KeyValues(k[:, :, t:], v[:, :, t:], token_bias),
     ]
-    own = [
-        KeyValues(k[:, :, start:t], v[:, :, start:t], seen.swapaxes(1, 2)),
-        KeyValues(k[:, :, t:], v[:, :, t:], alone),
+    of_regions = [
+        KeyValues(k[:, :, start:t], v[:, :, start:t], region_bias.swapaxes(1, 2)),
+        KeyValues(k[:, :, t:], v[:, :, t:], self_bias),
     ]
-    mixed = [
-        attention(q[:, :, :t], others),
-        attention(q[:, :, t:], own),
+    outputs = [
+        attention(q[:, :, :t], of_tokens),
+        attention(q[:, :, t:], of_regions),
     ]
-    return jnp.concatenate(mixed, axis=2)
+    return jnp.concatenate(outputs, axis=2)

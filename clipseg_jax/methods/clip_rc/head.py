@@ -1,4 +1,4 @@
-"""CLIP-RC's head: texts, as each region sees them, ask patches for masks.
+"""CLIP-RC's head: decoders of region-wise text queries and image tokens, whose products are masks.
 
 Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", 2024;
 spec clip_rc, section 5.
@@ -22,10 +22,10 @@ from clipseg_jax.ops.dropout import dropout
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
-# Published: PyTorch's defaults, for the head's own initialisation is never called. Intended, and in
-# force in the recovery decoder: normal of deviation 0.02, no bias.
+# "reference", as published: PyTorch's defaults, since the code does not call the head's own
+# initialisation. "intended": normal with deviation 0.02 and zero bias; the recovery decoder has it.
 Init = Literal["reference", "intended"]
-_HIDDEN = -1e30  # attention score of padding: finite, for an image that is nothing but padding
+_MASKED = -1e30  # attention score of padding: finite, so that images of only padding have no NaN
 
 
 def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear:
@@ -41,7 +41,7 @@ def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention of some tokens to others."""
+    """Multi-head cross-attention."""
 
     def __init__(self, width: int, heads: int, init: Init, *, rngs: nnx.Rngs):
         self.heads = heads
@@ -55,16 +55,21 @@ class CrossAttention(nnx.Module):
         rate: float,
         key: Array | None,
     ) -> Array:
-        """(b, t, e) from queries `x` (b, t, e) and `memory` (b, m, e); see `ops.attention`."""
+        """Output (b, t, e) of queries `x` (b, t, e) that attend to `memory` (b, m, e).
+
+        Args:
+          bias: (b, 1, m), masks padding; None: no mask.
+          rate: dropout rate of the attention maps; key: of the dropout, None: no dropout.
+        """
         q, k, v = (
-            split_heads(made, self.heads) for made in (self.q(x), self.k(memory), self.v(memory))
+            split_heads(part, self.heads) for part in (self.q(x), self.k(memory), self.v(memory))
         )
-        mixed = attention(q, [KeyValues(k, v, bias)], rate=rate, key=key)
-        return self.proj(join_heads(mixed))
+        output = attention(q, [KeyValues(k, v, bias)], rate=rate, key=key)
+        return self.proj(join_heads(output))
 
 
 class DecoderLayer(nnx.Module):
-    """Cross-attention and a perceptron, each with a norm behind its residual; no self-attention."""
+    """A post-norm decoder layer: cross-attention and a perceptron, without self-attention."""
 
     def __init__(
         self,
@@ -86,22 +91,24 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self, x: Array, memory: Array, bias: Array | None = None, key: Array | None = None
     ) -> Array:
-        """(b, t, e) from `x` (b, t, e) that looks at `memory` (b, m, e).
+        """Output (b, t, e) of queries `x` (b, t, e) that attend to `memory` (b, m, e).
 
-        `bias` (b, 1, m) hides padding; `key` of the dropout, None: no dropout.
+        Args:
+          bias: (b, 1, m), masks padding; None: no mask.
+          key: random key of the dropout; None: no dropout.
         """
         keys: Sequence[Array | None] = (
             (None,) * 4 if key is None else list(jax.random.split(key, 4))
         )
         rate = self.rate
-        seen = self.multihead_attn(x, memory, bias, rate, keys[0])
-        x = self.norm2(x + dropout(seen, rate, keys[1]))
-        wide = dropout(nnx.relu(self.linear1(x)), rate, keys[2])
-        return self.norm3(x + dropout(self.linear2(wide), rate, keys[3]))
+        attended = self.multihead_attn(x, memory, bias, rate, keys[0])
+        x = self.norm2(x + dropout(attended, rate, keys[1]))
+        hidden = dropout(nnx.relu(self.linear1(x)), rate, keys[2])
+        return self.norm3(x + dropout(self.linear2(hidden), rate, keys[3]))
 
 
 class RecoveryDecoder(nnx.Module):
-    """Makes the decoder's inputs again from its outputs; exists for its loss alone."""
+    """Recovers the decoders' inputs from their outputs, for the recovery loss in training."""
 
     def __init__(
         self,
@@ -113,8 +120,7 @@ class RecoveryDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         def layers() -> nnx.List:
-            made = DecoderLayer(width, heads, hidden, rate, "intended", rngs=rngs)
-            return nnx.List([made])
+            return nnx.List([DecoderLayer(width, heads, hidden, rate, "intended", rngs=rngs)])
 
         self.decouple_q, self.decouple_v = layers(), layers()
         self.linear_q_in = _linear(width, width, "intended", rngs)
@@ -125,7 +131,10 @@ class RecoveryDecoder(nnx.Module):
     def __call__(
         self, queries: Array, image_tokens: Array, key: Array | None = None
     ) -> tuple[Array, Array]:
-        """Queries (b, m, e) and image tokens (b, n, e) -> (b, m, 2e) and (b, n, e)."""
+        """Recovers query inputs (b, m, 2e) and patch features (b, n, e).
+
+        From decoded queries (b, m, e) and image tokens (b, n, e).
+        """
         queries, image_tokens = run_decoder(
             self.decouple_q,
             self.decouple_v,
@@ -137,38 +146,39 @@ class RecoveryDecoder(nnx.Module):
 
 
 def run_decoder(
-    of_queries: Sequence[DecoderLayer],
-    of_image: Sequence[DecoderLayer],
+    query_layers: Sequence[DecoderLayer],
+    image_layers: Sequence[DecoderLayer],
     queries: Array,
     image_tokens: Array,
     bias: Array | None = None,
     key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Queries (b, m, e) and image tokens (b, n, e) after blocks of attention to each other.
+    """Runs both decoders on queries (b, m, e) and image tokens (b, n, e).
 
-    In each block both attend to the other's state before it; `bias` (b, 1, n) masks image tokens
-    of the padding.
+    In each layer queries attend to image tokens and image tokens to queries, both to the states
+    before the layer. `bias` (b, 1, n) masks image tokens of the padding.
     """
-    for i, (q, v) in enumerate(zip(of_queries, of_image, strict=True)):
-        ours = [None if key is None else jax.random.fold_in(key, 2 * i + j) for j in (0, 1)]
+    layers = zip(query_layers, image_layers, strict=True)
+    for i, (query_layer, image_layer) in enumerate(layers):
+        keys = [None if key is None else jax.random.fold_in(key, 2 * i + j) for j in (0, 1)]
         queries, image_tokens = (
-            q(queries, image_tokens, bias, ours[0]),
-            v(image_tokens, queries, None, ours[1]),
+            query_layer(queries, image_tokens, bias, keys[0]),
+            image_layer(image_tokens, queries, None, keys[1]),
         )
     return queries, image_tokens
 
 
 class Decoded(NamedTuple):
-    """What the head makes of an encoding."""
+    """Outputs of the head."""
 
     logits: Array  # (b, hp, wp, c), 0 in the padding
     queries: Array  # (b, r * r * c, e)
     image_tokens: Array  # (b, hp * wp, e)
-    query_inputs: Array  # (b, r * r * c, 2e), what recovery is to make again of the queries
+    query_inputs: Array  # (b, r * r * c, 2e), the recovery target of the queries
 
 
 class QueryHead(nnx.Module):
-    """r * r queries for each class; their masks' mean is the class's mask."""
+    """r * r queries for each class; the class's mask is the mean of their masks (section 5)."""
 
     def __init__(
         self,
@@ -181,10 +191,10 @@ class QueryHead(nnx.Module):
         init: Init,
         rngs: nnx.Rngs,
     ):
-        """`width` e of CLIP's joint space."""
+        """`width`: e of CLIP's joint space; `hidden`: of the perceptrons."""
 
-        def copies(init: Init) -> nnx.List:
-            # Published: the layers of a decoder start alike.
+        def decoder(init: Init) -> nnx.List:
+            # As published, all layers of a decoder have the same initial parameters.
             key = rngs.params()
 
             def make(key: Array) -> DecoderLayer:
@@ -196,21 +206,21 @@ class QueryHead(nnx.Module):
 
         self.q_proj = _linear(2 * width, width, init, rngs)
         self.lateral_proj = _linear(3 * width, width, init, rngs)
-        self.decoder_q, self.decoder_v = copies(init), copies(init)
-        if init == "intended":  # the perceptrons of image tokens begin by adding nothing
+        self.decoder_q, self.decoder_v = decoder(init), decoder(init)
+        if init == "intended":  # the perceptrons of image tokens initially output 0
             for layer in self.decoder_v:
                 layer.linear2.kernel[...] = jnp.zeros_like(layer.linear2.kernel[...])
         self.recovery_decoder = RecoveryDecoder(width, heads, hidden, dropout, rngs=rngs)
 
     def __call__(self, encoding: Encoding, text: Array, *, key: Array | None = None) -> Decoded:
-        """Masks of text rows (c, e); `key` of the dropout, None: no dropout."""
+        """Mask logits of text embeddings `text` (c, e); `key` of the dropout, None: no dropout."""
         b, hp, wp, _ = encoding.patches.shape
         c = text.shape[0]
         query_inputs = region_queries(encoding, text)
         real, bias = None, None
         if encoding.grids is not None:
             real = valid_mask(encoding.grids, (hp, wp))
-            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, _HIDDEN)
+            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, _MASKED)
         queries, image_tokens = run_decoder(
             self.decoder_q,
             self.decoder_v,
@@ -219,7 +229,7 @@ class QueryHead(nnx.Module):
             bias,
             key,
         )
-        # The mean over regions of products is the product of the mean.
+        # The mean over regions of products is the product with the mean.
         mean = jnp.mean(queries.reshape(b, -1, c, queries.shape[-1]), axis=1)
         logits = jnp.einsum("bne,bce->bnc", image_tokens, mean).reshape(b, hp, wp, c)
         if real is not None:
@@ -228,21 +238,22 @@ class QueryHead(nnx.Module):
 
 
 def region_queries(encoding: Encoding, text: Array) -> Array:
-    """What is asked: (b, r * r * c, 2e), rows ordered by region, then by class of `text` (c, e)."""
+    """Decoder queries (b, r * r * c, 2e), ordered by region, then by class of `text` (c, e)."""
     b, _, _, e = encoding.regions.shape
     regions = encoding.regions.reshape(b, -1, 1, e) + encoding.image[:, None, None]
-    seen = regions * text
-    return jnp.concatenate([seen, jnp.broadcast_to(text, seen.shape)], -1).reshape(b, -1, 2 * e)
+    region_text = regions * text  # (b, r * r, c, e)
+    text = jnp.broadcast_to(text, region_text.shape)
+    return jnp.concatenate([region_text, text], -1).reshape(b, -1, 2 * e)
 
 
 def image_token_inputs(encoding: Encoding) -> Array:
-    """What answers: (b, hp * wp, 3e) of region, image and patch."""
+    """Decoder keys and values (b, hp * wp, 3e): region, image and patch features of each patch."""
     patches, regions = encoding.patches, encoding.regions
     b, hp, wp, e = patches.shape
     if encoding.grids is None:
-        near = resize(regions, (hp, wp))
+        resized = resize(regions, (hp, wp))
     else:
         sides = jnp.full_like(encoding.grids, regions.shape[1])
-        near = resize_within(regions, sides, encoding.grids, (hp, wp))
+        resized = resize_within(regions, sides, encoding.grids, (hp, wp))
     image = jnp.broadcast_to(encoding.image[:, None, None], patches.shape)
-    return jnp.concatenate([near, image, patches], axis=-1).reshape(b, hp * wp, 3 * e)
+    return jnp.concatenate([resized, image, patches], axis=-1).reshape(b, hp * wp, 3 * e)

@@ -1,4 +1,4 @@
-"""CLIP-RC: zero-shot segmentation by prompts, region tokens and text queries on a frozen CLIP.
+"""CLIP-RC: zero-shot segmentation by a frozen CLIP with prompts, region tokens and text queries.
 
 Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic Segmentation", 2024;
 spec clip_rc, sections 2 to 5.
@@ -17,26 +17,27 @@ from jax.typing import ArrayLike
 from clipseg_jax.core.modules import Keys, abstract
 from clipseg_jax.methods.clip_rc.encoder import RegionEncoder, crop_image_tower, first_regions
 from clipseg_jax.methods.clip_rc.head import Init, QueryHead
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
+from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, as_text_embeddings
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPRCConfig:
-    """Sizes beside CLIP's own, and the choices. Defaults: VOC (sections 2 to 8)."""
+    """Sizes and options; the defaults are published for VOC (spec clip_rc, sections 2 to 8)."""
 
-    crop_px: int = 512  # side of the training crops; positions are stored for it
-    prompts: int = 10  # COCO-Stuff: 100
-    region_side: int = 4  # 4 x 4 region tokens
-    decoder_blocks: int = 3
-    heads: int = 8  # of the decoders; they divide CLIP's joint width
-    hidden: int = 2048  # of the decoders' perceptrons
-    dropout: float = 0.1  # of prompts, and in the decoders
-    head_init: Init = "reference"  # "intended": what the published code defines and never calls
-    remat: bool = False  # blocks are run again in the backward pass: less memory, more time
+    crop_px: int = 512  # side of training crops; position embeddings are resized to it
+    prompts: int = 10  # prompt tokens of each block
+    region_side: int = 4  # region_side * region_side region tokens
+    decoder_blocks: int = 3  # layers of each decoder
+    heads: int = 8  # of the decoders' attention; a divisor of CLIP's joint width
+    hidden: int = 2048  # hidden width of the decoders' perceptrons
+    dropout: float = 0.1  # rate, of prompts and in the decoders
+    # "reference": as the published code; "intended": an initialisation it defines but does not use.
+    head_init: Init = "reference"
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 
 class CLIPRC(nnx.Module):
-    """`encoder`, `head`, and the frozen `text_embeddings` (c, e), used exactly as given."""
+    """An encoder, a head, and frozen `text_embeddings` (c, e), which are not normalised."""
 
     def __init__(
         self,
@@ -49,16 +50,14 @@ class CLIPRC(nnx.Module):
         """Untrained; `visual` from `crop_image_tower`.
 
         Raises:
-          ValueError: text rows of another CLIP, or heads that don't divide its width.
+          ValueError: the text embeddings are of another CLIP, or heads do not divide its width.
         """
+        embeddings = as_text_embeddings(text_embeddings, visual)
         e = visual.cfg.embed_dim
-        if jnp.ndim(text_embeddings) != 2 or jnp.shape(text_embeddings)[1] != e:
-            raise ValueError(
-                f"text embeddings of shape {jnp.shape(text_embeddings)} for an image tower with "
-                f"{e} features; make them with the same CLIP"
-            )
         if e % cfg.heads:
-            raise ValueError(f"{cfg.heads} heads don't divide {e} features; set heads to a divisor")
+            raise ValueError(
+                f"{cfg.heads} heads do not divide {e} features; set heads to a divisor"
+            )
         self.cfg = cfg
         self.encoder = RegionEncoder(
             visual,
@@ -77,12 +76,12 @@ class CLIPRC(nnx.Module):
             init=cfg.head_init,
             rngs=rngs,
         )
-        self.text_embeddings = nnx.Param(jnp.asarray(text_embeddings, jnp.float32))
+        self.text_embeddings = nnx.Param(embeddings)
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
         """Mask logits (b, hp, wp, c) of normalised images (b, h, w, 3); 0 in the padding.
 
-        `sizes` (b, 2) are the real pixels, the rest has no influence; None: all is real.
+        `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
         """
         return self.head(self.encoder(images, sizes), self.text_embeddings[...]).logits
 
@@ -98,10 +97,10 @@ def init_clip_rc(
     *,
     seed: int = 0,
 ) -> CLIPRC:
-    """An untrained model around a CLIP's image tower, initialised as published.
+    """An untrained model of a CLIP's image tower, initialised as published.
 
     Raises:
-      ValueError: an image tower, text rows or sizes that don't fit.
+      ValueError: the image tower is not a ViT, or sizes do not match; see `image_tower`, `CLIPRC`.
     """
     tower = crop_image_tower(visual, cfg.crop_px)
 
@@ -110,10 +109,10 @@ def init_clip_rc(
 
     model = abstract(make)
 
-    def drawn(path: tuple, _: object) -> bool:  # the rest is CLIP's own, or follows from it
+    def is_random(path: tuple, _: object) -> bool:  # all else is CLIP's, or computed of it
         return path[0] == "head" or any("prompt" in str(part) for part in path)
 
-    nnx.update(model, jax.jit(lambda: nnx.state(make(Keys(seed)), drawn))())  # type: ignore[arg-type]
+    nnx.update(model, jax.jit(lambda: nnx.state(make(Keys(seed)), is_random))())  # type: ignore[arg-type]
     model.encoder.visual = tower
     model.encoder.region_level_bridge = nnx.Param(first_regions(tower, cfg.region_side))
     model.text_embeddings = nnx.Param(jnp.asarray(text_embeddings, jnp.float32))

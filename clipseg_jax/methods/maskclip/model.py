@@ -1,9 +1,9 @@
-"""MaskCLIP: dense labels from a frozen CLIP.
+"""MaskCLIP: semantic segmentation by a frozen CLIP without training.
 
 Source: Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", 2022.
 
-The last attention is replaced by its value path, so that every position keeps its own content, and
-the text embeddings become a 1x1 classifier. Spec maskclip, sections 4 to 6.
+The last attention is reduced to its value and output projections, and the text embeddings are the
+weights of a 1x1 classifier. Spec maskclip, sections 4 to 6.
 """
 
 from __future__ import annotations
@@ -17,35 +17,38 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
+from clipseg_jax.models.clip import (
+    ModifiedResNet,
+    VisionTransformer,
+    as_text_embeddings,
+    l2_normalize,
+)
 from clipseg_jax.models.clip.dense import Dense, dense_features
 
-_ABSENT = -100.0  # logit of a class that prompt denoising removed
+_ABSENT = -100.0  # logit of a class that prompt denoising removes
 _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskCLIPConfig:
-    """Refinements; 0 switches one off. The published MaskCLIP table uses neither."""
+    """Prompt denoising and key smoothing, and the read-out of ResNets.
 
-    pd_threshold: float = 0.0  # prompt denoising: least probability anywhere for a class to count
-    ks_threshold: float = (
-        0.0  # key smoothing: below this confidence a position asks its look-alikes
-    )
-    # The published code divides each key channel by its norm over the image's positions ("tokens");
-    # the paper describes cosine similarity of keys ("channels").
+    A threshold of 0 switches a refinement off; the published table of MaskCLIP uses neither.
+    """
+
+    pd_threshold: float = 0.0  # prompt denoising removes classes whose largest probability is lower
+    ks_threshold: float = 0.0  # key smoothing replaces predictions whose confidence is lower
+    # The axis over which keys are normalised: the published code divides each channel by its norm
+    # over the positions ("tokens"); the paper has cosine similarities of keys ("channels").
     ks_axis: Literal["tokens", "channels"] = "tokens"
-    # ResNets only: full attention over mean token and positions instead of the value path.
+    # ResNets only: full attention of mean token and positions instead of the value read-out.
     attn_pooling: bool = False
 
 
-PLAIN = MaskCLIPConfig()
-
-
 def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array:
-    """Logits (b, hp, wp, c) from dense read-outs and unit text rows (c, e).
+    """Logits (b, hp, wp, c) from dense features and unit text embeddings (c, e).
 
-    Cosines without temperature; after key smoothing (smoothed) probabilities. Zero in the padding.
+    They are cosines without temperature, or probabilities with key smoothing; 0 in the padding.
     """
     real = dense.real[..., None]
     logits = jnp.where(real, l2_normalize(dense.features) @ text_embeddings.T, 0)
@@ -59,66 +62,61 @@ def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array
 def denoise_prompts(
     logits: Array, real: Array, thresh: float, scale: float = _TEMPERATURE
 ) -> Array:
-    """Removes every class whose probability stays below `thresh` at all positions of an image."""
+    """Prompt denoising: -100 for classes whose probability is below `thresh` at all positions.
+
+    Args:
+      logits: (b, hp, wp, c).
+      real: (b, hp, wp) bool, False in the padding.
+      scale: factor of the logits before the softmax.
+    """
     probability = jax.nn.softmax(scale * logits, axis=-1)
-    best = jnp.max(jnp.where(real[..., None], probability, 0), axis=(1, 2), keepdims=True)
-    return jnp.where(best < thresh, _ABSENT, logits)
+    maximum = jnp.max(jnp.where(real[..., None], probability, 0), axis=(1, 2), keepdims=True)
+    return jnp.where(maximum < thresh, _ABSENT, logits)
 
 
 def smooth_keys(
     logits: Array, keys: Array, real: Array, thresh: float, axis: Literal["tokens", "channels"]
 ) -> Array:
-    """Probabilities (b, hp, wp, c), unsure positions replaced by a mixture of similar ones.
+    """Key smoothing: probabilities (b, hp, wp, c), with those of unsure positions smoothed.
 
-    The mixture's weights are inner products of normalised keys (b, hp, wp, d), not renormalised.
+    The smoothed probabilities are weighted sums over all positions; the weights are inner products
+    of keys (b, hp, wp, d) normalised along `axis`, and do not sum to 1.
     """
     shape = logits.shape
     probability = jax.nn.softmax(_TEMPERATURE * logits, axis=-1).reshape(shape[0], -1, shape[-1])
     unsure = jnp.max(probability, axis=-1, keepdims=True) < thresh
-    hide = real.reshape(shape[0], -1, 1)
-    keys = jnp.where(hide, keys.reshape(shape[0], -1, keys.shape[-1]), 0)
+    real = real.reshape(shape[0], -1, 1)
+    keys = jnp.where(real, keys.reshape(shape[0], -1, keys.shape[-1]), 0)
     norm = jnp.linalg.norm(keys, axis=1 if axis == "tokens" else 2, keepdims=True)
     keys = keys / jnp.maximum(norm, 1e-12)
-    # k (k^T p) instead of (k k^T) p: d x c numbers in between instead of p x p.
-    mixed = jnp.einsum("bpd,bpc->bdc", keys, jnp.where(hide, probability, 0))
+    # k (k^T p) instead of (k k^T) p: the intermediate result has d x c instead of p x p numbers.
+    mixed = jnp.einsum("bpd,bpc->bdc", keys, jnp.where(real, probability, 0))
     smoothed = jnp.einsum("bpd,bdc->bpc", keys, mixed)
     return jnp.where(unsure, smoothed, probability).reshape(shape)
 
 
-def text_rows(embeddings: ArrayLike, visual: VisionTransformer | ModifiedResNet) -> Array:
-    """Text embeddings (c, e) float32 for the features of `visual`.
-
-    Raises:
-      ValueError: the rows' length is not the tower's.
-    """
-    rows = jnp.asarray(embeddings, jnp.float32)
-    if rows.shape[-1] != visual.cfg.embed_dim:
-        raise ValueError(
-            f"text embeddings of {rows.shape[-1]} numbers for an image tower of "
-            f"{visual.cfg.embed_dim}; make them with the text tower of the same CLIP"
-        )
-    return rows
-
-
 class MaskCLIP(nnx.Module):
-    """A frozen image tower with text embeddings for a classifier."""
+    """A frozen image tower with text embeddings as the classifier."""
 
     def __init__(
         self,
         visual: VisionTransformer | ModifiedResNet,
         text_embeddings: ArrayLike,
-        cfg: MaskCLIPConfig = PLAIN,
+        cfg: MaskCLIPConfig | None = None,
     ):
-        """`text_embeddings` (c, e) float32, unit rows.
+        """`text_embeddings` (c, e), unit vectors; `cfg` None: no refinement.
 
         Raises:
-          ValueError: the rows' length is not the tower's.
+          ValueError: the text embeddings are of another CLIP.
         """
-        self.cfg = cfg
+        self.cfg = cfg or MaskCLIPConfig()
         self.visual = visual
-        self.text_embeddings = nnx.Param(text_rows(text_embeddings, visual))
+        self.text_embeddings = nnx.Param(as_text_embeddings(text_embeddings, visual))
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
-        """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`."""
+        """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`.
+
+        `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
+        """
         dense = dense_features(self.visual, images, sizes, attn_pooling=self.cfg.attn_pooling)
         return classify(dense, self.text_embeddings[...], self.cfg)

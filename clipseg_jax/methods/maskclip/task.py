@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.typing import ArrayLike
 
-from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIP, MaskCLIPConfig
+from clipseg_jax.methods.maskclip.model import MaskCLIP, MaskCLIPConfig
 from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
 from clipseg_jax.task import Task
 
@@ -12,7 +12,7 @@ from clipseg_jax.task import Task
 def build(
     visual: VisionTransformer | ModifiedResNet,
     text_embeddings: ArrayLike,
-    cfg: MaskCLIPConfig = PLAIN,
+    cfg: MaskCLIPConfig | None = None,
 ) -> Task:
     """A frozen CLIP image tower and text rows (c, e) as a segmentation task.
 

@@ -1,4 +1,4 @@
-"""MaskCLIP+: a DeepLab that a frozen MaskCLIP teaches, with CLIP's text rows for its classifier.
+"""MaskCLIP+: a DeepLab trained by a frozen MaskCLIP, classified by CLIP's text embeddings.
 
 Source: Zhou, Loy, Dai, "Extract Free Dense Labels from CLIP", 2022, section 3.3. Spec maskclip,
 section 11.
@@ -14,8 +14,12 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.methods.maskclip.model import text_rows
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer, l2_normalize
+from clipseg_jax.models.clip import (
+    ModifiedResNet,
+    VisionTransformer,
+    as_text_embeddings,
+    l2_normalize,
+)
 from clipseg_jax.models.clip.dense import Dense, dense_features
 from clipseg_jax.models.deeplab import DeepLab, DeepLabV3Plus
 from clipseg_jax.models.resnet import DilatedResNetConfig
@@ -32,10 +36,10 @@ _DECODERS: dict[str, type[DeepLab] | type[DeepLabV3Plus]] = {
 def make_student(
     decoder: Decoder, backbone: DilatedResNetConfig, features: int, *, rngs: nnx.Rngs
 ) -> Student:
-    """An untrained student whose features have as many channels as the text rows numbers.
+    """An untrained student; `features` is the width of the text embeddings.
 
     Raises:
-      ValueError: an unknown decoder.
+      ValueError: unknown decoder.
     """
     if decoder not in _DECODERS:
         raise ValueError(f"decoder {decoder!r}: choose {' or '.join(_DECODERS)}")
@@ -43,11 +47,10 @@ def make_student(
 
 
 class MaskCLIPPlus(nnx.Module):
-    """`student` and, but for `teacher`, all that it needs to segment.
+    """A student, its classifier and, for training, its teacher.
 
-    `text_embeddings` (c, e) are frozen; `background_embedding` (1, e), where there is one, is
-    trained and stands for label 0, before all classes. `teacher` is an image tower of CLIP,
-    frozen; None where nothing is to be taught.
+    `text_embeddings` (c, e) are frozen. `background_embedding` (1, e) or None is trained and is the
+    classifier of label 0. `teacher` is a frozen image tower of CLIP, needed for training only.
     """
 
     def __init__(
@@ -59,34 +62,35 @@ class MaskCLIPPlus(nnx.Module):
         background: bool = False,
         rngs: nnx.Rngs,
     ):
-        """`text_embeddings` (c, e) float32, unit rows, of the teacher's CLIP; background not among
-        them.
+        """`text_embeddings` (c, e), unit vectors of the teacher's CLIP, without the background.
 
         Raises:
-          ValueError: the rows' length is not the teacher's, or not that of the student's features.
+          ValueError: the width of the text embeddings is not the teacher's or the student's.
         """
-        rows = jnp.asarray(text_embeddings, jnp.float32)
+        embeddings = jnp.asarray(text_embeddings, jnp.float32)
         if teacher is not None:
-            rows = text_rows(rows, teacher)
-        if student.features != rows.shape[-1]:
+            embeddings = as_text_embeddings(embeddings, teacher)
+        if student.features != embeddings.shape[-1]:
             raise ValueError(
-                f"a student with {student.features} features for text rows of {rows.shape[-1]} "
-                "numbers; give it as many"
+                f"a student with {student.features} features for text embeddings of width "
+                f"{embeddings.shape[-1]}; make a student with {embeddings.shape[-1]} features"
             )
         self.student = student
-        self.text_embeddings = nnx.Param(rows)
+        self.text_embeddings = nnx.Param(embeddings)
         self.background_embedding = (
-            nnx.Param(jax.random.normal(rngs.params(), (1, rows.shape[-1]))) if background else None
+            nnx.Param(jax.random.normal(rngs.params(), (1, embeddings.shape[-1])))
+            if background
+            else None
         )
         self.teacher = teacher
 
     @property
     def classes(self) -> int:
-        """Channels of the logits: text rows, and one for a background."""
+        """Number of classes, with the background where it has an embedding."""
         return self.text_embeddings.shape[0] + (self.background_embedding is not None)
 
-    def rows(self) -> Array:
-        """The classifier (classes, e): the background's unit row, if any, then the text's."""
+    def class_embeddings(self) -> Array:
+        """The classifier (classes, e), unit vectors: the background's if any, then the texts'."""
         text = self.text_embeddings[...]
         if self.background_embedding is None:
             return text
@@ -94,17 +98,18 @@ class MaskCLIPPlus(nnx.Module):
 
     def classify(self, features: Array) -> Array:
         """Student features (b, g, k, e), not normalised -> logits (b, g, k, classes)."""
-        return jnp.matmul(features, self.rows().T)
+        return jnp.matmul(features, self.class_embeddings().T)
 
     def teach(self, images: Array) -> Dense:
-        """Normalised images (b, h, w, 3) through the frozen teacher; nothing flows back."""
-        assert self.teacher is not None, "build the model with a teacher to be taught"
+        """Dense features of normalised images (b, h, w, 3) by the teacher, stop-gradiented."""
+        assert self.teacher is not None, "training needs a teacher"
         return jax.lax.stop_gradient(dense_features(self.teacher, images))
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
-        """Normalised images (b, h, w, 3) -> the student's logits (b, g, k, classes), to evaluate.
+        """Logits (b, g, k, classes) of the student, for evaluation.
 
-        `sizes` (b, 2): the real pixels of padded images; the logits are 0 beyond.
+        Images (b, h, w, 3) are normalised. `sizes` (b, 2): heights and widths of images
+        in a padded batch; logits are 0 in the padding.
         """
         logits = self.classify(self.student(images, sizes, train=False))
         return mask_padding(logits, None if sizes is None else self.student.grid_sizes(sizes))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from clipseg_jax.methods.maskclip.model import PLAIN, MaskCLIPConfig, classify
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.cross_entropy import (
@@ -43,7 +43,8 @@ class MaskCLIPPlusConfig:
     unlabelled_classes: tuple[int, ...] = ()
     # Published annotation-free runs skip pixels that the ground truth ignores; False labels them.
     use_gt_ignore: bool = True
-    refine: MaskCLIPConfig = PLAIN  # of the teacher's scores, among `unlabelled_classes`
+    # Of the teacher's scores of `unlabelled_classes`.
+    refine: MaskCLIPConfig = dataclasses.field(default_factory=MaskCLIPConfig)
     # Instead of labels, the teacher's features for targets, beside the given labels.
     distill: bool = False
     distill_labelled: bool = True  # at labelled pixels as well, not only at unlabelled ones
@@ -151,7 +152,7 @@ def completed_labels(
     candidates = _candidates(model, cfg)
     classes = jnp.asarray(candidates, jnp.int32)
     size = (labels.shape[1], labels.shape[2])
-    rows = jax.lax.stop_gradient(model.rows())[classes]
+    rows = jax.lax.stop_gradient(model.class_embeddings())[classes]
     features = jax.lax.stop_gradient(features)
 
     def nothing() -> Array:

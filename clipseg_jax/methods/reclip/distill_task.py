@@ -12,7 +12,12 @@ from jax import Array
 
 from clipseg_jax.methods.reclip.distill_model import Distillation, TeacherOutputs
 from clipseg_jax.methods.reclip.loss import tagged_cross_entropy
-from clipseg_jax.methods.reclip.model import ReCLIP, ReferenceRows, filter_classes, frozen_reference
+from clipseg_jax.methods.reclip.model import (
+    FixedReference,
+    ReCLIP,
+    filter_classes,
+    frozen_reference,
+)
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.ops.cross_entropy import IGNORED, upsampled_cross_entropy, upsampled_l1
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input, valid_mask
@@ -62,7 +67,7 @@ def build(teacher: ReCLIP, student: DeepLab, cfg: DistillConfig) -> Task:
     ):
         if getattr(cfg, name) not in allowed:
             raise ValueError(f"{name} {getattr(cfg, name)!r}: choose {allowed[0]} or {allowed[1]}")
-    if not isinstance(teacher.reference, ReferenceRows):
+    if not isinstance(teacher.reference, FixedReference):
         teacher = frozen_reference(teacher)
     if cfg.teacher_bn == "fresh_train":
         _start_anew(teacher.head)

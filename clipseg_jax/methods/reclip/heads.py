@@ -1,6 +1,6 @@
-"""The heads that rectify CLIP: ReCLIP's position net and ReCLIP++'s bias decoder.
+"""The heads that rectify CLIP's logits: ReCLIP's position net and ReCLIP++'s bias decoder.
 
-Spec reclip, sections 10 and 11. Both map what the frozen CLIP says, and the reference, to logits.
+Spec reclip, sections 10 and 11. Inputs of both are the frozen CLIP's outputs and the reference.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from jax import Array
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.initializers import torch_linear, torch_uniform
 
-Over = Literal["batch", "image"]
+StatsOver = Literal["batch", "image"]
 
 
-def cosines(features: Array, rows: Array) -> Array:
-    """(..., e) and (c, e) -> (..., c) in full float32: what follows multiplies it by up to 1000."""
-    return jnp.matmul(features, rows.T, precision="highest")
+def cosines(features: Array, embeddings: Array) -> Array:
+    """Products (..., c) of unit vectors (..., e) and (c, e), in full float32.
+
+    They are multiplied by up to 1000 later.
+    """
+    return jnp.matmul(features, embeddings.T, precision="highest")
 
 
 def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """A padded convolution with bias; Kaiming's normal over the fan out, PyTorch's bias."""
+    """A padded convolution with bias; Kaiming normal (fan out), and PyTorch's default bias."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -36,15 +39,15 @@ def _conv(inputs: int, outputs: int, side: int, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 def apply_mask(x: Array, real: Array | None) -> Array:
-    """`x` (b, hp, wp, d), zero in the padding: as a convolution sees the border of an image."""
+    """`x` (b, hp, wp, d) with 0 where `real` (b, hp, wp) is False; None: `x` as it is."""
     return x if real is None else jnp.where(real[..., None], x, 0)
 
 
 class PositionNet(nnx.Module):
-    """ReCLIP's head: reference logits, plus what position embeddings alone say, are subtracted."""
+    """ReCLIP's head: subtracts reference logits and logits of position embeddings (section 10)."""
 
     def __init__(self, width: int, embed_dim: int, classes: int, *, rngs: nnx.Rngs):
-        """`width` of the position embeddings, `embed_dim` of the features."""
+        """`width`: of the position embeddings; `embed_dim`: of the features."""
         middle = embed_dim // 2
         self.conv1, self.norm1 = _conv(width, embed_dim, 3, rngs), BatchNorm(embed_dim, rngs=rngs)
         self.conv2, self.norm2 = _conv(embed_dim, middle, 3, rngs), BatchNorm(middle, rngs=rngs)
@@ -55,13 +58,13 @@ class PositionNet(nnx.Module):
         positions: Array,
         *,
         train: bool,
-        stats_over: Over = "batch",
+        stats_over: StatsOver = "batch",
         num_copies: int = 1,
         real: Array | None = None,
     ) -> Array:
-        """Positions (1 or b, hp, wp, d) -> their own logits (1 or b, hp, wp, c), at least 0.
+        """Position embeddings (1 or b, hp, wp, d) -> logits (1 or b, hp, wp, c), at least 0.
 
-        `copies`: one map stands for so many equal images (see BatchNorm).
+        `num_copies`: equal images that each map stands for in the statistics, see BatchNorm.
         """
         x = positions
         for conv, norm in (
@@ -81,17 +84,20 @@ class PositionNet(nnx.Module):
         reference: Array,
         *,
         train: bool,
-        stats_over: Over = "image",
+        stats_over: StatsOver = "image",
         real: Array | None = None,
     ) -> Array:
         """Rectified logits (b, hp, wp, c).
 
         Args:
-          features: (b, hp, wp, e) unit; query: (b, hp, wp, c) their cosines with the class texts.
-          positions: (1 or b, hp, wp, d); reference: (c, e).
-          stats_over: what the batch norms take statistics over, see BatchNorm. With one position
-            map for the batch, "batch" counts it once, "image" once for each image.
-          real: (b, hp, wp) bool, False in the padding of a bucket; None: there is none.
+          features: (b, hp, wp, e), unit vectors.
+          query: (b, hp, wp, c), cosines of features and class texts.
+          positions: (1 or b, hp, wp, d), position embeddings.
+          reference: (c, e).
+          train: whether batch norms use and update the statistics of this batch.
+          stats_over: axes of the batch statistics, see BatchNorm. One position map for the batch
+            counts once with "batch" and once for each image with "image".
+          real: (b, hp, wp) bool, False in the padding; None: no image is padded.
         """
         num_copies = features.shape[0] // positions.shape[0] if stats_over == "image" else 1
         positional = self.positional(
@@ -101,16 +107,19 @@ class PositionNet(nnx.Module):
 
 
 class BiasDecoder(nnx.Module):
-    """ReCLIP++'s head: the bias is a product of positions and reference; a decoder makes masks."""
+    """ReCLIP++'s head: subtracts a bias, then decodes features and logits (section 11).
+
+    The bias logits are products of projected position embeddings and the reference.
+    """
 
     def __init__(self, width: int, embed_dim: int, classes: int, *, rngs: nnx.Rngs):
-        """`width` of the position embeddings, `embed_dim` of the features."""
+        """`width`: of the position embeddings; `embed_dim`: of the features."""
         self.pe_proj = torch_linear(width, embed_dim, rngs=rngs)
         self.decoder_conv = _conv(embed_dim + classes, classes, 5, rngs)
         self.decoder_norm = BatchNorm(classes, rngs=rngs)
 
     def bias(self, positions: Array, reference: Array) -> Array:
-        """Positions (1 or b, hp, wp, d), reference (c, e) -> bias logits (1 or b, hp, wp, c)."""
+        """Bias logits (1 or b, hp, wp, c) of positions (1 or b, hp, wp, d), reference (c, e)."""
         return cosines(self.pe_proj(positions), reference)
 
     def decode(
@@ -119,7 +128,7 @@ class BiasDecoder(nnx.Module):
         rectified: Array,
         *,
         train: bool,
-        stats_over: Over = "image",
+        stats_over: StatsOver = "image",
         real: Array | None = None,
     ) -> Array:
         """Features (b, hp, wp, e) and rectified logits (b, hp, wp, c) -> logits (b, hp, wp, c)."""
@@ -136,7 +145,7 @@ class BiasDecoder(nnx.Module):
         reference: Array,
         *,
         train: bool,
-        stats_over: Over = "image",
+        stats_over: StatsOver = "image",
         real: Array | None = None,
     ) -> Array:
         """Rectified logits (b, hp, wp, c); arguments as `PositionNet`'s."""

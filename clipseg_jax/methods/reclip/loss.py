@@ -1,4 +1,4 @@
-"""ReCLIP's loss: what a class's mask covers should look like the class. Spec reclip, section 12."""
+"""ReCLIP's loss: classifies features pooled over predicted masks. Spec reclip, section 12."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clipseg_jax.ops.gumbel import straight_through
 
 
 class Rectification(NamedTuple):
-    """The loss and what it was made of."""
+    """The loss and its intermediate results."""
 
     loss: Array  # ()
-    per_image: Array  # (b,) 0 for an image without tags
+    per_image: Array  # (b,), 0 for images without tags
     masks: Array  # (b, hp, wp, c) one-hot
-    similarities: Array  # (b, c, c) row: the pooled mask of a class; column: a class's text
+    similarities: Array  # (b, c, c) scaled cosines; rows: pooled masks, columns: texts
 
 
 def rectification_loss(
@@ -30,20 +30,22 @@ def rectification_loss(
     gumbel_scale: float,
     temperature: float,
 ) -> Rectification:
-    """Cross entropy of pooled mask features against the class texts, over the classes tagged.
+    """Cross entropy of pooled mask features against class texts, averaged over tagged classes.
+
+    Gradients pass through `logits` only.
 
     Args:
-      logits: (b, hp, wp, c) rectified. Only through them gradients pass.
-      features: (b, hp, wp, e) unit; text_embeddings: (c, e) unit rows.
-      tags: (b, c) bool, the classes that each image is thought to show. An image without any adds
-        nothing, but counts in the mean.
+      logits: (b, hp, wp, c), rectified.
+      features: (b, hp, wp, e) and text_embeddings: (c, e), unit vectors.
+      tags: (b, c) bool, the estimated classes of each image. An image without tags has loss 0, and
+        counts in the mean over images.
       noise: (b, hp, wp, c) from `gumbel_noise`.
-      gumbel_scale: of the logits before masks are drawn: nearly all positions are then decided.
-      temperature: of the cosines, exp(logit_scale).
+      gumbel_scale: factor of the logits before masks are sampled.
+      temperature: factor of the cosines, exp(logit_scale) of CLIP.
     """
     features, text_embeddings = jax.lax.stop_gradient((features, text_embeddings))
     masks = straight_through(gumbel_scale * logits, noise)
-    # Mean over all positions, not over the mask: a larger mask has a longer feature.
+    # The mean over all positions, not over the mask: a larger mask has a longer feature.
     positions = logits.shape[1] * logits.shape[2]
     pooled = jnp.einsum("bhwc,bhwe->bce", masks, features, precision="highest") / positions
     similarities = temperature * jnp.matmul(pooled, text_embeddings.T, precision="highest")
@@ -52,11 +54,11 @@ def rectification_loss(
 
 
 def tagged_cross_entropy(similarities: Array, tags: Array) -> Array:
-    """Cross entropies (b,) of each tagged class's row with its own column as target, averaged.
+    """Mean cross entropy (b,) over tagged classes; row i of `similarities` has target i.
 
-    `similarities` (b, c, c); `tags` (b, c) bool. An image without tags has 0.
+    `similarities` (b, c, c) are logits; `tags` (b, c) bool. 0 for images without tags.
     """
-    own = jnp.diagonal(similarities, axis1=1, axis2=2)
-    entropy = jax.nn.logsumexp(similarities, axis=-1) - own  # (b, c)
+    targets = jnp.diagonal(similarities, axis1=1, axis2=2)
+    entropy = jax.nn.logsumexp(similarities, axis=-1) - targets  # (b, c)
     counts = jnp.maximum(jnp.sum(tags, axis=1), 1)
     return jnp.sum(jnp.where(tags, entropy, 0), axis=1) / counts

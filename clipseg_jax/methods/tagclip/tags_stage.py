@@ -21,7 +21,7 @@ from clipseg_jax.core.files import write_json
 from clipseg_jax.core.json_lines import append_partial, read_partial
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_figures
+from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_metrics
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.stages.clip import (
     embed_words,
@@ -94,7 +94,7 @@ def _metrics(
     truth = multi_hot(labels, scores.shape[1])
     shown = truth.any(axis=1)
     mean_ap = average_precision(scores[shown], truth[shown]).mean()
-    metrics = {"mAP": mean_ap} | tag_figures(chosen[shown], truth[shown])._asdict()
+    metrics = {"mAP": mean_ap} | tag_metrics(chosen[shown], truth[shown])._asdict()
     return {name: round(100 * float(value), 2) for name, value in metrics.items()}
 
 

@@ -1,7 +1,7 @@
-"""What WeCLIP and WTCLIP train: all layers of a frozen CLIP fused, and a decoder to class logits.
+"""The head of WeCLIP and WTCLIP: fuses all layers of a frozen CLIP and decodes class logits.
 
-Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation", 2024;
-spec weclip, section 4; spec wtclip, section 2. WTCLIP is the same with a gate and a wavelet block.
+Source: Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation",
+2024; spec weclip, section 4; spec wtclip, section 2. WTCLIP adds a gate and a wavelet block.
 """
 
 from __future__ import annotations
@@ -20,46 +20,42 @@ from clipseg_jax.models.initializers import torch_linear, torch_uniform
 from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.wavelet import depthwise, haar, inverse_haar
 
-_SIDE = 3  # of the wavelet block's depthwise kernels
+_KERNEL = 3  # side of the wavelet block's depthwise kernels
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Sizes, and the two blocks that WTCLIP adds."""
+    """Sizes and WTCLIP's two blocks; the defaults are WeCLIP's."""
 
     width: int = 256
-    layers: int = 3
-    heads: int = 8
-    dropout: float = 0.1  # share of fused channels dropped in training, each for an image's all
-    gate: bool = False  # weigh each patch before fusing
-    wavelet_levels: int = 0  # of the wavelet block before the classifier; 0: no such block
-
-
-WECLIP = HeadConfig()
-WTCLIP = HeadConfig(gate=True, wavelet_levels=1)
+    layers: int = 3  # of the decoder's transformer
+    heads: int = 8  # of its attention
+    dropout: float = 0.1  # rate of whole channels of an image's fused tokens
+    gate: bool = False  # WTCLIP: multiply the tokens of each patch by a gate before fusion
+    wavelet_levels: int = 0  # WTCLIP: 1; levels of the block before the classifier, 0: no block
 
 
 class Decoded(NamedTuple):
-    """What the head says of a batch on its grid of patches."""
+    """Outputs of the head on the grid of patches."""
 
     logits: Array  # (b, hp, wp, classes)
-    fused: Array  # (b, n, width), dropout applied
+    fused: Array  # (b, n, width), after dropout
 
 
 class Adapter(nnx.Module):
-    """A perceptron of one CLIP layer's tokens: linear, ReLU, linear."""
+    """A perceptron on the tokens of one CLIP layer: linear, ReLU, linear."""
 
     def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
         self.proj = torch_linear(inputs, width, rngs=rngs)
         self.proj_2 = torch_linear(width, width, rngs=rngs)
 
     def __call__(self, tokens: Array) -> Array:
-        """(b, n, d) -> (b, n, width)."""
+        """Tokens (b, n, d) -> (b, n, width)."""
         return self.proj_2(jax.nn.relu(self.proj(tokens)))
 
 
 class Fusion(nnx.Module):
-    """One adapter for each layer; their outputs side by side, gated if so configured, projected."""
+    """One adapter for each layer; outputs are concatenated, optionally gated, and projected."""
 
     def __init__(self, inputs: int, layers: int, cfg: HeadConfig, *, rngs: nnx.Rngs):
         self.adapters = nnx.List(Adapter(inputs, cfg.width, rngs=rngs) for _ in range(layers))
@@ -67,7 +63,7 @@ class Fusion(nnx.Module):
         self.fuse = torch_linear(layers * cfg.width, cfg.width, rngs=rngs)
 
     def __call__(self, layers: Sequence[Array]) -> Array:
-        """Patch tokens (b, n, d) of each layer -> (b, n, width)."""
+        """Patch tokens (b, n, d) of each layer -> fused tokens (b, n, width)."""
         adapted = [adapt(x) for adapt, x in zip(self.adapters, layers, strict=True)]
         x = jnp.concatenate(adapted, axis=-1)
         if self.gate is not None:
@@ -76,25 +72,26 @@ class Fusion(nnx.Module):
 
 
 class Depthwise(nnx.Module):
-    """A depthwise convolution whose channels are scaled."""
+    """A depthwise convolution with a learned scale of each channel."""
 
     def __init__(self, channels: int, scale: float, *, use_bias: bool, rngs: nnx.Rngs):
-        uniform = torch_uniform(_SIDE * _SIDE)
-        self.kernel = nnx.Param(uniform(rngs.params(), (_SIDE, _SIDE, channels)))
+        uniform = torch_uniform(_KERNEL * _KERNEL)
+        self.kernel = nnx.Param(uniform(rngs.params(), (_KERNEL, _KERNEL, channels)))
         self.bias = nnx.Param(uniform(rngs.params(), (channels,))) if use_bias else None
         self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
 
     def __call__(self, x: Array) -> Array:
-        """(b, h, w, channels), the same."""
+        """Feature maps (b, h, w, channels) -> the same shape."""
         y = depthwise(x, self.kernel[...])
         y = y if self.bias is None else y + self.bias[...]
         return self.scale[...] * y
 
 
 class WaveletBlock(nnx.Module):
-    """A depthwise convolution of a map and of its Haar bands, summed, then mixed by a linear layer.
+    """Wavelet convolution: depthwise convolutions of a map and its Haar bands, and a linear layer.
 
-    Finder et al. 2024; spec wtclip, section 2.2. A small kernel on bands of every level sees far.
+    Source: Finder et al., "Wavelet Convolutions for Large Receptive Fields", 2024; spec wtclip,
+    section 2.2.
     """
 
     def __init__(self, width: int, levels: int, *, rngs: nnx.Rngs):
@@ -105,25 +102,25 @@ class WaveletBlock(nnx.Module):
         self.pointwise = torch_linear(width, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        """(b, h, w, width), the same; padding of the maps must be zero."""
+        """Feature maps (b, h, w, width) -> the same shape; the input's padding must be 0."""
         return self.pointwise(self.convolve(x))
 
     def convolve(self, x: Array) -> Array:
-        """The block without its last linear layer."""
+        """`__call__` without the linear layer."""
         return self.base(x) + self._by_bands(x, 0)
 
     def _by_bands(self, x: Array, level: int) -> Array:
         h, w, c = x.shape[1:]
         bands = haar(jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0))))
         convolved = self.bands[level](bands.reshape(*bands.shape[:3], 4 * c)).reshape(bands.shape)
-        if level + 1 < len(self.bands):  # the next level sees the low band before its convolution
+        if level + 1 < len(self.bands):  # the next level's input is the low band, not convolved
             lower = self._by_bands(bands[..., 0], level + 1)
             convolved = convolved.at[..., 0].add(lower)
         return inverse_haar(convolved)[:, :h, :w]
 
 
 class Decoder(nnx.Module):
-    """A transformer without positions over the fused tokens, then a classifier of each."""
+    """A transformer on fused tokens, without position embeddings, and a linear classifier."""
 
     def __init__(self, classes: int, cfg: HeadConfig, *, rngs: nnx.Rngs):
         self.transformer = Transformer(
@@ -135,7 +132,7 @@ class Decoder(nnx.Module):
             dtype="float32",
             rngs=rngs,
         )
-        _as_torch_starts(self.transformer, rngs)
+        _init_as_torch(self.transformer, rngs)
         levels = cfg.wavelet_levels
         self.wavelet = WaveletBlock(cfg.width, levels, rngs=rngs) if levels else None
         self.classifier = torch_linear(cfg.width, classes, rngs=rngs)
@@ -145,7 +142,8 @@ class Decoder(nnx.Module):
     ) -> Array:
         """Tokens (b, n, width) on the patch grid `shape` -> logits (b, *shape, classes).
 
-        `bias` (b, 1, n) and `grids` (b, 2) tell patches from padding.
+        `bias` (b, 1, n) masks padding; `grids` (b, 2) are rows and columns of real patches. None:
+        no image is padded.
         """
         x, _ = self.transformer(fused, bias)
         x = x.reshape(x.shape[0], *shape, -1)
@@ -155,15 +153,21 @@ class Decoder(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Fusion and decoder; `inputs` and `layers` are the CLIP's width and the blocks that it reads.
+    """Fusion and decoder. Class 0 is the background.
 
-    Class 0 is the background.
+    `inputs` is the width of CLIP, `layers` the number of its blocks that are fused.
     """
 
     def __init__(
-        self, inputs: int, layers: int, classes: int, cfg: HeadConfig = WECLIP, *, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        layers: int,
+        classes: int,
+        cfg: HeadConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
     ):
-        self.cfg = cfg
+        self.cfg = cfg = cfg or HeadConfig()
         self.fusion = Fusion(inputs, layers, cfg, rngs=rngs)
         self.decoder = Decoder(classes, cfg, rngs=rngs)
 
@@ -174,27 +178,26 @@ class Head(nnx.Module):
         *,
         bias: Array | None = None,
         grids: Array | None = None,
-        kept: Array | None = None,
+        channel_scale: Array | None = None,
     ) -> Decoded:
         """Patch tokens (b, n, d) of each layer -> logits on the patch grid `shape`.
 
         Args:
-          bias, grids: see `Decoder`; None: no padding.
-          kept: (b, width), what each image's fused channels are multiplied by: 0 where they are
-            dropped; None: nothing is dropped.
+          bias, grids: see `Decoder`.
+          channel_scale: (b, width), factors of fused channels: a dropout mask; None: no dropout.
         """
         fused = self.fusion(layers)
-        fused = fused if kept is None else fused * kept[:, None]
+        fused = fused if channel_scale is None else fused * channel_scale[:, None]
         return Decoded(self.decoder(fused, bias, shape, grids), fused)
 
 
 def affinity(fused: Array) -> Array:
-    """How alike patches are, (b, n, n) in (0, 1), from fused tokens (b, n, d); not scaled."""
+    """Affinity (b, n, n) of patches: sigmoid of products of fused tokens (b, n, d), not scaled."""
     return jax.nn.sigmoid(jnp.einsum("bid,bjd->bij", fused, fused))
 
 
-def _as_torch_starts(transformer: Transformer, rngs: nnx.Rngs) -> None:
-    """PyTorch's first values: Xavier for the packed projection, and uniform for what follows it."""
+def _init_as_torch(transformer: Transformer, rngs: nnx.Rngs) -> None:
+    """Initialises as PyTorch: Xavier for the packed projection, uniform for all other layers."""
     for block in transformer.resblocks:
         packed, out = block.attn.in_proj, block.attn.out_proj
         xavier = nnx.initializers.xavier_uniform()

@@ -1,11 +1,11 @@
-"""WeCLIP and WTCLIP: a decoder on a frozen CLIP, which labels its own training crops.
+"""WeCLIP and WTCLIP: a decoder on a frozen CLIP, trained on pseudo labels of the same CLIP.
 
-Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation", 2024;
-spec weclip, sections 3 to 5; spec wtclip.
+Source: Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation",
+2024; spec weclip, sections 3 to 5; spec wtclip.
 
-The labels are CLIP-ES's class activation maps, spread by attention maps of the same forward pass;
-late in training the affinity that the decoder learned chooses and weighs them. Then a background
-score, PAR, and the best class of each pixel.
+Pseudo labels are CLIP-ES's CAMs, propagated by attention maps of the same forward pass. Late in
+training the decoder's affinity selects and weights these maps. A background score is added, and
+scores are refined by pixel-adaptive refinement (PAR) before the argmax.
 """
 
 from __future__ import annotations
@@ -30,93 +30,92 @@ from clipseg_jax.ops.par import PUBLISHED as PUBLISHED_PAR
 from clipseg_jax.ops.par import PARConfig, diffuse, neighbour_weights
 from clipseg_jax.ops.resize import resize
 
-_AT_ONCE = 4  # classes, the background among them, that PAR refines together
+_CLASSES_AT_ONCE = 4  # classes, with the background, that PAR refines at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class WeCLIPConfig:
-    """How labels are made (spec weclip, sections 5 and 11)."""
+    """Parameters of pseudo labels; the defaults are published for VOC (spec weclip, section 11)."""
 
-    box_threshold: float = 0.4  # of a CAM's maximum
-    early_blocks: int = 8  # the last ones, whose attention is averaged
-    late_blocks: int = 6  # the last ones, among which the late phase chooses
-    # "off" is what WTCLIP's released code comes to: it seeks edges in a map that was cut to whole
-    # numbers before. "scaled" seeks them in 255 steps (spec wtclip, section 3).
+    box_threshold: float = 0.4  # relative to the maximum of a CAM
+    early_blocks: int = 8  # last blocks whose attention is averaged in the early phase
+    late_blocks: int = 6  # last blocks of which the late phase selects
+    # WTCLIP's edge refinement of CAMs (spec wtclip, section 3). "off" is equivalent to the released
+    # code, which detects edges in CAMs cast to integers; "scaled" detects them in 255 * CAM.
     edge: Literal["off", "scaled"] = "off"
     temperature: float = 100.0  # exp(logit_scale) of all released CLIPs
     par: PARConfig = PUBLISHED_PAR
 
 
-VOC = WeCLIPConfig()
-
-
 class Features(NamedTuple):
-    """What the frozen blocks before the last one say."""
+    """Outputs of the frozen blocks before the last one."""
 
     layers: tuple[Array, ...]  # of each block, patch tokens (b, n, d)
-    tokens: Array  # (b, 1 + n, d) going into the last block
-    maps: tuple[Array, ...]  # (b, n, n) head-averaged attention of the last blocks but one
-    bias: Array  # (b, 1, 1 + n) that masks padding
-    grids: Array  # (b, 2) real patches
-    shape: tuple[int, int]  # of the padded grid of patches
+    tokens: Array  # (b, 1 + n, d) before the last block
+    maps: tuple[Array, ...]  # (b, n, n) head-averaged attention of the blocks before the last
+    bias: Array  # (b, 1, 1 + n), masks padding
+    grids: Array  # (b, 2) rows and columns of real patches
+    shape: tuple[int, int]  # the padded grid of patches
 
 
 class Labels(NamedTuple):
-    """Pseudo labels and what they were made of."""
+    """Pseudo labels and their intermediate results; k is the number of all classes."""
 
-    labels: Array  # (b, h, w) int32: 0 background, class id + 1
-    classes: Array  # (b, k) ids of each image, ascending; k is the number of all classes
-    real: Array  # (b, k) how many of them count
-    affinity: Array  # (b, n, n) what spread the CAMs, not yet balanced
+    labels: Array  # (b, h, w) int32: 0 background, or class id + 1
+    classes: Array  # (b, k) class ids: those of the image first, ascending
+    real: Array  # (b, k) bool, True for the classes of the image
+    affinity: Array  # (b, n, n) that propagates the CAMs, before the Sinkhorn normalisation
     cams: CAMs  # (b, k, hp, wp)
 
 
 class WeCLIP(nnx.Module):
-    """`clip`: the frozen image tower with text rows, as CLIP-ES uses it; `head`: what is trained.
+    """CLIP-ES on a frozen image tower (`clip`), and the trained `head`.
 
-    Images are normalised, (b, h, w, 3), of which `sizes` (b, 2) are real pixels; padding has no
-    influence on predictions. Rows and columns that do not fill a patch are dropped.
+    Images are normalised, (b, h, w, 3); `sizes` (b, 2) are heights and widths of images in a padded
+    batch. Padding has no influence on predictions. Rows and columns of pixels that do not fill a
+    patch are dropped.
     """
 
     def __init__(
         self,
         visual: VisionTransformer,
-        class_rows: ArrayLike,
-        background_rows: ArrayLike,
+        class_embeddings: ArrayLike,
+        background_embeddings: ArrayLike,
         head: Head,
-        cfg: WeCLIPConfig = VOC,
+        cfg: WeCLIPConfig | None = None,
     ):
-        """Text rows (c, e) of the classes without background, and (backgrounds, e).
+        """Text embeddings (c, e) of classes without background, and (backgrounds, e).
 
         Raises:
-          ValueError: text rows of another CLIP, a head of another number of classes or blocks, or
-            an unknown `edge`.
+          ValueError: the text embeddings are of another CLIP, the head's numbers of classes or
+            blocks do not match, or `edge` is unknown.
         """
+        cfg = cfg or WeCLIPConfig()
         if cfg.edge not in ("off", "scaled"):
             raise ValueError(f"edge {cfg.edge!r}: choose off or scaled")
         last = visual.cfg.layers - 1
         self.clip = CLIPES(
             visual,
-            class_rows,
-            background_rows,
+            class_embeddings,
+            background_embeddings,
             CLIPESConfig(
                 box_threshold=cfg.box_threshold,
                 affinity_blocks=(last,),
                 temperature=cfg.temperature,
             ),
         )
-        classes = self.clip.class_rows.shape[0] + 1
-        made = head.decoder.classifier.out_features, len(head.fusion.adapters)
-        if made != (classes, last):
+        classes = self.clip.class_embeddings.shape[0] + 1
+        head_classes, blocks = head.decoder.classifier.out_features, len(head.fusion.adapters)
+        if (head_classes, blocks) != (classes, last):
             raise ValueError(
-                f"a head of {made[0]} classes on {made[1]} blocks, where {classes} classes, with "
-                f"the background, on {last} blocks are due; make it with weclip.task.initial"
+                f"a head of {head_classes} classes on {blocks} blocks; expected {classes} classes "
+                f"with the background on {last} blocks; make it with weclip.task.initial"
             )
         self.head = head
         self.cfg = cfg
 
     def encode(self, images: Array, sizes: Array, *, maps: bool = True) -> Features:
-        """The frozen blocks before the last; without `maps` what labels need is left out."""
+        """Runs the frozen blocks before the last; `maps` False omits the maps of pseudo labels."""
         visual, cfg = self.clip.visual, self.cfg
         last = visual.cfg.layers - 1
         first = max(last + 1 - max(cfg.early_blocks, cfg.late_blocks), 0)
@@ -137,13 +136,15 @@ class WeCLIP(nnx.Module):
             shape=shape,
         )
 
-    def decode(self, features: Features, kept: Array | None = None) -> Decoded:
-        """The head's logits and fused tokens; `kept` see `Head`."""
+    def decode(self, features: Features, channel_scale: Array | None = None) -> Decoded:
+        """Outputs of the head; `channel_scale`: see `Head`."""
         bias, grids = features.bias[..., 1:], features.grids
-        return self.head(features.layers, features.shape, bias=bias, grids=grids, kept=kept)
+        return self.head(
+            features.layers, features.shape, bias=bias, grids=grids, channel_scale=channel_scale
+        )
 
     def __call__(self, images: Array, sizes: Array) -> Array:
-        """Logits (b, hp, wp, classes), background first; 0 outside each image's own grid."""
+        """Logits (b, hp, wp, classes), background first; 0 in the padding."""
         features = self.encode(images, sizes, maps=False)
         logits = self.decode(features).logits
         return jnp.where(valid_mask(features.grids, features.shape)[..., None], logits, 0)
@@ -158,33 +159,39 @@ class WeCLIP(nnx.Module):
         size: tuple[int, int] | None = None,
         sizes: Array | None = None,
     ) -> Labels:
-        """Pseudo labels of images (b, h, w, 3) (spec weclip, section 5); nothing learns by them.
+        """Pseudo labels of normalised images (b, h, w, 3), without gradients.
+
+        Spec weclip, section 5.
 
         Args:
           features, fused: of the same images, from `encode` and `decode`.
-          tags: (b, c) bool, the classes that each image has; none and all are fine.
-          late: () bool, whether the decoder's affinity takes part; True when only evaluating.
-          size: of the labels; None: the images'.
-          sizes: (b, 2) real pixels of labels and images, both padded to one size; None: all are.
+          tags: (b, c) bool, the classes of each image; it may have none or all.
+          late: () bool, whether the decoder's affinity is used; True in evaluation.
+          size: (height, width) of the labels; None: that of the images.
+          sizes: (b, 2) heights and widths of labels and images in a padded batch; None: no image is
+            padded.
         """
         classes, real = _classes_of(tags)
         fused = jax.lax.stop_gradient(fused)
-        found = self.clip.activate(
+        grad_cam = self.clip.activate(
             Encoding(features.tokens, jnp.zeros(()), features.bias, features.grids),
             classes,
             real,
             features.shape,
         )
-        spreading = self.combine((*features.maps, found.affinity), affinity(fused), late)
-        cam = activation_maps(found.raw, valid_mask(features.grids, features.shape))
+        combined = self.combine((*features.maps, grad_cam.affinity), affinity(fused), late)
+        cam = activation_maps(grad_cam.raw, valid_mask(features.grids, features.shape))
         if self.cfg.edge == "scaled":
             cam = add_edges(cam)
-        cams = self.clip.propagate(cam, spreading, features.grids)
+        cams = self.clip.propagate(cam, combined, features.grids)
         labels = self.refine(images, cams.refined, features.grids, classes, real, size, sizes)
-        return Labels(labels, classes, real, spreading, cams)
+        return Labels(labels, classes, real, combined, cams)
 
     def combine(self, maps: tuple[Array, ...], learned: Array, late: ArrayLike) -> Array:
-        """One affinity (b, n, n) of the last blocks' maps (b, n, n) and the learned one (5.4)."""
+        """Combines maps (b, n, n) of the last blocks and the learned affinity.
+
+        Spec weclip, section 5.4.
+        """
         cfg, late = self.cfg, jnp.asarray(late)
         stacked = jnp.stack(maps, axis=1)
         count = stacked.shape[1]
@@ -206,57 +213,62 @@ class WeCLIP(nnx.Module):
         size: tuple[int, int] | None = None,
         sizes: Array | None = None,
     ) -> Array:
-        """Labels (b, h, w) int32 of spread CAMs (b, k, hp, wp): background score, PAR, best (5.7).
+        """Labels (b, h, w) int32 of propagated CAMs (b, k, hp, wp) (spec weclip, section 5.7).
 
-        Some classes at a time, as many as the batch has: maps of all are never held.
+        Adds the background score, applies PAR and takes the argmax. Classes are refined in groups,
+        as many as an image of the batch needs, so that full-size maps of one group are in memory.
         """
         cfg = self.cfg.par
         size = size or (images.shape[1], images.shape[2])
         b, k, hp, wp = refined.shape
         if images.shape[1:3] != size:
             images = resize(images, size, align_corners=True)
-        filled = jnp.broadcast_to(jnp.asarray(size), (b, 2)) if sizes is None else sizes
+        image_sizes = jnp.broadcast_to(jnp.asarray(size), (b, 2)) if sizes is None else sizes
         weights = neighbour_weights(images, cfg, sizes)
-        # Slot 0 is the background; absent classes stay 0, and padding fills up the last group.
-        rest = -(k + 1) % _AT_ONCE
+        # Index 0 is the background; maps of absent classes and of the last group's padding are 0.
+        rest = -(k + 1) % _CLASSES_AT_ONCE
         maps = min_max_normalize(refined, valid_mask(grids, (hp, wp)))
         maps = jnp.pad(maps, ((0, 0), (1, rest), (0, 0), (0, 0)))
         ids = jnp.pad(classes + 1, ((0, 0), (1, rest)))
-        there = jnp.pad(real, ((0, 0), (1, 0)), constant_values=True)
-        there = jnp.pad(there, ((0, 0), (0, rest)))
-        groups = -(-jnp.max(jnp.sum(there, axis=1)) // _AT_ONCE)
+        present = jnp.pad(real, ((0, 0), (1, 0)), constant_values=True)
+        present = jnp.pad(present, ((0, 0), (0, rest)))
+        groups = -(-jnp.max(jnp.sum(present, axis=1)) // _CLASSES_AT_ONCE)
 
-        def part(x: Array, i: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(x, i * _AT_ONCE, _AT_ONCE, axis=1)
+        def group(x: Array, i: Array) -> Array:
+            return jax.lax.dynamic_slice_in_dim(x, i * _CLASSES_AT_ONCE, _CLASSES_AT_ONCE, axis=1)
 
-        def full(i: Array) -> Array:
-            return upsample(part(maps, i), grids, filled, size)
+        def upsampled(i: Array) -> Array:
+            return upsample(group(maps, i), grids, image_sizes, size)
 
-        top = jax.lax.fori_loop(
+        foreground = jax.lax.fori_loop(
             0,
             groups,
-            lambda i, top: jnp.maximum(top, jnp.max(full(i), axis=1)),
+            lambda i, maximum: jnp.maximum(maximum, jnp.max(upsampled(i), axis=1)),
             jnp.zeros((b, *size)),
         )
+        is_first = jnp.arange(_CLASSES_AT_ONCE) == 0
 
         def compare(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
-            score, label = best
-            own = jnp.where(
-                (i == 0) & (jnp.arange(_AT_ONCE) == 0)[:, None, None], (1 - top)[:, None], full(i)
+            best_scores, labels = best
+            scores = jnp.where(
+                (i == 0) & is_first[:, None, None], (1 - foreground)[:, None], upsampled(i)
             )
-            own = diffuse(weights, jnp.moveaxis(own, 1, 2), cfg, sizes)  # (b, h, k, w)
-            own = jnp.where(part(there, i)[:, None, :, None], own, -jnp.inf)
-            winner = jnp.argmax(own, axis=2)  # the first of equals
-            found = jnp.max(own, axis=2)
-            named = jnp.take_along_axis(part(ids, i)[:, None], winner, axis=2)
-            better = found > score
-            return jnp.where(better, found, score), jnp.where(better, named, label)
+            scores = diffuse(weights, jnp.moveaxis(scores, 1, 2), cfg, sizes)  # (b, h, k, w)
+            scores = jnp.where(group(present, i)[:, None, :, None], scores, -jnp.inf)
+            index = jnp.argmax(scores, axis=2)  # the first of equal scores
+            group_labels = jnp.take_along_axis(group(ids, i)[:, None], index, axis=2)
+            group_scores = jnp.max(scores, axis=2)
+            better = group_scores > best_scores
+            return (
+                jnp.where(better, group_scores, best_scores),
+                jnp.where(better, group_labels, labels),
+            )
 
-        first = jnp.full((b, *size), -jnp.inf), jnp.zeros((b, *size), jnp.int32)
-        return jax.lax.fori_loop(0, groups, compare, first)[1]
+        start = jnp.full((b, *size), -jnp.inf), jnp.zeros((b, *size), jnp.int32)
+        return jax.lax.fori_loop(0, groups, compare, start)[1]
 
 
 def _classes_of(tags: Array) -> tuple[Array, Array]:
-    """Tags (b, c) bool -> ids (b, c) int32 of the classes there, ascending, and which count."""
+    """Tags (b, c) bool -> class ids (b, c), tagged ones first and ascending, and their mask."""
     classes = jnp.argsort(~tags, axis=1, stable=True).astype(jnp.int32)
     return classes, jnp.take_along_axis(tags, classes, axis=1)

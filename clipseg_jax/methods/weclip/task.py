@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import Group
 from clipseg_jax.methods.weclip.affinity_loss import affinity_loss, affinity_targets
-from clipseg_jax.methods.weclip.head import WECLIP, Head, HeadConfig, affinity
-from clipseg_jax.methods.weclip.model import VOC, WeCLIP, WeCLIPConfig
+from clipseg_jax.methods.weclip.head import Head, HeadConfig, affinity
+from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.ops.cross_entropy import IGNORED, upsampled_balanced_cross_entropy
 from clipseg_jax.ops.dropout import dropout
@@ -63,10 +63,10 @@ PUBLISHED = TaskConfig()
 
 def init_weclip(
     visual: VisionTransformer,
-    class_rows: ArrayLike,
-    background_rows: ArrayLike,
-    cfg: WeCLIPConfig = VOC,
-    head: HeadConfig = WECLIP,
+    class_embeddings: ArrayLike,
+    background_embeddings: ArrayLike,
+    cfg: WeCLIPConfig | None = None,
+    head: HeadConfig | None = None,
     *,
     seed: int = 0,
 ) -> WeCLIP:
@@ -76,11 +76,11 @@ def init_weclip(
     published one; `position_half` adds the published rounding of positions.
 
     Args:
-      class_rows, background_rows: text rows (c, e), without the background class, and (n, e).
+      class_embeddings, background_embeddings: of texts, (c, e) without the background, and (n, e).
     """
-    sizes = visual.cfg.width, visual.cfg.layers - 1, jnp.shape(class_rows)[0] + 1
-    untrained = initialised(lambda rngs: Head(*sizes, head, rngs=rngs), seed)
-    return WeCLIP(visual, class_rows, background_rows, untrained, cfg)
+    sizes = visual.cfg.width, visual.cfg.layers - 1, jnp.shape(class_embeddings)[0] + 1
+    made = initialised(lambda rngs: Head(*sizes, head, rngs=rngs), seed)
+    return WeCLIP(visual, class_embeddings, background_embeddings, made, cfg)
 
 
 def trainable(path: str) -> bool:
@@ -120,8 +120,8 @@ def loss(
     b, h, w, _ = images.shape
     features = model.encode(images, jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)))
     sizes = model.head.cfg
-    kept = dropout(jnp.ones((b, sizes.width)), sizes.dropout, key)
-    decoded = model.decode(features, kept)
+    channel_scale = dropout(jnp.ones((b, sizes.width)), sizes.dropout, key)
+    decoded = model.decode(features, channel_scale)
     late = step >= cfg.late_step
     labels = model.label(images, features, decoded.fused, batch["tags"], late).labels
     if cfg.padding == "ignored":

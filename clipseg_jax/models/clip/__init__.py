@@ -1,6 +1,6 @@
-"""The one CLIP that every system here builds on."""
+"""CLIP, as all methods use it."""
 
-from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, l2_normalize
+from clipseg_jax.models.clip.clip import CLIP, CLIPConfig, as_text_embeddings, l2_normalize
 from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
 from clipseg_jax.models.clip.text import TextConfig, TextTransformer
 from clipseg_jax.models.clip.tokenizer import Tokenizer
@@ -16,5 +16,6 @@ __all__ = [
     "Tokenizer",
     "ViTConfig",
     "VisionTransformer",
+    "as_text_embeddings",
     "l2_normalize",
 ]

@@ -1,4 +1,4 @@
-"""The one CLIP: an image tower, a text tower, a temperature.
+"""CLIP: an image tower, a text tower and a temperature.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
 2021.
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from clipseg_jax.models.clip.resnet import ModifiedResNet, ResNetConfig
 from clipseg_jax.models.clip.text import TextConfig, TextTransformer
@@ -24,60 +25,63 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers' sizes; `text` is None for an image tower alone."""
+    """Configurations of both towers; `text` is None for an image tower alone."""
 
     vision: ViTConfig | ResNetConfig
     text: TextConfig | None
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Shape]) -> CLIPConfig:
-        """Every size from the shapes of an OpenAI-named state dict (spec clip, section 1).
+        """Infers all sizes from the shapes of an OpenAI-named state dict (spec clip, section 1).
 
-        What shapes cannot tell is set to OpenAI's choice: heads of 64 channels, QuickGELU,
-        norm epsilon 1e-5.
+        What shapes do not determine has OpenAI's value: heads of 64 channels, QuickGELU, norm
+        epsilon 1e-5.
 
         Raises:
-          ValueError: `shapes` names no CLIP image tower.
+          ValueError: `shapes` has no CLIP image tower.
         """
         if "visual.proj" in shapes:
             vision: ViTConfig | ResNetConfig = _vit(shapes)
         elif "visual.layer1.0.conv1.weight" in shapes:
             vision = _resnet(shapes)
         else:
-            some = ", ".join(sorted(shapes)[:3]) or "nothing"
+            first_keys = ", ".join(sorted(shapes)[:3]) or "none"
             raise ValueError(
-                f"no CLIP image tower among {len(shapes)} keys ({some}, ...): neither visual.proj "
-                "(ViT) nor visual.layer1.0.conv1.weight (ResNet) is there"
+                f"no CLIP image tower among {len(shapes)} keys ({first_keys}, ...): neither "
+                "visual.proj (ViT) nor visual.layer1.0.conv1.weight (ResNet) is there"
             )
         return cls(vision, _text(shapes) if "text_projection" in shapes else None)
 
     def replace(self, **choices: object) -> CLIPConfig:
-        """The same sizes with other choices, e.g. `activation="gelu"`, in each tower that has it.
+        """Replaces fields, e.g. `activation="gelu"`, in each tower that has them.
 
         Raises:
-          ValueError: a choice that neither tower knows.
+          ValueError: a field that neither tower has.
         """
-        known: set[str] = set()
+        all_fields: set[str] = set()
         towers: dict[str, object] = {}
         for name in ("vision", "text"):
             tower = getattr(self, name)
             fields = {f.name for f in dataclasses.fields(tower)} if tower else set()
-            known |= fields
-            mine = {k: v for k, v in choices.items() if k in fields}
-            towers[name] = dataclasses.replace(tower, **mine) if tower else None
-        if unknown := sorted(set(choices) - known):
-            raise ValueError(f"unknown CLIP choices {unknown}; the towers have {sorted(known)}")
+            all_fields |= fields
+            changes = {k: v for k, v in choices.items() if k in fields}
+            towers[name] = dataclasses.replace(tower, **changes) if tower else None
+        if unknown := sorted(set(choices) - all_fields):
+            raise ValueError(
+                f"unknown CLIP choices {unknown}; the towers have {sorted(all_fields)}"
+            )
         return CLIPConfig(**towers)  # type: ignore[arg-type]
 
 
 def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
-    """How many different values the first group of `pattern` takes over all keys."""
+    """The number of distinct values of the first group of `pattern` over all keys."""
     matches = (re.match(pattern, key) for key in shapes)
     return len({m.group(1) for m in matches if m})
 
 
-def _grid(rows: int) -> int:
-    return round(math.sqrt(rows - 1))
+def _grid(positions: int) -> int:
+    """Side of the grid of a table of position embeddings with a class token."""
+    return round(math.sqrt(positions - 1))
 
 
 def _vit(shapes: Mapping[str, Shape]) -> ViTConfig:
@@ -140,5 +144,20 @@ class CLIP(nnx.Module):
 
 
 def l2_normalize(x: Array) -> Array:
-    """`x` divided by its L2 norm along the last axis (no epsilon, as the original)."""
+    """`x` divided by its L2 norm along the last axis; no epsilon, as in OpenAI's code."""
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def as_text_embeddings(embeddings: ArrayLike, visual: VisionTransformer | ModifiedResNet) -> Array:
+    """Text embeddings (c, e) as float32, checked against the image tower that they classify.
+
+    Raises:
+      ValueError: `embeddings` is not a matrix, or e is not the tower's `embed_dim`.
+    """
+    shape, features = jnp.shape(embeddings), visual.cfg.embed_dim
+    if len(shape) != 2 or shape[1] != features:
+        raise ValueError(
+            f"text embeddings of shape {shape} for an image tower with {features} features; "
+            "compute them with the text tower of the same CLIP"
+        )
+    return jnp.asarray(embeddings, jnp.float32)

@@ -1,8 +1,8 @@
-"""Dense read-outs: a feature for each position of an image instead of one for all of it.
+"""Dense read-outs of CLIP: one feature for each position of an image.
 
-CLIP is trained for its class token (ViT) or its attention pool (ResNet). A read-out changes how the
-last attention works, so that positions keep their own content; all before it stays as it is.
-Methods: Zhou et al. 2022 (MaskCLIP); spec maskclip, section 4; spec readouts, sections 1 and 13.
+CLIP is trained with one feature per image, of the class token (ViT) or the attention pool (ResNet).
+A dense read-out changes the last attention only, so that each position keeps its own content.
+Source: Zhou et al. 2022 (MaskCLIP); spec maskclip, section 4; spec readouts, sections 1 and 13.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from clipseg_jax.models.clip.resnet import ModifiedResNet
 from clipseg_jax.models.clip.vit import VisionTransformer
 from clipseg_jax.ops.image import valid_mask
 
-Scores = Literal["qk", "qq", "kk"]  # which projections are compared
+Scores = Literal["qk", "qq", "kk"]  # the projections whose products are the attention scores
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadOut:
     """How the last block of a ViT attends (spec readouts, section 13)."""
 
-    # The softmaxes whose mean mixes the values; (): every token keeps its own value.
+    # The attention map is the mean of one softmax for each; (): each token attends to itself.
     scores: tuple[Scores, ...] = ()
-    residual: bool = True  # the block's input is added
-    mlp: bool = True  # the block's perceptron follows
+    residual: bool = True  # add the input of the block
+    mlp: bool = True  # apply the perceptron of the block
 
 
-VALUE = ReadOut()  # MaskCLIP's and TagCLIP's
-CLIP_BLOCK = ReadOut(("qk",))  # as it was trained
+VALUE = ReadOut()  # of MaskCLIP and TagCLIP
+CLIP_BLOCK = ReadOut(("qk",))  # of CLIP itself
 
 
 class LastBlock(NamedTuple):
-    """Tokens after the last block and `ln_post`, with the block's projections, (b, t, d) each."""
+    """Tokens after the last block and `ln_post`, and the block's projections, (b, t, d) each."""
 
     tokens: Array
     queries: Array
@@ -46,11 +46,11 @@ class LastBlock(NamedTuple):
 def last_block(
     visual: VisionTransformer, x: Array, read_out: ReadOut, bias: Array | None = None
 ) -> LastBlock:
-    """The last block of a ViT, read out in another way.
+    """Runs the last block of a ViT with a dense read-out.
 
     Args:
-      x: tokens (b, t, d) before the block. A read-out without scores needs no other tokens than
-        those that are wanted.
+      x: tokens (b, t, d) before the block. Without `scores` in the read-out tokens do not interact,
+        and a subset of them may be given.
       bias: (1 or b, 1 or t, t), added to all scores; it masks padding.
     """
     block = visual.transformer.resblocks[-1]
@@ -68,17 +68,17 @@ def last_block(
 
 
 def after_attention(visual: VisionTransformer, x: Array) -> Array:
-    """What follows the last attention: tokens (b, t, d) through the perceptron and `ln_post`."""
+    """Applies the last block's perceptron and `ln_post` to tokens (b, t, d) after its attention."""
     block = visual.transformer.resblocks[-1]
     return visual.ln_post(x + block.mlp(block.ln_2(x)))
 
 
 class Dense(NamedTuple):
-    """Dense read-outs of an image tower on a grid (hp, wp)."""
+    """Dense features of an image tower on a grid (hp, wp)."""
 
-    features: Array  # (b, hp, wp, e) in the text's space, not normalised
-    values: Array  # (b, hp, wp, d) before the last projection
-    keys: Array  # (b, hp, wp, d) for key smoothing
+    features: Array  # (b, hp, wp, e) in the joint space, not normalised
+    values: Array  # (b, hp, wp, d) before the projection to the joint space
+    keys: Array  # (b, hp, wp, d) for key smoothing (spec maskclip, section 6)
     real: Array  # (b, hp, wp) bool, False in the padding
 
 
@@ -89,9 +89,11 @@ def dense_features(
     *,
     attn_pooling: bool = False,
 ) -> Dense:
-    """Value read-out of normalised images (b, h, w, 3); `sizes` (b, 2) are their real pixels.
+    """Value read-out (MaskCLIP's) of normalised images (b, h, w, 3).
 
-    `attn_pooling`, of ResNets only: full attention over mean token and positions instead.
+    Args:
+      sizes: (b, 2) heights and widths of images in a padded batch; None: no image is padded.
+      attn_pooling: ResNets only: full attention of mean token and positions instead.
     """
     if isinstance(visual, ModifiedResNet):
         return _dense_resnet(visual, images, sizes, attn_pooling)
@@ -102,9 +104,9 @@ def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) ->
     grid = visual.grid_shape(images.shape[1], images.shape[2])
     x, bias = visual.embed(images, sizes)
     x, _ = visual.transformer(x, bias, stop=-1)
-    # No heads, no scaling, no softmax: the class token and the queries play no part from here on.
+    # The class token and the queries are not needed from here on.
     last = last_block(visual, x[:, 1:], VALUE)
-    # The published code smooths with projected keys, not with the raw ones.
+    # The published code applies the output projection to the keys before smoothing.
     keys = visual.transformer.resblocks[-1].attn.out_proj(last.keys)
 
     def spatial(tokens: Array) -> Array:

@@ -26,7 +26,7 @@ from clipseg_jax.ops.resize import resize, resize_within
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
-    """Sizes of a modified ResNet, and the choices in which the published systems differ."""
+    """Sizes of a modified ResNet, and the options in which the published systems differ."""
 
     image_px: int
     width: int
@@ -35,7 +35,7 @@ class ResNetConfig:
     embed_dim: int
     position_resize: Literal["bicubic", "bilinear"] = "bilinear"
     position_half: bool = False  # round positions to float16 (CLIP-ES)
-    dtype: str = "float32"  # of convolutions and matrix products; parameters stay float32
+    dtype: str = "float32"  # of convolutions and matrix products; parameters are float32
 
     @property
     def grid(self) -> int:
@@ -59,19 +59,19 @@ def _conv(
 
 
 def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    # All systems freeze this tower in evaluation mode: running statistics, never updated.
+    # All methods freeze this tower in evaluation mode: running statistics are never updated.
     return nnx.BatchNorm(channels, use_running_average=True, epsilon=1e-5, momentum=0.9, rngs=rngs)
 
 
 def _average_pool(x: Array, window: int) -> Array:
-    """Mean over window x window, stride window; a remainder at the border is dropped."""
+    """Average pooling with equal window and stride; a remainder at the border is dropped."""
     if window == 1:
         return x
     return nnx.avg_pool(x, (window, window), strides=(window, window))
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, average pool instead of a stride, 1x1; the shortcut pools as well."""
+    """1x1, 3x3 and 1x1 convolutions; average pooling replaces strides, in the shortcut as well."""
 
     def __init__(self, c_in: int, planes: int, stride: int, dtype: str, *, rngs: nnx.Rngs):
         self.stride = stride
@@ -99,7 +99,7 @@ class Bottleneck(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Attention of the mean token over all positions."""
+    """Attention pooling: the mean token attends to all positions."""
 
     def __init__(self, cfg: ResNetConfig, *, rngs: nnx.Rngs):
         d = 32 * cfg.width
@@ -133,7 +133,7 @@ class AttentionPool(nnx.Module):
     def tokens(self, x: Array, sizes: Array | None = None) -> tuple[Array, Array]:
         """Feature maps (b, h, w, d) -> mean token and positions (b, 1 + h*w, d), and their mask.
 
-        No position embedding is added yet. The mask (b, 1 + h*w) is true where a token is real.
+        Position embeddings are not added. The mask (b, 1 + h*w) is False for padding tokens.
         """
         b, h, w, d = x.shape
         real = jnp.ones((b, h, w), bool) if sizes is None else valid_mask(sizes, (h, w))
@@ -144,7 +144,7 @@ class AttentionPool(nnx.Module):
         return jnp.concatenate([mean, flat], axis=1), jnp.concatenate([first, real], axis=1)
 
     def attend(self, queries: Array, tokens: Array, real: Array) -> Array:
-        """Queries (b, q, d) over the real tokens (b, t, d) -> (b, q, e)."""
+        """Output (b, q, e) of queries (b, q, d) that attend to the real tokens (b, t, d)."""
         q, k, v = (
             split_heads(x, self.cfg.heads)
             for x in (self.q_proj(queries), self.k_proj(tokens), self.v_proj(tokens))
@@ -152,21 +152,21 @@ class AttentionPool(nnx.Module):
         return self.c_proj(join_heads(attention(q, [KeyValues(k, v, _masked(real))])))
 
     def maps(self, queries: Array, tokens: Array, real: Array) -> Array:
-        """The attention maps (b, n, q, t) of `attend`."""
+        """Attention maps (b, n, q, t) of `attend`."""
         q, k = (split_heads(x, self.cfg.heads) for x in (self.q_proj(queries), self.k_proj(tokens)))
         return attention_maps(q, k, _masked(real))
 
 
 def _masked(real: Array) -> Array:
-    """Bias (b, 1, t) of attention scores from a mask (b, t) of real tokens."""
+    """Bias (b, 1, t) that masks padding tokens, from a mask (b, t) of real tokens."""
     return jnp.where(real, 0.0, -jnp.inf)[:, None, :]
 
 
 class ModifiedResNet(nnx.Module):
     """CLIP's ResNet on images of any size.
 
-    Images are normalised float NHWC. `sizes` (b, 2) int32 says how many rows and columns of each
-    padded image are real; the padding then has no influence on any real position.
+    Images are normalised float NHWC. `sizes` (b, 2) int32 are the heights and widths of images in a
+    padded batch; padding has no influence on real positions. None: no image is padded.
     """
 
     def __init__(self, cfg: ResNetConfig, *, rngs: nnx.Rngs):
@@ -219,7 +219,7 @@ class ModifiedResNet(nnx.Module):
     def __call__(
         self, images: Array, sizes: Array | None = None, *, read: Collection[str] = ()
     ) -> tuple[Array, dict[str, Array]]:
-        """Normalised images (b, h, w, 3) -> image features (b, e) and the read-outs asked for.
+        """Normalised images (b, h, w, 3) -> image features (b, e) and intermediate results.
 
         `read` may name "stem", "layer1".."layer4" (b, h, w, c) and, of the attention pool, "q"
         (b, 1, d), "k", "v" (b, 1 + h*w, d) and "attn" (b, n, 1, 1 + h*w).

@@ -23,11 +23,11 @@ class TextConfig:
     embed_dim: int
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
-    dtype: str = "float32"  # of the matrix products; parameters stay float32
+    dtype: str = "float32"  # of matrix products; parameters are float32
 
 
 class TextTransformer(nnx.Module):
-    """Causal transformer that reads a text's feature at its end token."""
+    """Causal transformer; the feature of a text is the output at its end token."""
 
     def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -47,10 +47,13 @@ class TextTransformer(nnx.Module):
         self.ln_final = nnx.LayerNorm(w, epsilon=cfg.norm_eps, rngs=rngs)
         self.text_projection = nnx.Param(normal(w**-0.5)(rngs.params(), (w, cfg.embed_dim)))
 
-    def hidden(self, ids: Array, *, read: tuple[str, ...] = ()) -> tuple[Array, dict[str, Array]]:
-        """Ids (n, t) -> states after `ln_final` (n, t, w), and read-outs as in `Transformer`.
+    def hidden_states(
+        self, ids: Array, *, read: tuple[str, ...] = ()
+    ) -> tuple[Array, dict[str, Array]]:
+        """Ids (n, t) -> states after `ln_final` (n, t, w), and intermediate results.
 
-        t may be anything up to the context length: a token only sees those before it.
+        `read` names these as in `Transformer`. t may be at most the context length; since attention
+        is causal, shorter sequences give the same states.
         """
         t = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[...][:t]
@@ -60,7 +63,7 @@ class TextTransformer(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """Ids (n, t) int32 -> text features (n, e), not normalised."""
-        x, _ = self.hidden(ids)
-        # The end token has the highest id; argmax takes the first, as the original does.
+        x, _ = self.hidden_states(ids)
+        # The end token has the highest id; argmax takes the first, as in OpenAI's code.
         end = jnp.argmax(ids, axis=1)
         return x[jnp.arange(x.shape[0]), end] @ self.text_projection[...]

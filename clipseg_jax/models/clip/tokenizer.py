@@ -1,4 +1,4 @@
-"""CLIP's byte-pair tokenizer, equal to OpenAI's id for id and offline.
+"""CLIP's byte-pair tokenizer; gives the same ids as OpenAI's, offline.
 
 Source: Sennrich et al. 2016; Radford et al. 2021; spec clip, section 6.
 """
@@ -31,14 +31,14 @@ _PIECES = regex.compile(
 
 @functools.cache
 def byte_symbols() -> dict[int, str]:
-    """A printable character for every byte; the dictionary's order is that of the ids."""
+    """Maps every byte to a printable character, in the order of the ids."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {b: chr(256 + i) for i, b in enumerate(other)}
 
 
 def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Symbol -> id: bytes, bytes that end a word, merges in order, start and end."""
+    """Maps symbols to ids: bytes, bytes that end a word, merges in order, start and end."""
     symbols = list(byte_symbols().values())
     symbols += [symbol + _WORD_END for symbol in symbols]
     symbols += ["".join(pair) for pair in merges]
@@ -46,12 +46,12 @@ def vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
 
 
 class Tokenizer:
-    """Text to ids: clean, lower-case, split into pieces, merge byte pairs by rank."""
+    """Texts to ids: cleans, lower-cases, splits into pieces and merges byte pairs by rank."""
 
     def __init__(
         self, merges: Sequence[tuple[str, str]], ids: Mapping[str, int] | None = None
     ) -> None:
-        """`merges` in order of rank; `ids` symbol -> id, by default the standard order."""
+        """`merges` in order of rank; `ids` maps symbols to ids, by default as `vocabulary`."""
         self.merges: list[tuple[str, str]] = [(left, right) for left, right in merges]
         self.ids = dict(vocabulary(merges) if ids is None else ids)
         self._rank = {pair: i for i, pair in enumerate(self.merges)}
@@ -61,7 +61,11 @@ class Tokenizer:
     @classmethod
     @functools.cache
     def openai(cls) -> Tokenizer:
-        """The tokenizer of all nine OpenAI models, from the vocabulary in this package."""
+        """The tokenizer of all OpenAI models, from the vocabulary file of this package.
+
+        Raises:
+          ValueError: the vocabulary file is damaged.
+        """
         packed = resources.files(__package__).joinpath("vocabulary", "bpe_simple_vocab_16e6.txt.gz")
         data = packed.read_bytes()
         if (digest := hashlib.sha256(data).hexdigest()) != _OPENAI_SHA256:
@@ -96,7 +100,8 @@ class Tokenizer:
         """Token ids (n, context_length) int32: start, text, end, zeros.
 
         Raises:
-          ValueError: a text is too long and `truncate` is False (else its end is cut off).
+          ValueError: a text is too long and `truncate` is False. With True the text is cut and
+            still ends with the end token.
         """
         texts = [texts] if isinstance(texts, str) else texts
         out = np.zeros((len(texts), context_length), np.int32)
@@ -113,7 +118,7 @@ class Tokenizer:
         return out
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end."""
+        """Ids of a text, without start and end tokens."""
         ids: list[int] = []
         for piece in _PIECES.findall(clean(text)):
             symbols = "".join(byte_symbols()[byte] for byte in piece.encode("utf-8"))
@@ -121,7 +126,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; a word's end becomes a space."""
+        """The text of ids; every word is followed by a space."""
         byte_of = {symbol: byte for byte, symbol in byte_symbols().items()}
         text = "".join(self._symbols[int(i)] for i in ids)
         data = bytearray(byte_of[character] for character in text)
@@ -149,7 +154,7 @@ class Tokenizer:
 
 
 def clean(text: str) -> str:
-    """`text` with encoding damage and HTML entities mended, spaces collapsed, in lower case."""
+    """`text` in lower case, encoding errors fixed, HTML unescaped and white space collapsed."""
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return regex.sub(r"\s+", " ", text).strip().lower()
 

@@ -1,6 +1,6 @@
-"""CLIP's transformer: what its image and text towers have in common.
+"""CLIP's transformer, of both its image and text towers.
 
-Names follow OpenAI's state dict (`resblocks`, `ln_1`, `c_fc`): conversion is a table.
+Names follow OpenAI's state dict (`resblocks`, `ln_1`, `c_fc`).
 Source: Radford et al. 2021; spec clip, section 2.
 """
 
@@ -52,14 +52,14 @@ class Attention(nnx.Module):
         return q, k, v
 
     def mix(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
-        """Projected mixture (b, t, d) of the values that each query attends to."""
+        """Attention output (b, t, d) after the output projection, from `qkv`'s results."""
         q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
         return self.out_proj(join_heads(attention(q, [KeyValues(k, v, bias)])))
 
     def mix_and_map(
         self, q: Array, k: Array, v: Array, bias: Array | None = None
     ) -> tuple[Array, Array]:
-        """`mix` (b, t, d), and the mean (b, t, t) over heads of its attention maps."""
+        """`mix` (b, t, d), and its attention maps averaged over heads (b, t, t)."""
         q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
         mixed, mean = attention_and_mean_map(q, k, v, bias)
         return self.out_proj(join_heads(mixed)), mean
@@ -70,7 +70,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """The two-layer perceptron of a block, four times as wide inside."""
+    """The two-layer perceptron of a block; its hidden layer is four times as wide."""
 
     def __init__(self, width: int, activation: Activation, dtype: str, *, rngs: nnx.Rngs):
         self.activation = activation
@@ -108,10 +108,11 @@ class Block(nnx.Module):
         maps: bool = False,
         mean_map: bool = False,
     ) -> tuple[Array, dict[str, Array]]:
-        """Tokens (b, t, d) -> tokens, and this block's {"q", "k", "v"}.
+        """Tokens (b, t, d) -> tokens, and intermediate results {"q", "k", "v"} (b, t, d).
 
-        With `maps` also {"attn"}, with `mean_map` also {"map"}. What the caller doesn't use, jit
-        removes. `bias` (1 or b, 1 or t, t) is added to the attention scores.
+        With `maps` also {"attn"} (b, n, t, t), with `mean_map` also {"map"} (b, t, t), its mean
+        over heads. Under jit, unused results are not computed. `bias` (1 or b, 1 or t, t) is added
+        to the attention scores.
         """
         q, k, v = self.attn.qkv(self.ln_1(x))
         parts = {"q": q, "k": k, "v": v}
@@ -153,23 +154,24 @@ class Transformer(nnx.Module):
         stop: int | None = None,
         read: Collection[str] = (),
     ) -> tuple[Array, dict[str, Array]]:
-        """Runs blocks [start, stop) on tokens (b, t, d); `read` names what to return with them.
+        """Runs blocks [start, stop) on tokens (b, t, d); returns tokens and what `read` names.
 
-        Readable: "block{i}" (b, t, d) the block's output; "q{i}", "k{i}", "v{i}" (b, t, d) before
-        the heads are split; "attn{i}" (b, n, t, t); "map{i}" (b, t, t) its mean over heads.
+        Names: "block{i}" (b, t, d), the output of a block; "q{i}", "k{i}", "v{i}" (b, t, d), before
+        the heads are split; "attn{i}" (b, n, t, t), attention maps; "map{i}" (b, t, t), their mean
+        over heads.
 
         Raises:
-          ValueError: a name in `read` that no block in the range makes.
+          ValueError: `read` has a name that is not among these for the blocks in the range.
         """
         out: dict[str, Array] = {}
         for i in range(*slice(start, stop).indices(len(self.resblocks))):
             maps, mean_map = f"attn{i}" in read, f"map{i}" in read
             x, parts = self.resblocks[i](x, bias, maps=maps, mean_map=mean_map)
-            made = {f"{name}{i}": value for name, value in parts.items()} | {f"block{i}": x}
-            out |= {name: value for name, value in made.items() if name in read}
+            named = {f"{name}{i}": value for name, value in parts.items()} | {f"block{i}": x}
+            out |= {name: value for name, value in named.items() if name in read}
         if unknown := sorted(set(read) - set(out)):
             raise ValueError(
-                f"cannot read {unknown}: a tower of {len(self.resblocks)} blocks, run from "
-                f"{start} to {stop}, has block, q, k, v, attn and map followed by the block's index"
+                f"cannot read {unknown}: blocks [{start}, {stop}) of {len(self.resblocks)} have "
+                "block, q, k, v, attn and map, followed by the index of a block"
             )
         return x, out

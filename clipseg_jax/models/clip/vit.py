@@ -1,4 +1,4 @@
-"""CLIP's ViT image tower, on images of any size. Names follow OpenAI's state dict.
+"""CLIP's ViT image tower for images of any size. Names follow OpenAI's state dict.
 
 Source: Radford et al. 2021; Dosovitskiy et al. 2021.
 """
@@ -22,7 +22,7 @@ _MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a vision transformer, and the choices in which the published systems differ."""
+    """Sizes of a vision transformer, and the options in which the published systems differ."""
 
     image_px: int
     patch_px: int
@@ -32,13 +32,13 @@ class ViTConfig:
     embed_dim: int
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
-    block_norm_eps: float | None = None  # None: norm_eps. ReCLIP differs inside the blocks only
+    block_norm_eps: float | None = None  # of norms inside blocks (ReCLIP); None: norm_eps
     position_resize: Literal["bicubic", "bilinear"] = "bicubic"
     position_half: bool = False  # round positions to float16 (CLIP-ES, TagCLIP, WeCLIP)
-    position_half_stored: bool = True  # also those of images of `image_px` (TagCLIP: not those)
-    position_keep_count: bool = False  # keep the table for any grid of the stored count (MaskCLIP)
+    position_half_stored: bool = True  # also for images of `image_px` (TagCLIP: False)
+    position_keep_count: bool = False  # no resizing to a grid of as many patches (MaskCLIP)
     pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
-    dtype: str = "float32"  # of the matrix products; parameters stay float32
+    dtype: str = "float32"  # of matrix products; parameters are float32
 
     @property
     def grid(self) -> int:
@@ -49,8 +49,8 @@ class ViTConfig:
 class VisionTransformer(nnx.Module):
     """CLIP's ViT on images of any size.
 
-    Images are normalised float NHWC. `sizes` (b, 2) int32 says how many rows and columns of each
-    padded image are real; the padding then has no influence on any real token.
+    Images are normalised float NHWC. `sizes` (b, 2) int32 are the heights and widths of images in a
+    padded batch; padding has no influence on real tokens. None: no image is padded.
     """
 
     def __init__(self, cfg: ViTConfig, *, rngs: nnx.Rngs):
@@ -77,20 +77,19 @@ class VisionTransformer(nnx.Module):
         self.proj = nnx.Param(normal(rngs.params(), (d, cfg.embed_dim)))
 
     def grid_sizes(self, sizes: Array) -> Array:
-        """Patches (b, 2) = (rows, columns) that cover images of `sizes` (b, 2) pixels."""
+        """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
         extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
         return (sizes + extra) // self.cfg.patch_px
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
-        """The same of one image, whose size is static."""
+        """The grid (rows, columns) of patches of an image of a static size in pixels."""
         extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
         return (height + extra) // self.cfg.patch_px, (width + extra) // self.cfg.patch_px
 
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
-        """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp).
+        """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp) (spec clip, section 8).
 
-        With `grids` (b, 2), for each image's own part of the grid. Source: spec clip,
-        section 8 (the mode is `cfg.position_resize`).
+        With `grids` (b, 2) they are resized for each image's grid within the padded one.
         """
         cfg, side = self.cfg, self.cfg.grid
         table = self.positional_embedding[...].astype(jnp.float32)
@@ -105,7 +104,7 @@ class VisionTransformer(nnx.Module):
             stored = jnp.broadcast_to(stored, (b, *stored.shape[1:]))
             sides = jnp.full((b, 2), side, jnp.int32)
             spatial = resize_within(stored, sides, grids, grid, cfg.position_resize)
-            # The stored table, in the row-major order of each image's own grid.
+            # The stored embeddings in row-major order of each image's grid.
             rows, columns = jnp.arange(grid[0])[:, None], jnp.arange(grid[1])[None, :]
             index = rows * grids[:, 1, None, None] + columns
             same_grid = jnp.all(grids == side, axis=1)
@@ -123,7 +122,7 @@ class VisionTransformer(nnx.Module):
     def embed(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array | None]:
         """Images (b, h, w, 3) -> tokens after `ln_pre` (b, 1 + hp*wp, d), and the attention bias.
 
-        The bias (b, 1, t) masks padding tokens; None when `sizes` is None.
+        The bias (b, 1, t) masks padding tokens; None if `sizes` is None.
         """
         b, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
@@ -145,15 +144,15 @@ class VisionTransformer(nnx.Module):
         return tokens, jnp.where(real, 0.0, _MASKED)[:, None, :]
 
     def pool(self, x: Array) -> Array:
-        """Tokens (b, t, d) -> image features (b, e) from the class token, not normalised."""
+        """Tokens (b, t, d) -> image features (b, e) of the class token, not normalised."""
         return self.ln_post(x[:, 0]) @ self.proj[...]
 
     def __call__(
         self, images: Array, sizes: Array | None = None, *, read: Collection[str] = ()
     ) -> tuple[Array, dict[str, Array]]:
-        """Normalised images (b, h, w, 3) -> image features (b, e) and the read-outs asked for.
+        """Normalised images (b, h, w, 3) -> image features (b, e) and intermediate results.
 
-        `read` may name "ln_pre", and whatever `Transformer` can read. Token 0 is the class token.
+        `read` may have "ln_pre" and the names of `Transformer`. Token 0 is the class token.
         """
         x, bias = self.embed(images, sizes)
         first = {"ln_pre": x} if "ln_pre" in read else {}

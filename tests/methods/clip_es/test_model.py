@@ -73,8 +73,8 @@ def test_components_are_a_flood_fills():
         assert set(zip(*(b[mask] for b in bounds[:, i]), strict=True)) == set(flood(mask))
     for ends in ((10, 13), (11, 14), (6, 9)):
         inner = masks & (np.arange(11)[:, None] < ends[0] + 1) & (np.arange(14) < ends[1] + 1)
-        found = component_boxes_mask(jnp.asarray(inner), jnp.asarray(ends))
-        for mask, boxed in zip(inner, found, strict=True):
+        all_boxed = component_boxes_mask(jnp.asarray(inner), jnp.asarray(ends))
+        for mask, boxed in zip(inner, all_boxed, strict=True):
             np.testing.assert_array_equal(boxed, drawn_boxes(mask, ends))
 
 
@@ -126,10 +126,10 @@ def test_affinity_ignores_padding():
     rng = np.random.default_rng(0)
     maps = jnp.asarray(rng.random((1, 7, 7)), jnp.float32)
     real = jnp.asarray([[True, True, False, True, False, True]])
-    own = np.flatnonzero(real[0])
+    index = np.flatnonzero(real[0])
     padded = sinkhorn_normalize(patch_affinity(maps, real))[0]
-    alone = sinkhorn_normalize(maps[:, 1:, 1:][:, own][:, :, own])[0]
-    np.testing.assert_allclose(padded[np.ix_(own, own)], alone, atol=1e-6)
+    alone = sinkhorn_normalize(maps[:, 1:, 1:][:, index][:, :, index])[0]
+    np.testing.assert_allclose(padded[np.ix_(index, index)], alone, atol=1e-6)
     assert float(jnp.sum(jnp.abs(padded))) == pytest.approx(float(jnp.sum(alone)))
     np.testing.assert_allclose(alone, alone.T)
     np.testing.assert_allclose(jnp.sum(alone, axis=0), 1, atol=0.01)
@@ -144,8 +144,8 @@ def test_enlarged_maps_are_opencvs():
     grids, sizes = np.asarray([[4, 5], [3, 4]]), np.asarray([[63, 70], [40, 64]])
     large = cam.upsample(jnp.asarray(maps), jnp.asarray(grids), jnp.asarray(sizes), (63, 70))
     for i, ((hp, wp), (h, w)) in enumerate(zip(grids, sizes, strict=True)):
-        wanted = np.stack([cv2.resize(m[:hp, :wp], (w, h)) for m in maps[i]])
-        np.testing.assert_allclose(large[i, :, :h, :w], wanted, atol=2e-6)
+        expected = np.stack([cv2.resize(m[:hp, :wp], (w, h)) for m in maps[i]])
+        np.testing.assert_allclose(large[i, :, :h, :w], expected, atol=2e-6)
         assert not large[i, :, h:].any()
 
 
@@ -163,33 +163,33 @@ def scores():
 def test_labels_are_float16s(scores):
     maps, real, classes = scores
     thresholds = (1.0, 2.0, 3.0, 10.0, 0.05, 0.3, 0.5)
-    found = jax.jit(cam.cam_labels, static_argnums=3)(maps, real, classes, thresholds)
-    assert found.shape == (7, 3, 16, 20)
-    for labels, t in zip(np.asarray(found), thresholds, strict=True):
+    all_labels = jax.jit(cam.cam_labels, static_argnums=3)(maps, real, classes, thresholds)
+    assert all_labels.shape == (7, 3, 16, 20)
+    for labels, t in zip(np.asarray(all_labels), thresholds, strict=True):
         for one, m, r, c in zip(labels, maps, real, classes, strict=True):
-            own = m[r]
-            background = np.power(np.float16(1) - own.max(0), t) if t >= 1 else np.float16(t)
-            background = np.broadcast_to(background, own.shape[1:]).astype(np.float16)
-            index = np.argmax(np.concatenate([background[None], own]), axis=0)
+            cams = m[r]
+            background = np.power(np.float16(1) - cams.max(0), t) if t >= 1 else np.float16(t)
+            background = np.broadcast_to(background, cams.shape[1:]).astype(np.float16)
+            index = np.argmax(np.concatenate([background[None], cams]), axis=0)
             np.testing.assert_array_equal(one, np.concatenate([[0], c[r] + 1])[index])
-    own = cam.class_labels(maps, real, classes)
-    np.testing.assert_array_equal(own[1], np.asarray([3, 1])[np.argmax(maps[1, :2], axis=0)])
-    assert (own[2] == 5).all()
+    labels = cam.class_labels(maps, real, classes)
+    np.testing.assert_array_equal(labels[1], np.asarray([3, 1])[np.argmax(maps[1, :2], axis=0)])
+    assert (labels[2] == 5).all()
 
 
 def test_unary_and_pseudo_labels(scores):
     maps, real, _ = scores
     unary = np.asarray(jax.jit(cam.cam_unary)(maps, real))
     for i, r in enumerate(real):
-        own = maps[i][r]
-        p = np.concatenate([(np.float16(1) - own.max(0))[None], own])
-        wanted = -np.log(np.clip(p, np.float16(1e-5), np.float16(1)))
-        assert wanted.dtype == np.float16
+        present = maps[i][r]
+        p = np.concatenate([(np.float16(1) - present.max(0))[None], present])
+        expected = -np.log(np.clip(p, np.float16(1e-5), np.float16(1)))
+        assert expected.dtype == np.float16
         kept = np.concatenate([[True], r])
-        np.testing.assert_array_equal(np.moveaxis(unary[i], -1, 0)[kept], wanted)
+        np.testing.assert_array_equal(np.moveaxis(unary[i], -1, 0)[kept], expected)
         assert np.exp(-unary[i][..., ~kept]).sum() == 0
-    own = cam.cam_unary(maps, real, background=False)
-    np.testing.assert_array_equal(own, unary[..., 1:])
+    without_background = cam.cam_unary(maps, real, background=False)
+    np.testing.assert_array_equal(without_background, unary[..., 1:])
     marginals = jnp.asarray([[[[0.96, 0.04], [0.06, 0.94], [0.05, 0.95]]]], jnp.float32)
     labels = jnp.asarray([[0, 8]])
     assert cam.pseudo_labels(marginals, labels).tolist() == [[[0, 255, 8]]]
@@ -278,44 +278,44 @@ def stages(state, images, sizes, classes, real):
     net = nnx.merge(GRAPH, state)
     encoding = net.encode(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
     shape = net.visual.grid_shape(*images.shape[1:3])
-    found = net.activate(encoding, classes, real, shape)
-    return encoding, found, net.refine(found, encoding.grids, real)
+    grad_cam = net.activate(encoding, classes, real, shape)
+    return encoding, grad_cam, net.refine(grad_cam, encoding.grids, real)
 
 
 GRAPH, STATE = nnx.split(model())
 
 
-def run(pictures, labels, shape, k):
+def run(images, labels, shape, k):
     classes, real = np.zeros((len(labels), k), np.int32), np.zeros((len(labels), k), bool)
     for i, ids in enumerate(labels):
         classes[i, : len(ids)], real[i, : len(ids)] = ids, True
-    sizes = jnp.asarray([p.shape[:2] for p in pictures], jnp.int32)
-    images = tiny.padded(pictures, shape)
-    return stages(STATE, images, sizes, jnp.asarray(classes), jnp.asarray(real))
+    sizes = jnp.asarray([p.shape[:2] for p in images], jnp.int32)
+    batch = tiny.padded(images, shape)
+    return stages(STATE, batch, sizes, jnp.asarray(classes), jnp.asarray(real))
 
 
-PICTURES = tiny.images([(64, 96), (80, 64), (96, 96)])
+IMAGES = tiny.images([(64, 96), (80, 64), (96, 96)])
 LABELS = [[3], [5, 0, 7], list(range(12))]
 
 
 @pytest.fixture(scope="module")
 def batch():
-    return run(PICTURES, LABELS, (96, 96), 12)
+    return run(IMAGES, LABELS, (96, 96), 12)
 
 
 def test_neither_padding_nor_other_images_matter(batch):
-    _, found, cams = batch
-    for i, (picture, ids) in enumerate(zip(PICTURES[:2], LABELS, strict=False)):
-        h, w = picture.shape[0] // 16, picture.shape[1] // 16
-        _, alone, one = run([picture], [ids], picture.shape[:2], len(ids))
+    _, grad_cam, cams = batch
+    for i, (image, ids) in enumerate(zip(IMAGES[:2], LABELS, strict=False)):
+        h, w = image.shape[0] // 16, image.shape[1] // 16
+        _, alone, one = run([image], [ids], image.shape[:2], len(ids))
         m = len(ids)
         top = np.abs(alone.raw).max()
-        np.testing.assert_allclose(found.raw[i, :m, :h, :w], alone.raw[0], atol=1e-4 * top)
-        np.testing.assert_allclose(found.probabilities[i, 12:], alone.probabilities[0, m:], 1e-4)
+        np.testing.assert_allclose(grad_cam.raw[i, :m, :h, :w], alone.raw[0], atol=1e-4 * top)
+        np.testing.assert_allclose(grad_cam.probabilities[i, 12:], alone.probabilities[0, m:], 1e-4)
         np.testing.assert_allclose(cams.cam[i, :m, :h, :w], one.cam[0], atol=2e-4)
         np.testing.assert_array_equal(cams.boxes[i, :m, :h, :w], one.boxes[0])
         np.testing.assert_allclose(cams.refined[i, :m, :h, :w], one.refined[0], atol=1e-4)
-        for maps in (found.raw, cams.cam, cams.refined):
+        for maps in (grad_cam.raw, cams.cam, cams.refined):
             assert not np.asarray(maps[i, m:]).any()
             assert not np.asarray(maps[i, :, h:]).any()
             assert not np.asarray(maps[i, :, :, w:]).any()
@@ -324,12 +324,14 @@ def test_neither_padding_nor_other_images_matter(batch):
 
 def test_gradients_are_those_of_the_whole_block(batch):
     """Against the definition: the gradient at every token, class by class, then its mean."""
-    encoding, found, _ = batch
+    encoding, grad_cam, _ = batch
     net = nnx.merge(GRAPH, STATE)
     block = net.visual.transformer.resblocks[-1]
-    i, ids = 2, LABELS[2]  # the picture that fills the batch's shape
+    i, ids = 2, LABELS[2]  # the image that fills the batch's shape
     x = encoding.tokens[i : i + 1]
-    rows = jnp.concatenate([net.class_rows[...][jnp.asarray(ids)], net.background_rows[...]])
+    rows = jnp.concatenate(
+        [net.class_embeddings[...][jnp.asarray(ids)], net.background_embeddings[...]]
+    )
 
     def probability(u, c):
         q, k, v = block.attn.qkv(u)
@@ -342,21 +344,21 @@ def test_gradients_are_those_of_the_whole_block(batch):
     gradients = jax.jit(jax.vmap(jax.grad(probability), (None, 0)))(u, jnp.arange(len(ids)))
     weights = gradients[:, 0, 1:].mean(axis=1)  # (k, d)
     top = np.abs(weights).max()
-    np.testing.assert_allclose(found.weights[i], weights, atol=1e-4 * top)
+    np.testing.assert_allclose(grad_cam.weights[i], weights, atol=1e-4 * top)
     raw = (u[0, 1:] @ weights.T).T.reshape(len(ids), 6, 6)
-    np.testing.assert_allclose(found.raw[i], raw, atol=1e-4 * np.abs(raw).max())
+    np.testing.assert_allclose(grad_cam.raw[i], raw, atol=1e-4 * np.abs(raw).max())
 
 
 def test_affinity_is_the_heads_mean(batch):
-    encoding, found, _ = batch
+    encoding, grad_cam, _ = batch
     net = nnx.merge(GRAPH, STATE)
-    images = normalize(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
+    images = normalize(jnp.asarray(IMAGES[2])[None], CLIP_MEAN, CLIP_STD)
     _, out = net.visual(images, read=["attn0", "attn1", "map0", "map1"])
     for name in "01":
         mean = np.mean(out[f"attn{name}"], axis=1)
         np.testing.assert_allclose(out[f"map{name}"], mean, atol=1e-6)
-    wanted = (out["map0"] + out["map1"])[0, 1:, 1:] / 2
-    np.testing.assert_allclose(found.affinity[2], wanted, atol=1e-5)
+    expected = (out["map0"] + out["map1"])[0, 1:, 1:] / 2
+    np.testing.assert_allclose(grad_cam.affinity[2], expected, atol=1e-5)
     assert encoding.grids.tolist() == [[4, 6], [5, 4], [6, 6]]
     # Read alone, one head at a time.
     _, alone = net.visual(images, read=["map0"])
@@ -372,8 +374,8 @@ def test_one_program_for_every_batch_of_a_shape():
         count += 1
         net = nnx.merge(GRAPH, state)
         cams = net(images, sizes, classes, real)
-        own = jnp.asarray([[50, 60], [33, 70]])
-        return saved_maps(cams.refined, net.visual.grid_sizes(sizes), own, (64, 80))
+        image_sizes = jnp.asarray([[50, 60], [33, 70]])
+        return saved_maps(cams.refined, net.visual.grid_sizes(sizes), image_sizes, (64, 80))
 
     for sizes, real in (([[64, 64], [48, 80]], [2, 1]), ([[16, 16], [64, 80]], [0, 3])):
         images = tiny.padded(tiny.images(sizes), (64, 80))
@@ -389,7 +391,7 @@ def test_one_program_for_every_batch_of_a_shape():
 def test_what_does_not_fit_is_refused():
     visual = nnx.merge(GRAPH, STATE).visual
     rows = np.eye(24, dtype=np.float32)
-    with pytest.raises(ValueError, match=r"shape \(2, 8\) for a tower with 24 features"):
+    with pytest.raises(ValueError, match=r"shape \(2, 8\) for an image tower with 24 features"):
         CLIPES(visual, rows[:2, :8], rows)
-    with pytest.raises(ValueError, match="blocks 0 to 1; choose among those"):
+    with pytest.raises(ValueError, match=r"tower of 2 blocks; choose one or more of 0\.\.1"):
         CLIPES(visual, rows, rows)

@@ -79,51 +79,56 @@ def assert_equal_trees(a, b):
     ("name", "prompts", "classes"), [("voc_zero", 10, 20), ("coco_zero", 100, 171)]
 )
 def test_counts_are_the_published_ones(name, prompts, classes):
-    told = golden("flops.json")["configs"][name]
+    published = golden("flops.json")["configs"][name]
     model = full_size(prompts, classes)
     task = clip_rc.build(model, CLIPRCTaskConfig("fully", seen=tuple(range(classes))))
     sizes = {path: int(np.prod(leaf.shape)) for path, leaf in flat_arrays(model).items()}
     trained = sum(size for path, size in sizes.items() if task.trainable(path))
-    assert trained + told["head_params_never_used"] == told["trainable_params"]
+    assert trained + published["head_params_never_used"] == published["trainable_params"]
     backbone = sum(size for path, size in sizes.items() if path.startswith("encoder."))
-    assert backbone == told["backbone_params"]
+    assert backbone == published["backbone_params"]
     image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
     total = multiply_adds(lambda model, image: model(image), model, image)
-    assert total / 1e9 == pytest.approx(told["gmac"]["total"], rel=0.02)
+    assert total / 1e9 == pytest.approx(published["gmac"]["total"], rel=0.02)
     encoder = multiply_adds(lambda model, image: model.encoder(image), model, image)
-    assert encoder / 1e9 == pytest.approx(told["gmac"]["backbone"], rel=0.02)
+    assert encoder / 1e9 == pytest.approx(published["gmac"]["backbone"], rel=0.02)
 
 
 def test_every_published_key_has_its_place():
     shapes = golden("state_dict_shapes.json")["shapes"]
     model = full_size(10, 20)
-    wanted = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
-    del wanted["text_embeddings"]
+    shapes_of_model = {path: tuple(leaf.shape) for path, leaf in flat_arrays(model).items()}
+    del shapes_of_model["text_embeddings"]
     stored = {
         key: np.broadcast_to(np.float32(0), shape)
         for key, shape in shapes.items()
         if not key.startswith("text_encoder.") and not re.fullmatch(UNUSED, key)
     }
-    made = CLIP_RC.to_right(stored, wanted, "the list")
-    assert CLIP_RC.to_left(made).keys() == stored.keys()
+    converted = CLIP_RC.to_right(stored, shapes_of_model, "the list")
+    assert CLIP_RC.to_left(converted).keys() == stored.keys()
 
 
 def test_the_optimiser_is_the_published_one():
-    told = golden("optimizer.json")
+    published = golden("optimizer.json")
     optim = OPTIM
-    (group,) = told["groups"]
+    (group,) = published["groups"]
     assert (optim.learning_rate, optim.weight_decay) == (group["lr"], group["weight_decay"])
-    assert (list(optim.betas), optim.eps) == (told["optimizer"]["betas"], told["optimizer"]["eps"])
+    assert (list(optim.betas), optim.eps) == (
+        published["optimizer"]["betas"],
+        published["optimizer"]["eps"],
+    )
     assert not optim.groups
     model = full_size(10, 20)
     owned = {path for path in flat_arrays(model) if clip_rc.trainable(path)}
-    known = {CLIP_RC.right(name)[0] for name in group["names"] if not re.fullmatch(UNUSED, name)}
-    assert owned == known
-    for steps, rates in told["lr"].items():
+    published_paths = {
+        CLIP_RC.right(name)[0] for name in group["names"] if not re.fullmatch(UNUSED, name)
+    }
+    assert owned == published_paths
+    for steps, rates in published["lr"].items():
         at, expected = np.asarray([*map(int, rates)]), np.asarray([*rates.values()])
         with jax.enable_x64(True):  # the formula itself; the loop runs it in float32
-            made = learning_rate(optim, int(steps))(at.astype(np.int64))
-            np.testing.assert_allclose(made, expected, rtol=1e-9)
+            actual = learning_rate(optim, int(steps))(at.astype(np.int64))
+            np.testing.assert_allclose(actual, expected, rtol=1e-9)
         single = learning_rate(optim, int(steps))(jnp.asarray(at, jnp.int32))
         np.testing.assert_allclose(single, expected, rtol=1e-6)
 
@@ -172,10 +177,10 @@ def test_self_training_labels_unseen_pixels_alone():
     labels = jnp.asarray(small_batch(2)["label"])
     cfg = CLIPRCTaskConfig("transductive", seen=SEEN)
     visible = clip_rc.visible_labels(labels, CLASSES, cfg)
-    made = np.asarray(clip_rc.self_labelled(logits, visible, SEEN))
-    known = np.isin(labels, (*SEEN, 255))
-    np.testing.assert_array_equal(made[known], np.asarray(labels)[known])
-    assert set(np.unique(made[~known])) == set(range(CLASSES)) - set(SEEN)
+    labelled = np.asarray(clip_rc.self_labelled(logits, visible, SEEN))
+    given = np.isin(labels, (*SEEN, 255))
+    np.testing.assert_array_equal(labelled[given], np.asarray(labels)[given])
+    assert set(np.unique(labelled[~given])) == set(range(CLASSES)) - set(SEEN)
     # Which unseen class a pixel truly has makes no difference.
     swapped = jnp.where(labels == 1, 4, jnp.where(labels == 4, 1, labels))
     np.testing.assert_array_equal(clip_rc.visible_labels(swapped, CLASSES, cfg), visible)
@@ -197,9 +202,9 @@ def test_self_training_begins_at_its_step():
     alone = clip_rc.visible_labels(
         jnp.asarray(seen_only), CLASSES, CLIPRCTaskConfig("inductive", seen=SEEN)
     )
-    wanted = mask_losses(logits[..., np.asarray(SEEN)], alone)
-    np.testing.assert_allclose(parts["loss_mask"], 100 * wanted.focal, rtol=1e-5)
-    np.testing.assert_allclose(parts["loss_dice"], wanted.dice, rtol=1e-5)
+    expected = mask_losses(logits[..., np.asarray(SEEN)], alone)
+    np.testing.assert_allclose(parts["loss_mask"], 100 * expected.focal, rtol=1e-5)
+    np.testing.assert_allclose(parts["loss_dice"], expected.dice, rtol=1e-5)
 
 
 def test_hidden_pixels_are_labelled_with_the_unseen_ones():
@@ -219,11 +224,11 @@ def test_hidden_pixels_are_labelled_with_the_unseen_ones():
 
 def test_a_batch_without_labels_costs_no_dice():
     logits = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
-    made = mask_losses(logits, jnp.full((2, 16, 16), 255))
-    assert float(made.dice) == 0
-    assert int(made.pairs) == 1
-    assert np.isfinite(made.focal)
-    assert float(made.accuracy) == 0
+    losses = mask_losses(logits, jnp.full((2, 16, 16), 255))
+    assert float(losses.dice) == 0
+    assert int(losses.pairs) == 1
+    assert np.isfinite(losses.focal)
+    assert float(losses.accuracy) == 0
 
 
 def test_mask_losses_by_hand():
@@ -231,7 +236,7 @@ def test_mask_losses_by_hand():
     logits = np.random.default_rng(0).normal(size=(2, 8, 8, 3)) * 3
     labels = np.random.default_rng(1).integers(0, 3, (2, 8, 8))
     labels[0, :3], labels[0][labels[0] == 2] = 255, 255
-    made = mask_losses(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
+    losses = mask_losses(jnp.asarray(logits, jnp.float32), jnp.asarray(labels))
     hot = labels[..., None] == np.arange(3)
     p = 1 / (1 + np.exp(-logits))
     entropy = -np.where(hot, np.log(p), np.log(1 - p))
@@ -239,24 +244,24 @@ def test_mask_losses_by_hand():
     present = hot.any((1, 2))
     pairs = present.sum()
     assert pairs == 5
-    np.testing.assert_allclose(made.focal, focal.mean((1, 2)).sum() / pairs, rtol=1e-5)
+    np.testing.assert_allclose(losses.focal, focal.mean((1, 2)).sum() / pairs, rtol=1e-5)
     dice = 1 - (2 * (p * hot).sum((1, 2)) + 1) / (p.sum((1, 2)) + hot.sum((1, 2)) + 1)
-    np.testing.assert_allclose(made.dice, dice[present].sum() / pairs, rtol=1e-5)
+    np.testing.assert_allclose(losses.dice, dice[present].sum() / pairs, rtol=1e-5)
     right = (logits.argmax(-1) == labels)[labels != 255]
-    np.testing.assert_allclose(made.accuracy, 100 * right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(losses.accuracy, 100 * right.mean(), rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_remat_changes_nothing():
     batch = small_batch(2)
-    made = [
+    gradients = [
         gradient_of(clip_rc.build(small(remat=remat), CLIPRCTaskConfig(seen=SEEN)))(batch)
         for remat in (False, True)
     ]
-    np.testing.assert_allclose(made[0][0][0], made[1][0][0], rtol=1e-6)
+    np.testing.assert_allclose(gradients[0][0][0], gradients[1][0][0], rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        *(nnx.to_pure_dict(gradient) for _, gradient in made),
+        *(nnx.to_pure_dict(gradient) for _, gradient in gradients),
     )
 
 
@@ -293,16 +298,18 @@ def run_loop(folder, setting, devices, steps=3):
     ],
 )
 def test_one_program_and_the_same_on_any_devices(tmp_path, setting, counts):
-    made, begin = {}, {p: np.asarray(x) for p, x in flat_arrays(small()).items()}
+    params, begin = {}, {p: np.asarray(x) for p, x in flat_arrays(small()).items()}
     for devices in counts:
-        made[devices], traced = run_loop(tmp_path / str(devices), setting, devices)
+        params[devices], traced = run_loop(tmp_path / str(devices), setting, devices)
         assert traced == 1
-    moved = {p for p, x in made[1].items() if np.any(x != begin[p])}
+    moved = {p for p, x in params[1].items() if np.any(x != begin[p])}
     assert moved == {p for p in begin if clip_rc.trainable(p)}
     for devices in counts[1:]:
         # Where a gradient is a sum that cancels (k's bias; the L1 terms' signs), AdamW makes whole
         # steps of rounding: few values may differ, by no more than the steps themselves.
-        off = np.concatenate([np.abs(made[devices][p] - made[1][p]).ravel() for p in sorted(moved)])
+        off = np.concatenate(
+            [np.abs(params[devices][p] - params[1][p]).ravel() for p in sorted(moved)]
+        )
         assert np.mean(off <= 2e-6) >= 0.99
         assert off.max() <= 2 * 3 * OPTIM.learning_rate
 

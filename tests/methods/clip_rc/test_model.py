@@ -39,17 +39,17 @@ def test_layers_start_as_published():
 
 
 def test_padding_has_no_influence():
-    """A picture in a padded batch, of another grid than the crop's, as if it were alone."""
+    """An image in a padded batch, of another grid than the crop's, as if it were alone."""
     model = small(dropout=0.0)
     alone = jax.random.normal(jax.random.key(1), (1, 80, 48, 3))
     padded = jnp.full((2, 96, 96, 3), 7.0).at[0, :80, :48].set(alone[0])
     sizes = jnp.asarray([(80, 48), (96, 96)])
     run = jax.jit(lambda model, *args: model(*args))
-    made, wanted = run(model, padded, sizes), run(model, alone)
-    np.testing.assert_allclose(made[0, :5, :3], wanted[0], rtol=1e-4, atol=1e-5)
-    assert not np.any(made[0, 5:])
-    assert not np.any(made[0, :, 3:])
-    np.testing.assert_allclose(made[1], run(model, padded)[1], rtol=1e-4, atol=1e-5)
+    batched, expected = run(model, padded, sizes), run(model, alone)
+    np.testing.assert_allclose(batched[0, :5, :3], expected[0], rtol=1e-4, atol=1e-5)
+    assert not np.any(batched[0, 5:])
+    assert not np.any(batched[0, :, 3:])
+    np.testing.assert_allclose(batched[1], run(model, padded)[1], rtol=1e-4, atol=1e-5)
 
 
 def test_regions_know_their_patches_alone():
@@ -84,5 +84,5 @@ def test_models_that_cannot_be():
         init_clip_rc(visual, rows, dataclasses.replace(SMALL, heads=5))
     with pytest.raises(ValueError, match="the same CLIP"):
         init_clip_rc(visual, rows[:, :5], SMALL)
-    with pytest.raises(ValueError, match="give a CLIP with one"):
+    with pytest.raises(ValueError, match="give a CLIP with a ViT"):
         init_clip_rc(tiny.clip(tiny.RESNET).visual, rows, SMALL)

@@ -77,8 +77,8 @@ def published_model(teacher, student, background, rows):
     """A published model; its shapes, but for the classifier."""
     visual = teacher_of(teacher)
     text = np.zeros((rows, visual.cfg.embed_dim), np.float32)
-    made = student_of(student, text.shape[1])
-    return MaskCLIPPlus(made, text, visual, background=background, rngs=Keys(0))
+    module = student_of(student, text.shape[1])
+    return MaskCLIPPlus(module, text, visual, background=background, rngs=Keys(0))
 
 
 def batch_shapes(b, h, w):
@@ -119,15 +119,15 @@ def test_every_published_variant_has_its_shapes(variant):
 )
 def test_keys_and_shapes_are_the_published_ones(table, variant):
     shapes = json.loads((cases.DEFAULT / models.FOLDER / "shapes.json").read_text())
-    told = shapes[f"maskclip_plus_{table}"]
+    published = shapes[f"maskclip_plus_{table}"]
     parts = ("backbone.", "decode_head.decode_module.")
     embeddings = ("decode_head.text_embeddings", "decode_head.bg_embeddings")
-    wanted = {
+    expected = {
         key: tuple(shape)
-        for key, shape in told.items()
+        for key, shape in published.items()
         if (key.startswith(parts) or key in embeddings) and "num_batches" not in key
     }
-    assert models.published_shapes(published_model(*variant)) == wanted
+    assert models.published_shapes(published_model(*variant)) == expected
 
 
 @functools.cache
@@ -152,15 +152,15 @@ def toy(decoder="deeplabv2", background=False):
 
 
 def batch_of(b=4, seed=0):
-    """Smooth pictures, one of them padded; seen labels, unlabelled and ignored pixels."""
-    pictures = np.stack(tiny.images([(SIDE, SIDE)] * b, seed))
+    """Smooth images, one of them padded; seen labels, unlabelled and ignored pixels."""
+    images = np.stack(tiny.images([(SIDE, SIDE)] * b, seed))
     label = np.full((b, SIDE, SIDE), -1, np.int32)
     label[:, :, :13] = 255
     label[:, 20:] = 1
     label[0, 30:, 20:], label[1, 40:] = 3, 255
     sizes = np.full((b, 2), SIDE, np.int32)
     sizes[1, 0] = 40
-    return {"image": pictures, "image_size": sizes, "label": label}
+    return {"image": images, "image_size": sizes, "label": label}
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "cfg"))
@@ -182,28 +182,28 @@ def test_each_phase_finds_its_labels(decoder, background):
     model, batch = toy(decoder, background), batch_of()
     given, unseen = batch["label"], np.asarray(cfg.unlabelled_classes)
     images = network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
-    rows = model.rows()[unseen]
-    assert model.rows().shape == (CLASSES, tiny.VIT.embed_dim)
-    np.testing.assert_allclose(jnp.linalg.norm(model.rows(), axis=1), 1, rtol=1e-5)
+    rows = model.class_embeddings()[unseen]
+    assert model.class_embeddings().shape == (CLASSES, tiny.VIT.embed_dim)
+    np.testing.assert_allclose(jnp.linalg.norm(model.class_embeddings(), axis=1), 1, rtol=1e-5)
     for step in (0, SWITCH - 2, SWITCH - 1, 100):
         seen = seen_at(model, step, cfg, batch)
         if step + 1 < SWITCH:
             scores = classify(model.teach(images), rows, refine)
         else:
             scores = seen.features @ rows.T
-        found = unseen[np.asarray(upsampled_argmax(scores, (SIDE, SIDE)))]
-        assert len(np.unique(found)) == 2
+        predicted = unseen[np.asarray(upsampled_argmax(scores, (SIDE, SIDE)))]
+        assert len(np.unique(predicted)) == 2
         labels = np.asarray(seen.labels)
         np.testing.assert_array_equal(labels[given >= 0], given[given >= 0])
         # Not every pixel: rounding may tip one between two classes.
-        assert np.mean(labels[given == -1] == found[given == -1]) > 0.999
+        assert np.mean(labels[given == -1] == predicted[given == -1]) > 0.999
 
 
 def test_unlabelled_classes_are_never_seen():
     batch = batch_of()
-    told = batch | {"label": np.where(batch["label"] == -1, 4, batch["label"])}
-    seen, hidden = (seen_at(toy(), 0, ZERO_SHOT, each).labels for each in (told, batch))
-    np.testing.assert_array_equal(seen, hidden)
+    given = batch | {"label": np.where(batch["label"] == -1, 4, batch["label"])}
+    labelled, unlabelled = (seen_at(toy(), 0, ZERO_SHOT, each).labels for each in (given, batch))
+    np.testing.assert_array_equal(labelled, unlabelled)
     outside = batch | {"label": np.where(batch["label"] == -1, CLASSES, batch["label"])}
     labels = np.asarray(seen_at(toy(), 0, ZERO_SHOT, outside).labels)
     assert np.all(labels[batch["label"] == -1] == 255)
@@ -228,8 +228,8 @@ def gradient_of(model, cfg, batch=None):
     @jax.jit
     def run(params):
         def loss(params):
-            made = parts.model(params, parts.stats)
-            return task.loss(made, rows, jax.random.key(0), jnp.asarray(0))
+            model = parts.model(params, parts.stats)
+            return task.loss(model, rows, jax.random.key(0), jnp.asarray(0))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -292,25 +292,25 @@ def trained(devices, decoder="deeplabv3plus", steps=4):
         out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
-    told = []
+    metrics_of_steps = []
     for step in range(steps):
         state, metrics = update(state, frozen, shard_batch(mesh, batch_of(seed=10 + step)))
-        told.append(jax.device_get(metrics))
-    return jax.device_get((state.params, state.stats)), told, len(traced)
+        metrics_of_steps.append(jax.device_get(metrics))
+    return jax.device_get((state.params, state.stats)), metrics_of_steps, len(traced)
 
 
 @pytest.mark.slow
 def test_any_number_of_devices_and_one_program_for_both_phases():
-    alone, told, traced = trained(1)
+    alone, metrics_of_steps, traced = trained(1)
     assert traced == 1
-    assert len({float(each["loss"]) for each in told}) == len(told)
+    assert len({float(each["loss"]) for each in metrics_of_steps}) == len(metrics_of_steps)
     begin, *_ = trained(1, steps=0)
     moved = [
         np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone, begin)), strict=True)
     ]
     many, others, traced = trained(4)
     assert traced == 1
-    for one, other in zip(told, others, strict=True):
+    for one, other in zip(metrics_of_steps, others, strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
     off = [np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, (alone, many)), strict=True)]
     shares = np.asarray(off) / np.maximum(moved, 1e-12)
@@ -338,8 +338,8 @@ def test_prediction_ignores_padding():
     together = np.asarray(predict(moved, pixels, jnp.asarray(sizes)))
     grids = np.asarray(task.grid_size(jnp.asarray(sizes)))
     for i, (h, w) in enumerate(sizes):
-        own = jnp.asarray(sizes[i : i + 1])
-        alone = np.asarray(predict(moved, pixels[i : i + 1, :h, :w], own))
+        size = jnp.asarray(sizes[i : i + 1])
+        alone = np.asarray(predict(moved, pixels[i : i + 1, :h, :w], size))
         assert np.std(alone) > 0.01
         gh, gw = grids[i]
         assert alone.shape[1:3] == (gh, gw) == (-(-h // 4), -(-w // 4))
@@ -360,8 +360,8 @@ def test_user_errors():
     student, rows = student_of("deeplabv2_r50", 512), np.zeros((CLASSES, 512))
     model = MaskCLIPPlus(student, rows, teacher_of("ViT-B/16"), rngs=Keys(0))
     build = maskclip_plus.build
-    for own in ((2, -1), (2, 2), (4, 9)):
-        cfg = MaskCLIPPlusConfig(guided_steps=(1, 4), self_training_steps=own)
+    for phase in ((2, -1), (2, 2), (4, 9)):
+        cfg = MaskCLIPPlusConfig(guided_steps=(1, 4), self_training_steps=phase)
         with pytest.raises(ValueError, match="overlap; end one before the other begins"):
             build(model, cfg)
     with pytest.raises(ValueError, match=r"unlabelled_classes \[5\]: the model has 5 classes"):
@@ -371,9 +371,9 @@ def test_user_errors():
     for cfg in (MaskCLIPPlusConfig(), MaskCLIPPlusConfig(guided_steps=NEVER, distill=True)):
         with pytest.raises(ValueError, match="the model has no teacher"):
             build(alone, cfg)
-    with pytest.raises(ValueError, match="512 features for text rows of 7 numbers"):
+    with pytest.raises(ValueError, match="512 features for text embeddings of width 7"):
         MaskCLIPPlus(student, np.zeros((3, 7)), rngs=Keys(0))
-    with pytest.raises(ValueError, match="image tower of 512"):
+    with pytest.raises(ValueError, match="image tower with 512"):
         MaskCLIPPlus(student, np.zeros((3, 7)), model.teacher, rngs=Keys(0))
     with pytest.raises(ValueError, match="decoder 'unet': choose deeplabv2 or deeplabv3plus"):
         make_student("unet", TOY, 24, rngs=Keys(0))

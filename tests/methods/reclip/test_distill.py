@@ -16,10 +16,9 @@ from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.distill_task import DistillConfig
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
 from clipseg_jax.methods.reclip.model import (
-    RECLIP,
-    RECLIP_PP,
+    FixedReference,
     ReCLIP,
-    ReferenceRows,
+    ReCLIPConfig,
     reclip_image_tower,
 )
 from clipseg_jax.models.clip import VisionTransformer, ViTConfig, l2_normalize
@@ -41,8 +40,8 @@ def normal(seed, *shape):
 
 
 def labels(seed, *shape, classes=CLASSES):
-    made = jax.random.randint(jax.random.key(seed), shape, 0, classes + 1)
-    return jnp.where(made == classes, 255, made)
+    drawn = jax.random.randint(jax.random.key(seed), shape, 0, classes + 1)
+    return jnp.where(drawn == classes, 255, drawn)
 
 
 @pytest.fixture(params=[2**24, 2000], ids=["one block", "blocks"])
@@ -53,8 +52,8 @@ def numbers(request, monkeypatch):
 
 def plain_cross_entropy(logits, y):
     entropy = -jax.nn.log_softmax(resize(logits, y.shape[1:]))
-    own = jnp.take_along_axis(entropy, jnp.clip(y, 0, CLASSES - 1)[..., None], axis=-1)[..., 0]
-    return jnp.mean(jnp.where(y == 255, 0, own))
+    of_label = jnp.take_along_axis(entropy, jnp.clip(y, 0, CLASSES - 1)[..., None], axis=-1)[..., 0]
+    return jnp.mean(jnp.where(y == 255, 0, of_label))
 
 
 def plain_l1(a, b, counted):
@@ -71,10 +70,10 @@ def test_losses_equal_those_of_full_maps(numbers):
         (functools.partial(upsampled_l1, second=other, counted=y != 255),
          functools.partial(plain_l1, b=other, counted=y != 255)),
     ):  # fmt: skip
-        made, gradient = jax.jit(jax.value_and_grad(blocked))(logits)
-        expected, wanted = jax.value_and_grad(plain)(logits)
-        np.testing.assert_allclose(made, expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-4, atol=1e-7)
+        actual, gradient = jax.jit(jax.value_and_grad(blocked))(logits)
+        expected, expected_gradient = jax.value_and_grad(plain)(logits)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_labels_and_pools_equal_those_of_full_maps(numbers):
@@ -104,9 +103,9 @@ def parts_of(plus_plus):
         return ReCLIP(
             reclip_image_tower(VisionTransformer(VIT, rngs=rngs), "gelu"),
             l2_normalize(rows),
-            ReferenceRows(reference / jnp.linalg.norm(reference)),
+            FixedReference(reference / jnp.linalg.norm(reference)),
             kind(VIT.width, VIT.embed_dim, CLASSES, rngs=rngs),
-            RECLIP_PP if plus_plus else RECLIP,
+            ReCLIPConfig(plus_plus=plus_plus),
         )
 
     student = initialised(lambda rngs: DeepLab(STUDENT, VIT.embed_dim, rngs=rngs), 3)
@@ -233,13 +232,13 @@ def test_statistics_move_for_each_copy():
 def test_ignored_pixels_stay_ignored(plus_plus):
     batch, cfg = batch_of(), DistillConfig(teacher_threshold=0.0)
     taught = task_of(plus_plus).model.teach(normal(7, 2, SIDE, SIDE, 3), train=True)
-    made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
-    np.testing.assert_array_equal(made == 255, np.asarray(batch["label"]) == 255)
-    assert set(np.unique(made)) <= {*range(CLASSES), 255}
+    targets = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
+    np.testing.assert_array_equal(targets == 255, np.asarray(batch["label"]) == 255)
+    assert set(np.unique(targets)) <= {*range(CLASSES), 255}
     # Where no class is sure enough, class 0 is what is left.
-    cfg = DistillConfig(teacher_threshold=1.0, teacher_scale=0.1)
-    made = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
-    assert set(np.unique(made)) == {0, 255}
+    cfg = DistillConfig(teacher_thresh=1.0, teacher_scale=0.1)
+    targets = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
+    assert set(np.unique(targets)) == {0, 255}
 
 
 def test_prediction_ignores_padding(plus_plus):
@@ -269,5 +268,5 @@ def test_user_errors():
         reclip_distill.build(teacher, student, DistillConfig(aux="on"))
     with pytest.raises(ValueError, match="teacher_bn"):
         reclip_distill.build(teacher, student, DistillConfig(teacher_bn="train"))
-    with pytest.raises(ValueError, match="7 features for text rows of 16 numbers"):
+    with pytest.raises(ValueError, match="7 features for text embeddings of width 16"):
         Distillation(abstract(lambda rngs: DeepLab(STUDENT, 7, rngs=rngs)), teacher)

@@ -15,11 +15,10 @@ from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.methods.reclip import task as reclip
 from clipseg_jax.methods.reclip.loss import rectification_loss
 from clipseg_jax.methods.reclip.model import (
-    RECLIP,
-    RECLIP_PP,
+    FixedReference,
     ReCLIP,
+    ReCLIPConfig,
     ReferencePrompt,
-    ReferenceRows,
     filter_classes,
     frozen_reference,
     reclip_image_tower,
@@ -32,6 +31,8 @@ from tests import tiny
 NAMES = ("cat", "potted plant", "chest of drawers", "sky")
 IDS = reference_ids(Tokenizer.openai(), NAMES)
 TEXT = dataclasses.replace(tiny.TEXT, layers=3, heads=2)
+RECLIP = ReCLIPConfig(plus_plus=False, gumbel_scale=1000.0, filter_scale=100.0)
+RECLIP_PP = ReCLIPConfig()
 BOTH = pytest.mark.parametrize("cfg", [RECLIP, RECLIP_PP], ids=["reclip", "reclip++"])
 
 
@@ -64,7 +65,7 @@ def moved(model):
     return model
 
 
-def pictures(b=3, h=64, w=80):
+def images_of(b=3, h=64, w=80):
     return jax.random.normal(jax.random.key(4), (b, h, w, 3))
 
 
@@ -107,10 +108,10 @@ def test_the_prefix_runs_once_and_changes_nothing():
         gradients = [jax.grad(lambda p, f=f: score(f(p)))(prompt) for f in (prefixed, plain)]
         return prefixed(prompt), plain(prompt), gradients
 
-    rows, plain_rows, (made, expected) = run(prompt)
+    rows, plain_rows, (actual, expected) = run(prompt)
     np.testing.assert_allclose(rows, plain_rows, atol=1e-6)
     assert np.abs(expected).max() > 1e-4
-    np.testing.assert_allclose(made, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
     assert np.linalg.norm(rows) == pytest.approx(1, abs=1e-6)
 
 
@@ -143,14 +144,14 @@ def gradient(model, images, tags, noise):
 @BOTH
 @pytest.mark.slow
 def test_a_batch_is_the_mean_of_its_images_one_by_one(cfg):
-    images = pictures()
+    images = images_of()
     tags = jnp.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
     noise = jax.random.gumbel(jax.random.key(5), (3, 4, 5, len(NAMES)))
     loss, grads, stats = gradient(build(cfg), images, tags, noise)
     model, losses, alone = build(cfg), [], []
     for i in range(3):
-        own = slice(i, i + 1)
-        value, grad, moved_stats = gradient(model, images[own], tags[own], noise[own])
+        one = slice(i, i + 1)
+        value, grad, moved_stats = gradient(model, images[one], tags[one], noise[one])
         losses.append(value)
         alone.append(grad)
         nnx.update(model, nnx.State(moved_stats))
@@ -174,7 +175,7 @@ def test_the_loss_of_a_task_on_one_device_and_on_eight(cfg):
         "image_size": np.asarray([[64, 64]] * 7 + [[40, 64]], np.int32),
         "tags": rng.random((8, len(NAMES))) < 0.4,
     }
-    found = []
+    results = []
     for devices in (1, 8):
         task, mesh = task_of(build(cfg)), make_mesh(devices)
         graph, params, stats, rest = nnx.split(task.model, nnx.Param, nnx.BatchStat, ...)
@@ -186,9 +187,9 @@ def test_the_loss_of_a_task_on_one_device_and_on_eight(cfg):
             return value, metrics["tags"], nnx.state(model, nnx.BatchStat)
 
         states = replicate(mesh, (params, stats, rest))
-        found.append(run(*states, shard_batch(mesh, batch)))
-    assert found[0][1] == pytest.approx(batch["tags"].sum() / 8)
-    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        results.append(run(*states, shard_batch(mesh, batch)))
+    assert results[0][1] == pytest.approx(batch["tags"].sum() / 8)
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, eight, rtol=1e-4, atol=1e-5)
 
 
@@ -202,16 +203,16 @@ def test_padding_has_no_influence(cfg):
     sizes = np.asarray([[64, 80], [75, 144]])
     bucket = jnp.full((2, 128, 144, 3), 9.0)
     for i, (h, w) in enumerate(sizes):
-        bucket = bucket.at[i, :h, :w].set(pictures(1, h, w)[0])
-    made = predict(frozen, bucket, sizes)
+        bucket = bucket.at[i, :h, :w].set(images_of(1, h, w)[0])
+    batched = predict(frozen, bucket, sizes)
     for i, (h, w) in enumerate(sizes):
         alone = predict(frozen, bucket[i : i + 1, :h, :w], sizes[i : i + 1])[:, 0]
         rows, columns = alone.shape[1:3]
-        np.testing.assert_allclose(made[:, i, :rows, :columns], alone, atol=2e-5)
-        assert not np.any(made[:, i, rows:])
-        assert not np.any(made[:, i, :, columns:])
+        np.testing.assert_allclose(batched[:, i, :rows, :columns], alone, atol=2e-5)
+        assert not np.any(batched[:, i, rows:])
+        assert not np.any(batched[:, i, :, columns:])
     # A reference that is computed each time gives the same.
-    np.testing.assert_allclose(predict(model, bucket, sizes), made, atol=2e-5)
+    np.testing.assert_allclose(predict(model, bucket, sizes), batched, atol=2e-5)
 
 
 def test_class_filter():
@@ -274,9 +275,9 @@ def test_image_tower_choices_leave_the_original_alone():
 def test_half_precision_towers_keep_float32_logits():
     full = build()
     half = build(vision=tiny.with_dtype(tiny.VIT, "bfloat16"))
-    made, expected = (jax.jit(ReCLIP.__call__)(model, pictures()) for model in (half, full))
-    assert made.dtype == jnp.float32
-    assert 0 < np.abs(made - expected).max() < 0.2 * np.abs(expected).max()
+    actual, expected = (jax.jit(ReCLIP.__call__)(model, images_of()) for model in (half, full))
+    assert actual.dtype == jnp.float32
+    assert 0 < np.abs(actual - expected).max() < 0.2 * np.abs(expected).max()
 
 
 def test_parts_that_do_not_fit_are_refused():
@@ -289,5 +290,5 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"prompt of shape \(5, 32\).*takes \(73, 32\)"):
         ReferencePrompt(clip.text, IDS, jnp.zeros((5, 32)))
     model = build()
-    with pytest.raises(ValueError, match="text embeddings of 7 numbers for an image tower of 24"):
-        ReCLIP(model.visual, jnp.ones((4, 7)), ReferenceRows(jnp.ones((4, 24))), model.head)
+    with pytest.raises(ValueError, match=r"shape \(4, 7\) for an image tower with 24 features"):
+        ReCLIP(model.visual, jnp.ones((4, 7)), FixedReference(jnp.ones((4, 24))), model.head)

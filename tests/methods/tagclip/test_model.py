@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from clipseg_jax.methods.tagclip import model as tagclip
-from clipseg_jax.methods.tagclip.metrics import average_precision, tag_figures, top_tags
+from clipseg_jax.methods.tagclip.metrics import average_precision, tag_metrics, top_tags
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
 from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
@@ -41,27 +41,27 @@ def run(graph, state, images, sizes, real):
     return local, net.candidates(local.refined, local.grids, shape), net(images, sizes, real)
 
 
-def tagged(pictures, shape, real=None, **choices):
-    sizes = jnp.asarray([p.shape[:2] for p in pictures])
-    real = jnp.ones(len(pictures), bool) if real is None else jnp.asarray(real)
-    return run(*nnx.split(model(**choices)), tiny.padded(pictures, shape), sizes, real)
+def tagged(images, shape, real=None, **choices):
+    sizes = jnp.asarray([p.shape[:2] for p in images])
+    real = jnp.ones(len(images), bool) if real is None else jnp.asarray(real)
+    return run(*nnx.split(model(**choices)), tiny.padded(images, shape), sizes, real)
 
 
-PICTURES = tiny.images([(64, 96), (80, 64), (96, 96)])
+IMAGES = tiny.images([(64, 96), (80, 64), (96, 96)])
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return tagged(PICTURES, (96, 96))
+    return tagged(IMAGES, (96, 96))
 
 
 @pytest.mark.slow
 def test_padding_has_no_influence(whole):
     local, (maxes, candidates), tags = whole
-    for i, picture in enumerate(PICTURES[:2]):
-        h, w = picture.shape[0] // 16, picture.shape[1] // 16
-        part, (best, chosen), own = tagged([picture], picture.shape[:2], crops_at_once=1)
-        for name in ("coarse", "spread", "refined"):
+    for i, image in enumerate(IMAGES[:2]):
+        h, w = image.shape[0] // 16, image.shape[1] // 16
+        part, (best, chosen), expected_tags = tagged([image], image.shape[:2], crops_at_once=1)
+        for name in ("coarse", "propagated", "refined"):
             ours = np.asarray(getattr(local, name)[i]).reshape(6, 6, -1)
             theirs = np.asarray(getattr(part, name)[0]).reshape(h, w, -1)
             np.testing.assert_allclose(ours[:h, :w], theirs, atol=1e-4, err_msg=name)
@@ -69,14 +69,14 @@ def test_padding_has_no_influence(whole):
             assert not ours[:, w:].any()
         np.testing.assert_allclose(maxes[i], best[0], atol=1e-4)
         np.testing.assert_array_equal(candidates[i], chosen[0])
-        np.testing.assert_allclose(tags.scores[i], own.scores[0], atol=1e-4)
-        np.testing.assert_array_equal(tags.chosen[i], own.chosen[0])
+        np.testing.assert_allclose(tags.scores[i], expected_tags.scores[0], atol=1e-4)
+        np.testing.assert_array_equal(tags.chosen[i], expected_tags.chosen[0])
 
 
 def test_votes_and_affinity(whole):
-    """Against the definition, on the picture that fills the batch's shape."""
+    """Against the definition, on the image that fills the batch's shape."""
     local = whole[0]
-    x = normalize(jnp.asarray(PICTURES[2])[None], CLIP_MEAN, CLIP_STD)
+    x = normalize(jnp.asarray(IMAGES[2])[None], CLIP_MEAN, CLIP_STD)
     _, out = VISUAL(x, read=["map0", "map1", "block0"])
     maps = [np.asarray(out[f"map{i}"])[0, 1:, 1:] for i in (0, 1)]
     votes = sum((m > m.mean()).astype(int) for m in maps)
@@ -102,19 +102,19 @@ GRIDS = jnp.asarray([[5, 6]])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look_again(graph, state, refined):
+def reidentify(graph, state, refined):
     net = nnx.merge(graph, state)
     scores, candidates = net.candidates(refined, GRIDS, SHAPE)
     return net.reidentify(IMAGE, refined, GRIDS, SHAPE, scores, candidates)
 
 
 def reidentified(columns, **choices):
-    return np.asarray(look_again(*nnx.split(model(**choices)), made_up(columns)))[0]
+    return np.asarray(reidentify(*nnx.split(model(**choices)), made_up(columns)))[0]
 
 
-def test_second_look_is_a_resized_crop():
+def test_reidentification_classifies_a_resized_crop():
     cells = [(1, 2), (1, 3), (3, 4), (2, 2)]
-    found = reidentified({1: cells})
+    scores = reidentified({1: cells})
     rows, columns = slice(1, 4), slice(2, 5)
     crop = IMAGE[:, 16 * rows.start : 16 * rows.stop, 16 * columns.start : 16 * columns.stop]
     crop = resize(crop, (64, 64))
@@ -126,17 +126,17 @@ def test_second_look_is_a_resized_crop():
     bias[..., 0, 1:] = np.where(seen, 0, -1000)
     x, _ = VISUAL.transformer(VISUAL.embed(crop)[0], jnp.asarray(bias)[0])
     p = jax.nn.softmax(100 * l2_normalize(VISUAL.pool(x)) @ ROWS.T)[0, 1]
-    np.testing.assert_allclose(found, [0, 0.5 + 0.5 * p, 0, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(scores, [0, 0.5 + 0.5 * p, 0, 0, 0], atol=1e-4)
 
 
-def test_an_empty_box_ends_the_second_look():
+def test_an_empty_box_ends_the_reidentification():
     inner, border = [(1, 1), (2, 2)], [(0, 5), (3, 5)]  # the last column is in no box
     columns = {0: inner, 2: border, 3: inner}
     published = reidentified(columns)
-    going_on = reidentified(columns, skip_empty_boxes=True)
-    assert published[0] == going_on[0] != 1
-    assert published[2] == going_on[2] == 1  # an empty box has nothing to look at
-    assert published[3] == 1 != going_on[3]
+    skipping = reidentified(columns, skip_empty_boxes=True)
+    assert published[0] == skipping[0] != 1
+    assert published[2] == skipping[2] == 1  # its box is empty
+    assert published[3] == 1 != skipping[3]
     # So has one in the last row of the real grid, and a class seen nowhere is no candidate.
     assert reidentified({2: [(4, 0), (4, 3)]}).tolist() == [0, 0, 1, 0, 0]
 
@@ -145,18 +145,18 @@ def test_batches_of_crops_and_filling_images(whole):
     columns = {i: [(0, i), (2, i)] for i in range(5)}
     several, many = reidentified(columns), reidentified(columns, crops_at_once=64)
     np.testing.assert_allclose(several, many, atol=1e-5)
-    _, (maxes, _), tags = tagged(PICTURES, (96, 96), real=[True, False, True])
+    _, (maxes, _), tags = tagged(IMAGES, (96, 96), real=[True, False, True])
     np.testing.assert_allclose(tags.scores[::2], whole[2].scores[::2], atol=1e-5)
     np.testing.assert_allclose(tags.scores[1], maxes[1])
 
 
 def test_chosen_tags():
     scores = jnp.asarray([[0.0, 0.4, 0.6, 1.0], [0.2, 0.2, 0.2, 0.2], [0.0, 1.0, 0.5, 0.0]])
-    tags = tagclip.choose(scores, 0.5)
+    tags = tagclip.choose_tags(scores, 0.5)
     assert tags.tolist() == [
         [False, False, True, True],
         [True, False, False, False],  # all equal: the first
-        [False, True, False, False],  # half is not above half
+        [False, True, False, False],  # equal to the threshold is not above it
     ]
 
 
@@ -168,19 +168,19 @@ def test_one_program_for_every_batch_of_a_shape(whole):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(7, 8\) for a tower with 24 features"):
+    with pytest.raises(ValueError, match=r"shape \(7, 8\) for an image tower with 24 features"):
         TagCLIP(VISUAL, ROWS[:, :8], cfg=CFG)
-    with pytest.raises(ValueError, match="blocks 0 to 1; choose among those"):
+    with pytest.raises(ValueError, match=r"tower of 2 blocks; choose one or more of 0\.\.1"):
         TagCLIP(VISUAL, ROWS)
 
 
 def test_figures():
     truth = np.asarray([[1, 0, 0], [1, 1, 0]])
     tags = np.asarray([[1, 1, 0], [1, 0, 0]])
-    np.testing.assert_allclose(tag_figures(tags, truth), [2 / 3, 2 / 3, 2 / 3], atol=1e-6)
-    np.testing.assert_allclose(tag_figures(tags, truth, "category")[1:], [1 / 3, 1 / 3], atol=1e-6)
-    np.testing.assert_allclose(tag_figures(tags, truth, "sample")[1:], [0.75, 0.75], atol=1e-6)
-    nothing = tag_figures(0 * tags, truth)
+    np.testing.assert_allclose(tag_metrics(tags, truth), [2 / 3, 2 / 3, 2 / 3], atol=1e-6)
+    np.testing.assert_allclose(tag_metrics(tags, truth, "category")[1:], [1 / 3, 1 / 3], atol=1e-6)
+    np.testing.assert_allclose(tag_metrics(tags, truth, "sample")[1:], [0.75, 0.75], atol=1e-6)
+    nothing = tag_metrics(0 * tags, truth)
     assert np.isnan(nothing.f1)
     assert nothing[1:] == (0, 0)
     scores = np.asarray([[0.1, 0.9, 0.3], [0.8, 0.2, 0.3]])
@@ -192,9 +192,9 @@ def test_label_lists(tmp_path):
     images = [("2007_000032", [0, 14]), ("b", []), ("a", [7])]
     path = write_label_list(tmp_path / "tags.txt", images)
     assert path.read_text() == "2007_000032 0 14\nb\na 7\n"
-    found = read_label_list(path, 20)
-    assert list(found.items()) == [(name, tuple(ids)) for name, ids in images]
-    with pytest.raises(ValueError, match="'two words' is empty or contains white space"):
+    labels = read_label_list(path, 20)
+    assert list(labels.items()) == [(name, tuple(ids)) for name, ids in images]
+    with pytest.raises(ValueError, match="'two words' cannot stand in a label list"):
         write_label_list(path, [("two words", [1])])
     for text, message in (
         ("a 3\nb 20\n", "line 2: class '20' is not in 0..19"),
@@ -215,9 +215,9 @@ def test_label_vectors(tmp_path):
     vectors["a"][7] = 1
     path = tmp_path / "cls_labels_onehot.npy"
     np.save(path, vectors, allow_pickle=True)
-    found = read_label_list(path, 20)
-    assert list(found.items()) == [("2007_000032", (0, 14)), ("b", ()), ("a", (7,))]
-    with pytest.raises(ValueError, match=r"2007_000032 has float32 \(20,\); expected .* 80"):
+    labels = read_label_list(path, 20)
+    assert list(labels.items()) == [("2007_000032", (0, 14)), ("b", ()), ("a", (7,))]
+    with pytest.raises(ValueError, match=r"2007_000032 has float32 \(20,\), and there are 80"):
         read_label_list(path, 80)
     vectors["b"][3] = 0.5
     np.save(path, vectors, allow_pickle=True)

@@ -14,8 +14,8 @@ from flax import nnx
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.weclip import task as weclip
-from clipseg_jax.methods.weclip.head import WECLIP, WTCLIP, Head
-from clipseg_jax.methods.weclip.model import VOC, WeCLIP
+from clipseg_jax.methods.weclip.head import Head, HeadConfig
+from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from clipseg_jax.ops.par import PARConfig
@@ -25,10 +25,10 @@ from weights_convert.clip.build import flat_arrays
 
 CLASSES, SIDE = 6, 72  # 72: 4 patches of 16, and 8 pixels that fill none
 VIT = dataclasses.replace(tiny.VIT, layers=3, position_resize="bilinear", pad_to_patch=False)
-CFG = dataclasses.replace(VOC, par=PARConfig(iterations=3, dilations=(1, 4)))
+CFG = WeCLIPConfig(par=PARConfig(iterations=3, dilations=(1, 4)))
 HEADS = {
-    name: dataclasses.replace(cfg, width=32, layers=1, heads=2)
-    for name, cfg in (("weclip", WECLIP), ("wtclip", WTCLIP))
+    "weclip": HeadConfig(width=32, layers=1, heads=2),
+    "wtclip": HeadConfig(width=32, layers=1, heads=2, gate=True, wavelet_levels=1),
 }
 OPTIM = OptimConfig(name="adamw", learning_rate=2e-4, weight_decay=0.01, groups=weclip.GROUPS)
 
@@ -44,27 +44,27 @@ def model(head="weclip", cfg=CFG):
 
 
 def tags(*ids):
-    made = np.zeros((len(ids), CLASSES), bool)
-    for row, own in zip(made, ids, strict=True):
-        row[list(own)] = True
-    return made
+    out = np.zeros((len(ids), CLASSES), bool)
+    for row, classes in zip(out, ids, strict=True):
+        row[list(classes)] = True
+    return out
 
 
 # No label, some, one, and all.
 MIXED = tags((), (1, 4), (2,), range(CLASSES))
 
 
-def pictures(count=4, seed=0):
+def crops(count=4, seed=0):
     """Crops, the last of an image that is smaller: black around it."""
-    made = np.stack(tiny.images([(SIDE, SIDE)] * count, seed))
-    made[-1, 40:] = made[-1, :, 56:] = 0
-    return made
+    images = np.stack(tiny.images([(SIDE, SIDE)] * count, seed))
+    images[-1, 40:] = images[-1, :, 56:] = 0
+    return images
 
 
 def batch(count=4, present=MIXED):
     boxes = np.asarray([[0, 0, SIDE, SIDE]] * (count - 1) + [[0, 0, 40, 56]])
     return {
-        "image": pictures(count),
+        "image": crops(count),
         "tags": present[:count],
         "image_box": boxes.astype(np.int32),
         "index": np.arange(count, dtype=np.int32),
@@ -88,17 +88,17 @@ def made_of(model, images, present, *, late=True):
 
 
 def test_labels_are_classes_that_the_image_has():
-    found = labels_of(model(), normalised(pictures()), MIXED)
-    assert found.dtype == jnp.int32
-    assert found.shape == (4, SIDE, SIDE)
-    for own, present in zip(np.asarray(found), MIXED, strict=True):
-        assert set(np.unique(own)) <= {0, *(np.flatnonzero(present) + 1)}
-    assert not found[0].any()  # without a label, all is background
-    assert found[1:].any()
+    labels = labels_of(model(), normalised(crops()), MIXED)
+    assert labels.dtype == jnp.int32
+    assert labels.shape == (4, SIDE, SIDE)
+    for one, present in zip(np.asarray(labels), MIXED, strict=True):
+        assert set(np.unique(one)) <= {0, *(np.flatnonzero(present) + 1)}
+    assert not labels[0].any()  # without a label, all is background
+    assert labels[1:].any()
 
 
 def test_the_other_images_of_a_batch_do_not_matter():
-    task_model, images = model(), normalised(pictures())
+    task_model, images = model(), normalised(crops())
     together = labels_of(task_model, images, MIXED)
     for i in range(4):
         alone = labels_of(task_model, images[i : i + 1], MIXED[i : i + 1])
@@ -110,29 +110,29 @@ def test_labels_by_the_plain_way():
     from clipseg_jax.ops.cam import min_max_normalize, upsample
     from clipseg_jax.ops.par import par
 
-    images = normalised(pictures())
-    found = jax.jit(made_of)(model(), images, MIXED)
-    grid = jnp.asarray([found.cams.cam.shape[2:]])
+    images = normalised(crops())
+    result = jax.jit(made_of)(model(), images, MIXED)
+    grid = jnp.asarray([result.cams.cam.shape[2:]])
     for i, present in enumerate(MIXED):
         ids = np.flatnonzero(present)
-        np.testing.assert_array_equal(found.classes[i, : len(ids)], ids)
-        maps = found.cams.refined[i : i + 1, : len(ids)]
-        maps = min_max_normalize(maps, jnp.ones((1, *found.cams.cam.shape[2:]), bool))
+        np.testing.assert_array_equal(result.classes[i, : len(ids)], ids)
+        maps = result.cams.refined[i : i + 1, : len(ids)]
+        maps = min_max_normalize(maps, jnp.ones((1, *result.cams.cam.shape[2:]), bool))
         maps = upsample(maps, grid, jnp.asarray([[SIDE, SIDE]]), (SIDE, SIDE))
         background = 1 - jnp.max(maps, axis=1, keepdims=True, initial=0)
         refined = par(images[i : i + 1], jnp.concatenate([background, maps], axis=1), CFG.par)
         expected = np.concatenate([[0], ids + 1])[np.argmax(refined[0], axis=0)]
-        assert np.mean(expected == found.labels[i]) > 0.999
+        assert np.mean(expected == result.labels[i]) > 0.999
 
 
 def test_labels_of_another_size_than_the_image():
-    found = labels_of(model(), normalised(pictures()), MIXED, size=(50, 90))
-    assert found.shape == (4, 50, 90)
-    assert found[1:].any()
+    labels = labels_of(model(), normalised(crops()), MIXED, size=(50, 90))
+    assert labels.shape == (4, 50, 90)
+    assert labels[1:].any()
 
 
 def test_the_learned_affinity_takes_part_late_only():
-    task_model, images = model(), normalised(pictures())
+    task_model, images = model(), normalised(crops())
     other = nnx.clone(task_model)
     other.head.fusion.fuse.kernel[...] *= -3.0
     other.head.fusion.fuse.bias[...] += 0.1
@@ -144,7 +144,7 @@ def test_the_learned_affinity_takes_part_late_only():
 
 def test_edges_are_a_choice():
     scaled = model(cfg=dataclasses.replace(CFG, edge="scaled"))
-    images = normalised(pictures())
+    images = normalised(crops())
     a, b = (jax.jit(made_of)(m, images, MIXED).cams.cam for m in (model(), scaled))
     assert a.shape == b.shape
     assert not jnp.array_equal(a, b)
@@ -156,14 +156,14 @@ def test_edges_are_a_choice():
 def test_a_head_of_another_class_list_is_refused():
     head = Head(VIT.width, VIT.layers - 1, CLASSES, HEADS["weclip"], rngs=nnx.Rngs(0))
     rows = l2_normalize(jnp.ones((CLASSES, VIT.embed_dim)))
-    with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks, where 7 classes"):
+    with pytest.raises(ValueError, match="a head of 6 classes on 2 blocks; expected 7 classes"):
         WeCLIP(tower(), rows, rows, head)
 
 
 @pytest.mark.parametrize("head", list(HEADS))
 def test_padding_has_no_influence_on_predictions(head):
     task_model = model(head)
-    images = normalised(pictures())
+    images = normalised(crops())
     sizes = jnp.asarray([[72, 72], [64, 41], [33, 72], [48, 50]])
     run = jax.jit(lambda m, x, s: m(x, s))
     together = run(task_model, images, sizes)

@@ -12,11 +12,11 @@ from flax import nnx
 
 import weights_convert
 from clipseg_jax.core.modules import abstract
-from clipseg_jax.methods.reclip import model as reclip
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.heads import BiasDecoder, PositionNet
 from clipseg_jax.methods.reclip.model import (
     ReCLIP,
+    ReCLIPConfig,
     ReferencePrompt,
     frozen_reference,
     reclip_image_tower,
@@ -117,7 +117,7 @@ def model_of(stage, plus_plus):
         rows,
         ReferencePrompt(clip.text, [[1, 599, 0]] * len(NAMES)),
         kind(128, toys.EMBED, len(NAMES), rngs=nnx.Rngs(0)),
-        reclip.RECLIP_PP if plus_plus else reclip.RECLIP,
+        ReCLIPConfig(plus_plus=plus_plus),
     )
     if stage == "distillation":
         student = DeepLab(STUDENT, toys.EMBED, rngs=nnx.Rngs(0))
