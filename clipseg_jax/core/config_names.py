@@ -95,6 +95,6 @@ def check_arguments(arguments: Iterable[str]) -> None:
       ValueError: an old name; the message has the new one.
     """
     for argument in arguments:
-        found = re.match(r"--?config\.([\w.]+)", argument)
-        if found and (new := new_name(found[1])) != found[1]:
-            raise ValueError(f"--config.{found[1]} is called --config.{new} now")
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match and (new := new_name(match[1])) != match[1]:
+            raise ValueError(f"--config.{match[1]} is called --config.{new} now")

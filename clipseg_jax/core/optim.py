@@ -19,28 +19,28 @@ class Group:
     """
 
     pattern: str
-    rate: float = 1.0  # times the schedule's
-    weight_decay: float | None = None  # None: the optimiser's
+    rate: float = 1.0  # factor of the schedule's learning rate
+    weight_decay: float | None = None  # None: that of the optimiser
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """An optimiser and its learning rate. Defaults are ReCLIP's (spec reclip, section 13)."""
+    """An optimiser and its learning-rate schedule; defaults of ReCLIP (spec reclip, section 13)."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.01
     schedule: Literal["poly", "cosine", "constant"] = "poly"
     power: float = 0.9  # of the poly schedule
-    end_learning_rate: float = 0.0  # what the poly schedule falls to
-    min_learning_rate: float = 0.0  # the rate never falls below it
-    # The schedule's own length; 0: the run's. The 2025 state of ReCLIP stops earlier than it ends.
+    end_learning_rate: float = 0.0  # last value of the poly schedule
+    min_learning_rate: float = 0.0  # lower bound
+    # Length of the schedule; 0: that of the run. ReCLIP's 2025 revision stops before its end.
     schedule_steps: int = 0
-    # The rate changes once every so many steps (published: once an epoch); 1: at each.
+    # Steps between changes of the learning rate; 1: it changes at each. Published: one epoch.
     hold_steps: int = 1
     warmup_steps: int = 0
-    warmup_ratio: float = 1e-6  # rate at step 0, as a share of the schedule's
-    # False: the schedule's rate, scaled. True: `learning_rate` itself, scaled; the schedule
-    # counts only after the warm-up, though it has run since step 0 (WeCLIP).
+    warmup_ratio: float = 1e-6  # factor at step 0; grows linearly to 1
+    # During warm-up the factor scales the schedule, or if True `learning_rate` itself (WeCLIP). In
+    # both cases the schedule starts at step 0.
     warmup_alone: bool = False
     momentum: float = 0.9  # SGD
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW
@@ -71,15 +71,15 @@ def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
             factor = 0.5 * (1.0 + jnp.cos(jnp.pi * share))
         else:
             factor = jnp.ones_like(share)
-        now = (cfg.learning_rate - end) * factor + end
-        now = jnp.maximum(now, cfg.min_learning_rate)
+        value = (cfg.learning_rate - end) * factor + end
+        value = jnp.maximum(value, cfg.min_learning_rate)
         if cfg.warmup_steps:
             done = jnp.minimum(step / cfg.warmup_steps, 1.0)
             warm = cfg.warmup_ratio + (1.0 - cfg.warmup_ratio) * done
             if cfg.warmup_alone:
-                return jnp.where(step < cfg.warmup_steps, cfg.learning_rate * warm, now)
-            now = now * warm
-        return now
+                return jnp.where(step < cfg.warmup_steps, cfg.learning_rate * warm, value)
+            value = value * warm
+        return value
 
     return schedule
 
