@@ -44,6 +44,7 @@ FOLDER = "reclip"
 ONLY = ("reclip_distill", "reclippp_distill")
 SLOW = ONLY
 LONG = ("reclip_distill_train",)  # ReCLIP++'s takes the same path
+TIMES = 5  # the json's, of its float32 run's distances from float64
 
 
 def test_case(path, goldens):
@@ -234,14 +235,15 @@ def check_train(case, arrays, goldens):
 
     gaps = case["f32_vs_f64_relative_l2"]
 
-    # Where a ReLU's sign flips by rounding gradients jump, not in ours and theirs alike.
-    jump = 2 * max(gap for name, gap in gaps.items() if name.startswith("grad."))
+    # Where a ReLU's sign flips by rounding gradients jump, not in ours and theirs alike. The json's
+    # factor, of the largest jump instead of each array's own: seen up to three times that.
+    jump = TIMES * max(gap for name, gap in gaps.items() if name.startswith("grad."))
 
     def compare(name, value, least):
-        """Relative L2 distance from the float64 run; `least`, or three times the reference's."""
+        """Relative L2 distance from the float64 run; `least`, or `TIMES` the reference's."""
         expected = arrays.get(f"f64.{name}", arrays[name]).astype(np.float64)
         worst = np.linalg.norm(np.asarray(value, np.float64) - expected) / np.linalg.norm(expected)
-        bound = max(least, 3 * gaps[name])
+        bound = max(least, TIMES * gaps[name])
         assert worst <= bound, f"{name}: relative distance {worst:.2e}, at most {bound:.2e} allowed"
 
     slots, first = sgd.init(params), published(params)
@@ -315,7 +317,7 @@ def check_stages(case, arrays, made, batch):
         else:
             continue
         gap = case["f32_vs_f64_relative_l2"].get(name, 0)
-        cases.near(value, expected, share=max(cases.FORWARD, 5 * gap), name=name)
+        cases.near(value, expected, share=max(cases.FORWARD, TIMES * gap), name=name)
 
 
 def check_infer(case, arrays, train, goldens):
