@@ -19,8 +19,8 @@ from clipseg_jax.methods.reclip.model import ReferencePrompt, frozen_reference
 from clipseg_jax.methods.reclip.tags import (
     Classifier,
     TagsConfig,
-    annotate,
     read_tags,
+    tag_images,
     whole_image_tags,
     windows,
     write_tags,
@@ -104,14 +104,14 @@ def check_pseudo_labels(case, arrays, goldens, folder):
     classifier = Classifier(
         clip_of(goldens, case["seed"]), text_rows(case), batch_size=5, devices=1
     )
-    logits = []  # of every crop that `annotate` classifies
+    logits = []  # of every crop that `tag_images` classifies
     stream = classifier.stream
     classifier.stream = lambda crops: (logits.append(rows) or rows for rows in stream(crops))
     for name, cfg in (
         ("ReCLIP", TagsConfig("whole", told["threshold"], told["K"])),
         ("ReCLIPPP", TagsConfig("windows", crop_px=told["CROP_SIZE"])),
     ):
-        ((_, tags),) = annotate([(0, image)], classifier, cfg)
+        ((_, tags),) = tag_images([(0, image)], classifier, cfg)
         assert tags == expected[name]
         path = write_tags(folder / name, [tags])
         assert path.read_text() == expected[f"{name}_line"]

@@ -126,7 +126,7 @@ class Classifier:
             yield np.asarray(logits)[:count]
 
 
-def annotate(
+def tag_images(
     images: Iterable[tuple[int, np.ndarray | None]], classifier: Classifier, cfg: TagsConfig
 ) -> Iterator[tuple[int, list[int]]]:
     """(index, uint8 RGB image (h, w, 3)) pairs -> (index, class ids), in the same order.

@@ -14,7 +14,13 @@ from tqdm import tqdm
 
 from clipseg_jax.core.json_lines import append_partial, partial_files, read_partial
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.methods.reclip.tags import Classifier, TagsConfig, annotate, read_tags, write_tags
+from clipseg_jax.methods.reclip.tags import (
+    Classifier,
+    TagsConfig,
+    read_tags,
+    tag_images,
+    write_tags,
+)
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.sections import options
@@ -79,7 +85,7 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
 
     quiet = None if jax.process_index() == 0 else True
     with append_partial(folder) as file:
-        stream = annotate(images(), classifier, cfg)
+        stream = tag_images(images(), classifier, cfg)
         for index, ids in tqdm(stream, total=len(todo), unit="image", desc="tags", disable=quiet):
             file.write(json.dumps({"index": index, "tags": ids}) + "\n")
             file.flush()

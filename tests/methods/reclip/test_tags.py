@@ -10,8 +10,8 @@ from PIL import Image
 from clipseg_jax.methods.reclip.tags import (
     Classifier,
     TagsConfig,
-    annotate,
     read_tags,
+    tag_images,
     tag_matrix,
     vote_tags,
     whole_image_tags,
@@ -58,8 +58,8 @@ def test_batches_over_images_change_nothing(classifier, method):
     cfg = TagsConfig(method, threshold=1e9, k=3, crop_px=120)
     pictures = list(enumerate(tiny.images(SIZES), start=7))
     pictures.insert(2, (99, None))  # one that can't be read
-    together = list(annotate(pictures, classifier, cfg))
-    alone = [next(annotate([one], classifier, cfg)) for one in pictures]
+    together = list(tag_images(pictures, classifier, cfg))
+    alone = [next(tag_images([one], classifier, cfg)) for one in pictures]
     assert together == alone
     assert [index for index, _ in together] == [7, 8, 99, 9, 10, 11]
     assert together[2] == (99, [])
@@ -77,7 +77,7 @@ def test_results_come_while_images_go_in(classifier):
             taken.append(index)
             yield index, image
 
-    stream = annotate(images(), classifier, TagsConfig("windows", crop_px=120))
+    stream = tag_images(images(), classifier, TagsConfig("windows", crop_px=120))
     next(stream)
     assert len(taken) < 6
 
