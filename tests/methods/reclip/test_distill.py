@@ -236,7 +236,7 @@ def test_ignored_pixels_stay_ignored(plus_plus):
     np.testing.assert_array_equal(targets == 255, np.asarray(batch["label"]) == 255)
     assert set(np.unique(targets)) <= {*range(CLASSES), 255}
     # Where no class is sure enough, class 0 is what is left.
-    cfg = DistillConfig(teacher_thresh=1.0, teacher_scale=0.1)
+    cfg = DistillConfig(teacher_threshold=1.0, teacher_scale=0.1)
     targets = np.asarray(reclip_distill.teacher_labels(taught.logits, batch["label"], cfg))
     assert set(np.unique(targets)) == {0, 255}
 
