@@ -46,10 +46,10 @@ def test_padding_has_no_influence():
     sizes = jnp.asarray([(80, 48), (96, 96)])
     run = jax.jit(lambda model, *args: model(*args))
     batched, expected = run(model, padded, sizes), run(model, alone)
-    np.testing.assert_allclose(batched[0, :5, :3], expected[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batched[0, :5, :3], expected[0], rtol=1e-5, atol=1e-5)
     assert not np.any(batched[0, 5:])
     assert not np.any(batched[0, :, 3:])
-    np.testing.assert_allclose(batched[1], run(model, padded)[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batched[1], run(model, padded)[1], rtol=1e-5, atol=1e-5)
 
 
 def test_regions_know_their_patches_alone():

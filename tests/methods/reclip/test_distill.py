@@ -73,7 +73,7 @@ def test_losses_equal_those_of_full_maps(numbers):
         actual, gradient = jax.jit(jax.value_and_grad(blocked))(logits)
         expected, expected_gradient = jax.value_and_grad(plain)(logits)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
-        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_labels_and_pools_equal_those_of_full_maps(numbers):
@@ -84,7 +84,7 @@ def test_labels_and_pools_equal_those_of_full_maps(numbers):
     )
     hits = jax.nn.one_hot(y, CLASSES)
     expected = jnp.einsum("bhwc,bhwe->bce", hits, resize(features, (37, 29)))
-    np.testing.assert_allclose(sum_by_class(features, y, CLASSES), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sum_by_class(features, y, CLASSES), expected, rtol=1e-6, atol=6e-5)
 
 
 def test_no_pixel_counts():
@@ -189,7 +189,7 @@ def test_choices_of_auxiliary_terms():
     assert set(off[1]) == {"mask_loss"}
     assert off[2]["logit_scale"] == 0
     name = "student.aspp.0.conv.kernel"
-    np.testing.assert_allclose(off[2][name], gradient[name], rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(off[2][name], gradient[name], rtol=1e-5, atol=5e-8)
     more = differentiate(task_of(True, aux_grad=True), batch_of())
     np.testing.assert_allclose(more[0], value, rtol=1e-6)
     assert np.abs(more[2][name] - gradient[name]).max() > 1e-5
@@ -226,7 +226,7 @@ def test_statistics_move_for_each_copy():
         moved.append((norm.mean[...], norm.var[...]))
     (mean, var), (mean_of_three, var_of_three) = moved
     np.testing.assert_allclose(mean, mean_of_three, rtol=1e-6)
-    np.testing.assert_allclose((var - 0.9) / (var_of_three - 0.9), (16 / 15) / (48 / 47), rtol=1e-4)
+    np.testing.assert_allclose((var - 0.9) / (var_of_three - 0.9), (16 / 15) / (48 / 47), rtol=3e-5)
 
 
 def test_ignored_pixels_stay_ignored(plus_plus):
@@ -255,7 +255,7 @@ def test_prediction_ignores_padding(plus_plus):
         assert np.std(alone) > 0.01
         gh, gw = grids[i]
         assert alone.shape[1:3] == (gh, gw) == (-(-h // 8), -(-w // 8))
-        np.testing.assert_allclose(together[i, :gh, :gw], alone[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together[i, :gh, :gw], alone[0], rtol=1e-5, atol=1e-5)
         outside = together[i].copy()
         outside[:gh, :gw] = 0
         assert np.all(outside == 0)
