@@ -26,7 +26,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core import processes as peers
 peers._HEARTBEAT_S = 10
-peers.join(f"localhost:{port}", int(processes), int(process))
+peers.initialize(f"localhost:{port}", int(processes), int(process))
 import numpy as np
 from pathlib import Path
 from tests import toy_task

@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
+from input_pipeline import commands
 from weights_convert.clip import layouts
 from weights_convert.clip.cache import config_from_dict
 from weights_convert.clip.convert import convert, fit, released, sha256
@@ -60,18 +61,11 @@ examples:
 _LAYOUTS = (*LAYOUTS, *FORMATS)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see python -m weights_convert --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m weights_convert",
-        description="Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = commands.parser(
+        "weights_convert",
+        "Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
+        _EXAMPLES,
     )
     parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a directory")
     action = parser.add_mutually_exclusive_group(required=True)

@@ -112,7 +112,8 @@ def check_scores(case, arrays, goldens):
             np.asarray(x[i], np.float64)[np.ix_(own, own)] for x in (found.affinity, weights)
         )
         coarse, spread, refined = (
-            np.asarray(x[i], np.float64)[own] for x in (found.coarse, found.propagated, found.refined)
+            np.asarray(x[i], np.float64)[own]
+            for x in (found.coarse, found.propagated, found.refined)
         )
         golden = {key.removesuffix(f"_{i}"): arrays[key] for key in arrays if key.endswith(f"_{i}")}
 
