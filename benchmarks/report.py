@@ -167,7 +167,7 @@ def add(metrics: Metrics, name: str, rows: Sequence[Metrics], **more: Any) -> Me
 def finish(
     metrics: Metrics,
     out: Path | None,
-    peer: str = "PyTorch, installed by `pip install clipseg_jax[torch]`",
+    peer: str = "PyTorch, installed by `pip install -e '.[torch]'`",
 ) -> None:
     """Prints a note if no peer was measured, and writes the results as JSON to `out`."""
     rows = [row for section in metrics["sections"] for row in section["rows"]]

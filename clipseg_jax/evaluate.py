@@ -210,7 +210,7 @@ def report(
         table.add_row("mIoU(S), seen classes", f"{summary['mIoU(S)']:.2f}")
         table.add_row("mIoU(U), unseen classes", f"{summary['mIoU(U)']:.2f}")
         table.caption = f"pAcc {summary['pAcc']:.2f}, hIoU {summary['hIoU']:.2f}"
-    table.caption += f"\n{published} {summary[published]:.2f} (as the paper prints)"
+    table.caption += f"\n{published} {summary[published]:.2f} (the mean that the paper prints)"
     (console or Console()).print(table)
     result = {"images": progress.images, "published_metric": published, **summary}
     if len(unseen):

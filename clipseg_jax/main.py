@@ -1,9 +1,9 @@
 """Runs a recipe: python -m clipseg_jax.main --config=configs/voc_maskclip.py --workdir=DIR
 
 A recipe is a list of named stages. Each leaves its result and a small record in the work directory;
-run again, finished stages are skipped and an interrupted one resumes. `--config.stages=evaluate,`
-runs some of them. Any value of the config can be set the same way; configs/base/loops.py says how
-they are named.
+run again, finished stages are skipped and an interrupted one resumes.
+`--config.stages="('evaluate',)"` runs some of them. Any value of the config can be set the same
+way; configs/base/loops.py says how they are named.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def measured(main, tmp_path, capsys, *words):
         assert all(
             (row["ratio"] is not None) == (HAS_TORCH and row["side"] == "ours") for row in rows
         )
-    assert HAS_TORCH or "clipseg_jax[torch]" in printed
+    assert HAS_TORCH or ".[torch]" in printed
     return metrics, printed
 
 

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,10 @@ TOPS = (
     "weights_convert",
 )
 # Examples of what a reader writes.
-INVENTED = {"configs/base/probe.py", "configs/demo_probe.py", "configs/shapes_maskclip.py"}
+INVENTED = {
+    *(f"clipseg_jax/methods/probe/{name}.py" for name in ("model", "task", "recipe")),
+    *("configs/base/probe.py", "configs/demo_probe.py", "configs/shapes_maskclip.py"),
+}
 MODULE = "python -m clipseg_jax.main"
 
 
@@ -184,10 +188,25 @@ def test_python_blocks_parse(path):
 
 
 def run_blocks(name, folder, monkeypatch):
-    """Every Python block of a page, one after the other, in an empty folder."""
+    """Every Python block of a page, one after the other, in an empty folder.
+
+    The first block of a section whose heading names files of the example is these files, as modules
+    that later blocks import; it sees nothing of the other blocks. All others share their names.
+    """
     monkeypatch.chdir(folder)
-    text = "\n".join(text for language, text in fences(DOCS / name) if language == "python")
-    exec(compile(text, name, "exec"), {"__name__": "page"})
+    page = {"__name__": "page"}
+    for section in re.split(r"^(?=## )", (DOCS / name).read_text("utf-8"), flags=re.M):
+        paths = INVENTED & {*re.findall(r"`([^`]+)`", section.splitlines()[0])}
+        for text in re.findall(r"^```python\n(.*?)^```$", section, re.M | re.S):
+            code = compile(text, name, "exec")
+            if not paths:
+                exec(code, page)
+                continue
+            for path in sorted(paths):
+                module = types.ModuleType(path.removesuffix(".py").replace("/", "."))
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+                exec(code, module.__dict__)
+            paths = set()
 
 
 @pytest.mark.slow

@@ -171,7 +171,7 @@ def test_report_figures(capsys):
     assert figures["published_metric"] == "mIoU_of_labelled"
     assert headline(figures) == {"published_metric": "mIoU_of_labelled", **means}
     shown = " ".join(capsys.readouterr().out.split())
-    assert "mIoU_of_labelled 75.00 (as the paper prints)" in shown
+    assert "mIoU_of_labelled 75.00 (the mean that the paper prints)" in shown
 
 
 def test_a_batch_must_divide_by_the_devices():

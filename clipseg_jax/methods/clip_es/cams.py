@@ -219,7 +219,7 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
         table = Table("background", published, title=f"CAMs of {counts['images']} images")
         for threshold, score in zip(thresholds, scores, strict=True):
             table.add_row(f"{threshold:g}", f"{score:.2f}")
-        table.caption = f"{published} {scores[best]:.2f} (as the paper prints)"
+        table.caption = f"{published} {scores[best]:.2f} (the mean that the paper prints)"
         Console().print(table)
         sweep = {
             f"{published}_by_threshold": dict(zip(map(str, thresholds), scores, strict=True)),
