@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipseg_jax.models.clip.dense import CLIP_BLOCK, VALUE, ReadOut, last_block
+from clipseg_jax.models.clip.dense import (
+    CLIP_BLOCK,
+    VALUE,
+    ReadOut,
+    dense_features,
+    last_block,
+)
 from clipseg_jax.ops.attention import attention_maps, join_heads, split_heads
 from tests import tiny
 
@@ -20,11 +25,13 @@ READ_OUTS = [
 ]
 
 
+IMAGES = np.random.RandomState(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+SIZES = ((64, 64), (48, 32))
+
+
 def tokens():
     visual = tiny.clip().visual
-    x, bias = visual.embed(
-        jax.random.normal(jax.random.key(0), (2, 64, 64, 3)), jnp.asarray([[64, 64], [48, 32]])
-    )
+    x, bias = visual.embed(jnp.asarray(IMAGES), jnp.asarray(SIZES))
     return visual, visual.transformer(x, bias, stop=-1)[0], bias
 
 
@@ -62,3 +69,17 @@ def test_values_need_no_other_tokens():
     visual, x, bias = tokens()
     alone = last_block(visual, x[:, 1:], VALUE).tokens
     np.testing.assert_allclose(alone, last_block(visual, x, VALUE, bias).tokens[:, 1:], atol=1e-6)
+
+
+def test_dense_features_of_a_read_out_are_those_of_its_patches():
+    """In a padded batch; the value read-out is the default."""
+    visual, x, bias = tokens()
+    images, sizes = jnp.asarray(IMAGES), jnp.asarray(SIZES)
+    for read_out in (CLIP_BLOCK, VALUE):
+        dense = dense_features(visual, images, sizes, read_out=read_out)
+        expected = last_block(visual, x, read_out, bias).tokens[:, 1:] @ visual.proj[...]
+        features = dense.features.reshape(2, 16, -1)
+        np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(dense_features(visual, images, sizes).features, dense.features)
+    with pytest.raises(ValueError, match="needs a ViT's last block"):
+        dense_features(tiny.clip(tiny.RESNET).visual, images, read_out=CLIP_BLOCK)

@@ -87,25 +87,36 @@ def dense_features(
     images: Array,
     sizes: Array | None = None,
     *,
+    read_out: ReadOut = VALUE,
     attn_pooling: bool = False,
 ) -> Dense:
-    """Value read-out (MaskCLIP's) of normalised images (b, h, w, 3).
+    """Dense read-outs of normalised images (b, h, w, 3).
 
     Args:
       sizes: (b, 2) heights and widths of images in a padded batch; None: no image is padded.
-      attn_pooling: ResNets only: full attention of mean token and positions instead.
+      read_out: of a ViT's last block.
+      attn_pooling: ResNets only: full attention of mean token and positions instead of values.
+
+    Raises:
+      ValueError: a read-out other than `VALUE` of a ResNet, which has no last block.
     """
     if isinstance(visual, ModifiedResNet):
+        if read_out != VALUE:
+            raise ValueError(f"{read_out} needs a ViT's last block; this CLIP has a ResNet")
         return _dense_resnet(visual, images, sizes, attn_pooling)
-    return _dense_vit(visual, images, sizes)
+    return _dense_vit(visual, images, sizes, read_out)
 
 
-def _dense_vit(visual: VisionTransformer, images: Array, sizes: Array | None) -> Dense:
+def _dense_vit(
+    visual: VisionTransformer, images: Array, sizes: Array | None, read_out: ReadOut
+) -> Dense:
     grid = visual.grid_shape(images.shape[1], images.shape[2])
     x, bias = visual.embed(images, sizes)
     x, _ = visual.transformer(x, bias, stop=-1)
-    # The class token and the queries are not needed from here on.
-    last = last_block(visual, x[:, 1:], VALUE)
+    if read_out.scores:
+        last = LastBlock(*(part[:, 1:] for part in last_block(visual, x, read_out, bias)))
+    else:  # nothing attends: the class token is not needed from here on
+        last = last_block(visual, x[:, 1:], read_out)
     # The published code applies the output projection to the keys before smoothing.
     keys = visual.transformer.resblocks[-1].attn.out_proj(last.keys)
 
