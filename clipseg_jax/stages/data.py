@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from clipseg_jax.core.files import check_writable, write_json
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.demo import world
+from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
 from input_pipeline.datasets.catalog import BY_NAME, Dataset, folder
-from input_pipeline.datasets.layout import Part, Split
+from input_pipeline.datasets.layout import Example, Part, Split
 
 # Folder below the root -> the images of the demo world that are painted there.
 _DEMO: dict[str, dict[str, Any]] = {
@@ -88,6 +90,33 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
     counts = {split: len(dataset.index(config.root, split)) for split in splits}
     images = counts if len(counts) > 1 else next(iter(counts.values()))
     return {"dataset": dataset.name, "images": images, "classes": dataset.num_classes}
+
+
+def readable_batches(
+    config: ConfigDict,
+    examples: Sequence[Example],
+    *,
+    network_size: Callable[[int, int], tuple[int, int]] | None = None,
+    resize: Callable[[int, int], tuple[int, int]] | None = None,
+    corruption: tuple[str, int] | None = None,
+) -> EvaluationBatches:
+    """This process's batches of `examples`, as the config's `dataset` and `run` say.
+
+    Images that can't be read are skipped, and listed in the batches' `skipped`. For the other
+    arguments see `evaluation_batches`.
+    """
+    return evaluation_batches(
+        find_dataset(config.dataset),
+        examples,
+        batch_size=config.run.batch_size,
+        network_size=network_size,
+        resize=resize,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_bad="skip",
+        corruption=corruption,
+        max_buckets=config.run.max_buckets,
+    )
 
 
 def _paint(root: Path, settings: dict[str, Any]) -> None:

@@ -29,9 +29,9 @@ from clipseg_jax.evaluate import (
     report,
 )
 from clipseg_jax.inference import InferenceConfig, network_size
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.task import Task
-from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evaluation_batches
+from input_pipeline.batches.evaluation import EvaluationBatches, Skipped
 
 
 class Evaluation:
@@ -59,15 +59,10 @@ class Evaluation:
         self._predictions = config.run.predictions
         self._palette = config.run.palette
         corruption = config.dataset.corruption
-        self._batches = evaluation_batches(
-            self.dataset,
+        self._batches = readable_batches(
+            config,
             self._examples,
-            batch_size=config.run.batch_size,
             network_size=functools.partial(network_size, cfg=cfg),
-            max_buckets=config.run.max_buckets,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            on_bad="skip",
             corruption=(corruption, config.dataset.corruption_level) if corruption else None,
         )
         self._step: Any = None

@@ -37,7 +37,7 @@ from clipseg_jax.methods.clip_es.stored_cams import (
 from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, upsample
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.image_classes import (
     Present,
     by_class_count,
@@ -46,7 +46,7 @@ from clipseg_jax.stages.image_classes import (
     present_classes,
 )
 from clipseg_jax.stages.sections import options
-from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
+from input_pipeline.batches.evaluation import EvaluationBatches
 from input_pipeline.datasets.layout import Example
 
 
@@ -99,15 +99,10 @@ def _make(
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
-        batches = evaluation_batches(
-            find_dataset(config.dataset),
+        batches = readable_batches(
+            config,
             members,
-            batch_size=config.run.batch_size,
             resize=functools.partial(whole_patches, patch_px=patch_px),
-            max_buckets=config.run.max_buckets,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            on_bad="skip",
         )
 
         def with_classes(

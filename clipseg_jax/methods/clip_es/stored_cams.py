@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import readable_batches
 from clipseg_jax.stages.image_classes import Present, by_class_count, padded_classes
-from input_pipeline.batches.evaluation import EvaluationBatches, Skipped, evaluation_batches
+from input_pipeline.batches.evaluation import EvaluationBatches, Skipped
 from input_pipeline.datasets.layout import Example
 
 
@@ -72,14 +71,9 @@ def batches_with_cams(
     stored = {e.name: read_cams(cam_path(workdir, e.name)).classes for e in examples}
     present: Present = {name: tuple(int(i) for i in ids) for name, ids in stored.items()}
     for bound, members in by_class_count(examples, present):
-        batches = evaluation_batches(
-            find_dataset(config.dataset),
+        batches = readable_batches(
+            config,
             members,
-            batch_size=config.run.batch_size,
-            max_buckets=config.run.max_buckets,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            on_bad="skip",
         )
 
         def with_cams(

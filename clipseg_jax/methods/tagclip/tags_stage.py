@@ -30,7 +30,7 @@ from clipseg_jax.stages.clip import (
     whole_patches,
     word_lists,
 )
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.image_classes import (
     class_count,
     multi_hot,
@@ -39,7 +39,6 @@ from clipseg_jax.stages.image_classes import (
 )
 from clipseg_jax.stages.label_list import write_label_list
 from clipseg_jax.stages.sections import options
-from input_pipeline.batches.evaluation import evaluation_batches
 from input_pipeline.datasets.image_labels import has_annotations
 from input_pipeline.datasets.layout import Example
 
@@ -113,15 +112,10 @@ def _score(
         model = nnx.merge(graph, state)
         return {"scores": model(batch["image"], batch["image_size"], batch["valid"]).scores}
 
-    batches = evaluation_batches(
-        find_dataset(config.dataset),
+    batches = readable_batches(
+        config,
         [examples[i] for i in todo],
-        batch_size=config.run.batch_size,
         resize=functools.partial(whole_patches, patch_px=patch_px),
-        max_buckets=config.run.max_buckets,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_bad="skip",
     )
     with append_partial(folder) as file:
 

@@ -31,9 +31,8 @@ from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.methods.weclip.task import pseudo_labels
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize_within
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.image_classes import tagged_examples
-from input_pipeline.batches.evaluation import evaluation_batches
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
@@ -47,15 +46,10 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     cfg = dataclasses.replace(
         inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
     )
-    batches = evaluation_batches(
-        dataset,
+    batches = readable_batches(
+        config,
         examples,
-        batch_size=config.run.batch_size,
         network_size=functools.partial(network_size, cfg=cfg),
-        max_buckets=config.run.max_buckets,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        on_bad="skip",
     )
     mesh = make_mesh(config.run.devices)
     graph, state = nnx.split(model)
