@@ -177,10 +177,11 @@ def _source(
 ) -> _Source:
     if annotations is None:
         return _Source(lambda: functools.partial(_of_map, dataset), _label_file)
+    names = _classes(dataset, annotations)
     stored = records.find_records(root, dataset.layout.folders)
     if stored is not None:
-        return _Source(lambda: _of_records(stored, split), lambda _: None)
-    home, names = dataset.layout.resolve(root), _classes(dataset, annotations)
+        return _Source(lambda: _of_records(stored, split, len(names)), lambda _: None)
+    home = dataset.layout.resolve(root)
     listed = _ids_of_list(dataset, home, split, annotations) if annotations.listed else None
     if listed is not None:
         return _Source(lambda: functools.partial(_of_list, listed, len(names)), lambda _: None)
@@ -260,16 +261,16 @@ def _label_file(example: Example) -> Path | None:
     return example.label_path if isinstance(example.label_path, Path) else None
 
 
-def _of_records(home: str, split: str) -> Callable[[Example], _Labels]:
+def _of_records(home: str, split: str, classes: int) -> Callable[[Example], _Labels]:
     """Reads the image labels that `records_build` stored in the index."""
-    stored = records.read_index(home)["splits"][split]
+    stored = records.read_index(home)["splits"].get(split, {})
     if "image_labels" not in stored:
         raise FileNotFoundError(
             f"no image labels: {home} was built from a folder without annotations; build the "
             f"records again from one that has them"
         )
     ids = dict(zip(stored["names"], map(tuple, stored["image_labels"]), strict=True))
-    return lambda example: _Labels(ids[example.name])
+    return functools.partial(_of_list, ids, classes)
 
 
 def _ids_of_list(

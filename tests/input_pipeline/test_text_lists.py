@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipseg_jax.stages.label_list import read_label_list
 from input_pipeline.datasets.catalog import VOC12_21, folder
-from input_pipeline.prepare.conversions import sbd_jobs
 from input_pipeline.prepare.__main__ import main
+from input_pipeline.prepare.conversions import sbd_jobs
 from input_pipeline.text_lists import BadList, numbered_lines, read_list
 
 LINES = [(1, "Bär 0 1"), (3, "b 2")]
