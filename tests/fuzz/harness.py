@@ -18,7 +18,6 @@ import functools
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
