@@ -28,9 +28,10 @@ from input_pipeline.datasets import records
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import AnnotatedImage, read_instances
-from input_pipeline.datasets.images import BadFile, read_label
+from input_pipeline.datasets.images import BadFile, one_line, read_label
 from input_pipeline.datasets.layout import Annotations, Example
 from input_pipeline.text_lists import read_list
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
@@ -211,13 +212,14 @@ def _source(
 
 def _of_xml(folder: Path, ids: dict[str, int], example: Example) -> _Labels:
     try:
-        objects = ElementTree.parse(folder / f"{example.name}.xml").getroot().iterfind("object")
-        names = dict.fromkeys((each.findtext("name") or "").strip() for each in objects)
+        with open_regular(folder / f"{example.name}.xml") as file:
+            objects = ElementTree.parse(file).getroot().iterfind("object")
+            names = dict.fromkeys((each.findtext("name") or "").strip() for each in objects)
     except FileNotFoundError:
         return _Labels((), f"there is no {folder.name}/{example.name}.xml")
     except (ElementTree.ParseError, OSError, ValueError) as error:
-        return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({error})")
-    unknown = [repr(name) for name in names if name not in ids]
+        return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({one_line(error)})")
+    unknown = [f"{name!r:.60}" for name in names if name not in ids]
     problem = f"unknown class {', '.join(unknown)}, left out" if unknown else ""
     return _Labels(tuple(ids[name] for name in names if name in ids), problem)
 
@@ -304,13 +306,17 @@ def _stamp(path: Path | None) -> str | None:
 def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (stamp, ids) from the cache; empty if it is for other classes, or damaged."""
     try:
-        content = json.loads(store.read_bytes())
+        with open_regular(store) as file:
+            content = json.load(file)
         if (content["format"], content["classes"]) != (_FORMAT, list(classes)):
             return {}
-        return {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
+        labels = {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
+        if not all(type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids):
+            raise ValueError
+        return labels
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         logging.getLogger(__name__).warning("%s: damaged; reading the image labels again", store)
         return {}
 

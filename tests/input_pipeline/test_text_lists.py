@@ -36,9 +36,9 @@ BAD = {
     "a long line": (b"a\n" + b"x" * 20_000, "line 2 has 20000 characters"),
 }
 OUTSIDE = {
-    "a folder above": (b"a\n../../b", r"line 2: \.\./\.\./b leaves the dataset's folder"),
-    "below and above": (b"x/../../b 1", r"line 1: x/\.\./\.\./b leaves"),
-    "label above": (b"a.jpg ../a.png", r"line 1: \.\./a\.png leaves"),
+    "a folder above": (b"a\n../../b", r"line 2: '\.\./\.\./b' leaves the dataset's folder"),
+    "below and above": (b"x/../../b 1", r"line 1: 'x/\.\./\.\./b' leaves"),
+    "label above": (b"a.jpg ../a.png", r"line 1: '\.\./a\.png' leaves"),
 }
 
 
