@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -24,19 +25,43 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
     )
 
 
+def given(text: str) -> str:
+    """An argument that must not be empty, as an unset variable of a shell is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set?")
+    return text
+
+
+def local_path(text: str) -> Path:
+    """An argument that is a path on this machine."""
+    if "://" in given(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is an address, which this command cannot use; copy the files to a local "
+            f"folder or mount the bucket (gcsfuse)"
+        )
+    return Path(text)
+
+
 def exit_code(
     run: Callable[[], int], *, interrupted: str = "stopped; run the same command again to resume"
 ) -> int:
     """Runs a command and returns its status; errors print one line instead of a traceback.
 
     Returns:
-      What `run` returns; 2 after an error of input, files or a missing package; 130 after Ctrl-C,
-      which prints `interrupted`.
+      What `run` returns; 2 after an error of input, files, memory or a missing package; 130 after
+      Ctrl-C, which prints `interrupted`.
     """
     try:
         return run()
+    except PermissionError as error:
+        where = f" for {error.filename}" if error.filename else f": {error}"
+        print(f"error: this user has no permission{where}; change its mode", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("error: out of memory; use a machine with more, or smaller images", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)

@@ -149,8 +149,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"{', '.join(BY_NAME)}; or folder: images/ and labels/ of split val, with "
         "those of split train in train/",
     )
-    parser.add_argument("--root", metavar="DIR", required=True, help="the dataset's folder")
-    parser.add_argument("--out", metavar="OUT", required=True, help="the folder to make")
+    parser.add_argument(
+        "--root", metavar="DIR", type=commands.given, required=True, help="the dataset's folder"
+    )
+    parser.add_argument(
+        "--out", metavar="OUT", type=commands.given, required=True, help="the folder to make"
+    )
     parser.add_argument(
         "--split", default="train,val", help="splits to build (default: %(default)s)"
     )

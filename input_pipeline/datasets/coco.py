@@ -98,8 +98,8 @@ def read_instances(path: Path) -> dict[str, AnnotatedImage]:
         _add_objects(images, _entries(content, "annotations"))
     except ValueError as error:
         raise BadFile(
-            f"{path}: cannot read COCO's objects ({one_line(error)}); mend or drop that entry, or unpack "
-            f"annotations_trainval*.zip again"
+            f"{path}: cannot read COCO's objects ({one_line(error)}); mend or drop that "
+            f"entry, or unpack annotations_trainval*.zip again"
         ) from error
     named = sorted(images.values(), key=lambda image: image.name)
     return {image.name: image for image in named}

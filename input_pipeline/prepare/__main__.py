@@ -88,7 +88,10 @@ def report(name: str, expected: Expected, checked: Checked, converted: Converted
         )
     for problem in checked.problems:
         lines += ["", f"{problem.kind}: {len(problem.items)}"]
-        lines += [f"  {item}" for item in problem.items[:_SHOWN]]
+        # Names of files may hold anything, also what no terminal can show.
+        lines += [
+            f"  {item if item.isprintable() else ascii(item)}" for item in problem.items[:_SHOWN]
+        ]
         if len(problem.items) > _SHOWN:
             lines.append("  ...")
         lines.append(f"  -> {problem.remedy}")
@@ -131,20 +134,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))
     parser.add_argument(
         "--root",
-        type=Path,
+        type=commands.local_path,
         required=True,
         help="the dataset's folder, or a folder of datasets",
     )
     parser.add_argument("--write", action="store_true", help="first make missing label files")
     parser.add_argument(
         "--source",
-        type=Path,
+        type=commands.local_path,
         help="with --write, for voc_aug and context: folder of raw label maps",
     )
     parser.add_argument(
         "--deep", action="store_true", help="decode all images, not only their headers"
     )
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the report as JSON")
+    parser.add_argument(
+        "--report", metavar="FILE", type=commands.local_path, help="write the report as JSON"
+    )
     return parser
 
 

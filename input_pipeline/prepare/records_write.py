@@ -77,6 +77,8 @@ def read_rows(
 def _read_row(dataset: Dataset, example: Example) -> Row | BadFile:
     """The content of an example's record, or its error."""
     try:
+        if any("\ud800" <= letter <= "\udfff" for letter in example.name):
+            raise BadFile(f"{example.image_path}: its name is not UTF-8; rename the file")
         size = image_size(example.image_path)
         load_example(dataset, example, 0, size, None, 0)
         label = b"" if example.label_path is None else _grey_png(example.label_path)

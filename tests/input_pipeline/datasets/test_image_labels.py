@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,7 +254,9 @@ def test_cache(tmp_path, monkeypatch, caplog):
     parsed = []
     parse = module.ElementTree.parse
     monkeypatch.setattr(
-        module.ElementTree, "parse", lambda path: (parsed.append(path.stem), parse(path))[1]
+        module.ElementTree,
+        "parse",
+        lambda file: (parsed.append(Path(file.name).stem), parse(file))[1],
     )
 
     def read(record=VOC12_AUG):
