@@ -6,6 +6,7 @@ for: to open a named pipe blocks for ever, and a link may lead to a folder above
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections import deque
@@ -133,11 +134,20 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     check_regular(path)
     # Without blocking, in case that the file was replaced by a named pipe just now.
-    file = open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))  # noqa: SIM115
+    file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise NotAFile(f"{os.fspath(path)} is not a file any more; give a regular file")
-    return file
+    return _Reader(file)
+
+
+class _Reader(io.BufferedReader):
+    """A file that gives no more memory to a length in a damaged file than the file has bytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def _identity(result: os.stat_result) -> tuple[int, int]:

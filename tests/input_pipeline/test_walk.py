@@ -141,3 +141,15 @@ def test_a_regular_file_is_opened_and_an_absent_one_is_not_found(tmp_path):
         assert file.read() == b"x"
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "b")
+
+
+def test_a_length_beyond_the_file_takes_no_memory(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100_000))
+    with open_regular(tmp_path / "a") as file:
+        file.seek(90_000)
+        assert len(file.read(10**15)) == 10_000
+        assert file.read(10**15) == b""
+        file.seek(200_000)
+        assert file.read(10**15) == b""
+        file.seek(1)
+        assert len(file.read()) == 99_999
