@@ -7,13 +7,16 @@ spec tagclip, sections 2 and 7). WeCLIP's cls_labels_onehot.npy, a dictionary of
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.pickled_arrays import read_dictionary
+from clipseg_jax.core.npy import read_dictionary
+from clipseg_jax.core.safe_pickle import shown
+from input_pipeline.walk import open_regular
 
 
 def label_line(name: str, classes: Sequence[int]) -> str:
@@ -47,29 +50,54 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
     if Path(path).suffix == ".npy":
         return _read_one_hot(path, classes)
     listed: dict[str, tuple[int, ...]] = {}
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.split():
             continue
         name, *words = line.split()
         for word in words:
-            if not (word.isascii() and word.isdigit() and int(word) < classes):
+            short = word.isascii() and word.isdigit() and len(word) < 10
+            if not (short and int(word) < classes):
                 raise ValueError(
-                    f"{path}, line {number}: class {word!r} is not in 0..{classes - 1}; is this "
+                    f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; is this "
                     "a label list, and for these classes?"
                 )
         ids = tuple(map(int, words))
         if len(set(ids)) < len(ids):
             raise ValueError(f"{path}, line {number}: a class is listed twice; list it once")
         if name in listed:
-            raise ValueError(f"{path}, line {number}: image {name} is listed twice; list it once")
+            raise ValueError(
+                f"{path}, line {number}: image {shown(name)} is listed twice; list it once"
+            )
         listed[name] = ids
     return listed
+
+
+def _text(path: str | Path) -> str:
+    """The text of a list in UTF-8 or, with a byte-order mark, in UTF-16.
+
+    Raises:
+      ValueError: another encoding. OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        data = file.read()
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8, or give a label "
+            "list: lines `<id> <class> <class> ...`"
+        ) from error
 
 
 def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:
     """`read_label_list` of a dictionary: image id -> (classes,) of 0 and 1."""
     try:
-        vectors = {str(name): np.asarray(row) for name, row in read_dictionary(path).items()}
+        vectors = read_dictionary(path)
+        if not all(isinstance(row, np.ndarray) for row in vectors.values()):
+            raise ValueError("an entry that is no array")
+        if not all(isinstance(name, str) and name.isprintable() for name in vectors):
+            raise ValueError("a name of an image that is no text")
     except OSError:
         raise
     except Exception as error:
@@ -80,7 +108,7 @@ def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:
     for name, row in vectors.items():
         if row.shape != (classes,) or not np.all((row == 0) | (row == 1)):
             raise ValueError(
-                f"{path}: image {name} has {row.dtype} {row.shape}; expected a vector of "
+                f"{path}: image {shown(name)} has {row.dtype} {row.shape}; expected a vector of "
                 f"{classes} values, 0 or 1; is the file for these classes?"
             )
     return {name: tuple(np.flatnonzero(row).tolist()) for name, row in vectors.items()}

@@ -22,10 +22,11 @@ from weights_convert.clip.cache import (
 from weights_convert.clip.choices import Heads, check_choices, choose, warn_of_guesses
 from weights_convert.clip.huggingface import check_model_type, weights_file, with_side_files
 from weights_convert.clip.keys import OPENAI, RELEASED
+from weights_convert.clip.record import load_converted_clip
 from weights_convert.clip.shards import read_weights, sha256
 from weights_convert.clip.tokenizer_files import read_tokenizer
 from weights_convert.errors import CheckpointError
-from weights_convert.formats.converted import FORMAT, Converted, is_converted, load_converted
+from weights_convert.formats.converted import FORMAT, Converted, is_converted
 from weights_convert.formats.reader import Checkpoint
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def _convert(path: Path, vision_only: bool) -> Converted:
     """A checkpoint without explicit choices."""
     weights_path = weights_file(path)
     if is_converted(weights_path):
-        converted = load_converted(weights_path)
+        converted = load_converted_clip(weights_path)
         absent = converted.record["absent"]  # NaN; by OpenAI's names, which these paths share
         check_finite({k: v for k, v in converted.arrays.items() if k not in absent}, str(path))
         return _image_tower(converted) if vision_only else converted
