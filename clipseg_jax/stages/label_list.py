@@ -7,7 +7,6 @@ spec tagclip, sections 2 and 7). WeCLIP's cls_labels_onehot.npy, a dictionary of
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.npy import read_dictionary
 from clipseg_jax.core.safe_pickle import shown
-from input_pipeline.walk import open_regular
+from input_pipeline.text_lists import numbered_lines
 
 
 def label_line(name: str, classes: Sequence[int]) -> str:
@@ -45,21 +44,19 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
 
     Raises:
       ValueError: a class id out of range, or a class or image that is listed twice, with the number
-        of the line; or a .npy file of anything but vectors for these classes.
+        of the line; a list that is empty or no UTF-8 text; or a .npy file of anything but vectors
+        for these classes.
     """
     if Path(path).suffix == ".npy":
         return _read_one_hot(path, classes)
     listed: dict[str, tuple[int, ...]] = {}
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.split():
-            continue
+    for number, line in numbered_lines(path):
         name, *words = line.split()
         for word in words:
-            short = word.isascii() and word.isdigit() and len(word) < 10
-            if not (short and int(word) < classes):
+            if not (word.isascii() and word.isdigit() and len(word) < 9 and int(word) < classes):
                 raise ValueError(
-                    f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; is this "
-                    "a label list, and for these classes?"
+                    f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; is "
+                    "this a label list, and for these classes?"
                 )
         ids = tuple(map(int, words))
         if len(set(ids)) < len(ids):
@@ -70,24 +67,6 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
             )
         listed[name] = ids
     return listed
-
-
-def _text(path: str | Path) -> str:
-    """The text of a list in UTF-8 or, with a byte-order mark, in UTF-16.
-
-    Raises:
-      ValueError: another encoding. OSError: it cannot be read.
-    """
-    with open_regular(path) as file:
-        data = file.read()
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is no text in UTF-8 (byte {error.start}); save it as UTF-8, or give a label "
-            "list: lines `<id> <class> <class> ...`"
-        ) from error
 
 
 def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:

@@ -172,7 +172,7 @@ READERS = {
         read_labels, lambda: [small_one_hot(), small_one_hot(2)], ("ValueError",), ".npy"
     ),
     "label list": (
-        read_labels, lambda: ["a 0 1\nb 2\n\nc\nü 1\n".encode()], ("ValueError",), ".txt"
+        read_labels, lambda: ["a 0 1\nb 2\n\nc\nü 1\n".encode()], ("ValueError", "BadList"), ".txt"
     ),
 }  # fmt: skip
 
