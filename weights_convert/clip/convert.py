@@ -113,13 +113,13 @@ def fit(
     try:
         whole = layouts.identify(checkpoint.content)
         named = layouts.vision_only(whole) if vision_only else whole
-        config = config_of(layouts.sketch(named))
+        sizes = config_of(layouts.sketch(named))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    config, said = with_side_files(config, named.layout, weights_path)
+    config, said = with_side_files(sizes, named.layout, weights_path)
     guessed = [] if said or _is_openai(checkpoint, whole) else ["activation", "heads"]
-    weights = layouts.weights(named, expected_shapes(config), str(path))
-    arrays = OPENAI.to_right(weights, abstract(config)[1], str(path))
+    weights = layouts.weights(named, expected_shapes(sizes), str(path))
+    arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))
     return Fitted(named, config, arrays, guessed)
 
 
