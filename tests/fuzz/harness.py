@@ -83,12 +83,10 @@ class _Child:
         code = process.wait()
         self.end()
         self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - 1500))
-        how = (
-            f"hangs: more than {CPU_S:g} s of CPU"
-            if code == -27
-            else f"ends the process, exit {code}"
-        )
-        return f"{how}\n{self.log.read().decode(errors='replace')}"
+        if code == -signal.SIGPROF:
+            return f"hangs: more than {CPU_S:g} s of CPU"
+        log = self.log.read().decode(errors="replace")
+        return f"ends the process, exit {code}\n{log}"
 
     def end(self) -> None:
         """Ends the process."""
