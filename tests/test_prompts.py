@@ -46,6 +46,20 @@ def test_unknown_templates_and_long_prompts(encoder):
         class_embeddings(["word " * 90], encoder, Tokenizer.openai())
 
 
+def test_a_long_prompt_is_shown_in_part_with_a_remedy_that_is_there(encoder):
+    with pytest.raises(ValueError, match=r"\.\.\.'; shorten it$") as caught:
+        class_embeddings(["cat", "word " * 900], encoder, Tokenizer.openai())
+    assert len(str(caught.value)) < 200
+
+
+def test_embeddings_that_are_not_finite_are_refused(encoder):
+    def broken(ids):
+        return encoder(ids).at[1].set(float("nan"))
+
+    with pytest.raises(ValueError, match="NaN or infinite for 1 of 3 classes, such as 'dog'"):
+        class_embeddings(["cat", "dog", "cow"], broken, Tokenizer.openai())
+
+
 def test_template_sets():
     assert len(templates("imagenet_80")) == 80
     assert templates("maskclip_85")[:80] == templates("imagenet_80")

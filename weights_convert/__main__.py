@@ -21,12 +21,12 @@ from weights_convert.clip.choices import ACTIVATIONS, parse_heads
 from weights_convert.clip.convert import convert, fit, released, sha256
 from weights_convert.clip.export import LAYOUTS, export, to_state_dict
 from weights_convert.clip.huggingface import weights_file
+from weights_convert.clip.record import load_converted_clip
 from weights_convert.clip.shards import read_weights
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import (
     Converted,
     is_converted,
-    load_converted,
     save_converted,
 )
 from weights_convert.trained.files import export_trained, load_trained, read_published
@@ -142,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CheckpointError as error:
         return _failed(str(error))
+    except (MemoryError, RecursionError) as error:  # a readable file that this machine can't hold
+        return _failed(f"{args.source}: {type(error).__name__}; there is not enough memory for it")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _failed(f"{where}{error.strerror or error}")
@@ -218,7 +220,7 @@ def inspect(source: Path) -> list[str]:
     if (fmt := format_of(path)) is not None:
         arrays, facts = _inspect_trained(path, fmt)
     elif is_converted(path):
-        arrays, record = load_converted(path)
+        arrays, record = load_converted_clip(path)
         facts = {
             "kind": "converted",
             "layout": f"clipseg_jax, from {record['source']} ({record['layout']})",

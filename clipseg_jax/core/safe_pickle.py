@@ -1,9 +1,9 @@
 """The restricted unpickler: a file builds only what a table allows, within a budget; runs nothing.
 
 A table maps (module, name) to what a pickle gets in its place. Entries are stand-ins that a pickle
-can neither change nor use for anything else; every other name stops the reading. So does a structure
-that takes more memory than the largest real ones. What is read may still refer to one part a
-billion times, or to itself: `resolve` makes plain containers of it, and refuses that.
+can neither change nor use for anything else; every other name stops the reading. So does a
+structure that takes more memory than the largest real ones. What is read may still refer to one
+part a billion times, or to itself: `resolve` makes plain containers of it, and refuses that.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.pickled_arrays import read_dictionary
+from clipseg_jax.core.npy import read_dictionary
+from clipseg_jax.core.safe_pickle import shown
 from input_pipeline.text_lists import numbered_lines
 
 
@@ -54,14 +55,16 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
         for word in words:
             if not (word.isascii() and word.isdigit() and len(word) < 9 and int(word) < classes):
                 raise ValueError(
-                    f"{path}, line {number}: class {word!r} is not in 0..{classes - 1}; is this "
-                    "a label list, and for these classes?"
+                    f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; is "
+                    "this a label list, and for these classes?"
                 )
         ids = tuple(map(int, words))
         if len(set(ids)) < len(ids):
             raise ValueError(f"{path}, line {number}: a class is listed twice; list it once")
         if name in listed:
-            raise ValueError(f"{path}, line {number}: image {name} is listed twice; list it once")
+            raise ValueError(
+                f"{path}, line {number}: image {shown(name)} is listed twice; list it once"
+            )
         listed[name] = ids
     return listed
 
@@ -69,7 +72,11 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
 def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:
     """`read_label_list` of a dictionary: image id -> (classes,) of 0 and 1."""
     try:
-        vectors = {str(name): np.asarray(row) for name, row in read_dictionary(path).items()}
+        vectors = read_dictionary(path)
+        if not all(isinstance(row, np.ndarray) for row in vectors.values()):
+            raise ValueError("an entry that is no array")
+        if not all(isinstance(name, str) and name.isprintable() for name in vectors):
+            raise ValueError("a name of an image that is no text")
     except OSError:
         raise
     except Exception as error:
@@ -80,7 +87,7 @@ def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:
     for name, row in vectors.items():
         if row.shape != (classes,) or not np.all((row == 0) | (row == 1)):
             raise ValueError(
-                f"{path}: image {name} has {row.dtype} {row.shape}; expected a vector of "
+                f"{path}: image {shown(name)} has {row.dtype} {row.shape}; expected a vector of "
                 f"{classes} values, 0 or 1; is the file for these classes?"
             )
     return {name: tuple(np.flatnonzero(row).tolist()) for name, row in vectors.items()}

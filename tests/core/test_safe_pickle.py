@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from clipseg_jax.core.pickled_arrays import NUMPY, read_dictionary
+from clipseg_jax.core.npy import NUMPY, read_dictionary
 from clipseg_jax.core.safe_pickle import (
     ForbiddenNameError,
     Function,

@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -66,7 +67,10 @@ class _Child:
         """The answer for an input, or how the process ended."""
         if self.process is None:
             self.log.truncate(0)
-            environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+            environment = {
+                **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
+                "JAX_ENABLE_COMPILATION_CACHE": "false",  # a reader writes nothing
+            }  # fmt: skip
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fuzz.child"], cwd=ROOT, env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log,

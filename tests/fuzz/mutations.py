@@ -11,7 +11,9 @@ import io
 import json
 import pickletools
 import struct
+import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +43,7 @@ def _mutated_once(data: bytes, seeds: Sequence[bytes], rng: np.random.Generator)
             return structured[0](data, seeds, rng)
         except (ValueError, IndexError, KeyError, OverflowError, zipfile.BadZipFile, struct.error):
             pass  # an earlier change broke the structure, or the seed only begins like one
-        except (NotImplementedError, RuntimeError, EOFError, RecursionError):
+        except (NotImplementedError, RuntimeError, EOFError, RecursionError, zlib.error):
             pass
     return _PLAIN[rng.integers(len(_PLAIN))](data, seeds, rng)
 
@@ -117,7 +119,8 @@ def _zip_part(data, seeds, rng):
         members.append((name, _flip_bits(content, seeds, rng)))
     compression = zipfile.ZIP_DEFLATED if kind == 9 else zipfile.ZIP_STORED
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", compression) as archive:
+    with zipfile.ZipFile(out, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
         for member, content in members:
             archive.writestr(zipfile.ZipInfo(member), content, compression)
     return out.getvalue()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from weights_convert.errors import CheckpointError
-from weights_convert.formats.reader import DAMAGE, map_file
+from weights_convert.formats.reader import DAMAGE, described, map_file
 
 SUFFIX = ".caffemodel"
 
@@ -57,10 +57,12 @@ def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
                 )
             if number == _LAYER:
                 out |= _named(*_layer(value))
+    except CheckpointError:
+        raise
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is not a readable caffemodel ({type(error).__name__}: {error}); it is "
-            "damaged, truncated, or of another format"
+            f"{path} is not a readable caffemodel ({described(error)}); it is damaged, truncated, "
+            "or of another format"
         ) from error
     return out
 

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.safe_pickle import shown
+from input_pipeline.walk import open_regular
 from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
-from weights_convert.formats.reader import DAMAGE, map_file, release
+from weights_convert.formats.reader import DAMAGE, described, map_file, release
 
 FORMAT = "clipseg_jax CLIP 2"  # changed whenever older converted files must not be read
 
@@ -51,17 +53,18 @@ def load_converted(path: str | Path, tag: str = FORMAT) -> Converted:
         arrays, metadata = safetensors_file.parse(mapped)
         text = metadata.get("clipseg_jax", "{}")
         record = json.loads(text)
-        if record.get("format") != tag:
+        if not isinstance(record, dict) or record.get("format") != tag:
+            found = shown(record.get("format") if isinstance(record, dict) else record)
             raise CheckpointError(
-                f"{path} is of format {record.get('format')!r}, not {tag!r}; give a file of that "
-                "format, or convert its source again if it was written by another version"
+                f"{path} is of format {found}, not {tag!r}; give a file of that format, or convert "
+                "its source again if it was written by another version"
             )
         damaged = str(_checksum(text, arrays)) != metadata["crc32"]
     except CheckpointError:
         raise
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is damaged or truncated ({error}); convert its source again"
+            f"{path} is damaged or truncated ({described(error)}); convert its source again"
         ) from error
     if damaged:
         raise CheckpointError(f"{path} is damaged: its checksum differs; convert its source again")
@@ -69,8 +72,12 @@ def load_converted(path: str | Path, tag: str = FORMAT) -> Converted:
 
 
 def is_converted(path: Path) -> bool:
-    """Whether a file starts like a file of `save_converted`."""
-    with path.open("rb") as file:
+    """Whether a file starts like a file of `save_converted`.
+
+    Raises:
+      OSError: it cannot be read, or is no regular file.
+    """
+    with open_regular(path) as file:
         head = file.read(4096)
     return head[8:9] == b"{" and b'"clipseg_jax"' in head
 
@@ -79,7 +86,8 @@ def stored_format(path: Path) -> str | None:
     """The format of a file of `save_converted`, without its checksum; None if it is damaged."""
     try:
         _, metadata = safetensors_file.parse(map_file(path))
-        return json.loads(metadata["clipseg_jax"]).get("format")
+        tag = json.loads(metadata["clipseg_jax"]).get("format")
+        return tag if isinstance(tag, str) else None
     except (CheckpointError, *DAMAGE):
         return None
 

@@ -1,4 +1,4 @@
-"""What a file is that is no checkpoint: what downloads leave behind, and other programs' formats."""
+"""What a file is that is no checkpoint: remains of downloads, and other programs' formats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n.*?^size 
 # A map of up to 15 or of more entries, whose first key is short text.
 _MSGPACK = re.compile(rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]", re.DOTALL)
 _ARCHIVES = (
-    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"7z\xbc\xaf\x27\x1c", "7z"),
-    (b"\x28\xb5\x2f\xfd", "zstd"), (b"Rar!", "rar"),
+    (b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\x00", "xz"), (b"Rar!", "rar"),
+    (b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"),
 )  # fmt: skip
 _OTHERS = (
     (b"\x93NUMPY", "a NumPy array (.npy); give a PyTorch checkpoint or .safetensors"),

@@ -247,8 +247,8 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         start = mapped.tell()
         if count != storage.count or start + storage.nbytes > len(mapped):
             raise CheckpointError(
-                f"storage {shown(key)} of {storage.count} elements has {count} or extends beyond the end "
-                "of the file; download it again"
+                f"storage {shown(key)} of {storage.count} elements has {count} or extends beyond "
+                "the end of the file; download it again"
             )
         storage.fill(memoryview(mapped)[start : start + storage.nbytes])
         mapped.seek(start + storage.nbytes)

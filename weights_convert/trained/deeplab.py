@@ -22,12 +22,14 @@ from weights_convert.clip.build import counters, flat_arrays, install, is_carrie
 from weights_convert.clip.keys import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
+from weights_convert.formats.record import list_of, whole
 from weights_convert.mapping import CONV, KeyMap, Rule, Transform
 from weights_convert.trained.files import read_published
-from weights_convert.trained.format import Format, arrays_of, class_summary
+from weights_convert.trained.format import CLASS_COUNT, Format, arrays_of, class_summary
 
 PREFIX = "base."  # of trained files: the network within its multi-scale wrapper
 _STEM = "layer1.conv1"
+_STEM_SCALE = "backbone.stem.0.norm.scale"
 _UNITS = {"reduce": "1", "conv3x3": "2", "increase": "3"}  # of a block: our number
 # The published network sees BGR, ours RGB.
 _CONV_BGR = Transform(lambda x: CONV.forward(x[:, ::-1]), lambda x: CONV.inverse(x)[:, ::-1])
@@ -84,7 +86,7 @@ def to_published(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def build_deeplab(trained: Converted, *, dtype: str = "float32") -> DeepLabV2:
     """The model of a trained file; `dtype` is that of its convolutions."""
     arrays = trained.arrays
-    width = arrays["backbone.stem.0.norm.scale"].size
+    width = arrays[_STEM_SCALE].size
     cfg = _config(_blocks_by_our_paths(arrays), width, dtype)
     classes = arrays["aspp.0.bias"].size
     model = abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs))
@@ -151,6 +153,8 @@ def _to_published(
 def _record(arrays: Mapping[str, np.ndarray], model: DeepLabV2 | None) -> dict[str, Any]:
     del model
     blocks = list(_blocks_by_our_paths(arrays))
+    if _STEM_SCALE not in arrays:
+        raise CheckpointError(f"not the arrays of a DeepLabV2: {_STEM_SCALE} is missing")
     return {"blocks": blocks, "class_count": arrays["aspp.0.bias"].size}
 
 
@@ -183,8 +187,10 @@ def _sizes(stored: Mapping[str, np.ndarray], source: str) -> tuple[str, tuple[in
 
 def _blocks_by_our_paths(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     blocks = {tuple(path.split(".")[2:4]) for path in arrays if path.startswith("backbone.layers.")}
-    counts = collections.Counter(int(stage) for stage, _ in blocks)
-    return tuple(counts[stage] for stage in range(1 + max(counts)))
+    counts = collections.Counter(stage for stage, *_ in blocks)
+    if set(counts) != set("0123"):
+        raise CheckpointError(f"not the arrays of a DeepLabV2: {len(counts)} stages, expected 4")
+    return tuple(counts[stage] for stage in "0123")
 
 
 def _config(blocks: tuple[int, ...], width: int, dtype: str = "float32") -> DilatedResNetConfig:
@@ -206,6 +212,7 @@ DEEPLAB = Format(
     to_published=_to_published,
     stored_arrays=arrays_of,
     record=_record,
+    entries=({"blocks": list_of(whole(1, 1000), 4, 4), "class_count": CLASS_COUNT}, {}),
     summary=_summary,
     takes_clip=False,
 )

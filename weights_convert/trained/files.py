@@ -21,9 +21,13 @@ from weights_convert.formats.converted import (
     load_converted,
     save_converted,
 )
-from weights_convert.formats.reader import read
+from weights_convert.formats.reader import DAMAGE, described, read
+from weights_convert.formats.record import check_record, entries
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.trained.format import Format, clip_fingerprint, fingerprint
+from weights_convert.trained.format import RECORD, Format, clip_fingerprint, fingerprint
+
+# Entries of records that follow from the arrays.
+_BY_ARRAYS = ("class_count", "prompts", "region_side", "method", "stage", "blocks")
 
 
 class Published(NamedTuple):
@@ -73,6 +77,7 @@ def load_trained(
     path = Path(path)
     if is_converted(path):
         arrays, record = load_converted(path, fmt.tag)
+        _check_stored(path, fmt, arrays, record)
     else:
         state_dict, beside, kind = read_published(path)
         arrays, entries = fmt.from_published(state_dict, beside, str(path))
@@ -150,6 +155,38 @@ def check_clip(source: str | Path, record: Mapping[str, Any], clip: int) -> None
         raise CheckpointError(
             f"{source} was trained with another CLIP; give the CLIP that it was trained with"
         )
+
+
+def _check_stored(
+    path: Path, fmt: Format, arrays: Mapping[str, np.ndarray], record: dict[str, Any]
+) -> None:
+    """Checks a stored file's record, by itself and against the arrays.
+
+    Raises:
+      CheckpointError: names the first entry that is not as it must be.
+    """
+    (required, optional), (more, more_optional) = RECORD, fmt.entries
+    check = entries({**required, **more}, {**optional, **more_optional}, others=True)
+    check_record(record, check, path)
+    try:
+        by_arrays = fmt.record(arrays, None)
+    except DAMAGE as error:
+        raise CheckpointError(
+            f"{path} lacks arrays of {fmt.title.format_map(record)} ({described(error)}); convert "
+            "its source again"
+        ) from error
+    sizes = record.get("student", record)
+    if (blocks := sum(sizes.get("blocks", []))) > len(arrays):
+        raise CheckpointError(f"{path}: its record has {blocks} blocks for {len(arrays)} arrays")
+    for entry in _BY_ARRAYS:
+        if entry in by_arrays and by_arrays[entry] != record[entry]:
+            raise CheckpointError(
+                f"{path}: its record has {entry} {record[entry]}, its arrays {by_arrays[entry]}; "
+                "convert its source again"
+            )
+    classes, count = record["classes"], record.get("class_count")
+    if None not in (classes, count) and len(classes) != count:
+        raise CheckpointError(f"{path}: its record names {len(classes)} of {count} classes")
 
 
 def _check_classes(path: Path, record: Mapping[str, Any], names: list[str]) -> None:

@@ -17,11 +17,22 @@ from clipseg_jax.models.clip import VisionTransformer
 from weights_convert.clip.build import flat_arrays, is_carried
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
+from weights_convert.formats.record import Check, list_of, maybe, text, whole
 from weights_convert.formats.safetensors import raw_bytes
 from weights_convert.mapping import CONV
 
 Arrays = Mapping[str, np.ndarray]
 Record = Mapping[str, Any]
+
+CLASS_COUNT: Check = whole(1, 100_000)
+# Of every record: required entries, and optional ones. Others may be there, and nothing reads them.
+RECORD: tuple[Mapping[str, Check], Mapping[str, Check]] = (
+    {"format": text(), "classes": maybe(list_of(text(), 1))},
+    {
+        "clip_mark": maybe(whole(0, 2**32 - 1)), "kind": text(), "source": text(),
+        "sha256": text(64), "setting": maybe(text()),
+    },
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Format:
     stored_arrays: Callable[[Any], dict[str, np.ndarray]]  # what is stored of a model, by path
     # (stored arrays, the model if there is one) -> the record's entries that describe the model.
     record: Callable[[Arrays, Any], dict[str, Any]]
+    # What the record must hold besides `RECORD`: required entries, and optional ones.
+    entries: tuple[Mapping[str, Check], Mapping[str, Check]]
     summary: Callable[[Record], str]  # a record in one line
     takes_clip: bool = True  # whether a published file can repeat a CLIP
     clip_dtype: type = np.float32  # precision in which published files repeat it

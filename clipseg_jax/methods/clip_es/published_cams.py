@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.pickled_arrays import read_dictionary
+from clipseg_jax.core.npy import read_dictionary
 
 
 class SavedCAM(NamedTuple):
@@ -44,7 +44,11 @@ def read_cam(path: str | Path) -> SavedCAM:
     """
     try:
         content = read_dictionary(path)
-        classes, maps = np.asarray(content["keys"]), np.asarray(content["attn_highres"])
+        classes, maps = content["keys"], content["attn_highres"]
+        if not isinstance(classes, np.ndarray) or not isinstance(maps, np.ndarray):
+            raise ValueError("no arrays")
+        if maps.dtype.kind != "f" or not np.isfinite(maps).all():
+            raise ValueError(f"{maps.dtype}, or values that are not finite")
         if maps.ndim != 3 or classes.shape != maps.shape[:1] or classes.dtype.kind not in "iu":
             raise ValueError(f"maps {maps.shape} for classes {classes.shape} {classes.dtype}")
     except OSError:

@@ -7,6 +7,7 @@ code saves at full size is these maps upsampled, which is cheap on a device.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.npy import parse_array
 from clipseg_jax.stages.data import readable_batches
 from clipseg_jax.stages.image_classes import Present, by_class_count, padded_classes
 from input_pipeline.batches.evaluation import EvaluationBatches, Skipped
 from input_pipeline.datasets.layout import Example
+from input_pipeline.walk import open_regular
 
 
 class StoredCAM(NamedTuple):
@@ -43,16 +46,37 @@ def read_cams(path: Path) -> StoredCAM:
     """Reads what `write_cams` wrote.
 
     Raises:
-      ValueError: a damaged file.
+      ValueError: a damaged file, or CAMs that are not finite.
+      OSError: no file, or one that cannot be read.
     """
+    with open_regular(path) as file:
+        data = file.read()
     try:
-        with np.load(path) as saved:
-            return StoredCAM(saved["classes"], saved["maps"])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            classes, maps = (_member(archive, name, len(data)) for name in ("classes", "maps"))
+        if maps.ndim != 3 or classes.shape != maps.shape[:1] or 0 in maps.shape:
+            raise ValueError(f"maps {maps.shape} for classes {classes.shape}")
+        if classes.dtype != np.int32 or maps.dtype != np.float32:
+            raise ValueError(f"maps of {maps.dtype} for classes of {classes.dtype}")
+        if classes.min() < 0 or not np.isfinite(maps).all():
+            raise ValueError("a class below 0, or a value that is not finite")
+    # zipfile raises more than a dozen kinds of errors for damaged archives.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        reason = reason[:200] if reason.isprintable() else ascii(reason[:200])
         raise ValueError(
-            f"{path} is damaged ({error}); delete it and cams.done.json, and run the stage "
-            "`cams` again: it makes what is missing"
+            f"{path} is damaged ({type(error).__name__}: {reason}); delete it and "
+            "cams.done.json, and run the stage `cams` again: it makes what is missing"
         ) from error
+    return StoredCAM(classes, maps)
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """An array of an archive of `size` bytes, in which nothing is compressed."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+        raise ValueError(f"{name} is compressed, or larger than the file")
+    return parse_array(archive.read(info))
 
 
 def batches_with_cams(

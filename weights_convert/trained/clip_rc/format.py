@@ -23,6 +23,7 @@ from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
 from weights_convert.clip.build import clip_from_state_dict, install
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
+from weights_convert.formats.record import maybe, text, whole
 from weights_convert.mapping import CONV
 from weights_convert.trained.clip_rc import keys
 from weights_convert.trained.clip_rc.published import build, from_published, sizes, to_published
@@ -133,7 +134,7 @@ def _record(arrays: Mapping[str, np.ndarray], model: CLIPRC | None) -> dict[str,
 
 def _summary(record: Mapping[str, Any]) -> str:
     names = record["classes"]
-    shown = f"{record['setting']}, {len(names)} classes" if names else "classes not recorded"
+    shown = f"{record.get('setting')}, {len(names)} classes" if names else "classes not recorded"
     side = record["region_side"]
     return f"CLIP-RC, {record['prompts']} prompts, {side} x {side} regions, {shown}"
 
@@ -147,5 +148,9 @@ CLIP_RC = Format(
     to_published=_to_published,
     stored_arrays=lambda model: arrays_of(model, start=_TRAINED),
     record=_record,
+    entries=(
+        {"prompts": whole(1, 10_000), "region_side": whole(1, 1000), "heads": whole(1, 2**12)},
+        {"crop_px": whole(1, 2**14), "setting": maybe(text())},
+    ),
     summary=_summary,
 )

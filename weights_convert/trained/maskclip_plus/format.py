@@ -14,7 +14,8 @@ from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.deeplab import DeepLabV3Plus
 from weights_convert.clip.build import install
 from weights_convert.formats.converted import Converted
-from weights_convert.trained.format import Format, arrays_of, class_summary
+from weights_convert.formats.record import entries, list_of, maybe, number, one_of, whole
+from weights_convert.trained.format import CLASS_COUNT, Format, arrays_of, class_summary
 from weights_convert.trained.maskclip_plus.published import (
     COUNTER,
     DECODER,
@@ -23,6 +24,26 @@ from weights_convert.trained.maskclip_plus.published import (
     from_published,
     to_published,
 )
+
+_FACTORS = list_of(whole(1, 64), 4, 4)
+_STUDENT = entries(
+    {
+        "decoder": one_of("deeplabv2", "deeplabv3plus"),
+        "blocks": list_of(whole(1, 1000), 4, 4),
+        "width": whole(1, 2**16),
+        "variant": one_of("v1", "v1c"),
+        "background": one_of(True, False),
+    },
+    {"strides": _FACTORS, "dilations": _FACTORS},
+)
+
+
+def _counter(value: Any, at: str) -> None:
+    list_of(lambda *_: None, 2, 2)(value, at)
+    one_of("int64", "int32", "float32")(value[0], f"{at}[0]")
+    (number(0, 2**62) if not isinstance(value[1], list) else list_of(number(0, 2**62), 1, 1))(
+        value[1], f"{at}[1]"
+    )
 
 
 def build_maskclip_plus(trained: Converted, *, dtype: str = "float32") -> MaskCLIPPlus:
@@ -102,5 +123,9 @@ MASKCLIP_PLUS = Format(
     to_published=_to_published,
     stored_arrays=_stored_arrays,
     record=_record,
+    entries=(
+        {"class_count": CLASS_COUNT, "student": _STUDENT},
+        {"steps": maybe(whole(0, 2**62)), "iter_counter": maybe(_counter)},
+    ),
     summary=_summary,
 )

@@ -15,7 +15,14 @@ from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.model import ReCLIP
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
-from weights_convert.trained.format import Format, arrays_of, class_summary, clip_fingerprint
+from weights_convert.formats.record import maybe, one_of, text
+from weights_convert.trained.format import (
+    CLASS_COUNT,
+    Format,
+    arrays_of,
+    class_summary,
+    clip_fingerprint,
+)
 from weights_convert.trained.reclip.published import (
     from_published,
     is_distilled,
@@ -98,5 +105,14 @@ RECLIP = Format(
     to_published=_to_published,
     stored_arrays=stored_arrays,
     record=_record,
+    entries=(
+        {
+            "method": one_of(*METHODS),
+            "stage": one_of("rectification", "distillation"),
+            "revision": maybe(one_of(*REVISIONS)),
+            "class_count": CLASS_COUNT,
+        },
+        {"clip_sha256": maybe(text(64))},
+    ),
     summary=_summary,
 )

@@ -10,7 +10,9 @@ import numpy as np
 from clipseg_jax.methods.weclip.model import WeCLIP
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
+from weights_convert.formats.record import one_of
 from weights_convert.trained.format import (
+    CLASS_COUNT,
     Format,
     arrays_of,
     class_summary,
@@ -65,6 +67,7 @@ WECLIP = Format(
     to_published=_to_published,
     stored_arrays=lambda model: arrays_of(model, start=("head.",)),
     record=_record,
+    entries=({"method": one_of(*METHODS), "class_count": CLASS_COUNT}, {}),
     summary=lambda record: f"{record['method']}, head of {class_summary(record)}",
     clip_dtype=_HALF,
 )

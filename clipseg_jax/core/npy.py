@@ -1,4 +1,7 @@
-"""Reads .npy files that hold a pickled dictionary of arrays; loading one with NumPy runs any code."""
+"""Reads .npy files of strangers: an array, or one pickled dictionary of arrays.
+
+NumPy's own loader would run any code that such a dictionary names.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,14 @@ from clipseg_jax.core.safe_pickle import (
 )
 from input_pipeline.walk import open_regular
 
-# What NumPy writes before one object, for versions 1 and 2 of the format.
+# As NumPy writes it, for all versions of the format. Its own parser evaluates Python, and reserves
+# memory for whatever shape a file names.
 _HEADER = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|\x02\x00....)"
-    rb"\{'descr': '\|O[48]?', 'fortran_order': (?:False|True), 'shape': \(\), \} *\n",
+    rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)\{'descr': '([^']{1,20})', "
+    rb"'fortran_order': (False|True), 'shape': \(((?:[0-9]{1,18}, ?)*[0-9]{0,18})\), \} *\n",
     re.DOTALL,
 )
+_PLAIN = re.compile(r"[<>|=]?(?:[biufc][0-9]{1,2}|\?|b1)")
 
 
 class _NumpyArray(Sealed):
@@ -69,6 +74,23 @@ NUMPY: Table = {
 }
 
 
+def parse_array(data: bytes) -> np.ndarray:
+    """The array in the bytes of a .npy file, a read-only view of them.
+
+    Raises:
+      ValueError, TypeError, UnpicklingError: other bytes, damaged ones, or an array of objects.
+    """
+    header = _HEADER.match(data)
+    if header is None or not _PLAIN.fullmatch(code := header[1].decode("latin1")):
+        raise ValueError("no .npy file of numbers")
+    shape = sizes([int(number) for number in header[3].split(b",") if number.strip()])
+    dtype = np.dtype(code)
+    if len(data) - header.end() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data) - header.end()} bytes for {dtype} of shape {shape}")
+    array = np.frombuffer(data, dtype, offset=header.end())
+    return array.reshape(shape, order="F" if header[2] == b"True" else "C")
+
+
 def read_dictionary(path: str | Path) -> dict[str, Any]:
     """The dictionary inside a .npy file that holds one object, with its arrays as arrays.
 
@@ -80,7 +102,7 @@ def read_dictionary(path: str | Path) -> dict[str, Any]:
     with open_regular(path) as file:
         data = file.read()  # a pickle that names a length gets what is there, and reserves no more
     header = _HEADER.match(data)
-    if header is None:
+    if header is None or header[1] not in (b"|O", b"O", b"|O8", b"|O4") or header[3]:
         raise ValueError("no .npy file of one dictionary")
     pickled = io.BytesIO(data)
     pickled.seek(header.end())

@@ -1,0 +1,142 @@
+"""Converted CLIPs: their record is checked, and their arrays against the sizes that it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from weights_convert.clip.build import abstract
+from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
+from weights_convert.errors import CheckpointError
+from weights_convert.formats.converted import Converted, load_converted
+from weights_convert.formats.reader import DAMAGE, described
+from weights_convert.formats.record import (
+    check_record,
+    entries,
+    list_of,
+    mapping_of,
+    maybe,
+    number,
+    one_of,
+    text,
+    whole,
+)
+
+_WIDTH, _LAYERS, _PIXELS = whole(1, 2**16), whole(0, 10_000), whole(1, 2**14)
+_DTYPE = one_of("float32", "bfloat16", "float16")
+_BOOL = one_of(True, False)
+_RESIZE = one_of("bicubic", "bilinear")
+_ACTIVATION = one_of("quick_gelu", "gelu")
+_EPSILON = number(0, 1)
+
+_VIT = entries(
+    {
+        "image_px": _PIXELS, "patch_px": _PIXELS, "width": _WIDTH, "layers": _LAYERS,
+        "heads": _WIDTH, "embed_dim": _WIDTH,
+    },
+    {
+        "activation": _ACTIVATION, "norm_eps": _EPSILON, "block_norm_eps": maybe(_EPSILON),
+        "position_resize": _RESIZE, "position_half": _BOOL, "position_half_stored": _BOOL,
+        "position_keep_count": _BOOL, "pad_to_patch": _BOOL, "dtype": _DTYPE,
+    },
+)  # fmt: skip
+_RESNET = entries(
+    {
+        "image_px": _PIXELS, "width": _WIDTH, "blocks": list_of(_LAYERS, 4, 4), "heads": _WIDTH,
+        "embed_dim": _WIDTH,
+    },
+    {"position_resize": _RESIZE, "position_half": _BOOL, "dtype": _DTYPE},
+)  # fmt: skip
+_TEXT = entries(
+    {
+        "context_length": _PIXELS, "vocabulary": whole(1, 2**24), "width": _WIDTH,
+        "layers": _LAYERS, "heads": _WIDTH, "embed_dim": _WIDTH,
+    },
+    {"activation": _ACTIVATION, "norm_eps": _EPSILON, "dtype": _DTYPE},
+)  # fmt: skip
+
+
+def _vision(value: Any, at: str) -> None:
+    (_RESNET if isinstance(value, dict) and "blocks" in value else _VIT)(value, at)
+
+
+_TOKENIZER = entries(
+    {
+        "merges": list_of(list_of(text(), 2, 2), most=10_000_000),
+        "ids": maybe(mapping_of(whole(0, 2**31))),
+    },
+    {},
+)
+
+
+def _scalar(value: Any, at: str) -> None:
+    list_of(lambda *_: None, 2, 2)(value, at)
+    one_of("int64", "int32", "float32", "float16", "bfloat16", "float64")(value[0], f"{at}[0]")
+    _numbers(value[1], f"{at}[1]")
+
+
+def _numbers(value: Any, at: str) -> None:
+    if isinstance(value, list):  # position ids
+        list_of(_numbers if at.count("[") < 6 else number(-(2**63), 2**63))(value, at)
+    else:
+        number(-(2**63), 2**63)(value, at)
+
+
+_CLIP = entries(
+    {
+        "format": text(),
+        "source": text(),
+        "sha256": text(64),
+        "kind": text(),
+        "layout": text(),
+        "model": maybe(text()),
+        "parameters": whole(0, 2**62),
+        "bytes": whole(0, 2**62),
+        "absent": list_of(text(), most=100),
+        "config": entries(
+            {"kind": one_of("vit", "resnet"), "vision": _vision, "text": maybe(_TEXT)}, {}
+        ),
+        "tokenizer": maybe(_TOKENIZER),
+        "carried": mapping_of(_scalar, most=100_000),
+    },
+    {"guessed": list_of(text(), most=10)},
+)
+
+
+def load_converted_clip(path: str | Path) -> Converted:
+    """A converted CLIP whose record is sound, and whose arrays are those of its config.
+
+    Raises:
+      CheckpointError: as `load_converted`; names the first entry of the record that is not as it
+        must be, or lists every missing, unexpected and wrongly shaped array.
+      OSError: the file cannot be read.
+    """
+    converted = load_converted(path)
+    arrays, record = converted
+    check_record(record, _CLIP, path)
+    sizes = record["config"]
+    layers = sizes["text"]["layers"] if sizes["text"] else 0
+    layers += sum(sizes["vision"].get("blocks", [])) + sizes["vision"].get("layers", 0)
+    if layers > len(arrays):  # before a model of them is traced
+        raise CheckpointError(f"{path}: its record has {layers} blocks for {len(arrays)} arrays")
+    try:
+        shapes = abstract(config_from_dict(sizes))[1]
+        tokenizer_from_dict(record["tokenizer"])
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (*DAMAGE, ZeroDivisionError, AssertionError) as error:
+        raise CheckpointError(
+            f"{path}: its record describes no CLIP ({described(error)}); convert its source again"
+        ) from error
+    problems = [f"- {name}: missing" for name in shapes if name not in arrays]
+    problems += [
+        f"~ {name}: shape {array.shape}, expected {shapes.get(name, 'no such array')}"
+        for name, array in arrays.items()
+        if shapes.get(name) != array.shape
+    ]
+    if problems:
+        listed = "\n  ".join(sorted(problems))
+        raise CheckpointError(
+            f"{path}: its arrays are not those of its record; convert its source again:\n  {listed}"
+        )
+    return converted
