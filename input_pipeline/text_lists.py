@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -15,6 +16,7 @@ from input_pipeline.walk import open_regular
 
 _MAX_BYTES = 1 << 28  # ten times COCO's lists
 _MAX_LINE = 1 << 14
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it starts with
@@ -45,8 +47,13 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     if not text.strip():
         raise BadList(f"{path} is an empty list; fill it, or delete it")
     for number, line in enumerate(text.split("\n"), 1):
-        if "\0" in line or len(line) > _MAX_LINE:
-            what = "holds a NUL byte" if "\0" in line else f"has {len(line)} characters"
+        control = _CONTROL.search(line)
+        if control or len(line) > _MAX_LINE:
+            what = (
+                f"holds the control character {control[0]!r}"
+                if control
+                else f"has {len(line)} characters"
+            )
             raise BadList(f"{path}, line {number} {what}: no list; is it saved as UTF-8 text?")
         if line.strip():
             yield number, line.strip()
@@ -70,6 +77,11 @@ def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
                 )
         lines.append(words)
     return lines
+
+
+def printable(text: str) -> str:
+    """A text of a file for a message: escaped if it has characters that a terminal cannot show."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _decode(content: bytes, path: str | os.PathLike[str]) -> str:

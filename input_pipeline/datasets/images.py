@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.datasets.metadata import without_metadata
+from input_pipeline.text_lists import printable
 from input_pipeline.walk import NotAFile, open_regular
 
 
@@ -307,5 +308,4 @@ def _use_image(file: BinaryIO, use: Callable[[Image.Image], T]) -> T:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one printable line, or its type if it has none."""
-    message = " ".join(str(error).split())[:_MESSAGE] or type(error).__name__
-    return message if message.isprintable() else ascii(message)
+    return printable(" ".join(str(error).split())[:_MESSAGE]) or type(error).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.datasets.images import File
-from input_pipeline.text_lists import read_list
+from input_pipeline.text_lists import printable, read_list
 from input_pipeline.walk import find_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -123,8 +123,8 @@ class Layout:
         twice = [name for name, count in Counter(e.name for e in examples).items() if count > 1]
         if twice:
             raise ValueError(
-                f"Split {split}: {len(twice)} images are listed twice, first {twice[0]}; list each "
-                f"image once."
+                f"Split {split}: {len(twice)} images are listed twice, first "
+                f"{printable(twice[0])}; list each image once."
             )
         return examples
 
@@ -205,8 +205,8 @@ class Layout:
             label = others[0] if others and others[0].endswith(self.label_suffix) else None
             if label and part.labels and _below(label, part.labels) == label.lstrip("/"):
                 raise ValueError(
-                    f"{root / listed}: names labels like {label}, but this dataset's are in "
-                    f"{part.labels}/; use a list of stems, or the dataset that the list is for"
+                    f"{root / listed}: names labels like {printable(label)}, but this dataset has "
+                    f"them in {part.labels}/; use a list of stems, or the dataset that the list is for"
                 )
         return stems
 
@@ -268,10 +268,8 @@ class Layout:
         pairs = list(find_names(existing, folder, wanted))
         missing = [name for name, file in pairs if file is None]
         if missing:
-            # Listed names may hold anything.
-            shown = ", ".join(
-                name if name.isprintable() else repr(name) for name in missing[:_MISSING_SHOWN]
-            ) + (", ..." if len(missing) > 3 else "")
+            shown = ", ".join(map(printable, missing[:_MISSING_SHOWN]))
+            shown += ", ..." if len(missing) > _MISSING_SHOWN else ""
             raise FileNotFoundError(
                 f"{len(missing)} of {len(wanted)} files are missing in {folder}{where}: {shown}. "
                 f"{self._layout(split)}"

@@ -30,6 +30,7 @@ from typing import Any, Literal
 
 from input_pipeline.datasets.images import MAX_PIXELS, BadFile, one_line
 from input_pipeline.datasets.layout import Example, Layout
+from input_pipeline.text_lists import printable
 
 INDEX = "index.array_record"
 FORMAT = 1
@@ -63,7 +64,7 @@ class RecordFile:
     size: tuple[int, int]
 
     def __str__(self) -> str:
-        return f"{self.shard} record {self.position} ({self.kind} of {self.name})"
+        return f"{self.shard} record {self.position} ({self.kind} of {printable(self.name)})"
 
     def read_bytes(self) -> bytes:
         """The bytes of the file from which the record was built.
@@ -129,14 +130,14 @@ def index_records(layout: Layout, home: str, split: str) -> list[Example]:
     splits = read_index(home)["splits"]
     if split not in splits:
         raise ValueError(
-            f"{home} contains no records of split {split!r}, only: {', '.join(splits)}; build them "
-            f"with --split {','.join([*splits, split])}"
+            f"{home} contains no records of split {split!r}, only: "
+            f"{printable(', '.join(splits))}; build the folder again with {split} in --split"
         )
     stored = splits[split]
     if not set(source) <= set(stored["source"]):
         raise ValueError(
             f"{home} contains records of another dataset: split {split} was built from "
-            f"{', '.join(stored['source'])}, but this dataset needs {', '.join(source)}"
+            f"{printable(', '.join(stored['source']))}, but this dataset needs {', '.join(source)}"
         )
     examples: list[Example] = []
     images = zip(stored["names"], stored["sizes"], strict=True)

@@ -19,6 +19,7 @@ from input_pipeline.prepare.conversions import Converted, convert
 from input_pipeline.prepare.expected import Checked, Expected, Problem
 from input_pipeline.prepare.preparations import PREPARATIONS, Preparation
 from input_pipeline.prepare.workers import Run, in_processes
+from input_pipeline.text_lists import printable
 from input_pipeline.writing import write_atomic
 
 _SHOWN = 5  # printed names of each kind of problem; --report has all
@@ -88,10 +89,7 @@ def report(name: str, expected: Expected, checked: Checked, converted: Converted
         )
     for problem in checked.problems:
         lines += ["", f"{problem.kind}: {len(problem.items)}"]
-        # Names of files may hold anything, also what no terminal can show.
-        lines += [
-            f"  {item if item.isprintable() else ascii(item)}" for item in problem.items[:_SHOWN]
-        ]
+        lines += [f"  {printable(item)}" for item in problem.items[:_SHOWN]]
         if len(problem.items) > _SHOWN:
             lines.append("  ...")
         lines.append(f"  -> {problem.remedy}")

@@ -21,6 +21,7 @@ from input_pipeline.datasets.class_sets import (
 )
 from input_pipeline.datasets.images import BadLabel, one_line, read_label
 from input_pipeline.datasets.layout import files_below
+from input_pipeline.prepare import mat_files
 from input_pipeline.prepare.workers import CHUNK, Run
 from input_pipeline.text_lists import read_list
 from input_pipeline.walk import open_regular
@@ -264,23 +265,14 @@ def read_raw(path: Path) -> np.ndarray:
     """
     if path.suffix != ".mat":
         return read_label(path)
-    from scipy.io import loadmat  # installed with JAX
-
     try:
         with open_regular(path) as file:
-            ids = np.asarray(_ids(loadmat(file)))
-        if ids.ndim != 2 or not ids.size or not np.array_equal(ids, ids.astype(np.int32)):
-            raise ValueError(f"its ids are of shape {ids.shape} and type {ids.dtype}")
+            ids = mat_files.read_ids(file.read())
+        whole = np.isfinite(ids) & (np.abs(ids.astype(np.float64)) < 2**31)
+        if not whole.all() or (ids.astype(np.int32) != ids).any():
+            raise ValueError(f"its ids of type {ids.dtype} are no whole numbers")
     except FileNotFoundError as error:
         raise BadLabel(f"{path}: no such file") from error
-    except Exception as error:  # scipy raises all kinds of errors on damaged bytes
+    except (OSError, ValueError) as error:
         raise BadLabel(f"{path}: cannot read the ids ({one_line(error)})") from error
     return ids.astype(np.int32)
-
-
-def _ids(content: dict[str, Any]) -> Any:
-    if "LabelMap" in content:
-        return content["LabelMap"]
-    if "GTcls" in content:
-        return content["GTcls"]["Segmentation"][0, 0]
-    raise ValueError("it contains neither LabelMap nor GTcls")
