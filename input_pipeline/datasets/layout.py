@@ -205,8 +205,9 @@ class Layout:
             label = others[0] if others and others[0].endswith(self.label_suffix) else None
             if label and part.labels and _below(label, part.labels) == label.lstrip("/"):
                 raise ValueError(
-                    f"{root / listed}: names labels like {printable(label)}, but this dataset has "
-                    f"them in {part.labels}/; use a list of stems, or the dataset that the list is for"
+                    f"{root / listed}: names labels like {printable(label)}, but this dataset's "
+                    f"are in {part.labels}/; use a list of stems, or the dataset that the list is "
+                    f"for"
                 )
         return stems
 
