@@ -20,7 +20,8 @@ import numpy as np
 
 from input_pipeline.datasets import coco_outlines
 from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
-from input_pipeline.datasets.images import MAX_PIXELS, BadFile, BadLabel, one_line
+from input_pipeline.datasets.images import MAX_PIXELS, BadFile, BadLabel
+from input_pipeline.text_lists import one_line
 from input_pipeline.walk import open_regular
 
 CLASSES = 80

@@ -28,9 +28,9 @@ from input_pipeline.datasets import records
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import AnnotatedImage, read_instances
-from input_pipeline.datasets.images import BadFile, one_line, read_label
+from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Annotations, Example
-from input_pipeline.text_lists import read_list
+from input_pipeline.text_lists import one_line, read_list
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, write_atomic
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.datasets.metadata import without_metadata
-from input_pipeline.text_lists import printable
+from input_pipeline.text_lists import one_line
 from input_pipeline.walk import NotAFile, open_regular
 
 
@@ -40,7 +40,6 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # 13,377 x 13,377; decoding needs up to 7 bytes for each
 _BAND_PIXELS = 1 << 22
-_MESSAGE = 300  # letters of another library's message
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -304,8 +303,3 @@ def _use_image(file: BinaryIO, use: Callable[[Image.Image], T]) -> T:
         except Exception:  # not the metadata alone
             pass
         raise
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one printable line, or its type if it has none."""
-    return printable(" ".join(str(error).split())[:_MESSAGE]) or type(error).__name__

@@ -23,14 +23,14 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from input_pipeline.datasets.images import MAX_PIXELS, BadFile, one_line
+from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example, Layout
-from input_pipeline.text_lists import printable
+from input_pipeline.datasets.records_index import check_index
+from input_pipeline.text_lists import one_line, printable
 
 INDEX = "index.array_record"
 FORMAT = 1
@@ -165,7 +165,7 @@ def read_index(home: str) -> dict[str, Any]:
         if not isinstance(index, dict):
             raise ValueError("it is no dictionary")
         if index.get("format") == FORMAT:
-            _check_index(index)
+            check_index(index)
     except (RuntimeError, RecursionError, LookupError, ValueError) as error:
         raise RecordsError(
             f"{path}: damaged ({one_line(error)}); copy or build the folder again"
@@ -176,65 +176,6 @@ def read_index(home: str) -> dict[str, Any]:
             f"build the records again, or update clipseg_jax"
         )
     return index
-
-
-def _check_index(index: dict[str, Any]) -> None:
-    """Checks all that is used of an index.
-
-    Raises:
-      ValueError: names the split and the part that is wrong.
-    """
-    splits = index.get("splits")
-    if not isinstance(splits, dict):
-        raise ValueError("splits is no dictionary")
-    for split, stored in splits.items():
-        if not isinstance(stored, dict):
-            raise ValueError(f"split {split} is no dictionary")
-        shards: Any = stored.get("shards")
-        names: Any = stored.get("names")
-        sizes: Any = stored.get("sizes")
-        checks = {
-            "source": _is_list(stored.get("source"), lambda each: isinstance(each, str)),
-            "labels": isinstance(stored.get("labels"), bool),
-            "names": _is_list(names, lambda each: isinstance(each, str)),
-            "sizes": _is_list(sizes, _is_size),
-            "shards": _is_list(shards, _is_shard),
-            "image_labels": _is_list(
-                stored.get("image_labels", []), lambda ids: _is_list(ids, _is_count)
-            ),
-        }
-        if wrong := [key for key, right in checks.items() if not right]:
-            raise ValueError(f"split {split}: {', '.join(wrong)} cannot be used")
-        counts = {sum(shard["records"] for shard in shards), len(names), len(sizes)}
-        if len({*counts, len(stored.get("image_labels", names))}) > 1:
-            raise ValueError(f"split {split}: names, sizes and records are not equally many")
-
-
-def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(is_right, value))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _is_size(value: Any) -> bool:
-    """Whether this is a (height, width) that `read_image` can return."""
-    if not _is_list(value, _is_count) or len(value) != 2:
-        return False
-    return 0 < value[0] * value[1] <= MAX_PIXELS
-
-
-def _is_shard(value: Any) -> bool:
-    """Whether this is an entry of a file beside the index."""
-    return (
-        isinstance(value, dict)
-        and _is_count(value.get("records"))
-        and _is_count(value.get("bytes"))
-        and isinstance(value.get("file"), str)
-        and os.path.basename(value["file"]) == value["file"] not in ("", ".", "..")
-        and "\0" not in value["file"]
-    )
 
 
 def open_shard(path: str) -> Any:

@@ -19,7 +19,8 @@ import numpy as np
 
 from input_pipeline.datasets.image_labels import image_labels
 from input_pipeline.datasets.images import BadFile, image_size, open_image, read_image, read_label
-from input_pipeline.datasets.layout import Example, Part, files_below, find_names
+from input_pipeline.datasets.layout import Example, Part
+from input_pipeline.datasets.listing import files_below, find_names
 from input_pipeline.prepare.expected import BEYOND, Checked, Expected, Faults
 from input_pipeline.prepare.workers import CHUNK, Run
 from input_pipeline.text_lists import BadList

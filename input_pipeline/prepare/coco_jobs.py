@@ -8,7 +8,7 @@ from pathlib import Path
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.coco import read_instances
 from input_pipeline.datasets.images import BadFile
-from input_pipeline.datasets.layout import files_below
+from input_pipeline.datasets.listing import files_below
 from input_pipeline.prepare.conversions import Job, write_list
 
 

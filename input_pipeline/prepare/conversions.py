@@ -19,11 +19,11 @@ from input_pipeline.datasets.class_sets import (
     coco_stuff_171_labels,
     pascal_context_raw_ids,
 )
-from input_pipeline.datasets.images import BadLabel, one_line, read_label
-from input_pipeline.datasets.layout import files_below
+from input_pipeline.datasets.images import BadLabel, read_label
+from input_pipeline.datasets.listing import files_below
 from input_pipeline.prepare import mat_files
 from input_pipeline.prepare.workers import CHUNK, Run
-from input_pipeline.text_lists import read_list
+from input_pipeline.text_lists import one_line, read_list
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import is_whole_png, write_atomic
 

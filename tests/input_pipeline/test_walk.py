@@ -9,7 +9,7 @@ import time
 import pytest
 
 from input_pipeline import walk
-from input_pipeline.datasets.layout import files_below
+from input_pipeline.datasets.listing import files_below
 from input_pipeline.walk import NotAFile, check_regular, find_files, open_regular
 
 
