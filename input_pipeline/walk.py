@@ -134,7 +134,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     check_regular(path)
     # Without blocking, in case that the file was replaced by a named pipe just now.
-    file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))
+    file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise NotAFile(f"{os.fspath(path)} is not a file any more; give a regular file")
