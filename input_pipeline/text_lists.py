@@ -16,7 +16,7 @@ from input_pipeline.walk import open_regular
 
 _MAX_BYTES = 1 << 28  # ten times COCO's lists
 _MAX_LINE = 1 << 14
-_MESSAGE = 300  # letters
+_MESSAGE = 500  # letters
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -81,13 +81,14 @@ def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
 
 
 def printable(text: str) -> str:
-    """A text of a file for a message: escaped if it has characters that a terminal cannot show."""
+    """A text of a file for a message: its beginning, escaped if no terminal can show it."""
+    text = text if len(text) <= _MESSAGE else f"{text[:_MESSAGE]}..."
     return text if text.isprintable() else ascii(text)
 
 
 def one_line(error: BaseException) -> str:
     """Another library's message in one printable line, or the error's type if it has none."""
-    return printable(" ".join(str(error).split())[:_MESSAGE]) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _decode(content: bytes, path: str | os.PathLike[str]) -> str:

@@ -11,7 +11,7 @@ from clipseg_jax.stages.label_list import read_label_list
 from input_pipeline.datasets.catalog import VOC12_21, folder
 from input_pipeline.prepare.__main__ import main
 from input_pipeline.prepare.conversions import sbd_jobs
-from input_pipeline.text_lists import BadList, numbered_lines, read_list
+from input_pipeline.text_lists import BadList, numbered_lines, one_line, printable, read_list
 
 LINES = [(1, "Bär 0 1"), (3, "b 2")]
 TEXT = "Bär 0 1 \n \t\nb 2"
@@ -55,6 +55,14 @@ def test_what_is_wrong_is_said_with_the_lists_name(tmp_path, name):
     if name in BAD:
         with pytest.raises(BadList, match=said):
             read_label_list(path, 20)
+
+
+def test_texts_of_files_are_shown_as_one_short_line():
+    assert printable("Bär") == "Bär"
+    assert printable("a\x1b[2J\ud800").isprintable()
+    assert len(printable("x" * 10**6)) < 600
+    assert one_line(ValueError("a\nb   c")) == "a b c"
+    assert one_line(KeyError()) == "KeyError"
 
 
 def test_lists_are_files(tmp_path):
