@@ -184,11 +184,7 @@ def _failed(message: str) -> int:
 
 def _printable(line: str) -> str:
     """Names of files and of tensors may hold what would steer the terminal."""
-    return (
-        line
-        if line.isprintable()
-        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    )
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _summary(converted: Converted) -> str:
