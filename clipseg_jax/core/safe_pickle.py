@@ -47,6 +47,11 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def is_name(text: Any) -> bool:
+    """Whether a stranger's text may name an array: printable, and of at most 1000 letters."""
+    return type(text) is str and len(text) <= 1000 and text.isprintable()
+
+
 def sizes(value: Any) -> tuple[int, ...]:
     """A shape or strides of a stranger's file.
 
