@@ -129,15 +129,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--clip is only for --export with --to {names}")
     try:
         if args.inspect:
-            print("\n".join(inspect(args.source)))
+            print("\n".join(map(_printable, inspect(args.source))))
             sys.stdout.flush()
             return 0
         target = args.output or args.export
-        if target.resolve() in (args.source.resolve(), weights_file(args.source).resolve()):
+        sources = {os.path.realpath(path) for path in (args.source, weights_file(args.source))}
+        if os.path.realpath(target) in sources:
             raise CheckpointError(f"{target} is the source itself; choose another name")
         if target.is_dir() and args.to != "huggingface":
             raise CheckpointError(f"{target} is a directory; name a file to write")
-        print(f"{target}: {_run(args, target)}")
+        print(_printable(f"{target}: {_run(args, target)}"))
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CheckpointError as error:
@@ -177,8 +178,13 @@ def _run(args: argparse.Namespace, target: Path) -> str:
 
 
 def _failed(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {_printable(' '.join(message.split()))}", file=sys.stderr)
     return 2
+
+
+def _printable(line: str) -> str:
+    """Names of files and of tensors may hold what would steer the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _summary(converted: Converted) -> str:

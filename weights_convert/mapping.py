@@ -16,6 +16,8 @@ from weights_convert.errors import CheckpointError
 
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 Shape = tuple[int, ...]
+_MOST_KEYS = 20_000  # of a state dict; the largest known has some 1,500
+_MOST_LISTED = 2000  # in a message
 
 
 def required_shape(stored: Mapping[str, np.ndarray], key: str, rank: int, source: str) -> Shape:
@@ -90,6 +92,7 @@ class KeyMap:
         Raises:
           CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) key.
         """
+        _check_count(arrays, source)
         out: dict[str, np.ndarray] = {}
         problems = []
         for key, array in arrays.items():
@@ -107,7 +110,8 @@ class KeyMap:
             problems.append(f"- {key}: missing")
         if problems:
             problems.sort(key=lambda line: ("-+~".index(line[0]), line))
-            listed = "\n  ".join(problems)
+            more = [f"and {len(problems) - _MOST_LISTED} more"] if problems[_MOST_LISTED:] else []
+            listed = "\n  ".join(problems[:_MOST_LISTED] + more)
             raise CheckpointError(
                 f"{source} does not fit the model; nothing was loaded:\n  {listed}\n"
                 "Check that it is a checkpoint of this model, complete and unchanged."
@@ -133,6 +137,7 @@ class KeyMap:
 
         An array whose rank does not fit its transform keeps its shape: `to_right` reports it.
         """
+        _check_count(arrays, "the checkpoint")
         out, unknown = {}, []
         for key, array in arrays.items():
             mapped = self.right(key)
@@ -144,6 +149,15 @@ class KeyMap:
             except ValueError:
                 out[mapped[0]] = array
         return out, unknown
+
+
+def _check_count(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Each key is compared with all rules: a hundred thousand would take minutes."""
+    if len(arrays) > _MOST_KEYS:
+        raise CheckpointError(
+            f"{source} holds {len(arrays):,} arrays, far more than any model here; give the "
+            "checkpoint of the model alone"
+        )
 
 
 def _only(

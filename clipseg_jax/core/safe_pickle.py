@@ -47,6 +47,11 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def is_name(text: Any) -> bool:
+    """Whether a stranger's text may name an array: printable, and of at most 1000 letters."""
+    return type(text) is str and len(text) <= 1000 and text.isprintable()
+
+
 def sizes(value: Any) -> tuple[int, ...]:
     """A shape or strides of a stranger's file.
 
@@ -344,6 +349,7 @@ def resolve(content: Any, leaf: Callable[[Any], Any] = lambda value: value) -> A
         that whoever goes through the structure would meet millions of times.
     """
     done: dict[int, tuple[Any, int, int] | None] = {}  # by identity; None: being made
+    too_deep = pickle.UnpicklingError(f"more than {_DEEPEST} containers within each other")
 
     def walk(value: Any, depth: int) -> tuple[Any, int, int]:
         """The result, its number of entries, and how deep it is."""
@@ -353,15 +359,17 @@ def resolve(content: Any, leaf: Callable[[Any], Any] = lambda value: value) -> A
             if (found := done[id(value)]) is None:
                 raise pickle.UnpicklingError("a container that holds itself")
             return found
+        if depth == _DEEPEST:
+            raise too_deep
         done[id(value)] = None
-        entries, height, depth = 1, 0, depth + 1
+        entries, height = 1, 0
 
         def item(inner: Any) -> Any:
             nonlocal entries, height
-            result, count, below = walk(inner, depth)
+            result, count, below = walk(inner, depth + 1)
             entries, height = entries + count, max(height, below + 1)
-            if max(height, depth) > _DEEPEST:
-                raise pickle.UnpicklingError(f"more than {_DEEPEST} containers within each other")
+            if height > _DEEPEST:  # by parts that are made already
+                raise too_deep
             if entries > _MOST_ENTRIES:
                 raise pickle.UnpicklingError(f"more than {_MOST_ENTRIES} entries by shared parts")
             return result

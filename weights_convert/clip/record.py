@@ -11,6 +11,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted, load_converted
 from weights_convert.formats.reader import DAMAGE, described
 from weights_convert.formats.record import (
+    check_arrays,
     check_record,
     entries,
     list_of,
@@ -115,6 +116,11 @@ def load_converted_clip(path: str | Path) -> Converted:
     arrays, record = converted
     check_record(record, _CLIP, path)
     sizes = record["config"]
+    for tower in (sizes["vision"], sizes["text"] or {}):
+        if "layers" in tower and tower["width"] % tower["heads"]:
+            raise CheckpointError(
+                f"{path}: its record has {tower['heads']} heads for a width of {tower['width']}"
+            )
     layers = sizes["text"]["layers"] if sizes["text"] else 0
     layers += sum(sizes["vision"].get("blocks", [])) + sizes["vision"].get("layers", 0)
     if layers > len(arrays):  # before a model of them is traced
@@ -128,15 +134,5 @@ def load_converted_clip(path: str | Path) -> Converted:
         raise CheckpointError(
             f"{path}: its record describes no CLIP ({described(error)}); convert its source again"
         ) from error
-    problems = [f"- {name}: missing" for name in shapes if name not in arrays]
-    problems += [
-        f"~ {name}: shape {array.shape}, expected {shapes.get(name, 'no such array')}"
-        for name, array in arrays.items()
-        if shapes.get(name) != array.shape
-    ]
-    if problems:
-        listed = "\n  ".join(sorted(problems))
-        raise CheckpointError(
-            f"{path}: its arrays are not those of its record; convert its source again:\n  {listed}"
-        )
+    check_arrays(arrays, shapes, path)
     return converted

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clipseg_jax.core.safe_pickle import is_name, shown, sizes
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.reader import DAMAGE, described, map_file
 
@@ -101,6 +102,8 @@ def _layer(message: memoryview) -> tuple[str, list[np.ndarray]]:
     for number, value in _fields(message):
         if number == _NAME:
             name = bytes(value).decode()
+            if not is_name(name):
+                raise ValueError(f"a layer's name {shown(name)}")
         elif number == _BLOBS:
             blobs.append(_blob(value))
     return name, blobs
@@ -124,6 +127,7 @@ def _blob(message: memoryview) -> np.ndarray:
         shape = [old_shape.get(number, 1) for number in _OLD_SHAPE]
         while len(shape) > 1 and shape[0] == 1:  # vectors were stored as (1, 1, 1, n)
             shape.pop(0)
+    shape = list(sizes(shape))
     data = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
     if data.size != math.prod(shape):
         raise ValueError(f"a blob of {data.size} values for the shape {shape}")

@@ -54,7 +54,8 @@ def load_converted(path: str | Path, tag: str = FORMAT) -> Converted:
         text = metadata.get("clipseg_jax", "{}")
         record = json.loads(text)
         if not isinstance(record, dict) or record.get("format") != tag:
-            found = shown(record.get("format") if isinstance(record, dict) else record)
+            found = record.get("format") if isinstance(record, dict) else record
+            found = repr(shown(found)) if isinstance(found, str) else shown(found)
             raise CheckpointError(
                 f"{path} is of format {found}, not {tag!r}; give a file of that format, or convert "
                 "its source again if it was written by another version"

@@ -46,7 +46,8 @@ STORAGES: dict[str, Any] = {
 }
 
 
-MOST_REPEATED = 2**20  # elements of a tensor that strides of 0 make larger than its storage
+# Strides of 0 make a tensor larger than its storage: expanded buffers, and giants of 4 bytes.
+_TIMES_STORAGE, _FREELY_EXPANDED = 16, 1024  # elements
 
 
 class _StorageType(Sealed):
@@ -115,7 +116,7 @@ class _Tensor(Sealed):
             )
         if 0 in size:
             return np.empty(size, data.dtype)
-        if math.prod(size) > max(len(data), MOST_REPEATED):
+        if math.prod(size) > max(_TIMES_STORAGE * len(data), _FREELY_EXPANDED):
             raise CheckpointError(
                 f"tensor of size {size} repeats the {len(data)} elements of its storage; save the "
                 "weights with .contiguous()"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipseg_jax.core.safe_pickle import shown, sizes
+from clipseg_jax.core.safe_pickle import is_name, shown, sizes
 from input_pipeline.walk import open_regular
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.foreign import foreign
@@ -26,7 +26,6 @@ from weights_convert.formats.safetensors import parse
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _WORTH_RELEASING = 2**20
-_LONGEST_NAME = 1000
 # The bytes of a state dict may exceed the file's: expanded buffers, weights of several names.
 _FREELY_REPEATED, _TIMES_STORED = 16 * 2**20, 4
 _LARGEST_PICKLE = 256 * 2**20  # one of 100,000 tensors takes 20 MB
@@ -278,7 +277,7 @@ def _collect(content: Any, prefix: str, out: dict[str, np.ndarray]) -> None:
         if not isinstance(value, (np.ndarray, Mapping)):
             continue
         name = f"{prefix}{key}"
-        if len(name) > _LONGEST_NAME or not name.isprintable():
+        if not is_name(name):
             raise CheckpointError(f"a tensor's name {shown(name)} of {len(name)} letters")
         if isinstance(value, np.ndarray):
             out[name] = value

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from clipseg_jax.core.safe_pickle import shown
 from weights_convert.errors import CheckpointError
 
@@ -33,6 +35,29 @@ def check_record(record: Any, check: Check, source: object) -> None:
 
 def _unfit(at: str, value: Any, expected: str) -> _Unfit:
     return _Unfit(f"{at} is {shown(value)}, expected {expected}")
+
+
+def check_arrays(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], source: object
+) -> None:
+    """Checks that a file holds the arrays that its record implies, no more and no less.
+
+    Raises:
+      CheckpointError: lists every missing (-), unexpected (+) and wrongly shaped (~) array.
+    """
+    problems = [f"- {name}: missing" for name in shapes if name not in arrays]
+    for name, array in arrays.items():
+        if name not in shapes:
+            problems.append(f"+ {name} {array.shape}: unexpected")
+        elif shapes[name] != array.shape:
+            problems.append(f"~ {name}: shape {array.shape}, expected {shapes[name]}")
+    if problems:
+        problems.sort(key=lambda line: ("-+~".index(line[0]), line))
+        listed = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{source}: its arrays are not those of its record; convert its source again:\n"
+            f"  {listed}"
+        )
 
 
 def whole(least: int, most: int) -> Check:

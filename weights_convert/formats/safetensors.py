@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from clipseg_jax.core.safe_pickle import shown, sizes
+from clipseg_jax.core.safe_pickle import is_name, shown, sizes
 from weights_convert.formats.pickles import elements
 
 DTYPES: dict[str, Any] = {
@@ -59,7 +59,9 @@ def parse(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     start = 8 + length
     out = {}
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+        if not is_name(name):
+            raise ValueError(f"a tensor's name {shown(name)}")
+        if type(entry["dtype"]) is not str or entry["dtype"] not in DTYPES:
             raise ValueError(f"{shown(name)} has the dtype {shown(entry['dtype'])}")
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), sizes(entry["shape"])
         begin, end = sizes(entry["data_offsets"])

@@ -214,5 +214,8 @@ DEEPLAB = Format(
     record=_record,
     entries=({"blocks": list_of(whole(1, 1000), 4, 4), "class_count": CLASS_COUNT}, {}),
     summary=_summary,
+    shapes=lambda arrays, record: _shapes(
+        record["class_count"], tuple(record["blocks"]), arrays[_STEM_SCALE].size
+    ),
     takes_clip=False,
 )

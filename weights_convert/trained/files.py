@@ -22,7 +22,7 @@ from weights_convert.formats.converted import (
     save_converted,
 )
 from weights_convert.formats.reader import DAMAGE, described, read
-from weights_convert.formats.record import check_record, entries
+from weights_convert.formats.record import check_arrays, check_record, entries
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.format import RECORD, Format, clip_fingerprint, fingerprint
 
@@ -168,22 +168,25 @@ def _check_stored(
     (required, optional), (more, more_optional) = RECORD, fmt.entries
     check = entries({**required, **more}, {**optional, **more_optional}, others=True)
     check_record(record, check, path)
+    sizes = record.get("student", record)
+    if (blocks := sum(sizes.get("blocks", []))) > len(arrays):  # before a model is traced
+        raise CheckpointError(f"{path}: its record has {blocks} blocks for {len(arrays)} arrays")
     try:
         by_arrays = fmt.record(arrays, None)
-    except DAMAGE as error:
+        shapes = fmt.shapes(arrays, record) if fmt.shapes else None
+    except (*DAMAGE, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{path} lacks arrays of {fmt.title.format_map(record)} ({described(error)}); convert "
             "its source again"
         ) from error
-    sizes = record.get("student", record)
-    if (blocks := sum(sizes.get("blocks", []))) > len(arrays):
-        raise CheckpointError(f"{path}: its record has {blocks} blocks for {len(arrays)} arrays")
     for entry in _BY_ARRAYS:
         if entry in by_arrays and by_arrays[entry] != record[entry]:
             raise CheckpointError(
                 f"{path}: its record has {entry} {record[entry]}, its arrays {by_arrays[entry]}; "
                 "convert its source again"
             )
+    if shapes is not None:
+        check_arrays(arrays, shapes, path)
     classes, count = record["classes"], record.get("class_count")
     if None not in (classes, count) and len(classes) != count:
         raise CheckpointError(f"{path}: its record names {len(classes)} of {count} classes")

@@ -58,6 +58,8 @@ class Format:
     # What the record must hold besides `RECORD`: required entries, and optional ones.
     entries: tuple[Mapping[str, Check], Mapping[str, Check]]
     summary: Callable[[Record], str]  # a record in one line
+    # (stored arrays, record) -> the shape of each array, of a network that needs no CLIP's sizes.
+    shapes: Callable[[Arrays, Record], Mapping[str, tuple[int, ...]]] | None = None
     takes_clip: bool = True  # whether a published file can repeat a CLIP
     clip_dtype: type = np.float32  # precision in which published files repeat it
 

@@ -142,6 +142,7 @@ def test_blocks_and_old_shapes(tmp_path):
 
 
 def test_damage(tmp_path):
+    old_shape = field(1, 2**63)
     whole = caffemodel(published())
     path = tmp_path / "net.caffemodel"
     for content, said in [
@@ -151,7 +152,13 @@ def test_damage(tmp_path):
         (field(100, field(1, b"x") + field(7, blob(np.ones(4))[:-4])), "beyond the end"),
         (field(2, field(4, b"conv1") + bytes(20)), "upgrade it with Caffe's"),
         (layer("data") * 3, "holds no DeepLabV2"),
+        (field(100, field(1, b"x") + field(7, field(7, field(1, b"\x01" * 40)))), "a list"),
+        (field(100, field(1, b"x") + field(7, old_shape)), "as a shape|a size of"),
+        (layer("\x1b[2J"), "a layer's name"),
     ]:
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=said) as caught:
             weights_convert.load_trained(path, DEEPLAB)
+        assert ("not a readable" in str(caught.value)) == (
+            "DeepLabV2" not in said and "upgrade" not in said
+        )

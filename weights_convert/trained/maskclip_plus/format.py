@@ -12,7 +12,7 @@ import numpy as np
 
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.deeplab import DeepLabV3Plus
-from weights_convert.clip.build import install
+from weights_convert.clip.build import install, shapes_of
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.record import entries, list_of, maybe, number, one_of, whole
 from weights_convert.trained.format import CLASS_COUNT, Format, arrays_of, class_summary
@@ -36,6 +36,10 @@ _STUDENT = entries(
     },
     {"strides": _FACTORS, "dilations": _FACTORS},
 )
+
+
+def _shapes(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> dict[str, Any]:
+    return shapes_of(abstract_model(record["student"], arrays["text_embeddings"].shape))
 
 
 def _counter(value: Any, at: str) -> None:
@@ -123,6 +127,7 @@ MASKCLIP_PLUS = Format(
     to_published=_to_published,
     stored_arrays=_stored_arrays,
     record=_record,
+    shapes=_shapes,
     entries=(
         {"class_count": CLASS_COUNT, "student": _STUDENT},
         {"steps": maybe(whole(0, 2**62)), "iter_counter": maybe(_counter)},
