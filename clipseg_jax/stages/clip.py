@@ -52,12 +52,12 @@ def check_weights(config: ConfigDict) -> Path:
 
 
 def _choices(config: ConfigDict) -> dict[str, Any]:
-    """What the config says of its CLIP beyond the file."""
-    # Where the recipe has another activation in the image tower, that has the plain name.
+    """What the config says of its CLIP beyond the file; a new method's may say nothing."""
+    # In MaskCLIP and ReCLIP `activation` is the published image tower's, whatever the weights'.
     named = "trained_activation" if "trained_activation" in config.clip else "activation"
     return {
-        "activation": config.clip[named],
-        "heads": config.clip.heads,
+        "activation": config.clip.get(named),
+        "heads": config.clip.get("heads"),
         "dtype": config.clip.dtype,
     }
 
