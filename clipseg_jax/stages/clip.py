@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import weights_convert
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
@@ -95,17 +95,21 @@ def read_embeddings(
     """Rows (words, e) that the stage `text` or `embed_words` wrote.
 
     Raises:
-      ValueError: the file is missing, or has rows of another class list.
+      ValueError: the file is missing or damaged, or has rows of another class list.
     """
     path = workdir / name
     if not path.exists():
         raise ValueError(f"{path} is missing; run the stage `text` first")
-    rows, words = np.load(path), row_words(config) if words is None else words
-    if len(rows) != len(words):
+    made_by_text = " and text.done.json" if name == EMBEDDINGS else ""
+    remedy = f"delete it{made_by_text} and run again: it is made again"
+    rows, words = load_array(path, remedy), row_words(config) if words is None else words
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) != len(words):
         raise ValueError(
-            f"{path} holds {len(rows)} rows for {len(words)} prompts and background words; "
-            "delete it and run the stage `text` again"
+            f"{path} holds {rows.dtype} {rows.shape} for {len(words)} prompts and background "
+            f"words; {remedy}"
         )
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{path} holds NaN or infinity; check the weights, {remedy}")
     return rows
 
 
