@@ -55,13 +55,18 @@ def write_atomic(
     return path
 
 
-def remove_temporary(folder: str | Path) -> int:
-    """Removes what killed runs were writing below `folder`; returns the number of files.
+def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
+    """Removes what killed runs were writing in `folder`; returns the number of files.
 
     For the start of the one run that uses the folder: a file that is being written would go too.
+
+    Args:
+      below: also in the folders below it.
     """
     count = 0
-    for where, _, names in os.walk(folder):
+    for where, folders, names in os.walk(folder):
+        if not below:
+            folders.clear()
         for name in names:
             if name.startswith(_TEMPORARY):
                 with contextlib.suppress(OSError):
