@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.datasets.images import File
+from input_pipeline.walk import find_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MISSING_SHOWN = 3
+_LEFT_OUT_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -280,14 +282,19 @@ class Layout:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Paths of all files below `folder`, relative to it, except hidden ones."""
-    relative: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(where).relative_to(folder).as_posix()
-        prefix = "" if prefix == "." else prefix + "/"
-        relative.update(prefix + name for name in files if not name.startswith("."))
-    return relative
+    """Paths of all files below `folder`, relative to it, except hidden ones; see `find_files`.
+
+    Logs a warning that names what is left out.
+    """
+    found = find_files(folder, ())
+    for path, reason in found.left_out[:_LEFT_OUT_SHOWN]:
+        logging.getLogger(__name__).warning("%s %s: left out.", path, reason)
+    if len(found.left_out) > _LEFT_OUT_SHOWN:
+        logging.getLogger(__name__).warning(
+            "%s: %d more are left out.", folder, len(found.left_out) - _LEFT_OUT_SHOWN
+        )
+    start = len(folder.parts)
+    return {"/".join(path.parts[start:]) for path in found.files}
 
 
 def read_list(path: Path) -> list[list[str]]:
