@@ -58,16 +58,22 @@ def read_image(path: AnyFile) -> np.ndarray:
         (twice PIL.Image.MAX_IMAGE_PIXELS, which is 89 million pixels).
     """
 
-    def decode(image: Image.Image) -> np.ndarray:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
-            grey = np.asarray(upright).clip(0, 65535).astype(np.uint16) >> 8
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-        if upright.mode == "F":
-            raise ValueError("floating-point samples have no defined range; save it with 8 bits")
-        return np.array(upright.convert("RGB"))
+    return _with_image(path, rgb_pixels, BadImage)
 
-    return _with_image(path, decode, BadImage)
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """See `read_image`.
+
+    Raises:
+      Exception: of many kinds, if the file is damaged that the image still reads from.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
+        grey = np.asarray(upright).clip(0, 65535).astype(np.uint16) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if upright.mode == "F":
+        raise ValueError("floating-point samples have no defined range; save it with 8 bits")
+    return np.array(upright.convert("RGB"))
 
 
 def image_size(path: AnyFile) -> tuple[int, int]:
