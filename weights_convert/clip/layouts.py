@@ -163,7 +163,8 @@ def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"{len(found)} CLIPs, below {listed}; save the state dict of the one that is meant"
         )
     prefix = found[0] if found else ""
-    if others := [each for each in whole if each != prefix]:
+    # With no prefix all names are used, and those of another CLIP are listed as unexpected.
+    if others := [each for each in whole if prefix and each != prefix]:
         _log.warning(
             "the CLIP below %r is read; others lie below %s",
             prefix[:-1], ", ".join(f"{each[:-1]!r:.60}" for each in others[:5]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -144,6 +145,14 @@ def test_what_a_layout_cannot_say_is_named_on_export(layout, tmp_path, warned):
     plain = weights_convert.convert(path, activation="quick_gelu", heads=(2, 1))
     weights_convert.export(plain, tmp_path / "b.pt", layout)
     assert not warned()
+
+
+def test_what_no_config_can_say_is_not_exported(tmp_path):
+    clip = weights_convert.clip_from_state_dict(toys.vit())
+    vision = dataclasses.replace(clip.cfg.vision, block_norm_eps=1e-6)
+    changed = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision))
+    with pytest.raises(CheckpointError, match="block_norm_eps 1e-06 beside norm_eps 1e-05"):
+        weights_convert.export_huggingface(changed, tmp_path)
 
 
 def test_huggingface_exports_say_everything(tmp_path, warned):
