@@ -63,8 +63,13 @@ def test_a_guess_stays_one_in_converted_files_and_in_the_cache(tmp_path, warned,
 def test_what_is_evidently_openais_is_no_guess(tmp_path, warned):
     weights_convert.load_clip(toys.GOLDEN / "clip/toy_clip_jit.pt")
     released = toys.as_released(toys.vit())
-    weights_convert.load_clip(write_torch(tmp_path / "a.pt", released))
+    path = write_torch(tmp_path / "a.pt", released)
+    weights_convert.load_clip(path)
     assert not warned()
+    other = tmp_path / "open_clip_config.json"
+    other.write_text(json.dumps({"model_cfg": {"quick_gelu": False, "text_cfg": {"heads": 2}}}))
+    assert weights_convert.load_clip(path).model.cfg.vision.activation == "quick_gelu"
+    other.unlink()
     # Shapes alone, float16 alone and the numbers alone tell nothing.
     numbers = {k: v for k, v in released.items() if v.dtype == np.int64}
     halves = {k: v for k, v in released.items() if k not in numbers}
