@@ -20,6 +20,7 @@ LAYERS = [
     ["networks"],
     ["clipseg_jax.train", "clipseg_jax.evaluate", "clipseg_jax.prompts"],
     ["clipseg_jax.train_step", "clipseg_jax.inference", "clipseg_jax.annotate"],
+    ["clipseg_jax.segmentation"],
     ["clipseg_jax.views", "clipseg_jax.task"],
     ["clipseg_jax.models"],
     ["clipseg_jax.demo"],

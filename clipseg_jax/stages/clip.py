@@ -15,7 +15,7 @@ from tqdm import tqdm
 import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.models.clip import VisionTransformer
-from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
+from clipseg_jax.prompts import class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
 from input_pipeline.datasets.class_sets import prompt_set
 
@@ -52,12 +52,12 @@ def check_weights(config: ConfigDict) -> Path:
 
 
 def _choices(config: ConfigDict) -> dict[str, Any]:
-    """What the config says of its CLIP beyond the file."""
-    # Where the recipe has another activation in the image tower, that has the plain name.
+    """What the config says of its CLIP beyond the file; a new method's may say nothing."""
+    # In MaskCLIP and ReCLIP `activation` is the published image tower's, whatever the weights'.
     named = "trained_activation" if "trained_activation" in config.clip else "activation"
     return {
-        "activation": config.clip[named],
-        "heads": config.clip.heads,
+        "activation": config.clip.get(named),
+        "heads": config.clip.get("heads"),
         "dtype": config.clip.dtype,
     }
 
@@ -122,20 +122,21 @@ def read_embeddings(
     """Rows (words, e) that the stage `text` or `embed_words` wrote.
 
     Raises:
-      ValueError: the file is missing or damaged, has rows of another class list, or such as are
-        not finite.
+      ValueError: the file is missing or damaged, or has rows of another class list.
     """
     path = workdir / name
     if not path.exists():
         raise ValueError(f"{path} is missing; run the stage `text` first")
-    remedy = "delete it and run the stage `text` again"
+    made_by_text = " and text.done.json" if name == EMBEDDINGS else ""
+    remedy = f"delete it{made_by_text} and run again: it is made again"
     rows, words = load_array(path, remedy), row_words(config) if words is None else words
-    if rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) != len(words):
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) != len(words):
         raise ValueError(
             f"{path} holds {rows.dtype} {rows.shape} for {len(words)} prompts and background "
             f"words; {remedy}"
         )
-    check_embeddings(rows, words, str(path))
+    if not np.isfinite(rows).all():
+        raise ValueError(f"{path} holds NaN or infinity; check the weights, {remedy}")
     return rows
 
 

@@ -117,8 +117,11 @@ def fit(
         sizes = config_of(layouts.sketch(named))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    config, said = with_side_files(sizes, named.layout, weights_path)
-    guessed = [] if said or _is_openai(checkpoint, whole) else ["activation", "heads"]
+    config, known = sizes, _is_openai(checkpoint, whole)
+    if not known or path.is_dir():  # a JSON file beside OpenAI's own file is of something else
+        config, said = with_side_files(sizes, named.layout, weights_path)
+        known = known or said
+    guessed = [] if known else ["activation", "heads"]
     weights = layouts.weights(named, expected_shapes(sizes), str(path))
     arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))
     return Fitted(named, config, arrays, guessed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ _IMAGE_TOWER = (
     "clip.layer",
     "backbone.layer",
 )
-_USUAL = ("state_dict", "model", "model_state_dict", "module")  # where training scripts put it
+_WRAPPING = ("state_dict", "model", "model_state_dict")  # where training scripts put weights
+_USUAL = {*_WRAPPING, "module"}
 _POOL_POSITIONS = "visual.attnpool.positional_embedding"
 _PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
 # Side of the attention pool's grid by tower width: MaskCLIP's files omit its positions.
@@ -59,7 +61,7 @@ class Named(NamedTuple):
 
 def unwrap(content: Any) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint's state dict, which may be inside a wrapping dictionary."""
-    for key in _USUAL[:3]:  # training scripts put epoch, optimizer, ... beside it
+    for key in _WRAPPING:  # training scripts put epoch, optimizer, ... beside it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return tensors(content)
@@ -151,7 +153,7 @@ def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             prefix, name = key[: match.end()], key[match.end() :]
             prefixes[prefix] = prefixes.get(prefix, False) or name.startswith(_IMAGE_TOWER)
     whole = [prefix for prefix, has_tower in prefixes.items() if has_tower] or [*prefixes]
-    usual = [prefix for prefix in whole if set(prefix.split(".")[:-1]) <= set(_USUAL)]
+    usual = [prefix for prefix in whole if set(prefix.split(".")[:-1]) <= _USUAL]
     found = usual if len(whole) > 1 and usual else whole
     if "" in found:
         found = [""]
@@ -161,7 +163,8 @@ def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             f"{len(found)} CLIPs, below {listed}; save the state dict of the one that is meant"
         )
     prefix = found[0] if found else ""
-    if others := [each for each in whole if each != prefix]:
+    # With no prefix all names are used, and those of another CLIP are listed as unexpected.
+    if others := [each for each in whole if prefix and each != prefix]:
         _log.warning(
             "the CLIP below %r is read; others lie below %s",
             prefix[:-1], ", ".join(f"{each[:-1]!r:.60}" for each in others[:5]),
@@ -169,6 +172,15 @@ def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     stored = {
         key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
     }
+    # Of the same state dict: an optimizer and random states beside that are in most checkpoints.
+    parts = prefix.split(".")
+    root = "".join(f"{part}." for part in itertools.takewhile(_WRAPPING.__contains__, parts))
+    beside = [key for key in arrays if key.startswith(root) and not key.startswith(prefix)]
+    if beside and not others:
+        _log.warning(
+            "only the CLIP below %r is read; %d tensors beside it are left out, such as %.60s",
+            prefix[:-1], len(beside), beside[0],
+        )  # fmt: skip
     if (model := other_model(stored)) is not None:
         raise CheckpointError(f"the weights of {model}; only CLIP is supported")
     return stored

@@ -102,8 +102,15 @@ class Tokenizer:
             still ends with the end token. Or an id without an embedding.
         """
         texts = [texts] if isinstance(texts, str) else texts
+        # A bound on what fits: merging a word takes the square of its length.
+        longest = context_length * max(map(len, self.ids))
         out = np.zeros((len(texts), context_length), np.int32)
         for row, text in zip(out, texts, strict=True):
+            if len(text) - text.count(" ") > longest and not truncate:
+                raise ValueError(
+                    f"text of {len(text)} letters, at most {context_length} tokens fit: "
+                    f"{text[:_SHOWN]!r}...; shorten it"
+                )
             ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -62,8 +63,13 @@ def test_a_guess_stays_one_in_converted_files_and_in_the_cache(tmp_path, warned,
 def test_what_is_evidently_openais_is_no_guess(tmp_path, warned):
     weights_convert.load_clip(toys.GOLDEN / "clip/toy_clip_jit.pt")
     released = toys.as_released(toys.vit())
-    weights_convert.load_clip(write_torch(tmp_path / "a.pt", released))
+    path = write_torch(tmp_path / "a.pt", released)
+    weights_convert.load_clip(path)
     assert not warned()
+    other = tmp_path / "open_clip_config.json"
+    other.write_text(json.dumps({"model_cfg": {"quick_gelu": False, "text_cfg": {"heads": 2}}}))
+    assert weights_convert.load_clip(path).model.cfg.vision.activation == "quick_gelu"
+    other.unlink()
     # Shapes alone, float16 alone and the numbers alone tell nothing.
     numbers = {k: v for k, v in released.items() if v.dtype == np.int64}
     halves = {k: v for k, v in released.items() if k not in numbers}
@@ -144,6 +150,14 @@ def test_what_a_layout_cannot_say_is_named_on_export(layout, tmp_path, warned):
     plain = weights_convert.convert(path, activation="quick_gelu", heads=(2, 1))
     weights_convert.export(plain, tmp_path / "b.pt", layout)
     assert not warned()
+
+
+def test_what_no_config_can_say_is_not_exported(tmp_path):
+    clip = weights_convert.clip_from_state_dict(toys.vit())
+    vision = dataclasses.replace(clip.cfg.vision, block_norm_eps=1e-6)
+    changed = weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision))
+    with pytest.raises(CheckpointError, match="block_norm_eps 1e-06 beside norm_eps 1e-05"):
+        weights_convert.export_huggingface(changed, tmp_path)
 
 
 def test_huggingface_exports_say_everything(tmp_path, warned):

@@ -197,6 +197,18 @@ def test_other_models_are_named(folder):
         weights_convert.load_clip(folder)
 
 
+def test_an_image_tower_alone_has_a_config_of_its_own(folder):
+    whole = weights_convert.read_state_dict(folder / "model.safetensors")
+    tower = {key: np.array(v) for key, v in whole.items() if key.startswith("vis")}
+    with (folder / "model.safetensors").open("wb") as file:
+        write(file, tower, {"format": "pt"})
+    config = {"model_type": "clip_vision_model", "num_attention_heads": 8, "hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = weights_convert.load_clip(folder)
+    assert loaded.tokenizer is loaded.model.cfg.text is None
+    assert (loaded.model.cfg.vision.heads, loaded.model.cfg.vision.activation) == (8, "gelu")
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [

@@ -13,6 +13,7 @@ from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.clip import layouts
 from weights_convert.clip.build import config_of
+from weights_convert.formats.reader import tensors
 from weights_convert.formats.torch_writer import write_torch
 
 SMALL = {"layers": 1, "layers_of_text": 1}
@@ -36,13 +37,15 @@ MOMENTS = {"optimizer": {"exp_avg": prefixed("module.", WEIGHTS)}}
         lambda w: {"state_dict": prefixed("clip_model.", w) | OTHERS},
         lambda w: {"state_dict": prefixed("module.model.clip.", w) | prefixed("module.", OTHERS)},
         lambda w: {"weights": {"student": prefixed("backbone.", w)}} | OTHERS,
-        lambda w: {"ema": w, **MOMENTS},
+        lambda w: {"state_dict": w, "rng_state": np.zeros(4, np.uint8), **MOMENTS},
         lambda w: {"network": prefixed("_orig_mod.", w)},
     ],
 )
-def test_a_clip_is_found_below_one_key_or_prefix(weights, wrap):
+def test_a_clip_is_found_below_one_key_or_prefix(weights, wrap, caplog):
     named = layouts.identify(wrap(weights))
     assert named.stored.keys() == weights.keys()
+    told = "2 tensors beside it are left out, such as" in caplog.text
+    assert told == any("head.weight" in key for key in tensors(wrap(weights)))
 
 
 def test_several_clips_are_named(caplog):
