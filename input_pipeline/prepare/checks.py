@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from input_pipeline.datasets.image_labels import image_labels
-from input_pipeline.datasets.images import BadFile, image_size, read_image, read_label
+from input_pipeline.datasets.images import BadFile, image_size, open_image, read_image, read_label
 from input_pipeline.datasets.layout import Example, Part, files_below
 from input_pipeline.prepare.expected import BEYOND, Checked, Expected, Faults
 from input_pipeline.prepare.workers import CHUNK, Run
+from input_pipeline.walk import open_regular
 
 Pair = tuple[str | None, str | None]  # image and label file below the root; None: missing
 
@@ -205,7 +205,7 @@ def _check_chunk(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bo
 
 
 def _is_colour(path: Path) -> bool:
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), open_regular(path) as file, open_image(file) as image:
         return len(image.getbands()) > 1
     return False
 
