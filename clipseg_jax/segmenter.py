@@ -31,8 +31,8 @@ from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import class_embeddings, read_words, templates, text_encoder
 from clipseg_jax.segmentation import Segmentation
 from input_pipeline.batches.buckets import PlannedBatch, plan_batches
-from input_pipeline.datasets.images import BadImage
-from input_pipeline.pictures import Picture, picture_list, picture_pixels, picture_size
+from input_pipeline.datasets.images import BadImage, read_image
+from input_pipeline.pictures import Picture, picture_list, picture_size, rgb_array
 
 DTYPES = ("float32", "bfloat16")
 ALONE_PX = 2**25  # pixels of an image from which on it makes a batch of its own
@@ -220,11 +220,15 @@ class Segmenter:
                 continue
             h, w = sizes[index]
             try:
-                image = picture_pixels(pictures[index])
+                picture = pictures[index]
+                if isinstance(picture, np.ndarray):
+                    image = rgb_array(picture)
+                else:
+                    image = read_image(picture)
                 if image.shape[:2] != (h, w):
                     was = " x ".join(map(str, image.shape[:2]))
                     raise BadImage(
-                        f"{pictures[index]}: has {was} pixels now and had {h} x {w} when this run "
+                        f"{picture}: has {was} pixels now and had {h} x {w} when this run "
                         "began; run again when nothing writes to it"
                     )
                 pixels[row, :h, :w] = image
