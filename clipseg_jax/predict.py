@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         write_skipped(out, left_out + failed)
         _report(out, todo, left_out + failed, made=len(todo) - len(failed))
         if len(failed) == len(images):
-            raise ValueError(f"none of the {len(images)} images could be segmented")
+            raise ValueError(f"no image could be segmented; {len(left_out + failed)} were skipped")
 
 
 def _segment(
@@ -160,6 +160,10 @@ def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) ->
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Segmenter` but for weights and batch size, checked."""
     names = [*_split(args.classes), *args.class_, *_names_in(args.classes_file)]
+    if not names:
+        raise ValueError(
+            "the class list is empty; name at least one class: --classes, --class or --classes-file"
+        )
     words = _split(args.background_words)
     threshold = check_number("--background", args.background, 0, 1)
     if words and threshold:
@@ -195,8 +199,11 @@ def _names_in(path: str | None) -> list[str]:
     """The names of a file, one a line; empty lines and those that start with # are none."""
     if path is None:
         return []
-    with open_regular(path) as file:
-        content = file.read()
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--classes-file {path} does not exist") from error
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # what Windows calls "Unicode"
     try:
         lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()

@@ -88,7 +88,7 @@ def result_names(sources: Sequence[Source], records: Records | None = None) -> l
     last: Counter[str] = Counter()  # number of the last name with this stem
 
     def candidates(source: Source, stem: str) -> Iterator[str]:
-        if counts[_key(stem)] == 1:
+        if counts[_key(stem)] == 1 or (records and records.holds(stem, source.path)):
             yield stem
         longer = str(source.relative).replace(".", "_")
         if not last[longer]:

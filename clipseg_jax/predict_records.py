@@ -35,18 +35,24 @@ class Records:
         """The name of the results of an image that has some, under the same path."""
         return self._names.get(str(path))
 
+    def holds(self, name: str, path: Path) -> bool:
+        """Whether the results of this name are those of an image, which may have been moved."""
+        row = self.rows.get(name)
+        if row is None or row["image"] == str(path):
+            return row is not None
+        if os.path.exists(row["image"]):
+            return os.path.exists(path) and os.path.samefile(row["image"], path)
+        return row.get("bytes") == _bytes(path)
+
     def is_free(self, name: str, path: Path) -> bool:
         """Whether an image's results may have this name: no results of another image have it."""
-        row = self.rows.get(name)
-        return row is None or self._is_same(row, path)
+        return name not in self.rows or self.holds(name, path)
 
     def is_done(self, name: str, path: Path) -> bool:
         """Whether the image is as it was and both results are whole."""
-        row = self.rows.get(name)
         return (
-            row is not None
-            and self._is_same(row, path)
-            and row.get("bytes", _bytes(path)) == _bytes(path)
+            self.holds(name, path)
+            and self.rows[name].get("bytes", _bytes(path)) == _bytes(path)
             and is_whole_png(self.out / f"{name}.png")
             and _is_whole_jpeg(self.out / f"{name}{OVERLAY}")
         )
@@ -77,16 +83,6 @@ class Records:
         if written < len(line):
             raise CannotWrite(f"cannot write {self.out / SUMMARY}: the disk is full")
         self.rows[name] = row
-
-    @staticmethod
-    def _is_same(row: Mapping[str, Any], path: Path) -> bool:
-        """Whether a line is of this image, which may have been moved meanwhile."""
-        recorded = row["image"]
-        if recorded == str(path):
-            return True
-        if os.path.exists(recorded):
-            return os.path.samefile(recorded, path) if os.path.exists(path) else False
-        return row.get("bytes", _bytes(path)) == _bytes(path)
 
 
 def recorded_results(folder: Path) -> set[Path]:
