@@ -75,7 +75,8 @@ def class_embeddings(
       progress: called with (prompts encoded, total) after each batch.
 
     Raises:
-      ValueError: an empty class list, an empty or repeated name, or a prompt too long to encode.
+      ValueError: an empty class list, an empty or repeated name, a prompt too long to encode, or
+        embeddings that are not finite.
     """
     class_names = check_class_names(class_names)
     filled = [template.format(name) for name in class_names for template in prompt_templates]
@@ -91,7 +92,25 @@ def class_embeddings(
             progress(min(start + batch_size, len(filled)), len(filled))
     features = np.concatenate(embeddings).reshape(len(class_names), len(prompt_templates), -1)
     mean = features.mean(axis=1)
-    return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+    check_embeddings(mean, class_names, "the text tower")
+    return mean
+
+
+def check_embeddings(embeddings: np.ndarray, class_names: Sequence[str], source: str) -> None:
+    """Checks that embeddings (classes, e) are finite: NaN would make every pixel the first class.
+
+    Raises:
+      ValueError: one is not; the message names `source` and the class.
+    """
+    finite = np.isfinite(embeddings).all(axis=-1)
+    if not finite.all():
+        first = class_names[int(np.argmin(finite))]
+        raise ValueError(
+            f"{source} gives embeddings that are NaN or infinite for {int((~finite).sum())} of "
+            f"{len(finite)} classes, such as {first!r}; check its weights, its tokenizer and dtype"
+        )
 
 
 def check_class_names(class_names: Iterable[str], argument: str = "class_names") -> list[str]:

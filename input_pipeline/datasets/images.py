@@ -39,6 +39,7 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # 13,377 x 13,377; decoding needs up to 7 bytes for each
 _BAND_PIXELS = 1 << 22
+_MESSAGE = 300  # letters of another library's message
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -311,5 +312,6 @@ def _use_image(file: BinaryIO, use: Callable[[Image.Image], T]) -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message in one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message in one printable line, or its type if it has none."""
+    message = " ".join(str(error).split())[:_MESSAGE] or type(error).__name__
+    return message if message.isprintable() else ascii(message)
