@@ -128,9 +128,10 @@ def read_embeddings(
     path = workdir / name
     if not path.exists():
         raise ValueError(f"{path} is missing; run the stage `text` first")
-    remedy = "delete it and run the stage `text` again"
+    made_by_text = " and text.done.json" if name == EMBEDDINGS else ""
+    remedy = f"delete it{made_by_text} and run again: it is made again"
     rows, words = load_array(path, remedy), row_words(config) if words is None else words
-    if rows.dtype.kind != "f" or rows.ndim != 2 or len(rows) != len(words):
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) != len(words):
         raise ValueError(
             f"{path} holds {rows.dtype} {rows.shape} for {len(words)} prompts and background "
             f"words; {remedy}"
