@@ -8,7 +8,7 @@ way; configs/base/loops.py says how they are named.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -21,8 +21,9 @@ from ml_collections import ConfigDict, config_flags
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.config_names import check_arguments
-from clipseg_jax.core.files import check_writable, write_json
+from clipseg_jax.core.files import check_writable, read_json, write_json
 from clipseg_jax.core.interrupt import signals
+from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.methods.clip_es import recipe as clip_es
 from clipseg_jax.methods.clip_rc import recipe as clip_rc
 from clipseg_jax.methods.maskclip import recipe as maskclip
@@ -71,6 +72,13 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     stages = METHODS[config.method]
     if unknown := [name for name in config.stages if name not in stages]:
         raise ValueError(f"unknown stages {unknown}; {config.method} has {list(stages)}")
+    with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _run_stages(config, workdir, stages, given)
+
+
+def _run_stages(
+    config: ConfigDict, workdir: Path, stages: Mapping[str, Stage], given: Collection[str]
+) -> dict[str, dict]:
     main_process = jax.process_index() == 0
     if main_process:
         check_writable(workdir)
@@ -80,7 +88,7 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     for name in config.stages:
         done = workdir / f"{name}.done.json"
         if processes.broadcast_from_main(done.exists()):
-            records[name] = json.loads(done.read_text("utf-8"))
+            records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
             if main_process:
                 print(f"stage {name}: done before ({shown}); delete {done} to repeat it")

@@ -1,20 +1,96 @@
-"""Atomic writes of files."""
+"""Files of a run's state: atomic writes, and readers that name the file and the remedy.
+
+JSON has no NaN and no infinity: both are written as null.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from input_pipeline.writing import write_atomic
 
-__all__ = ["check_writable", "write_atomic", "write_json"]
+__all__ = [
+    "check_writable",
+    "json_text",
+    "load_array",
+    "load_arrays",
+    "read_json",
+    "write_atomic",
+    "write_json",
+]
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Writes `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=False) + "\n"
+    """Writes `value` as indented JSON, atomically; numbers that are not finite become null."""
+    text = json_text(value, indent=2) + "\n"
     return write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def read_json(path: str | Path, remedy: str, *, kind: type = dict) -> Any:
+    """The content of a JSON file; NaN and infinity, which earlier versions wrote, are None.
+
+    Args:
+      path: the file.
+      remedy: what to do about a damaged file; ends the error message.
+      kind: Python type of the content.
+
+    Raises:
+      ValueError: a damaged file, or content of another type; names the file and the remedy.
+      OSError: the file cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error, remedy) from error
+    if not isinstance(value, kind):
+        raise _damaged(path, f"{type(value).__name__} instead of {kind.__name__}", remedy)
+    return value
+
+
+def load_array(path: str | Path, remedy: str) -> np.ndarray:
+    """The array of a .npy file; see `load_arrays`."""
+    with open(path, "rb") as file:
+        try:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception as error:
+            raise _damaged(path, error, remedy) from error
+    return array
+
+
+def load_arrays(path: str | Path, remedy: str, *names: str) -> dict[str, np.ndarray]:
+    """The arrays called `names` of a .npz file. Files with pickled objects are not read.
+
+    Args:
+      path: the file.
+      remedy: what to do about a damaged file; ends the error message.
+      names: of the arrays.
+
+    Raises:
+      ValueError: a damaged file, or one without these arrays; names the file and the remedy.
+      OSError: the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        try:
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as saved:
+                arrays = {name: saved[name] for name in names}
+        # NumPy and zipfile raise more than a dozen kinds of errors for damaged files.
+        except Exception as error:
+            raise _damaged(path, error, remedy) from error
+    if wrong := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise _damaged(path, f"no array {wrong[0]}", remedy)
+    return arrays
 
 
 def check_writable(folder: str | Path) -> Path:
@@ -26,3 +102,23 @@ def check_writable(folder: str | Path) -> Path:
     folder = Path(folder)
     write_atomic(folder / ".writable", lambda file: file.write(b"")).unlink()
     return folder
+
+
+def _damaged(path: str | Path, reason: object, remedy: str) -> ValueError:
+    if isinstance(reason, Exception):
+        # NumPy's remarks on pickles recommend to load them.
+        pickled = "pickle" in str(reason)
+        text = "pickled objects" if pickled else f"{type(reason).__name__}: {reason}"
+        reason = " ".join(text.split())[:200].removesuffix(": ")
+    return ValueError(f"{path} is damaged ({reason}); {remedy}")
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number that is not finite, in dictionaries and lists as well."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value
