@@ -14,6 +14,7 @@ import numpy as np
 
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.safe_pickle import read_dictionary
+from input_pipeline.text_lists import numbered_lines
 
 
 def label_line(name: str, classes: Sequence[int]) -> str:
@@ -42,17 +43,16 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
 
     Raises:
       ValueError: a class id out of range, or a class or image that is listed twice, with the number
-        of the line; or a .npy file of anything but vectors for these classes.
+        of the line; a list that is empty or no UTF-8 text; or a .npy file of anything but vectors
+        for these classes.
     """
     if Path(path).suffix == ".npy":
         return _read_one_hot(path, classes)
     listed: dict[str, tuple[int, ...]] = {}
-    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
-        if not line.split():
-            continue
+    for number, line in numbered_lines(path):
         name, *words = line.split()
         for word in words:
-            if not (word.isascii() and word.isdigit() and int(word) < classes):
+            if not (word.isascii() and word.isdigit() and len(word) < 9 and int(word) < classes):
                 raise ValueError(
                     f"{path}, line {number}: class {word!r} is not in 0..{classes - 1}; is this "
                     "a label list, and for these classes?"

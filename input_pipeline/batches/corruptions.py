@@ -136,7 +136,7 @@ def _jpeg_compression(image: np.ndarray, level: int, rng: Rng) -> np.ndarray:
     Image.fromarray(np.ascontiguousarray(image)).save(
         file, "JPEG", quality=(25, 18, 15, 10, 7)[level - 1]
     )
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(Image.open(file, formats=("JPEG",)).convert("RGB"))
 
 
 _KINDS: dict[str, Callable[[np.ndarray, int, Rng], np.ndarray]] = {

@@ -111,13 +111,23 @@ def folder(
       A record that remembers `root`: its `index` takes `root` again, or "".
 
     Raises:
-      ValueError: no class names, or a string in place of them.
+      ValueError: no class names, a string in place of them, or a name that is blank, given twice
+        or several names in one.
     """
     if isinstance(class_names, str) or not class_names:
         raise ValueError(
             f"class_names is {class_names!r}; give a sequence of at least one name, "
             f'e.g. ("cat", "dog").'
         )
+    for name in class_names:
+        if not isinstance(name, str) or not name.strip() or "," in name:
+            raise ValueError(
+                f"class_names has the name {name!r}; give each class a string of its own without "
+                f"commas, on the command line as \"('cat','dog')\"."
+            )
+    if len(set(class_names)) < len(class_names):
+        twice = next(name for name in class_names if list(class_names).count(name) > 1)
+        raise ValueError(f"class_names has {twice!r} twice; give each class another name.")
     return Dataset(
         name=Path(root).resolve().name,
         class_names=tuple(class_names),

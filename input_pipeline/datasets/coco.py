@@ -9,19 +9,23 @@ the commonly used converter, and single pixels may differ.
 
 from __future__ import annotations
 
-import array
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from input_pipeline.datasets import coco_outlines
 from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
-from input_pipeline.datasets.images import BadFile, BadLabel
+from input_pipeline.datasets.images import MAX_PIXELS, BadFile, BadLabel, one_line
+from input_pipeline.walk import open_regular
 
 CLASSES = 80
-_KEPT = ("image_id", "category_id", "area", "segmentation")
+_MAX_DRAWN = 1 << 36  # pixels of all objects of an image: a minute or so
+_MAX_AREA = 1e300
+_KEPT = ("id", "image_id", "category_id", "area", "segmentation")
 
 
 class Object(NamedTuple):
@@ -30,12 +34,14 @@ class Object(NamedTuple):
     Attributes:
       label: class 0..79, in COCO's order.
       area: as annotated.
-      outline: polygons or a run-length code, as in the file.
+      outline: polygons, packed, or a run-length code as in the file; not checked.
+      number: id of the annotation, for messages.
     """
 
     label: int
     area: float
     outline: Any
+    number: Any = None
 
 
 @dataclass(frozen=True)
@@ -63,35 +69,34 @@ class AnnotatedImage:
 def read_instances(path: Path) -> dict[str, AnnotatedImage]:
     """All images of an instances_*.json by name, sorted, with and without objects.
 
+    Outlines are checked when they are drawn.
+
     Raises:
-      BadFile: missing, truncated, or not a file of COCO's objects.
+      BadFile: missing, truncated, or not a file of COCO's objects; names the entry that is wrong.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file, object_hook=_slim)
-        _check_categories(content["categories"])
-        images = {
-            each["id"]: AnnotatedImage(
-                Path(each["file_name"]).stem, (each["height"], each["width"])
-            )
-            for each in content["images"]
-        }
-        labels = coco_stuff_171_labels()
-        for each in content["annotations"]:
-            image, category = images[each["image_id"]], each["category_id"]
-            label = int(labels[category - 1]) if 1 <= category <= 90 else 255
-            if label < CLASSES:
-                outline = each.get("segmentation")
-                image.objects.append(Object(label, each["area"], outline))
-            else:
-                image.unknown.append(category)
+        with open_regular(path) as file:
+            content = json.load(file, object_pairs_hook=_entry)
     except FileNotFoundError as error:
         raise BadFile(
             f"{path}: no such file; unpack COCO's annotations_trainval*.zip there"
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise BadFile(f"{path}: cannot be read ({one_line(error)})") from error
+    except (ValueError, RecursionError) as error:
         raise BadFile(
-            f"{path}: cannot read COCO's objects ({_message(error)}); unpack "
+            f"{path}: cannot read COCO's objects ({one_line(error)}); unpack "
+            f"annotations_trainval*.zip again"
+        ) from error
+    try:
+        if not isinstance(content, dict):
+            raise ValueError("it is no dictionary of images, annotations and categories")
+        _check_categories(_entries(content, "categories"))
+        images = _images(_entries(content, "images"))
+        _add_objects(images, _entries(content, "annotations"))
+    except ValueError as error:
+        raise BadFile(
+            f"{path}: cannot read COCO's objects ({error}); mend or drop that entry, or unpack "
             f"annotations_trainval*.zip again"
         ) from error
     named = sorted(images.values(), key=lambda image: image.name)
@@ -101,55 +106,106 @@ def read_instances(path: Path) -> dict[str, AnnotatedImage]:
 def draw(image: AnnotatedImage) -> np.ndarray:
     """Label map (h, w) uint8 of an image: 0 is background, class + 1 an object.
 
+    Outlines without an area draw nothing.
+
     Raises:
-      BadLabel: an unknown category, or an outline that cannot be drawn.
+      BadLabel: an unknown category, or an outline that cannot be drawn; names the annotation.
     """
-    try:
-        from pycocotools import mask as rle
-    except ImportError as error:
-        raise ImportError(
-            "drawing COCO's objects needs pycocotools; install the data extra: "
-            "pip install 'clipseg_jax[data]'"
-        ) from error
     if image.unknown:
         raise BadLabel(f"{image.name}: category {image.unknown[0]} is not one of COCO's 80")
-    height, width = image.size
+    if len(image.objects) * image.size[0] * image.size[1] > _MAX_DRAWN:
+        raise BadLabel(
+            f"{image.name}: {len(image.objects)} objects are too many for {image.size[0]} x "
+            f"{image.size[1]} pixels"
+        )
     labels = np.zeros(image.size, np.uint8)
     # Drawn from back to front. Sorting is stable, so of equal areas the first in the file is on
     # top.
     for each in reversed(sorted(image.objects, key=lambda each: each.area)):
-        outline = each.outline
         try:
-            if isinstance(outline, dict):
-                compressed = isinstance(outline["counts"], str)
-                code = outline if compressed else rle.frPyObjects(outline, height, width)
-            else:
-                code = rle.merge(rle.frPyObjects([list(p) for p in outline], height, width))
-            inside = rle.decode(code)
-            if inside.shape != image.size:
-                raise ValueError(f"it is for an image of {inside.shape[0]} x {inside.shape[1]}")
+            inside = coco_outlines.mask(each.outline, image.size)
+        except ImportError:
+            raise
         except Exception as error:  # pycocotools raises all kinds of errors on damaged outlines
             raise BadLabel(
-                f"{image.name}: cannot draw an object of class {each.label} ({_message(error)})"
+                f"{image.name}: cannot draw annotation {each.number}, an object of class "
+                f"{each.label} ({one_line(error)}); mend or drop it"
             ) from error
-        labels[inside.astype(bool)] = each.label + 1
+        if inside is not None:
+            labels[inside.astype(bool)] = each.label + 1
     return labels
 
 
-def _slim(entry: dict[str, Any]) -> dict[str, Any]:
-    """The needed keys of an annotation, polygons packed: train2014 has 25 million numbers."""
+def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of the file; of an annotation the needed keys, polygons packed."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} is given twice in one entry")
     if "image_id" not in entry:
         return entry
     kept = {key: entry[key] for key in _KEPT if key in entry}
-    if isinstance(kept.get("segmentation"), list):
-        kept["segmentation"] = [array.array("d", polygon) for polygon in kept["segmentation"]]
+    if "segmentation" in kept:
+        kept["segmentation"] = coco_outlines.pack(kept["segmentation"])
     return kept
+
+
+def _entries(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    entries = content.get(key)
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise ValueError(f"{key} is no list of entries")
+    return entries
+
+
+def _images(entries: list[dict[str, Any]]) -> dict[int | str, AnnotatedImage]:
+    """Images by id."""
+    images: dict[int | str, AnnotatedImage] = {}
+    numbers: dict[str, int | str] = {}  # name -> id
+    for entry in entries:
+        number: Any = entry.get("id")
+        file = entry.get("file_name")
+        if type(number) not in (int, str) or number in images:
+            raise ValueError(f"image id {number!r} is no number or is given twice")
+        if not isinstance(file, str) or not Path(file).stem or not file.isprintable():
+            raise ValueError(f"image {number} has the file_name {file!r}")
+        height, width = size = entry.get("height"), entry.get("width")
+        if type(height) is not int or type(width) is not int or min(height, width) < 1:
+            raise ValueError(f"image {number} has the height and width {size}, no whole numbers")
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"image {number} of {height} x {width} has over {MAX_PIXELS} pixels")
+        name = Path(file).stem
+        if name in numbers:
+            raise ValueError(f"images {numbers[name]} and {number} are both called {name}")
+        numbers[name] = number
+        images[number] = AnnotatedImage(name, (height, width))
+    return images
+
+
+def _add_objects(images: dict[int | str, AnnotatedImage], entries: list[dict[str, Any]]) -> None:
+    labels = coco_stuff_171_labels()
+    for entry in entries:
+        number, where = entry.get("id"), entry.get("image_id")
+        category, area = entry.get("category_id"), entry.get("area")
+        if not isinstance(where, int | str) or where not in images:
+            raise ValueError(f"annotation {number} has the image_id {where!r}, no image's id")
+        if not isinstance(category, int):
+            raise ValueError(f"annotation {number} has the category_id {category!r}, no number")
+        if not isinstance(area, int | float) or not -_MAX_AREA < area < _MAX_AREA:
+            raise ValueError(f"annotation {number} has the area {area!r}, no number")
+        image = images[where]
+        label = int(labels[category - 1]) if 1 <= category <= 90 else 255
+        if label < CLASSES:
+            image.objects.append(Object(label, area, entry.get("segmentation"), number))
+        else:
+            image.unknown.append(category)
 
 
 def _check_categories(categories: list[dict[str, Any]]) -> None:
     names, labels = class_set("stuff").names, coco_stuff_171_labels()
-    for each in categories:
-        number, name = each["id"], each["name"]
+    for entry in categories:
+        number, name = entry.get("id"), entry.get("name")
+        if type(number) is not int or not isinstance(name, str):
+            raise ValueError(f"category {number!r} is called {name!r}")
         expected = (
             names[labels[number - 1]]
             if 1 <= number <= 90 and labels[number - 1] < CLASSES
@@ -157,8 +213,3 @@ def _check_categories(categories: list[dict[str, Any]]) -> None:
         )
         if expected is not None and name != expected:
             raise ValueError(f"category {number} is {name!r}; COCO's is {expected!r}")
-
-
-def _message(error: Exception) -> str:
-    message = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
-    return " ".join(message.split()) or type(error).__name__

@@ -29,7 +29,8 @@ from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import AnnotatedImage, read_instances
 from input_pipeline.datasets.images import BadFile, read_label
-from input_pipeline.datasets.layout import Annotations, Example, read_list
+from input_pipeline.datasets.layout import Annotations, Example
+from input_pipeline.text_lists import read_list
 from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
@@ -130,8 +131,8 @@ def image_labels(
         named = "".join(f"\n  {name}: {why}" for name, why in bad[:_SHOWN])
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise BadFile(
-            f"split {split}: {len(bad)} of {len(examples)} images have image labels that "
-            f'cannot be used; repair these files, or leave them out (on_bad="skip"):{named}{more}'
+            f"split {split}: {len(bad)} of {len(examples)} images have image labels that cannot "
+            f"be used; repair these files, or take the images off the list:{named}{more}"
         )
     labels = [labels_of[each.name].ids for each in examples]
     problems = [
@@ -278,10 +279,10 @@ def _ids_of_list(
     ids_of: dict[str, tuple[int, ...]] = {}
     for part in dataset.layout.split(split).parts:
         path = home / (dataset.layout.list_of(home, part) or "")
-        if not path.is_file():
+        if not path.exists():
             return None
         for stem, *words in read_list(path):
-            if not all(word.isdigit() for word in words):
+            if not all(word.isascii() and word.isdigit() and len(word) < 9 for word in words):
                 return None
             ids = [int(word) for word in words]
             if annotations.ids:

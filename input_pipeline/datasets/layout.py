@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from input_pipeline.datasets.images import File
+from input_pipeline.text_lists import read_list
+from input_pipeline.walk import find_files
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _MISSING_SHOWN = 3
+_LEFT_OUT_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,10 @@ class Layout:
             if not labels:
                 part = dataclasses.replace(part, labels=None)
             examples += self._part(root, part, split)
-        names = {example.name for example in examples}
-        if len(names) != len(examples):
+        twice = [name for name, count in Counter(e.name for e in examples).items() if count > 1]
+        if twice:
             raise ValueError(
-                f"Split {split}: {len(examples) - len(names)} images are listed twice; list each "
+                f"Split {split}: {len(twice)} images are listed twice, first {twice[0]}; list each "
                 f"image once."
             )
         return examples
@@ -168,7 +172,7 @@ class Layout:
 
         If none exists, the first of `part.lists`.
         """
-        existing = [name for name in part.lists if (root / name).is_file()]
+        existing = [name for name in part.lists if (root / name).exists()]
         if existing:
             return existing[0]
         return None if part.may_scan or not part.lists else part.lists[0]
@@ -192,13 +196,14 @@ class Layout:
 
         Raises:
           OSError: the list cannot be read.
+          BadList: it is empty, no UTF-8, or names files outside the folder.
           ValueError: it names label files of another folder.
         """
         stems = []
         for first, *others in read_list(root / listed):
             stems.append(_below(first, part.images).removesuffix(self.image_suffix))
             label = others[0] if others and others[0].endswith(self.label_suffix) else None
-            if label and part.labels and _below(label, part.labels) == label.removeprefix("/"):
+            if label and part.labels and _below(label, part.labels) == label.lstrip("/"):
                 raise ValueError(
                     f"{root / listed}: names labels like {label}, but this dataset's are in "
                     f"{part.labels}/; use a list of stems, or the dataset that the list is for"
@@ -218,12 +223,12 @@ class Layout:
         else:
             try:
                 names = stems = self.stems(root, part, listed)
-            except OSError as error:
+            except FileNotFoundError as error:
                 raise FileNotFoundError(
                     f"No split list {root / listed}. {self._layout(split)}"
                 ) from error
             files = [stem + self.image_suffix for stem in stems]
-            self._require(images, files, f"{image_folder} (see {listed})", split)
+            files = self._require(images, image_folder, files, f" (see {listed})", split)
         if not files:
             kind = f"*{self.image_suffix}" if self.image_suffix else "images"
             raise FileNotFoundError(f"No {kind} in {image_folder}. {self._layout(split)}")
@@ -235,7 +240,8 @@ class Layout:
         folder, prefix = self.labels_of(root, part)
         labels = [stem.removeprefix(prefix) + self.label_suffix for stem in stems]
         label_folder = root / folder
-        self._require(self._listing(label_folder, split), labels, str(label_folder), split)
+        existing = self._listing(label_folder, split)
+        labels = self._require(existing, label_folder, labels, "", split)
         return [
             Example(name, image_folder / file, label_folder / label)
             for name, file, label in zip(names, files, labels, strict=True)
@@ -255,14 +261,19 @@ class Layout:
             raise FileNotFoundError(f"No folder {folder}. {self._layout(split)}")
         return files_below(folder)
 
-    def _require(self, existing: set[str], expected: Sequence[str], where: str, split: str) -> None:
-        missing = [name for name in expected if name not in existing]
+    def _require(
+        self, existing: set[str], folder: Path, wanted: Sequence[str], where: str, split: str
+    ) -> list[str]:
+        """The names of the wanted files as they are in `folder`."""
+        pairs = list(find_names(existing, folder, wanted))
+        missing = [name for name, file in pairs if file is None]
         if missing:
             shown = ", ".join(missing[:_MISSING_SHOWN]) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(
-                f"{len(missing)} of {len(expected)} files are missing in {where}: {shown}. "
+                f"{len(missing)} of {len(wanted)} files are missing in {folder}{where}: {shown}. "
                 f"{self._layout(split)}"
             )
+        return [file for _, file in pairs if file is not None]
 
     def _layout(self, split: str) -> str:
         where = f" (usually {self.folders[0]})" if self.folders else ""
@@ -280,22 +291,49 @@ class Layout:
 
 
 def files_below(folder: Path) -> set[str]:
-    """Paths of all files below `folder`, relative to it, except hidden ones."""
-    relative: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        prefix = Path(where).relative_to(folder).as_posix()
-        prefix = "" if prefix == "." else prefix + "/"
-        relative.update(prefix + name for name in files if not name.startswith("."))
-    return relative
+    """Paths of all files below `folder`, relative to it, except hidden ones; see `find_files`.
+
+    Logs a warning that names what is left out.
+    """
+    if not folder.is_dir():
+        return set()
+    found = find_files(folder, ())
+    for path, reason in found.left_out[:_LEFT_OUT_SHOWN]:
+        logging.getLogger(__name__).warning("%s %s: left out.", path, reason)
+    if len(found.left_out) > _LEFT_OUT_SHOWN:
+        logging.getLogger(__name__).warning(
+            "%s: %d more are left out.", folder, len(found.left_out) - _LEFT_OUT_SHOWN
+        )
+    start = len(folder.parts)
+    return {"/".join(path.parts[start:]) for path in found.files}
 
 
-def read_list(path: Path) -> list[list[str]]:
-    """The words of each line of a list, without blank lines."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.split() for line in lines if line.strip()]
+def find_names(
+    existing: set[str], folder: Path, wanted: Sequence[str]
+) -> Iterator[tuple[str, str | None]]:
+    """Yields each wanted name with the file in `folder` that has it; None: it is missing.
+
+    Files may have a name in another Unicode form (macOS and Linux differ in umlauts), or be reached
+    by a link that the walk did not follow a second time.
+
+    Args:
+      existing: `files_below` of the folder.
+    """
+    other_forms: dict[str, str] | None = None
+    for name in wanted:
+        if name in existing:
+            yield name, name
+            continue
+        if other_forms is None:
+            other_forms = {_nfc(each): each for each in existing if not each.isascii()}
+        linked = name if os.path.isfile(folder / name) else None
+        yield name, other_forms.get(_nfc(name), linked)
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _below(path: str, folder: str) -> str:
     """A listed path relative to `folder` if it starts with it, without a leading slash."""
-    return path.removeprefix("/").removeprefix(f"{folder}/")
+    return path.lstrip("/").removeprefix(f"{folder}/").lstrip("/")

@@ -120,7 +120,7 @@ def _coco(
         splits.append((split, Split((part,), count, annotations=source)))
     return Layout(
         tuple(splits),
-        (f"COCO{year}",),
+        (f"COCO{year}", f"coco{year}"),
         remedy=f"python -m input_pipeline.prepare coco{year % 100} --root DIR --write makes lists "
         "and labels from the annotations.",
     )

@@ -65,8 +65,8 @@ def prepare(
         converted = convert(jobs, preparation.label_of(), run=run("convert"))
     checked = check(root, preparation.expected, deep=deep, run=run("check"))
     if converted is not None and converted.failures:
-        remedy = "Unpack these again; then run with --write again to resume."
-        checked.problems.insert(0, Problem("not converted", converted.failures, remedy))
+        problem = Problem("not converted", converted.failures, preparation.remedy)
+        checked.problems.insert(0, problem)
     return checked, converted
 
 

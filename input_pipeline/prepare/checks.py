@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from input_pipeline.datasets.image_labels import image_labels
-from input_pipeline.datasets.images import BadFile, image_size, read_image, read_label
-from input_pipeline.datasets.layout import Example, Part, files_below
+from input_pipeline.datasets.images import BadFile, image_size, open_image, read_image, read_label
+from input_pipeline.datasets.layout import Example, Part, files_below, find_names
 from input_pipeline.prepare.expected import BEYOND, Checked, Expected, Faults
 from input_pipeline.prepare.workers import CHUNK, Run
+from input_pipeline.text_lists import BadList
+from input_pipeline.walk import open_regular
 
 Pair = tuple[str | None, str | None]  # image and label file below the root; None: missing
 
@@ -132,8 +133,11 @@ def _find_part_files(
     if listed is not None:
         try:
             stems = pair_stems = layout.stems(root, part, listed)
-        except (OSError, UnicodeDecodeError):
+        except FileNotFoundError:
             faults.add("missing list", listed)
+            return []
+        except (BadList, OSError) as error:
+            faults.add("unreadable list", str(error).removeprefix(f"{root}/"))
             return []
         except ValueError as error:
             faults.add("list of another folder", str(error).partition("; ")[0])
@@ -142,20 +146,21 @@ def _find_part_files(
         stems = sorted(_stems(images, layout.image_suffix))
         # A label without an image means that the image is missing.
         pair_stems = sorted({*stems, *_stems(labels, layout.label_suffix)}) if images else stems
-    for stem in pair_stems:
-        image = stem + layout.image_suffix
-        label = stem.removeprefix(prefix) + layout.label_suffix
-        pair: list[str | None] = []
-        for kind, folder, file, existing in (
-            ("missing image", image_folder, image, images),
-            ("missing label", label_folder, label, labels),
-        ):
-            exists = existing is not None and file in existing
-            pair.append(f"{folder}/{file}" if exists else None)
-            if not exists and existing is not None:  # a missing folder is reported once
-                faults.add(kind, f"{folder}/{file}")
-        if any(pair):
-            pairs.append((pair[0], pair[1]))
+    files_of: list[list[str | None]] = []
+    for kind, folder, existing, expected_names in (
+        ("missing image", image_folder, images, [f"{s}{layout.image_suffix}" for s in pair_stems]),
+        (
+            "missing label",
+            label_folder,
+            labels,
+            [f"{s.removeprefix(prefix)}{layout.label_suffix}" for s in pair_stems],
+        ),
+    ):
+        found = list(find_names(existing or set(), root / folder, expected_names))
+        files_of.append([file and f"{folder}/{file}" for _, file in found])
+        if existing is not None:  # a missing folder is reported once
+            faults.add(kind, *(f"{folder}/{name}" for name, file in found if file is None))
+    pairs += [pair for pair in zip(*files_of, strict=True) if any(pair)]
     return stems
 
 
@@ -205,7 +210,7 @@ def _check_chunk(pairs: Sequence[Pair], root: Path, expected: Expected, deep: bo
 
 
 def _is_colour(path: Path) -> bool:
-    with contextlib.suppress(Exception), Image.open(path) as image:
+    with contextlib.suppress(Exception), open_regular(path) as file, open_image(file) as image:
         return len(image.getbands()) > 1
     return False
 

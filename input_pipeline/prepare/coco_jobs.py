@@ -7,6 +7,7 @@ from pathlib import Path
 
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.coco import read_instances
+from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import files_below
 from input_pipeline.prepare.conversions import Job, write_list
 
@@ -18,7 +19,7 @@ def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
     that have an object.
 
     Raises:
-      BadFile: instances_*.json is damaged.
+      BadFile: instances_*.json is damaged, or an image's name has blanks.
       CannotWrite: a list cannot be written.
     """
     jobs = []
@@ -30,6 +31,12 @@ def coco_jobs(record: Dataset, root: Path, splits: Iterable[str]) -> list[Job]:
             continue
         images = [each for each in read_instances(root / source.instances).values() if each.objects]
         if record.layout.list_of(root, part) == part.lists[0]:  # no other list exists
+            for each in images:
+                if len(each.name.split()) != 1:
+                    raise BadFile(
+                        f"{root / source.instances}: file name {each.name!r} has blanks, so that "
+                        f"no list can name it; rename the image"
+                    )
             lines = (" ".join(map(str, (each.name, *each.labels))) for each in images)
             write_list(root / part.lists[0], lines)
         folder, prefix = record.layout.labels_of(root, part)

@@ -20,8 +20,9 @@ from input_pipeline.datasets.class_sets import (
     pascal_context_raw_ids,
 )
 from input_pipeline.datasets.images import BadLabel, read_label
-from input_pipeline.datasets.layout import files_below, read_list
+from input_pipeline.datasets.layout import files_below
 from input_pipeline.prepare.workers import CHUNK, Run
+from input_pipeline.text_lists import read_list
 from input_pipeline.writing import is_whole_png, write_atomic
 
 UNKNOWN = -1  # in a table: an id that must not occur in raw maps
@@ -171,7 +172,7 @@ def _train_and_val(folder: Path) -> list[list[str]]:
 def _stems(path: Path) -> list[str]:
     """The stems of a split list, one per line."""
     # VOC's per-class lists have a second column.
-    return [words[0] for words in read_list(path)]
+    return [words[0].lstrip("/") for words in read_list(path)]
 
 
 def write_list(path: Path, lines: Iterable[str]) -> None:

@@ -111,6 +111,7 @@ def _remedy(kind: str, expected: Expected) -> str:
         "number of images": "Scores on other images are not comparable. " + expected.source,
         "other images": "Scores on other images are not comparable. Use the published list, "
         "or delete this one and let --write make it.",
+        "unreadable list": "Save the list as UTF-8 text with one stem a line, or delete it.",
         "list of another folder": "Use a list of stems, one per line.",
         "unreadable image": unpack_again,
         "unreadable label": unpack_again,

@@ -42,12 +42,14 @@ class Preparation:
       jobs: (root, --source) -> the label files to make; None: labels are used as published.
       label_of: returns the function that makes a label map from the source of a job.
       takes_source: whether `jobs` uses --source.
+      remedy: for sources that no label map can be made from.
     """
 
     expected: Expected
     jobs: Jobs | None = None
     label_of: Callable[[], LabelOf] | None = None
     takes_source: bool = False
+    remedy: str = "Unpack these again; then run with --write again to resume."
 
 
 def _expected(
@@ -134,7 +136,11 @@ def _coco(
     )
     # Label maps are made for both splits if their annotations exist.
     return Preparation(
-        expected, lambda root, _: coco_jobs(record, root, ("train", "val")), lambda: draw
+        expected,
+        lambda root, _: coco_jobs(record, root, ("train", "val")),
+        lambda: draw,
+        remedy="Mend or drop what is named in instances_*.json; then run with --write again to "
+        "resume.",
     )
 
 

@@ -22,7 +22,14 @@ from tqdm import tqdm
 from input_pipeline.batches.buckets import Size
 from input_pipeline.batches.loading import load_example
 from input_pipeline.datasets.catalog import Dataset
-from input_pipeline.datasets.images import BadFile, BadLabel, File, image_size, read_label
+from input_pipeline.datasets.images import (
+    BadFile,
+    BadLabel,
+    File,
+    image_size,
+    open_image,
+    read_label,
+)
 from input_pipeline.datasets.layout import Example
 from input_pipeline.datasets.records import INDEX, RecordFile, RecordsError, open_shard
 
@@ -81,7 +88,7 @@ def _read_row(dataset: Dataset, example: Example) -> Row | BadFile:
 def _grey_png(path: File) -> bytes:
     """A label map as a grey PNG; the bytes of the file if it is one."""
     content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
+    with open_image(io.BytesIO(content)) as image:
         if image.format == "PNG" and image.mode == "L":
             return content
     ids = read_label(path)

@@ -144,7 +144,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
     def count(example: Example) -> np.ndarray | None:
         try:
             _, truth = read_example(dataset, example)
-            with Image.open(_labels_path(workdir, example.name)) as file:
+            with Image.open(_labels_path(workdir, example.name), formats=("PNG",)) as file:
                 labels = np.asarray(file)
         except (BadFile, OSError) as error:
             logging.warning("not scored: %s", error)

@@ -12,17 +12,17 @@ pytest.importorskip("pycocotools")
 from pycocotools import mask as rle
 
 from input_pipeline import writing
-from input_pipeline.datasets import coco
+from input_pipeline.datasets import coco, coco_outlines
 from input_pipeline.datasets.catalog import COCO14_81, COCO17_81
 from input_pipeline.datasets.image_labels import image_labels
-from input_pipeline.datasets.images import BadLabel, read_label
+from input_pipeline.datasets.images import BadFile, BadLabel, read_label
 from input_pipeline.prepare.__main__ import main
 from input_pipeline.prepare.preparations import PREPARATIONS
 from tests.input_pipeline.coco_files import SIZE, box, category, instances, thing, write
 
 
 def drawn(label, outline, area=1.0):
-    return coco.Object(label, area, outline)
+    return coco.Object(label, area, coco_outlines.pack(outline), 77)
 
 
 def coded(top, left, height, width, compress):
@@ -68,19 +68,127 @@ def test_outlines(compress):
     assert not coco.draw(coco.AnnotatedImage("x", SIZE)).any()
 
 
+FULL = SIZE[0] * SIZE[1]
+
+
 @pytest.mark.parametrize(
     ("outline", "said"),
     [
-        ([], "cannot draw an object of class 3"),
-        (None, "cannot draw an object of class 3"),
-        ([["a", "b"]], "cannot draw an object of class 3"),
-        ({"size": [3, 4], "counts": [12]}, "it is for an image of 3 x 4"),
-        ({"size": [3, 4]}, "cannot draw an object of class 3 .KeyError: 'counts'"),
+        (None, "neither polygons nor"),
+        ("abc", "neither polygons nor"),
+        ([["a", "b"]], "not a list of polygons"),
+        (box(0, 0, 5, 5)[0], "not a list of polygons"),
+        ([box(0, 0, 5, 5)], "not a list of polygons"),
+        ([[1, 1, 9, 1, 9]], "5 coordinates, an odd number"),
+        ([[1, 1, 9, 1, 9, float("nan")]], "not finite"),
+        ([[1, 1, 9, 1, 9, float("-inf")]], "not finite"),
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], r"coordinate 1e\+09, far outside of the image of 24 x 40"),
+        ([[0, 0, 1e300, 0, 1e300, -1e300]], "far outside"),
+        ([[-40, -40, 80, 80] * 10_000], "longer than 2097152 pixels"),
+        ([[0, 0, 1, 1, 2, 0]] * 10_001, "10001 polygons"),
+        ({"size": [3, 4], "counts": [12]}, r"is for an image of \[3, 4\]"),
+        ({"size": [30000, 30000], "counts": [0, 900000000]}, "is for an image of"),
+        ({"counts": [FULL]}, "is for an image of None"),
+        ({"size": list(SIZE)}, "not whole numbers"),
+        ({"size": list(SIZE), "counts": [FULL + 1]}, "is of 961 pixels, the image of 960"),
+        ({"size": list(SIZE), "counts": [FULL + 1, -1]}, "not whole numbers"),
+        ({"size": list(SIZE), "counts": [FULL, 0.0]}, "not whole numbers"),
+        ({"size": list(SIZE), "counts": "0P"}, "cut short"),
+        ({"size": list(SIZE), "counts": "00\u00e4"}, "damaged"),
+        ({"size": list(SIZE), "counts": "P" * 99}, "damaged"),
+        ({"size": list(SIZE), "counts": "0"}, "is of 0 pixels"),
     ],
 )
 def test_outlines_that_cannot_be_drawn(outline, said):
-    with pytest.raises(BadLabel, match=f"^x: .*{said}"):
-        coco.draw(coco.AnnotatedImage("x", SIZE, [drawn(3, outline)]))
+    image = coco.AnnotatedImage("x", SIZE, [drawn(0, box(0, 0, 2, 2)), drawn(3, outline)])
+    with pytest.raises(BadLabel, match=f"^x: cannot draw annotation 77, .* class 3 .*{said}"):
+        coco.draw(image)
+
+
+@pytest.mark.parametrize("outline", [[], [[]], [[5, 5]], [[5, 5, 20, 10]]])
+def test_outlines_without_area_draw_nothing(outline):
+    image = coco.AnnotatedImage("x", SIZE, [drawn(5, box(0, 0, 2, 2)), drawn(3, outline)])
+    assert np.unique(coco.draw(image)).tolist() == [0, 6]
+
+
+def test_packed_codes_are_read_as_pycocotools_does():
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 0.99, 1):
+        inside = np.asfortranarray(rng.random((50, 70)) < share, np.uint8)
+        code = rle.encode(inside)
+        outline = {"size": [50, 70], "counts": code["counts"].decode()}
+        np.testing.assert_array_equal(coco_outlines.mask(outline, (50, 70)), inside)
+
+
+def changed(key, index=0, **values):
+    content = instances({"a.jpg": [thing(0, box(0, 0, 2, 2))], "b.jpg": []})
+    content[key][index].update(values)
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (changed("images", height=-5), r"image 0 has the height and width \(-5, 40\)"),
+        (changed("images", height=20.5), "image 0 has the height"),
+        (changed("images", width=None), "image 0 has the height"),
+        (changed("images", width=True), "image 0 has the height"),
+        (changed("images", height=10**6, width=10**6), "image 0 of 1000000 x 1000000 has over"),
+        (changed("images", file_name=None), "image 0 has the file_name None"),
+        (changed("images", file_name="a\0.jpg"), "image 0 has the file_name"),
+        (changed("images", file_name="x/b.png"), "images 0 and 1 are both called b"),
+        (changed("images", id=1), "image id 1 is .* given twice"),
+        (changed("images", id=[1]), r"image id \[1\]"),
+        (changed("annotations", area=None), "annotation 100 has the area None"),
+        (changed("annotations", area="x"), "annotation 100 has the area 'x'"),
+        (changed("annotations", area=float("nan")), "annotation 100 has the area nan"),
+        (changed("annotations", area=10**400), "annotation 100 has the area 1000"),
+        (changed("annotations", image_id=9), "annotation 100 has the image_id 9"),
+        (changed("annotations", image_id={}), "annotation 100 has the image_id"),
+        (changed("annotations", category_id="cat"), "annotation 100 has the category_id 'cat'"),
+        (changed("categories", id="x"), "category 'x' is called 'person'"),
+        (changed("categories", name="tree"), "category 1 is 'tree'"),
+        ("[]", "no dictionary"),
+        ("{}", "categories is no list"),
+        ('{"categories": [], "images": [3]}', "images is no list"),
+        ('{"categories": [], "categories": []}', "'categories' is given twice"),
+        ("[" * 100_000, "cannot read"),
+        ('{"a":' * 100_000, "cannot read"),
+        ("\udcff", "cannot read"),
+    ],
+)
+def test_files_that_are_not_as_cocos(tmp_path, text, said):
+    path = tmp_path / "i.json"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(BadFile, match=said) as raised:
+        coco.read_instances(path)
+    assert str(raised.value).startswith(f"{path}: cannot read COCO's objects (")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_accepted(tmp_path, encoding):
+    path = tmp_path / "i.json"
+    path.write_text(changed("annotations"), encoding=encoding)
+    assert list(coco.read_instances(path)) == ["a", "b"]
+
+
+def test_a_pipe_is_no_file_of_objects(tmp_path):
+    os.mkfifo(tmp_path / "i.json")
+    with pytest.raises(BadFile, match=r"i\.json is a named pipe"):
+        coco.read_instances(tmp_path / "i.json")
+
+
+def test_names_with_blanks_cannot_be_listed(tmp_path, capsys, tiny):
+    write(tmp_path, {"my photo.jpg": every_class()}, "val2014")
+    assert main(["coco14", "--root", str(tmp_path), "--write"]) == 2
+    assert "'my photo' has blanks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["COCO2014", "coco2014"])
+def test_the_folder_below_the_root_in_either_case(tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert COCO14_81.layout.resolve(tmp_path) == tmp_path / name
 
 
 def test_unknown_category_is_not_drawn(tmp_path):
@@ -177,13 +285,13 @@ def test_damaged(tmp_path, capsys, tiny):
     root = train_and_val(tmp_path)
     path = root / "annotations/instances_train2014.json"
     content = json.loads(path.read_text())
-    content["annotations"][0]["segmentation"] = [[1, 2]]
+    content["annotations"][0]["segmentation"] = [1, 2]
     path.write_text(json.dumps(content))
     assert main(["coco14", "--root", str(root), "--write"]) == 1
     output = capsys.readouterr().out
     assert "converted: 2, already there: 0, failed: 1" in output
     assert (
-        "not converted: 1\n  COCO_train2014_000000000001: cannot draw an object of class 0"
+        "not converted: 1\n  COCO_train2014_000000000001: cannot draw annotation 110, an object of "
         in output
     )
     assert "missing label: 1\n  SegmentationClass/COCO_train2014_000000000001.png" in output

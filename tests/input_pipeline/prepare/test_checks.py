@@ -173,9 +173,12 @@ def test_classes_and_shares(tmp_path):
     }
     # A part of the dataset is not judged as the whole.
     (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("")
-    assert problems(tmp_path, "voc") == {
+    found = problems(tmp_path, "voc")
+    assert found == {
+        "unreadable list": found["unreadable list"],
         "number of images": ["val has 0, the published one 1"],
     }
+    assert found["unreadable list"][0].startswith("ImageSets/Segmentation/val.txt is an empty list")
 
 
 def test_palette_labels_are_fine(tmp_path):

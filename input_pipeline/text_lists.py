@@ -1,0 +1,84 @@
+"""The one reader of text files that users write: split lists, label lists, files of classes.
+
+Editors and shells save them in several encodings; what cannot be read is told with the list's name,
+the line and the remedy.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from input_pipeline.walk import open_regular
+
+_MAX_BYTES = 1 << 28  # ten times COCO's lists
+_MAX_LINE = 1 << 14
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it starts with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class BadList(ValueError):  # noqa: N818
+    """A list that cannot be used; the message names the list, the line and the remedy."""
+
+
+def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yields (number from 1, text without blanks around it) of each line that is not blank.
+
+    Takes UTF-8, and UTF-16 and UTF-32 with a byte order mark; lines end with LF, CRLF or CR.
+
+    Raises:
+      BadList: empty, in another encoding, or no text.
+      OSError: missing, not a file (see `open_regular`), or not readable.
+    """
+    with open_regular(path) as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise BadList(f"{path} is larger than {_MAX_BYTES >> 20} MB, no list; name another file")
+    text = _decode(content, path).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise BadList(f"{path} is an empty list; fill it, or delete it")
+    for number, line in enumerate(text.split("\n"), 1):
+        if "\0" in line or len(line) > _MAX_LINE:
+            what = "holds a NUL byte" if "\0" in line else f"has {len(line)} characters"
+            raise BadList(f"{path}, line {number} {what}: no list; is it saved as UTF-8 text?")
+        if line.strip():
+            yield number, line.strip()
+
+
+def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
+    """The words of each line of a list of files, without blank lines.
+
+    Raises:
+      BadList: see `numbered_lines`; or a name leaves the folder that it is for.
+      OSError: see `numbered_lines`.
+    """
+    lines = []
+    for number, line in numbered_lines(path):
+        words = line.split()
+        for word in words:
+            if ".." in PurePosixPath(word).parts:
+                raise BadList(
+                    f"{path}, line {number}: {word} leaves the dataset's folder; list names below "
+                    f"it"
+                )
+        lines.append(words)
+    return lines
+
+
+def _decode(content: bytes, path: str | os.PathLike[str]) -> str:
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise BadList(
+            f"{path}, line {line}, is not {encoding.removesuffix('-sig').upper()}; save the list "
+            f"as UTF-8"
+        ) from error
