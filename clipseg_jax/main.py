@@ -22,6 +22,7 @@ from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.config_names import check_arguments
 from clipseg_jax.core.files import check_writable, read_json, write_json
+from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.methods.clip_es import recipe as clip_es
 from clipseg_jax.methods.clip_rc import recipe as clip_rc
@@ -124,7 +125,8 @@ def main(argv: list[str]) -> int:
         given = config_flags.get_override_values(flags.FLAGS["config"])
         processes.exit_if_peer_lost(lambda: run(_CONFIG.value, Path(workdir), given))
 
-    return exit_code(work)
+    with signals():
+        return processes.end_together(lambda: exit_code(work))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clipseg_jax.core.checkpoint import Checkpoints
-from clipseg_jax.core.interrupt import Interrupted, Signals
+from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.writer import Writer
@@ -145,9 +145,11 @@ def train(
     step, peers_alive = start, True
     rows: Iterator[HostBatch] | None = None
     try:
-        with Signals() as signals:
+        with signals() as caught:
             while True:
                 if evaluate and _due(step, cfg) and step not in evaluated.steps:
+                    saved.wait()
+                    caught.at_once()
                     model = parts.model(state.params, state.stats, frozen)
                     evaluation = evaluate(model, step)
                     best.offer(step, state, evaluation)
@@ -163,6 +165,7 @@ def train(
                 rows = batches(step) if rows is None else rows
                 batch = next(rows)
                 state, metrics = step_once(state, frozen, shard_batch(mesh, batch))
+                caught.defer()
                 check()  # of the previous step, so that the devices always have work queued
                 pending = (step, batch, metrics)
                 step += 1
@@ -174,7 +177,7 @@ def train(
                     writer.write(step, scalars | {"images_per_second": speed})
                     bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed:.1f} images/s")
                     clock, images = time.monotonic(), 0
-                stop = signals.stop_at(step)
+                stop = caught.stop()
                 if (
                     stop
                     or step % cfg.checkpoint_every_steps == 0
@@ -187,9 +190,10 @@ def train(
                     raise Interrupted(
                         f"{name}: stopped and saved at step {step} of {cfg.total_steps}; run the "
                         "same command again to resume",
-                        signals.number or 15,
+                        stop,
                     )
-        saved.wait()
+            saved.wait()
+            caught.at_once()
         # Replicated, so that any process can write or evaluate it.
         state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)
