@@ -66,7 +66,7 @@ def choose(config: CLIPConfig, activation: str | None, heads: Sequence[int] | No
     Raises:
       CheckpointError: heads that do not divide a tower's width.
     """
-    if activation is not None and not _has_no_activation(config):
+    if activation is not None and (config.text or isinstance(config.vision, ViTConfig)):
         config = config.replace(activation=activation)
     if heads is not None:
         vision = dataclasses.replace(config.vision, heads=heads[0])
@@ -95,19 +95,20 @@ def check_heads(config: CLIPConfig) -> None:
 
 def warn_of_guesses(path: Path, config: CLIPConfig, guessed: Sequence[str]) -> None:
     """Says which choices of `config` its file does not hold."""
-    names = [name for name in guessed if name in ("activation", "heads")]
-    if "activation" in names and _has_no_activation(config):
-        names.remove("activation")
-    if names:
-        values = {"activation": _activation(config), "heads": _heads(config)}
-        assumed = " and ".join(f"{name} {values[name]}" for name in names)
+    vision, text = config.vision, config.text
+    transformer = text or vision
+    assumed = []
+    if "activation" in guessed and not isinstance(transformer, ResNetConfig):
+        assumed.append(f"activation {transformer.activation}")
+    if "heads" in guessed:
+        assumed.append(f"heads {vision.heads}" + (f",{text.heads}" if text else ""))
+    if assumed:
         _log.warning(
-            "%s does not say its %s; OpenAI's %s assumed. If it is not OpenAI's model, put its "
-            "config.json or open_clip_config.json beside it, or give `activation` (OpenCLIP's "
-            "mostly: gelu) and `heads` (commands: --activation, --heads; recipes: "
-            "--config.clip.activation, in MaskCLIP and ReCLIP .trained_activation, and "
-            "--config.clip.heads)",
-            path, " and ".join(names), assumed,
+            "%s does not say its activation or heads; OpenAI's are assumed: %s. For another model "
+            "put its config.json or open_clip_config.json beside it, or give `activation` and "
+            "`heads` (such as --activation gelu --heads 12,8; in recipes --config.clip.activation, "
+            "of MaskCLIP and ReCLIP .trained_activation, and --config.clip.heads)",
+            path, ", ".join(assumed),
         )  # fmt: skip
 
 
@@ -121,16 +122,3 @@ def lost_choices(config: CLIPConfig, implied: CLIPConfig) -> list[str]:
             if tower and other and ours != theirs:
                 lost.append(f"{name} {field} {ours} (they take {theirs})")
     return lost
-
-
-def _has_no_activation(config: CLIPConfig) -> bool:
-    """Whether it is an image tower alone with ReLU, which has no such choice."""
-    return config.text is None and not isinstance(config.vision, ViTConfig)
-
-
-def _activation(config: CLIPConfig) -> str:
-    return config.text.activation if config.text else config.vision.activation  # type: ignore[union-attr]
-
-
-def _heads(config: CLIPConfig) -> str:
-    return f"{config.vision.heads}" + (f",{config.text.heads}" if config.text else "")

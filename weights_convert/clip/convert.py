@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer
+from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, Tokenizer
 from weights_convert.clip import layouts
 from weights_convert.clip.build import abstract, build, check_finite, config_of, expected_shapes
 from weights_convert.clip.cache import (
@@ -81,7 +81,7 @@ def _convert(path: Path, vision_only: bool) -> Converted:
     named, config, arrays, guessed = fit(checkpoint, path, weights_path, vision_only=vision_only)
     check_finite(named.stored, str(path))
     tokenizer = None
-    if config.text is not None and _reads_tokenizer(path, named.layout, config):
+    if config.text is not None and _has_tokenizer(path, weights_path, named.layout, config.text):
         tokenizer = read_tokenizer(weights_path.parent)
     digest = sha256(weights_path)
     record = {
@@ -113,13 +113,13 @@ def fit(
     try:
         whole = layouts.identify(checkpoint.content)
         named = layouts.vision_only(whole) if vision_only else whole
-        config = config_of(layouts.sketch(named))
+        sizes = config_of(layouts.sketch(named))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    config, said = with_side_files(config, named.layout, weights_path)
+    config, said = with_side_files(sizes, named.layout, weights_path)
     guessed = [] if said or _is_openai(checkpoint, whole) else ["activation", "heads"]
-    weights = layouts.weights(named, expected_shapes(config), str(path))
-    arrays = OPENAI.to_right(weights, abstract(config)[1], str(path))
+    weights = layouts.weights(named, expected_shapes(sizes), str(path))
+    arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))
     return Fitted(named, config, arrays, guessed)
 
 
@@ -137,14 +137,16 @@ def _is_openai(checkpoint: Checkpoint, named: layouts.Named) -> bool:
     return conv1 is not None and conv1.dtype == np.float16 and numbers <= named.carried.keys()
 
 
-def _reads_tokenizer(path: Path, layout: str, config: CLIPConfig) -> bool:
+def _has_tokenizer(path: Path, weights_path: Path, layout: str, text: TextConfig) -> bool:
     """Whether a tokenizer beside the weights is theirs.
 
-    It is in a directory that was given as such and beside a file by Hugging Face's names; beside
-    another single file it is if that cannot be read with OpenAI's.
+    It is in a directory that was given as such and beside a file of Hugging Face's names; beside
+    another single file, a vocab.json is where OpenAI's does not fit.
     """
-    rows = config.text.vocabulary if config.text else 0
-    return path.is_dir() or layout == "huggingface" or rows != len(Tokenizer.openai().ids)
+    if path.is_dir() or layout == "huggingface":
+        return True
+    fits = text.vocabulary == len(Tokenizer.openai().ids)
+    return not fits and (weights_path.parent / "vocab.json").exists()
 
 
 def _choose(
@@ -237,14 +239,14 @@ def _tokenizer(path: Path, record: dict[str, Any], rows: int) -> Tokenizer:
     if record["tokenizer"] is not None and highest >= rows:
         raise CheckpointError(
             f"{path} has {rows} token embeddings, and its tokenizer ids up to {highest}; put the "
-            "vocab.json and merges.txt (or tokenizer.json) that it was trained with beside it"
+            "vocab.json and merges.txt that it was trained with beside it"
         )
     if highest >= rows:
         return Tokenizer(tokenizer.merges, embeddings=rows)
     if record["tokenizer"] is None and rows > highest + 1:
         _log.warning(
             "%s has %d token embeddings; OpenAI's tokenizer of %d is assumed. If it was trained "
-            "with another, put its vocab.json and merges.txt (or tokenizer.json) beside it",
+            "with another, put its vocab.json and merges.txt beside it",
             path, rows, highest + 1,
         )  # fmt: skip
     return tokenizer

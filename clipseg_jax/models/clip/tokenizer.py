@@ -117,7 +117,7 @@ class Tokenizer:
         if self._embeddings is not None and out.max(initial=0) >= self._embeddings:
             raise ValueError(
                 f"the text tower has {self._embeddings} token embeddings, OpenAI's tokenizer gives "
-                f"ids up to {out.max()}; put the vocab.json and merges.txt (or tokenizer.json) "
+                f"ids up to {out.max()}; put the vocab.json and merges.txt "
                 "that it was trained with beside its weights"
             )
         return out
