@@ -150,7 +150,8 @@ def network_size(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
         )
-    if 2 * max(scaled) * max(height, width) >= _MOST_PRODUCT:
+    resized = scaled != (height, width)
+    if resized and 2 * max(scaled) * max(height, width) >= _MOST_PRODUCT:
         raise ValueError(
             f"an image of {height} x {width} pixels, {scaled[0]} x {scaled[1]} at the network, is "
             "too long to be resized exactly; crop it or scale it down"

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.core.command import exit_code
-from clipseg_jax.core.interrupt import Interrupted, Signals
+from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.label_images import overlay, palette, save_image, save_labels, with_legend
 from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
@@ -48,6 +48,7 @@ from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, remove_temporary
+from weights_convert.clip.choices import ACTIVATIONS, parse_heads
 
 __all__ = ["find_images", "main", "parser", "run", "save"]
 
@@ -102,7 +103,8 @@ def _segment(
 ) -> LeftOut:
     """Segments images and stores the results; returns those that failed, with the reasons."""
     failed: LeftOut = []
-    with Signals() as signals, tqdm(total=len(todo), unit="image", disable=None) as bar:
+    with signals() as caught, tqdm(total=len(todo), unit="image", disable=None) as bar:
+        caught.defer()
         for count, (i, result) in enumerate(segmenter([path for path, _ in todo]), 1):
             path, name = todo[i]
             try:
@@ -117,12 +119,13 @@ def _segment(
                     raise
                 failed.append((path, str(error).partition(";")[0]))
             bar.update()
-            if signals.number is not None and count < len(todo):
+            if count < len(todo) and (number := caught.stop()):
                 raise Interrupted(
                     f"stopped after {count} of {len(todo)} images; run the same command again to "
                     "resume",
-                    signals.number,
+                    number,
                 )
+        caught.at_once()
     return failed
 
 
@@ -186,6 +189,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "short_side_px": args.short_side,
         "refine": MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
         "dtype": args.dtype,
+        "activation": args.activation,
+        "heads": parse_heads(args.heads) if args.heads else None,
         "mode": "slide" if args.slide else "whole",
         "flip": args.flip,
     }
@@ -219,9 +224,12 @@ def _names_in(path: str | None) -> list[str]:
 def _settings(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """What masks depend on, as settings.json has it."""
     keys = ("weights", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
-    return {"classes": options["class_names"], "background": options["background"]} | {
-        key: str(getattr(args, key)) for key in keys
-    }
+    chosen = ("activation", "heads")
+    return (
+        {"classes": options["class_names"], "background": options["background"]}
+        | {key: str(getattr(args, key)) for key in keys}
+        | {key: options[key] for key in chosen if options[key] is not None}
+    )
 
 
 def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
@@ -333,6 +341,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
     result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
     result.add_argument("--flip", action="store_true", help="average with the mirror image")
+    result.add_argument(
+        "--activation", choices=ACTIVATIONS, help="of the weights, where their file does not say it"
+    )
+    result.add_argument(
+        "--heads",
+        help="of the weights' image and text towers, where their file does not say them: 12,8",
+    )
     result.add_argument("--dtype", choices=DTYPES, default="float32")
     result.add_argument(
         "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
@@ -347,7 +362,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, after one line of an error if that is not 0."""
     args = parser().parse_args(argv)
-    with _plain_warnings():
+    with _plain_warnings(), signals():
         return exit_code(lambda: run(args))
 
 

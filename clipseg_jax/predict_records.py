@@ -104,7 +104,7 @@ def changed_settings(out: Path, settings: Mapping[str, Any]) -> list[str] | None
         return None
     before = read_json(path, "choose another --out, or pass --overwrite to replace its masks")
     now = json.loads(json_text(settings))
-    return sorted(key for key in now if before.get(key) != now[key])
+    return sorted(key for key in {*now, *before} if before.get(key) != now.get(key))
 
 
 def write_settings(out: Path, settings: Mapping[str, Any]) -> None:

@@ -132,9 +132,13 @@ def describe() -> str:
     each = Counter(device.process_index for device in devices)
     if len({each[index] for index in range(jax.process_count())}) > 1:
         counts = [each[index] for index in range(jax.process_count())]
-        raise ValueError(f"processes 0 to {len(counts) - 1} have {counts} devices; give all as many")
+        raise ValueError(
+            f"processes 0 to {len(counts) - 1} have {counts} devices; give all as many"
+        )
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    return f"{_some(jax.process_count(), 'process', 'es')}, {_some(len(devices), 'device')}: {kinds}"
+    return (
+        f"{_some(jax.process_count(), 'process', 'es')}, {_some(len(devices), 'device')}: {kinds}"
+    )
 
 
 def _some(count: int, noun: str, plural: str = "s") -> str:

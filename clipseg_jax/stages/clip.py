@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
+from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
@@ -40,10 +41,10 @@ def check_weights(config: ConfigDict) -> Path:
     if not config.clip.weights:
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
-            "directory or an OpenCLIP file)"
+            "directory or an OpenCLIP file; demo: the tiny one of the demo)"
         )
     weights_convert.check_choices(**_choices(config))
-    path = Path(config.clip.weights)
+    path = TINY_CLIP if config.clip.weights == "demo" else Path(config.clip.weights)
     try:
         weights_convert.weights_file(path)
     except FileNotFoundError as error:
