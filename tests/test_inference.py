@@ -313,7 +313,7 @@ def test_windows_leave_no_pixel_between_them():
 def test_an_image_that_is_too_long_for_the_resize_is_refused():
     cfg = dataclasses.replace(CFG, scale_px=(100_000, 512))
     assert network_size(300, 3000, cfg) == (512, 5120)
-    with pytest.raises(ValueError, match="300 x 50000 pixels, 512 x 85333 .* too long"):
+    with pytest.raises(ValueError, match=r"300 x 50000 pixels, 512 x 85333 .* too long"):
         network_size(300, 50_000, cfg)
     same = dataclasses.replace(CFG, scale_px=None)
     assert network_size(300, 50_000, same) == (300, 50_000)  # not resized
