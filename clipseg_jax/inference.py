@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +113,17 @@ class InferenceConfig:
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # of a frozen dataclass
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Checks a recipe's values of the names that `InferenceConfig` has; others are not its own.
+
+    Raises:
+      ValueError: see `InferenceConfig`.
+    """
+    fields = {field.name for field in dataclasses.fields(InferenceConfig)}
+    own = {name: value for name, value in values.items() if name in fields}
+    InferenceConfig(**{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **own})
 
 
 def _numbers(name: str, values: object, *, positive: bool) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from flax import nnx
 from clipseg_jax import inference
 from clipseg_jax.inference import (
     InferenceConfig,
+    check_values,
     image_scores,
     label_maps,
     make_segment_fn,
@@ -288,6 +289,12 @@ def test_a_ratio_that_is_listed_twice_counts_twice():
 def test_a_config_without_meaning_is_refused(given, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CFG, **given)
+
+
+def test_values_of_a_recipe_are_checked_without_its_stages():
+    check_values({"scale_px": None, "mode": "slide", "filter_scale": "a value of another thing"})
+    with pytest.raises(ValueError, match="stride_px"):
+        check_values({"mode": "slide", "stride_px": (600, 600)})
 
 
 def test_lists_and_numbers_of_numpy_are_taken():
