@@ -22,6 +22,7 @@ from tqdm import tqdm
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.mesh import local_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.inference import InferenceConfig, make_segment_fn, network_shapes, network_sizes
 from clipseg_jax.task import HostBatch, Task
 
@@ -133,9 +134,7 @@ def evaluate(
         if on_labels:
             _hand_out(labels, batch, on_labels)
 
-    with tqdm(
-        total=total, initial=progress.images, unit="image", disable=None if main_process else True
-    ) as bar:
+    with progress_bar(total=total, initial=progress.images, unit="image", desc="evaluate") as bar:
         for batch in batches(progress.batches):
             rows = {name: batch[name] for name in ("image", "image_size", "label", "valid")}
             sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]

@@ -21,12 +21,12 @@ from absl import logging
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from clipseg_jax.core.checkpoint import Checkpoints
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.core.writer import Writer
 from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
@@ -118,10 +118,10 @@ def train(
     schedule = learning_rate(optim, cfg.total_steps)
     writer = Writer(workdir, name, start=start, active=main_process)
     evaluated = Writer(workdir, f"{name}_evaluations", start=start, active=main_process)
-    bar = tqdm(
-        total=cfg.total_steps, initial=start, unit="step", desc=name,
-        disable=None if main_process else True,
-    )  # fmt: skip
+    # In a log, a line with each of the lines in NAME.jsonl.
+    bar = progress_bar(
+        total=cfg.total_steps, initial=start, unit="step", desc=name, every_s=math.inf
+    )
     pending: tuple[int, HostBatch, dict[str, Array]] | None = None
     last: dict[str, float] = {}
     clock, images = time.monotonic(), 0

@@ -19,6 +19,7 @@ import clipseg_jax
 import input_pipeline
 import weights_convert
 from clipseg_jax import main
+from clipseg_jax.core.config_arguments import complete
 from clipseg_jax.task import Task
 from input_pipeline.datasets import catalog
 from input_pipeline.prepare.preparations import PREPARATIONS
@@ -124,11 +125,11 @@ def test_commands_resolve(path, command, monkeypatch):
     del path
     monkeypatch.chdir(ROOT)
     config = resolve(command)
-    assert set(config.stages) <= set(main.METHODS[config.method])
+    assert set(config.stages) <= set(main.stages_of(config.method))
 
 
 def resolve(command):
-    arguments = shlex.split(command, comments=True)[3:]
+    arguments = complete(["main", *shlex.split(command, comments=True)[3:]], main.RECIPES)[1:]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)

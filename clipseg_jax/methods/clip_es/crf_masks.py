@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
-from tqdm import tqdm
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
@@ -26,6 +25,7 @@ from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.processes import barrier, sum_over_processes
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.methods.clip_es.cams import examples_with_cams
 from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
@@ -155,9 +155,10 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
         return confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
     total, images = np.zeros((classes, classes), np.int64), 0
-    quiet = None if jax.process_index() == 0 else True
     with ThreadPoolExecutor(_THREADS) as pool:
-        for counts in tqdm(pool.map(count, share), "evaluate masks", len(share), disable=quiet):
+        for counts in progress_bar(
+            pool.map(count, share), total=len(share), unit="image", desc="evaluate masks"
+        ):
             if counts is not None:
                 total, images = total + counts, images + 1
     confusion, scored = sum_over_processes(total), int(sum_over_processes(np.asarray([images]))[0])
