@@ -135,7 +135,7 @@ def _value(config: ConfigDict, key: str, text: str) -> str:
     if isinstance(default, tuple | list):
         return repr(_items(key, text, tuple(default)))
     kind = section.get_type(name)
-    if text == "None" or kind is str:
+    if kind is str:
         return text
     try:
         if kind is bool:
@@ -144,7 +144,8 @@ def _value(config: ConfigDict, key: str, text: str) -> str:
     except (ValueError, KeyError):
         kinds = {int: "a whole number", float: "a number", bool: "True or False"}
         wanted = kinds.get(kind, kind.__name__)
-        raise ValueError(f"--config.{key}={text}: it takes {wanted}, such as {default}") from None
+        example = "" if default is None else f", such as {default}"
+        raise ValueError(f"--config.{key}={text}: it takes {wanted}{example}") from None
 
 
 def _items(key: str, text: str, default: tuple) -> tuple:
