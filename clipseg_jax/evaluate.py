@@ -19,17 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.files import load_arrays, write_atomic
 from clipseg_jax.core.mesh import local_rows, replicate, shard_batch
-from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
 from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.inference import InferenceConfig, make_segment_fn, network_shapes, network_sizes
 from clipseg_jax.task import HostBatch, Task
 
-# (state, sharded batch, static network shapes) -> pixel counts, number of images, labels
+# (state, sharded batch, static network shapes) -> pixel counts, [images, pixels], labels
 EvaluationStep = Callable[..., tuple[Array, Array, Array]]
 # (index of the example, image (h, w, 3) uint8, labels (h, w) uint8)
 OnLabels = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+_SAVED = ("plan", "confusion", "images", "batches", "pixels")
+_MUCH_IGNORED = 0.1  # share of ignored pixels that is mentioned if a class has no pixel at all
 
 
 @dataclasses.dataclass
@@ -40,29 +44,44 @@ class Progress:
     images: int = 0
     batches: int = 0
     plan: str = ""  # identifies the batches; counts of another plan are discarded
+    pixels: int = 0  # of the images, with those that are ignored; 0: not known
+    skipped: tuple[str, ...] = ()  # "name: reason" of what was left out; not in the saved counts
 
     @classmethod
     def load(cls, path: Path | None, classes: int, plan: str) -> Progress:
-        """Counts saved by an earlier run with the same `plan`; zeros if there are none."""
+        """Counts saved by an earlier run with the same `plan`; zeros if there are none.
+
+        A damaged file is logged and counts as none: it only saves time.
+        """
         fresh = cls(np.zeros((classes, classes), np.int64), plan=plan)
         if path is None or not path.exists():
             return fresh
-        with np.load(path) as saved:
-            if str(saved["plan"]) != plan:
-                logging.warning("%s belongs to other batches; starting over", path)
-                return fresh
-            return cls(saved["confusion"], int(saved["images"]), int(saved["batches"]), plan)
+        try:
+            saved = load_arrays(path, "starting over", *_SAVED)
+            confusion = saved["confusion"]
+            if confusion.shape != (classes, classes) or confusion.dtype != np.int64:
+                raise ValueError(f"{path} has counts {confusion.shape}; starting over")
+            images, batches, pixels = (int(saved[name]) for name in _SAVED[2:])
+            if min(images, batches, pixels, confusion.min()) < 0:
+                raise ValueError(f"{path} has negative counts; starting over")
+        except (ValueError, TypeError) as error:
+            logging.warning("%s", error)
+            return fresh
+        if str(saved["plan"]) != plan:
+            logging.warning("%s belongs to other batches; starting over", path)
+            return fresh
+        return cls(confusion, images, batches, plan, pixels)
 
     def save(self, path: Path) -> None:
-        """Writes the file atomically."""
-        fields = dataclasses.asdict(self)
+        """Writes the counts atomically."""
+        fields = {name: getattr(self, name) for name in _SAVED}
         write_atomic(path, lambda file: np.savez(file, **fields))
 
 
 def evaluation_step(
     task: Task, cfg: InferenceConfig, *, classes: int, ignore: int = 255
 ) -> EvaluationStep:
-    """The jitted step (state, batch, static network shapes) -> pixel counts, images, labels.
+    """The jitted step (state, batch, static network shapes) -> counts, [images, pixels], labels.
 
     Compiles once per bucket of image sizes and serves every state of the same network.
 
@@ -78,7 +97,9 @@ def evaluation_step(
         )
         truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
         counts = confusion_matrix(truth, labels, classes, ignore)
-        return counts, jnp.sum(batch["valid"]), labels.astype(jnp.uint8)
+        areas = jnp.where(batch["valid"], jnp.prod(batch["image_size"], axis=1), 0)
+        sizes = jnp.stack([jnp.sum(batch["valid"]), jnp.sum(areas)])
+        return counts, sizes, labels.astype(jnp.uint8)
 
     return jax.jit(step, static_argnums=2)
 
@@ -125,10 +146,11 @@ def evaluate(
     pending: tuple[Array, Array, Array, HostBatch] | None = None
 
     def finish(results: tuple[Array, Array, Array, HostBatch], bar: tqdm) -> None:
-        counts, valid_count, labels, batch = results
+        counts, sizes, labels, batch = results
         progress.confusion += np.asarray(jax.device_get(counts), np.int64)
-        images = int(valid_count)
+        images, pixels = (int(size) for size in jax.device_get(sizes))
         progress.images += images
+        progress.pixels += pixels
         progress.batches += 1
         bar.update(images)
         if on_labels:
@@ -185,36 +207,69 @@ def report(
       console: where the table is printed; default: standard output.
 
     Raises:
-      ValueError: no pixel was counted.
+      ValueError: no pixel was counted, or more images were left out than counted.
     """
-    if not progress.confusion.sum():
-        raise ValueError(
-            f"no labelled pixel in {progress.images} images; check that the label folder belongs "
-            "to the image folder"
-        )
+    _check(progress)
+    if jax.process_index() == 0:
+        _warn_of_absent(progress, class_names)
     metrics = SegmentationMetrics.from_confusion(progress.confusion)
     summary, per_class = metrics.summary(unseen), metrics.per_class(class_names)
-    table = Table("class", "IoU", "Acc", "Prec", title=f"{progress.images} images")
+    left_out = f", {len(progress.skipped)} left out" if progress.skipped else ""
+    title = f"{progress.images} images{left_out}"
+    table = Table("class", "IoU", "Acc", "Prec", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for label, (name, row) in enumerate(per_class.items()):
         title = f"{name} (unseen)" if label in unseen else name
-        table.add_row(title, *("-" if v is None else f"{v:.2f}" for v in row.values()))
+        table.add_row(title, *map(percent_text, row.values()))
     table.add_section()
     means = ("mIoU", "mAcc", "mPrec")
-    table.add_row(", ".join(means), *(f"{summary[key]:.2f}" for key in means))
-    table.caption = f"aAcc {summary['aAcc']:.2f}"
+    table.add_row(", ".join(means), *(percent_text(summary[key]) for key in means))
+    shown = {name: percent_text(value) for name, value in summary.items()}
+    table.caption = f"aAcc {shown['aAcc']}"
     if len(unseen):
         table.add_section()
-        table.add_row("mIoU(S), seen classes", f"{summary['mIoU(S)']:.2f}")
-        table.add_row("mIoU(U), unseen classes", f"{summary['mIoU(U)']:.2f}")
-        table.caption = f"pAcc {summary['pAcc']:.2f}, hIoU {summary['hIoU']:.2f}"
-    table.caption += f"\n{published} {summary[published]:.2f} (the mean that the paper prints)"
+        table.add_row("mIoU(S), seen classes", shown["mIoU(S)"])
+        table.add_row("mIoU(U), unseen classes", shown["mIoU(U)"])
+        table.caption = f"pAcc {shown['pAcc']}, hIoU {shown['hIoU']}"
+    table.caption += f"\n{published} {shown[published]} (the mean that the paper prints)"
     (console or Console()).print(table)
-    result = {"images": progress.images, "published_metric": published, **summary}
+    known = {name: None if np.isnan(value) else value for name, value in summary.items()}
+    result: dict[str, Any] = {"images": progress.images, "published_metric": published, **known}
     if len(unseen):
         result["unseen"] = [class_names[label] for label in unseen]
-    return result | {"classes": per_class}
+    return result | {"skipped": list(progress.skipped), "classes": per_class}
+
+
+def _check(progress: Progress) -> None:
+    """Raises ValueError where the counts are no score of the split."""
+    images, skipped = progress.images, progress.skipped
+    if len(skipped) > images:
+        raise ValueError(
+            f"{len(skipped)} of {images + len(skipped)} images were left out, so that the rest is "
+            f"no score of the split; the first is {skipped[0]}"
+        )
+    if not progress.confusion.sum():
+        raise ValueError(
+            f"no labelled pixel in {images} images; check that the label folder belongs to the "
+            "image folder, and that not all labels are 255 (ignored)"
+        )
+
+
+def _warn_of_absent(progress: Progress, names: Sequence[str]) -> None:
+    """Warns of classes without any labelled pixel, which may hide behind the ignored label."""
+    labelled = progress.confusion.sum(axis=1)
+    absent = [name for name, pixels in zip(names, labelled, strict=True) if not pixels]
+    if not absent:
+        return
+    some = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    ignored = 1 - labelled.sum() / progress.pixels if progress.pixels else 0.0
+    hint = (
+        f", and {ignored:.0%} of all pixels are 255 (ignored); binary masks need the labels 0 and 1"
+        if ignored >= _MUCH_IGNORED
+        else ""
+    )
+    logging.warning("no labelled pixel of %s%s", some, hint)
 
 
 def headline(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
+from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, unary_from_softmax, wrapped_image
 from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
@@ -31,12 +33,17 @@ from clipseg_jax.ops.window_scores import Scores, map_rows, taps
 from clipseg_jax.task import Task
 from clipseg_jax.views import averaged_scores, mirror, size_of_view
 
+_MOST_PRODUCT = 2**31  # the resize computes with int32: twice the side before times that after
 _SCORES_AT_ONCE = 2**24  # pixels x classes at full size at any time, per device: 64 MB
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceConfig:
-    """How images reach the network and how its logits become labels."""
+    """How images reach the network and how its logits become labels.
+
+    Raises:
+      ValueError: a value that has no meaning; the message names it and what is taken.
+    """
 
     mean: tuple[float, float, float]  # of RGB, in pixel values 0 to 255
     std: tuple[float, float, float]
@@ -65,6 +72,56 @@ class InferenceConfig:
     crf: CRFConfig | None = None
     crf_image: Literal["wrapped", "raw"] = "wrapped"
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "ratios"):
+            self._set(name, _numbers(name, getattr(self, name), positive=name != "mean"))
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean {self.mean} and std {self.std} need three numbers each, of RGB")
+        check_choice("keep_ratio", self.keep_ratio, (True, False))
+        if self.scale_px is not None:
+            order = "(long side, short side)" if self.keep_ratio else "(width, height)"
+            self._set("scale_px", check_sizes("scale_px", self.scale_px, order))
+        for name in ("crop_px", "stride_px"):
+            self._set(name, check_sizes(name, getattr(self, name)))
+        check_choice("mode", self.mode, ("whole", "slide"))
+        check_choice("average", self.average, ("probabilities", "logits"))
+        check_choice("flip", self.flip, (True, False))
+        check_choice("crf_image", self.crf_image, ("wrapped", "raw"))
+        if self.mode == "slide" and any(
+            stride > crop for stride, crop in zip(self.stride_px, self.crop_px, strict=True)
+        ):
+            raise ValueError(
+                f"stride_px {self.stride_px} exceeds crop_px {self.crop_px}: pixels between the "
+                "windows would have no scores; give a stride from 1 to the crop"
+            )
+        if self.average == "logits" and (self.mode == "slide" or not self.keep_ratio):
+            raise ValueError(
+                "average='logits' takes whole images that keep their ratio; give mode='whole' and "
+                "keep_ratio=True, or average='probabilities'"
+            )
+        check_whole("min_side_px", self.min_side_px)
+        if self.embedding_labels is not None:
+            if not len(self.embedding_labels):
+                raise ValueError("embedding_labels is empty; give a label for each text embedding")
+            labels = (check_whole("embedding_labels", label, 0) for label in self.embedding_labels)
+            self._set("embedding_labels", tuple(labels))
+        check_number("background_threshold", self.background_threshold, 0, 1)
+        check_whole("background_label", self.background_label, 0)
+        check_number("temperature", self.temperature, 0, above=True)
+        if self.crf is not None and not isinstance(self.crf, CRFConfig):
+            raise ValueError(f"crf is {self.crf!r}; give an ops.crf.CRFConfig or None")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # of a frozen dataclass
+
+
+def _numbers(name: str, values: object, *, positive: bool) -> tuple[float, ...]:
+    """A tuple of at least one finite number."""
+    if not isinstance(values, (tuple, list)) or not values:
+        raise ValueError(f"{name} is {values!r}; give a tuple of at least one number")
+    low = 0.0 if positive else -math.inf
+    return tuple(check_number(name, value, low, above=positive) for value in values)
+
 
 def network_size(
     height: int, width: int, cfg: InferenceConfig, ratio: float = 1.0
@@ -72,7 +129,7 @@ def network_size(
     """(height, width) in pixels of an image at the network, at one of the test-time scales.
 
     Raises:
-      ValueError: a side would be shorter than `cfg.min_side_px` pixels.
+      ValueError: a side would be shorter than `cfg.min_side_px` pixels, or is too long.
     """
     if cfg.average == "logits":
         scaled = size_of_view((height, width), cfg.scale_px, ratio)
@@ -92,6 +149,12 @@ def network_size(
         raise ValueError(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
+        )
+    resized = scaled != (height, width)
+    if resized and 2 * max(scaled) * max(height, width) >= _MOST_PRODUCT:
+        raise ValueError(
+            f"an image of {height} x {width} pixels, {scaled[0]} x {scaled[1]} at the network, is "
+            "too long to be resized exactly; crop it or scale it down"
         )
     return scaled
 
@@ -204,8 +267,10 @@ def image_scores(
     return Scores(logits, rows, columns, (to_pixels[0], to_pixels[1]), task.pixel_scores)
 
 
-def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]:
-    """Labels (b, h, w) int32 of the best class, and its probability (b, h, w) float32.
+def label_maps(
+    views: list[Scores], cfg: InferenceConfig, dtype: DTypeLike = jnp.int32
+) -> tuple[Array, Array]:
+    """Labels (b, h, w) of the best class, of type `dtype`, and its probability (b, h, w) float32.
 
     With one view the argmax is of its scores and the probability is taken at `cfg.temperature`;
     with several (scales, mirror images) both are of the mean of their softmax maps, as published.
@@ -218,9 +283,10 @@ def label_maps(views: list[Scores], cfg: InferenceConfig) -> tuple[Array, Array]
         else:
             scores = _mean_probabilities(maps)
             best = jnp.max(scores, axis=-1)
-        return jnp.argmax(scores, axis=-1).astype(jnp.int32), best
+        labels, best = _to_labels(jnp.argmax(scores, axis=-1).astype(jnp.int32), best, cfg)
+        return labels.astype(dtype), best
 
-    return _to_labels(*map_rows(views, decide, _SCORES_AT_ONCE), cfg)
+    return map_rows(views, decide, _SCORES_AT_ONCE)
 
 
 def _mean_probabilities(maps: list[Array]) -> Array:
@@ -257,12 +323,15 @@ def crf_label_maps(
 SegmentFn = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
 
 
-def make_segment_fn(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, SegmentFn]:
+def make_segment_fn(
+    task: Task, cfg: InferenceConfig, dtype: DTypeLike = jnp.int32
+) -> tuple[nnx.State, SegmentFn]:
     """The model's state, and a function of batches to be jitted with its argument 4 static.
 
     The function takes state, images (b, h, w, 3) uint8, image_sizes (b, 2), network_sizes
     (b, ratios, 2) and network_shapes, one static (height, width) per ratio. It returns labels
-    (b, h, w) int32 and the score (b, h, w) float32 of the winning class; see `label_maps`.
+    (b, h, w) of type `dtype` and the score (b, h, w) float32 of the winning class; see
+    `label_maps`.
     """
     graph, state = nnx.split(task.model)
 
@@ -300,7 +369,8 @@ def make_segment_fn(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, Segmen
             }
             views = [view for ratio in cfg.ratios for (r, _), view in unique.items() if r == ratio]
         if cfg.crf is not None:
-            return crf_label_maps(views, images, image_sizes, cfg)
-        return label_maps(views, cfg)
+            labels, best = crf_label_maps(views, images, image_sizes, cfg)
+            return labels.astype(dtype), best
+        return label_maps(views, cfg, dtype)
 
     return state, segment

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import weights_convert
+from clipseg_jax.core.checks import check_choice, check_whole
 from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
+from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.inference import (
     InferenceConfig,
     make_segment_fn,
@@ -24,28 +28,14 @@ from clipseg_jax.methods.maskclip import task as maskclip
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
-from clipseg_jax.prompts import check_class_names, class_embeddings, templates, text_encoder
+from clipseg_jax.prompts import class_embeddings, read_words, templates, text_encoder
+from clipseg_jax.segmentation import Segmentation
 from input_pipeline.batches.buckets import PlannedBatch, plan_batches
-from input_pipeline.datasets.images import BadImage, image_size, read_image
+from input_pipeline.datasets.images import BadImage, read_image
+from input_pipeline.pictures import Picture, picture_list, picture_size, rgb_array
 
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The segmentation of one image at its own size."""
-
-    labels: np.ndarray  # (h, w) uint8: 0 background, i the i-th class name
-    scores: np.ndarray  # (h, w) float32: probability of the winning class
-    names: tuple[str, ...]  # names[labels] is each pixel's class; names[0] is "background"
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Class name -> share of the pixels and mean score on them, of the classes in the image."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.names))
-        sums = np.bincount(self.labels.ravel(), self.scores.ravel(), minlength=len(self.names))
-        return {
-            name: {"share": round(count / self.labels.size, 4), "score": round(total / count, 4)}
-            for name, count, total in zip(self.names, counts, sums, strict=True)
-            if count
-        }
+DTYPES = ("float32", "bfloat16")
+ALONE_PX = 2**25  # pixels of an image from which on it makes a batch of its own
 
 
 class Segmenter:
@@ -65,6 +55,8 @@ class Segmenter:
         refine: MaskCLIPConfig | None = None,
         batch_size: int | None = None,
         dtype: str = "float32",
+        activation: str | None = None,
+        heads: tuple[int, int] | None = None,
         devices: int | None = None,
         mode: Literal["whole", "slide"] = "whole",
         crop_px: tuple[int, int] = (512, 512),
@@ -75,40 +67,31 @@ class Segmenter:
         crf: CRFConfig | None = None,
         crf_image: Literal["wrapped", "raw"] = "wrapped",
     ):
-        """See `segment` for the arguments.
+        """See `segment` for the arguments; all of them are checked before the weights are read.
 
         Raises:
-          ValueError: class names that are missing or repeated, or weights that are not a CLIP with
-            a text tower.
+          ValueError: an argument without meaning, or weights that are not a CLIP with a text tower.
         """
-        words: list[str] = []
-        thresh = 0.0
-        if isinstance(background, (int, float)):
-            thresh = float(background)
-        elif background is not None:
-            words = [background] if isinstance(background, str) else list(background)
-        check_words(class_names, words)
-        if len(class_names) > 254:
-            raise ValueError(
-                f"{len(class_names)} classes; pass at most 254, which fit an index PNG"
-            )
-        loaded = weights_convert.load_clip(weights, dtype=dtype)
-        if loaded.model.cfg.text is None or loaded.tokenizer is None:
-            raise ValueError(f"{weights} has no text tower, so it cannot read class names")
-        text_embeddings = class_embeddings(
-            [*class_names, *words],
-            text_encoder(loaded.model.text),
-            loaded.tokenizer,
-            prompt_templates=templates(prompt_templates),
-            context_length=loaded.model.cfg.text.context_length,
-        )
-        self.names = ("background", *class_names)
+        names, words, threshold = read_words(class_names, background)
+        if not isinstance(prompt_templates, str):
+            raise ValueError(f"prompt_templates is {prompt_templates!r}; give the name of a set")
+        filled = templates(prompt_templates)
+        check_whole("short_side_px", short_side_px)
+        check_choice("dtype", dtype, DTYPES)
+        weights_convert.check_choices(activation, heads)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
+        if devices is not None:
+            check_whole("devices", devices)
+        if refine is not None and not isinstance(refine, MaskCLIPConfig):
+            raise ValueError(f"refine is {refine!r}; give a MaskCLIPConfig or None")
+        self.names = ("background", *names)
         self.config = InferenceConfig(
             mean=CLIP_MEAN,
             std=CLIP_STD,
             scale_px=(4 * short_side_px, short_side_px),
-            embedding_labels=(*range(1, len(class_names) + 1), *(0 for _ in words)),
-            background_threshold=thresh,
+            embedding_labels=(*range(1, len(names) + 1), *(0 for _ in words)),
+            background_threshold=threshold,
             mode=mode,
             crop_px=crop_px,
             stride_px=stride_px,
@@ -122,100 +105,149 @@ class Segmenter:
         if batch_size is None:
             batch_size = 1 if self._mesh.devices.flat[0].platform == "cpu" else 4
         self._batch_size = self._round_up(batch_size)
+        if len(names) == 1 and not words:
+            warnings.warn(
+                f"one class and no background: every pixel becomes {names[0]!r}; name what else "
+                "is in the images as background words: background=['wall', 'floor'], or "
+                "--background-words 'wall, floor'",
+                stacklevel=2,
+            )
+        loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
+        text = loaded.model.cfg.text
+        if text is None or loaded.tokenizer is None:
+            raise ValueError(f"{weights} has no text tower, so it cannot read class names")
+        text_embeddings = class_embeddings(
+            [*names, *words],
+            text_encoder(loaded.model.text),
+            loaded.tokenizer,
+            prompt_templates=filled,
+            context_length=text.context_length,
+        )
         task = maskclip.build(loaded.model.visual, text_embeddings, refine)
-        state, segment_fn = make_segment_fn(task, self.config)
+        state, segment_fn = make_segment_fn(task, self.config, np.uint8)
         self._state = replicate(self._mesh, state)
         self._segment_fn = jax.jit(segment_fn, static_argnums=4)
 
     def __call__(
-        self, images: Sequence[np.ndarray | str | Path]
+        self, images: Iterable[Picture] | Picture
     ) -> Iterator[tuple[int, Segmentation | BadImage]]:
         """Yields (index, result) for every image, batched by size, so not in order.
 
         Args:
-          images: arrays (h, w, 3) uint8 RGB, or files.
+          images: files, Pillow images, or arrays uint8 (h, w, 3), (h, w, 4) or (h, w); any iterable
+            of them, which is read to its end first, or one.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be read, the error.
+          The index of an image and its segmentation; for a file that cannot be used, the error.
 
         Raises:
-          ValueError: an array of another shape or dtype.
+          ValueError: something that is no image.
         """
-        sizes: list[tuple[int, int]] = []
-        readable: list[int] = []  # indices
-        for i, image in enumerate(images):
+        return self._results(picture_list(images))
+
+    def _results(
+        self, pictures: Sequence[Picture]
+    ) -> Iterator[tuple[int, Segmentation | BadImage]]:
+        sizes: dict[int, tuple[int, int]] = {}  # of the readable ones, by index
+        for i, picture in enumerate(pictures):
             try:
-                size = (
-                    _check_array(image, i) if isinstance(image, np.ndarray) else image_size(image)
-                )
+                size = picture_size(picture)
                 network_sizes(size, self.config)
-            except (BadImage, ValueError) as error:
-                if isinstance(image, np.ndarray):
-                    raise
-                yield i, error if isinstance(error, BadImage) else BadImage(f"{image}: {error}")
+            except ValueError as error:
+                if isinstance(picture, np.ndarray):
+                    raise ValueError(f"image {i}: {error}") from error
+                yield i, error if isinstance(error, BadImage) else BadImage(f"{picture}: {error}")
                 continue
-            sizes.append(size)
-            readable.append(i)
-        if not readable:
-            return
-        size_at_network = functools.partial(network_size, cfg=self.config)
-        batch_size = min(self._batch_size, self._round_up(len(readable)))
-        readable_images = [images[i] for i in readable]
-        for batch in plan_batches(sizes, batch_size, network_size=size_at_network):
-            yield from self._segment_batch(batch, readable_images, readable, sizes)
+            sizes[i] = size
+        large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]
+        usual = [i for i in sizes if i not in set(large)]
+        at_network = functools.partial(network_size, cfg=self.config)
+        rows = min(self._batch_size, self._round_up(len(usual)))
+        for i in large:  # on one device, so that memory is that of one image
+            (batch,) = plan_batches([sizes[i]], 1, network_size=at_network)
+            yield from self._segment_batch(batch, self._one_device(), pictures, [i], sizes)
+        for batch in plan_batches([sizes[i] for i in usual], max(rows, 1), network_size=at_network):
+            yield from self._segment_batch(batch, self._mesh, pictures, usual, sizes)
 
     def _round_up(self, count: int) -> int:
         """`count` rounded up to a multiple of the number of devices."""
         return -(-count // self._mesh.size) * self._mesh.size
 
+    def _one_device(self) -> Mesh:
+        return self._mesh if self._mesh.size == 1 else make_mesh(1)
+
     def _segment_batch(
         self,
         batch: PlannedBatch,
-        images: Sequence[np.ndarray | str | Path],
+        mesh: Mesh,
+        pictures: Sequence[Picture],
         indices: Sequence[int],
-        sizes: Sequence[tuple[int, int]],
+        sizes: Mapping[int, tuple[int, int]],
     ) -> Iterator[tuple[int, Segmentation | BadImage]]:
-        pixels = np.zeros((len(batch.indices), *batch.bucket_hw, 3), np.uint8)
-        failed: dict[int, BadImage] = {}
-        for row, index in enumerate(batch.indices):
-            if not batch.valid[row]:
-                continue
-            image = images[index]
-            try:
-                array = image if isinstance(image, np.ndarray) else read_image(image)
-                pixels[row, : array.shape[0], : array.shape[1]] = array
-            except BadImage as error:
-                failed[row] = error
-        image_sizes = np.asarray([sizes[i] for i in batch.indices], np.int32)
-        at_network = [network_sizes(sizes[i], self.config) for i in batch.indices]
-        arrays = shard_batch(
-            self._mesh,
-            {"images": pixels, "sizes": image_sizes, "network": np.asarray(at_network, np.int32)},
-        )
+        """Results of a batch, whose indices are positions in `indices`, those of its pictures."""
+        chosen = [indices[i] for i in batch.indices]
+        arrays, failed = self._read(batch, mesh, pictures, chosen, sizes)
+        state = self._state if mesh is self._mesh else replicate(mesh, self._state)
         labels, scores = jax.device_get(
             self._segment_fn(
-                self._state,
+                state,
                 arrays["images"],
                 arrays["sizes"],
                 arrays["network"],
                 network_shapes(batch.network_hw, self.config),
             )
         )
-        for row, index in enumerate(batch.indices):
+        del arrays  # a large picture's; the caller may need as much again
+        for row, index in enumerate(chosen):
             if not batch.valid[row]:
                 continue
             if row in failed:
-                yield indices[index], failed[row]
+                yield index, failed[row]
                 continue
             h, w = sizes[index]
-            yield (
-                indices[index],
-                Segmentation(labels[row, :h, :w].astype(np.uint8), scores[row, :h, :w], self.names),
-            )
+            yield index, Segmentation(labels[row, :h, :w], scores[row, :h, :w], self.names)
+
+    def _read(
+        self,
+        batch: PlannedBatch,
+        mesh: Mesh,
+        pictures: Sequence[Picture],
+        chosen: Sequence[int],
+        sizes: Mapping[int, tuple[int, int]],
+    ) -> tuple[dict[str, jax.Array], dict[int, BadImage]]:
+        """The batch's arrays on the devices, and the errors by row."""
+        pixels = np.zeros((len(chosen), *batch.bucket_hw, 3), np.uint8)
+        failed: dict[int, BadImage] = {}
+        for row, index in enumerate(chosen):
+            if not batch.valid[row]:
+                continue
+            h, w = sizes[index]
+            try:
+                picture = pictures[index]
+                if isinstance(picture, np.ndarray):
+                    image = rgb_array(picture)
+                else:
+                    image = read_image(picture)
+                if image.shape[:2] != (h, w):
+                    was = " x ".join(map(str, image.shape[:2]))
+                    raise BadImage(
+                        f"{picture}: has {was} pixels now and had {h} x {w} when this run "
+                        "began; run again when nothing writes to it"
+                    )
+                pixels[row, :h, :w] = image
+            except BadImage as error:
+                failed[row] = error
+        at_network = [network_sizes(sizes[i], self.config) for i in chosen]
+        arrays: dict[str, np.ndarray] = {
+            "images": pixels,
+            "sizes": np.asarray([sizes[i] for i in chosen], np.int32),
+            "network": np.asarray(at_network, np.int32),
+        }
+        return shard_batch(mesh, arrays), failed
 
 
 def segment(
-    images: Sequence[np.ndarray | str | Path] | np.ndarray | str | Path,
+    images: Iterable[Picture] | Picture,
     class_names: Sequence[str],
     *,
     weights: str | Path,
@@ -225,6 +257,8 @@ def segment(
     refine: MaskCLIPConfig | None = None,
     batch_size: int | None = None,
     dtype: str = "float32",
+    activation: str | None = None,
+    heads: tuple[int, int] | None = None,
     devices: int | None = None,
     mode: Literal["whole", "slide"] = "whole",
     crop_px: tuple[int, int] = (512, 512),
@@ -240,17 +274,21 @@ def segment(
     Loads the weights on every call; for repeated calls build a `segmenter.Segmenter` once.
 
     Args:
-      images: one or several arrays (h, w, 3) uint8 RGB of any size, or files.
+      images: one or several (any iterable): files, Pillow images, or arrays uint8 (h, w, 3) RGB,
+        (h, w, 4) or (h, w) of any size.
       class_names: any words; common spellings work best ("tv monitor", not "tvmonitor").
       weights: a CLIP checkpoint as released (OpenAI .pt, Hugging Face directory, OpenCLIP), or
-        `clipseg_jax.demo.TINY_CLIP`, which is trained on a painted toy world only.
-      background: None: every pixel gets a class. A number: pixels whose best class probability is
-        lower are background. Words (["sky", "wall"]): classes that count as background.
+        "demo": a tiny one that is trained on a painted toy world only.
+      background: None: every pixel gets a class. A number from 0 to 1, with several classes: pixels
+        whose best class probability is lower are background. Words (["sky", "wall"]): classes that
+        count as background.
       prompt_templates: name of a set; see `prompts.templates`.
       short_side_px: short side in pixels at which images reach the network.
       refine: MaskCLIP's key smoothing and prompt denoising; off by default.
       batch_size: images per batch; None: 4, or on CPUs one per device.
       dtype: of the network's computations, "float32" or "bfloat16".
+      activation, heads: of the weights, where their file does not say them; see
+        `weights_convert.load_clip`.
       devices: how many devices to use; None: all.
       mode: "whole" images, or "slide": overlapping windows whose scores are averaged.
       crop_px, stride_px: (height, width) of the windows and of their steps, in pixels.
@@ -265,12 +303,11 @@ def segment(
       One `Segmentation` per image, in order.
 
     Raises:
-      ValueError: class names that are missing or repeated, arrays that are not images, or weights
-        that are not a CLIP with a text tower.
+      ValueError: an argument without meaning, something that is no image, or weights that are not
+        a CLIP with a text tower.
       BadImage: a file that cannot be read as an image.
     """
-    if isinstance(images, (str, Path)) or (isinstance(images, np.ndarray) and images.ndim == 3):
-        images = [images]
+    pictures = picture_list(images)
     results: dict[int, Segmentation] = {}
     segmenter = Segmenter(
         class_names,
@@ -281,6 +318,8 @@ def segment(
         refine=refine,
         batch_size=batch_size,
         dtype=dtype,
+        activation=activation,
+        heads=heads,
         devices=devices,
         mode=mode,
         crop_px=crop_px,
@@ -291,26 +330,19 @@ def segment(
         crf=crf,
         crf_image=crf_image,
     )
-    for i, result in segmenter(images):  # type: ignore[arg-type]
+    for i, result in segmenter(pictures):
         if isinstance(result, BadImage):
             raise result
         results[i] = result
     return [results[i] for i in range(len(results))]
 
 
-def check_words(class_names: Sequence[str], words: Sequence[str]) -> None:
-    """Validates class names and background words; no word may be in both lists.
+def load_weights(weights: str | Path, **choices: Any) -> weights_convert.LoadedCLIP:
+    """The CLIP in a file or folder; "demo" is the built-in tiny one. `choices`: see `load_clip`.
 
     Raises:
-      ValueError: see `check_class_names`.
+      ValueError, OSError: what is not a CLIP.
     """
-    check_class_names(class_names)
-    check_class_names([*class_names, *words])
-
-
-def _check_array(image: np.ndarray, index: int) -> tuple[int, int]:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(
-            f"image {index} is {image.dtype} {image.shape}; give uint8 RGB of shape (h, w, 3)"
-        )
-    return image.shape[0], image.shape[1]
+    if not isinstance(weights, (str, os.PathLike)) or not str(weights):
+        raise ValueError(f"weights is {weights!r}; give the path of a CLIP checkpoint, or 'demo'")
+    return weights_convert.load_clip(TINY_CLIP if weights == "demo" else weights, **choices)

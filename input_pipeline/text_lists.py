@@ -65,8 +65,8 @@ def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
         for word in words:
             if ".." in PurePosixPath(word).parts:
                 raise BadList(
-                    f"{path}, line {number}: {word} leaves the dataset's folder; list names below "
-                    f"it"
+                    f"{path}, line {number}: {word!r} leaves the dataset's folder; list names "
+                    f"below it"
                 )
         lines.append(words)
     return lines

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+# Of a file's temporary name, which is short because the file's own may be as long as names can be.
+_TEMPORARY = ".writing-"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -32,7 +34,7 @@ def write_atomic(
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
         with os.fdopen(handle, "wb") as file:
             write(file)
             if sync:
@@ -51,6 +53,26 @@ def write_atomic(
             ) from error
         raise
     return path
+
+
+def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
+    """Removes what killed runs were writing in `folder`; returns the number of files.
+
+    For the start of the one run that uses the folder: a file that is being written would go too.
+
+    Args:
+      below: also in the folders below it.
+    """
+    count = 0
+    for where, folders, names in os.walk(folder):
+        if not below:
+            folders.clear()
+        for name in names:
+            if name.startswith(_TEMPORARY):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(where, name))
+                    count += 1
+    return count
 
 
 def is_whole_png(path: Path) -> bool:

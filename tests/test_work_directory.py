@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from clipseg_jax import main
 from clipseg_jax.core.config_names import check_arguments, is_free, new_name, with_new_names
+from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.demo import TINY_CLIP, world
 from clipseg_jax.stages import work_directory
 from configs import demo_maskclip, demo_reclip
@@ -49,7 +52,7 @@ def test_a_changed_value_of_an_earlier_version_is_named(tmp_path):
     old = json.loads(json.dumps(BEFORE["voc_weclip"]))
     old["fit"]["total_steps"], old["train"]["steps"] = 7, 5
     (tmp_path / "config.json").write_text(json.dumps(old))
-    (tmp_path / "data.done.json").write_text("{}")
+    (tmp_path / "text.done.json").write_text("{}")
     config = config_of("voc_weclip")
     with pytest.raises(ValueError, match=r"head\.total_steps: 7 -> 30000") as error:
         work_directory.check(config, tmp_path)
@@ -126,6 +129,7 @@ def test_paths_may_change_and_what_is_behind_them_may_not(config, tmp_path):
     for section, name in ((config.clip, "weights"), (config.dataset, "root")):
         section[name] = str(Path(section[name]).rename(tmp_path / f"moved_{name}"))
     main.run(config, work)
+    (work / "text.done.json").write_text("{}")  # the CLIP has been read
 
     other = tmp_path / "other"
     world.write_dataset(other, 3, 64)
@@ -159,3 +163,76 @@ def test_values_that_are_new_count_when_they_are_given(config, tmp_path):
     with pytest.raises(ValueError, match=r"inference\.flip: no such value -> False"):
         main.run(config, tmp_path, ["inference.flip"])
     main.run(config, tmp_path, ["run.pictures"])
+
+
+def test_a_failed_start_locks_nothing(config, tmp_path):
+    """What no finished stage has read may change: here the stage `data` is all that ran."""
+    work = tmp_path / "work"
+    right, config.clip.weights = config.clip.weights, str(tmp_path / "mistyped.pt")
+    config.stages = ("data", "text")
+    with pytest.raises((ValueError, OSError), match="mistyped"):
+        main.run(config, work)
+    config.text.templates, config.clip.weights = "single", right
+    work_directory.check(config, work)
+    config.dataset.class_names = config.dataset.class_names[:-1]
+    with pytest.raises(ValueError, match=r"another configuration \(dataset\.class_names"):
+        work_directory.check(config, work)
+
+
+def test_what_an_unfinished_stage_has_left_locks(config, tmp_path):
+    work = tmp_path / "work"
+    main.run(config, work)
+    config.maskclip.ks_threshold = 1.0
+    work_directory.check(config, work)
+    (work / "checkpoints").mkdir()
+    config.maskclip.ks_threshold = 2.0
+    with pytest.raises(ValueError, match=r"maskclip\.ks_threshold: 1\.0 -> 2\.0"):
+        work_directory.check(config, work)
+
+
+def test_a_file_that_never_was_can_be_corrected_later(config, tmp_path):
+    for wrong, locked in (("mistyped.pt", False), ("random", True)):
+        config.clip.weights = wrong
+        main.run(config, tmp_path / wrong)
+        (tmp_path / wrong / "other.done.json").write_text("{}")
+        config.clip.weights = str(TINY_CLIP)
+        with pytest.raises(ValueError, match="'random' ->") if locked else nullcontext():
+            work_directory.check(config, tmp_path / wrong)
+
+
+def test_no_file_is_trusted_for_its_date(config, tmp_path):
+    """Other content of the same size, with the date set back to that of the first."""
+    work = tmp_path / "work"
+    main.run(config, work)
+    (work / "text.done.json").write_text("{}")
+    weights = Path(config.clip.weights) / "model.safetensors"
+    date = weights.stat()
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    os.utime(weights, ns=(date.st_atime_ns, date.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"clip\.weights: other content"):
+        main.run(config, work)
+
+
+@pytest.mark.parametrize("name", ["config.json", "content.json", "data.done.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"a": {"b": 1'])
+def test_damaged_state_is_named_with_its_remedy(config, tmp_path, name, content):
+    main.run(config, tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*delete") as error:
+        main.run(config, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [{"clip.weights": 1}, {"clip.weights": {"path": "x"}}])
+def test_content_of_another_form(config, tmp_path, content):
+    main.run(config, tmp_path)
+    (tmp_path / "content.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"content\.json is damaged .*delete it"):
+        main.run(config, tmp_path)
+
+
+def test_a_second_run_is_refused(config, tmp_path):
+    with RunLock(tmp_path), pytest.raises(ValueError, match=r"in use by a run on .*process"):
+        main.run(config, tmp_path)
+    main.run(config, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if "lock" in path.name]

@@ -8,8 +8,10 @@ from weights_convert.clip.build import (
     install,
     with_config,
 )
+from weights_convert.clip.choices import check_choices
 from weights_convert.clip.convert import LoadedCLIP, convert, load_clip
 from weights_convert.clip.export import export, export_huggingface, to_state_dict
+from weights_convert.clip.huggingface import weights_file
 from weights_convert.clip.layouts import read_state_dict
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted, load_converted, save_converted
@@ -37,6 +39,7 @@ __all__ = [
     "build_clip_rc",
     "build_deeplab",
     "build_maskclip_plus",
+    "check_choices",
     "clip_from_state_dict",
     "clip_to_state_dict",
     "convert",
@@ -56,5 +59,6 @@ __all__ = [
     "save_converted",
     "save_trained",
     "to_state_dict",
+    "weights_file",
     "with_config",
 ]

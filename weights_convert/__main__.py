@@ -17,9 +17,11 @@ from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from input_pipeline import commands
 from weights_convert.clip import layouts
 from weights_convert.clip.cache import config_from_dict
+from weights_convert.clip.choices import ACTIVATIONS, parse_heads
 from weights_convert.clip.convert import convert, fit, released, sha256
 from weights_convert.clip.export import LAYOUTS, export, to_state_dict
 from weights_convert.clip.huggingface import weights_file
+from weights_convert.clip.shards import read_weights
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import (
     Converted,
@@ -27,7 +29,6 @@ from weights_convert.formats.converted import (
     load_converted,
     save_converted,
 )
-from weights_convert.formats.reader import read
 from weights_convert.trained.files import export_trained, load_trained, read_published
 from weights_convert.trained.format import Format
 from weights_convert.trained.kinds import FORMATS, format_of
@@ -85,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         "--vision-only", action="store_true", help="convert or export only the image tower"
     )
     parser.add_argument(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="activation of SRC's CLIP, for files that don't say it, such as OpenCLIP's",
+    )
+    parser.add_argument(
+        "--heads",
+        metavar="N,N",
+        help="heads of SRC's image and text towers, such as 12,8, for files that don't say them",
+    )
+    parser.add_argument(
         "--revision",
         choices=REVISIONS,
         help="revision of the code that trained ReCLIP's SRC, to be recorded: published files "
@@ -109,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     takes_clip = args.to in FORMATS and FORMATS[args.to].takes_clip
     if args.to == RECLIP.name and args.clip is None:
         parser.error("--to reclip needs --clip CLIP")
+    try:
+        args.heads = parse_heads(args.heads) if args.heads else None
+    except ValueError as error:
+        parser.error(str(error))
     if args.clip is not None and not takes_clip:
         names = ", ".join(name for name, fmt in FORMATS.items() if fmt.takes_clip)
         parser.error(f"--clip is only for --export with --to {names}")
@@ -136,6 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns a summary of what was written."""
     fmt = FORMATS.get(args.to) if args.to else format_of(args.source)
+    if fmt is not None and (args.activation or args.heads):
+        raise CheckpointError(f"--activation and --heads are for CLIPs, not for {fmt.name}")
     if args.revision and fmt is not RECLIP:
         raise CheckpointError(f"--revision is for ReCLIP's weights; {args.source} holds others")
     if fmt is not None:
@@ -147,7 +164,9 @@ def _run(args: argparse.Namespace, target: Path) -> str:
             clip = None if args.clip is None else to_state_dict(convert(args.clip))
             export_trained(trained, target, fmt, clip=clip)
         return fmt.summary(trained.record)
-    converted = convert(args.source, vision_only=args.vision_only)
+    converted = convert(
+        args.source, vision_only=args.vision_only, activation=args.activation, heads=args.heads
+    )
     if args.output:
         save_converted(target, converted)
     else:
@@ -236,7 +255,7 @@ def _inspect_trained(path: Path, fmt: Format) -> tuple[dict[str, np.ndarray], di
 
 def _inspect_other(path: Path, source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Of a CLIP in any layout, and of files that hold none."""
-    checkpoint = read(path)
+    checkpoint = read_weights(path)
     content = checkpoint.content
     arrays = layouts.unwrap(content)
     if isinstance(content, np.ndarray):
@@ -247,8 +266,10 @@ def _inspect_other(path: Path, source: Path) -> tuple[dict[str, np.ndarray], dic
         "model": released(sha256(path), path) or "no released model (sha256 unknown)",
     }
     try:
-        named, config, _ = fit(checkpoint, source, path)
+        named, config, _, guessed = fit(checkpoint, source, path)
         facts |= {"layout": named.layout, "sizes": describe(config)}
+        if guessed:
+            facts["guessed"] = f"{' and '.join(guessed)}; no file says them"
     except CheckpointError as error:
         facts["sizes"] = " ".join(str(error).split())
     return arrays, facts

@@ -8,39 +8,64 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+from absl import logging
 
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.files import json_text, write_atomic
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; stops at a line truncated by a kill."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
+    """The records of a .jsonl file, without damaged lines, such as the last one after a kill.
+
+    Args:
+      path: the file; none has no records.
+      kinds: name -> Python type of the values that a record must have.
+    """
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    records = [_record(line, kinds) for line in lines if line.strip()]
+    whole = [record for record in records if record is not None]
+    if damaged := len(records) - len(whole):
+        logging.warning("%s: %d damaged lines, as a kill leaves, are left out", path, damaged)
+    return whole
+
+
+def _record(line: bytes, kinds: Mapping[str, type]) -> dict[str, Any] | None:
+    """The record of a line; None for a damaged one."""
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    whole = all(type(record.get(name)) is kind for name, kind in kinds.items())
+    return record if whole else None
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as a line; numbers that are not finite become null."""
+    return json_text(record) + "\n"
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Writes `records` to a .jsonl file atomically."""
-    text = "".join(json.dumps(record) + "\n" for record in records)
+    text = "".join(map(json_line, records))
     return write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def read_partial(folder: Path) -> list[dict[str, Any]]:
-    """The partial results in `folder` of all processes of interrupted runs."""
-    return [line for path in partial_files(folder) for line in read_lines(path)]
+def read_partial(folder: Path, **kinds: type) -> list[dict[str, Any]]:
+    """The partial results in `folder` of all processes of interrupted runs; see `read_lines`."""
+    return [line for path in partial_files(folder) for line in read_lines(path, **kinds)]
 
 
 def append_partial(folder: Path) -> TextIO:
-    """Opens this process's file of partial results for appending, after its last complete line."""
+    """Opens this process's file of partial results for appending, after its complete lines.
+
+    Every line reaches the disk cache at once, whatever ends the process.
+    """
     path = folder / f"{jax.process_index()}.partial.jsonl"
-    write_lines(path, read_lines(path) if path.exists() else [])
-    return path.open("a", encoding="utf-8")
+    write_lines(path, read_lines(path))
+    return path.open("a", encoding="utf-8", buffering=1)
 
 
 def partial_files(folder: Path) -> list[Path]:
     """The files of partial results in `folder`."""
-    return list(folder.glob("*.partial.jsonl"))
+    return sorted(folder.glob("*.partial.jsonl"))

@@ -25,10 +25,12 @@ def confusion_matrix(
     """Pixel counts (classes, classes) int32: row is the label, column the prediction.
 
     `labels` and `predictions` are integer arrays of one shape; pixels whose label is `ignore`
-    are not counted. Other labels and all predictions must lie in [0, classes).
+    are not counted, and neither are those whose label or prediction is not in [0, classes).
     """
     labels, predictions = jnp.asarray(labels, jnp.int32), jnp.asarray(predictions, jnp.int32)
-    pair = jnp.where(labels == ignore, classes * classes, labels * classes + predictions)
+    counted = (labels != ignore) & (labels >= 0) & (labels < classes)
+    counted &= (predictions >= 0) & (predictions < classes)
+    pair = jnp.where(counted, labels * classes + predictions, classes * classes)
     return jnp.bincount(pair.ravel(), length=classes * classes + 1)[:-1].reshape(classes, classes)
 
 
@@ -36,7 +38,8 @@ def confusion_on_host(
     labels: np.ndarray, predictions: np.ndarray, classes: int, ignore: int = 255
 ) -> np.ndarray:
     """`confusion_matrix` in NumPy, int64, which compiles no program per size of label maps."""
-    counted = labels != ignore
+    counted = (labels != ignore) & (labels >= 0) & (labels < classes)
+    counted &= (predictions >= 0) & (predictions < classes)
     pairs = labels[counted].astype(np.int64) * classes + predictions[counted]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
@@ -124,6 +127,11 @@ class SegmentationMetrics:
             name: {"IoU": percent(iou), "Acc": percent(acc), "Prec": percent(prec)}
             for name, iou, acc, prec in rows
         }
+
+
+def percent_text(value: float | None) -> str:
+    """A metric as tables show it; "-" for one that is None or NaN."""
+    return "-" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
 def _mean(values: np.ndarray) -> float:

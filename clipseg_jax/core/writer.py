@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from clipseg_jax.core.json_lines import read_lines, write_lines
+from clipseg_jax.core.json_lines import json_line, read_lines, write_lines
 
 
 class Writer:
@@ -20,8 +19,7 @@ class Writer:
     def __init__(self, folder: Path, name: str, *, start: int = 0, active: bool = True):
         self._path = folder / f"{name}.jsonl"
         self._events: SummaryWriter | None = None
-        lines = read_lines(self._path) if self._path.exists() else []
-        kept = [line for line in lines if line["step"] <= start]
+        kept = [line for line in read_lines(self._path, step=int) if line["step"] <= start]
         # Steps logged by earlier runs; known in every process.
         self.steps = {line["step"] for line in kept}
         if not active:
@@ -34,7 +32,7 @@ class Writer:
         if self._events is None:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+            file.write(json_line({"step": step, **scalars}))
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 

@@ -16,7 +16,13 @@ from clipseg_jax.ops.resize import resize_matrix
 
 
 def count_windows(length: int, crop: int, stride: int) -> int:
-    """Number of windows that cover `length` pixels."""
+    """Number of windows that cover `length` pixels.
+
+    Raises:
+      ValueError: a stride that is not from 1 to `crop`, which would leave pixels between windows.
+    """
+    if not 1 <= stride <= crop:
+        raise ValueError(f"stride {stride} is not from 1 to the crop, {crop} pixels")
     return max(length - crop + stride - 1, 0) // stride + 1
 
 

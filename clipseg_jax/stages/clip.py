@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.core.progress import progress_bar
+from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.models.clip import VisionTransformer
-from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
 from input_pipeline.datasets.class_sets import prompt_set
 
@@ -25,14 +27,40 @@ def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
     """The CLIP that the config names.
 
     Raises:
-      ValueError: no weights named.
+      ValueError, FileNotFoundError: as `check_weights`; or the weights cannot be used.
+    """
+    return weights_convert.load_clip(check_weights(config), **_choices(config))
+
+
+def check_weights(config: ConfigDict) -> Path:
+    """Where the config's CLIP is; checked in milliseconds, before stages that take hours.
+
+    Raises:
+      ValueError: no weights named, or choices that cannot be meant. FileNotFoundError: no file.
     """
     if not config.clip.weights:
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
-            "directory or an OpenCLIP file)"
+            "directory or an OpenCLIP file; demo: the tiny one of the demo)"
         )
-    return weights_convert.load_clip(config.clip.weights, dtype=config.clip.dtype)
+    weights_convert.check_choices(**_choices(config))
+    path = TINY_CLIP if config.clip.weights == "demo" else Path(config.clip.weights)
+    try:
+        weights_convert.weights_file(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config.clip.weights: {error}") from error
+    return path
+
+
+def _choices(config: ConfigDict) -> dict[str, Any]:
+    """What the config says of its CLIP beyond the file."""
+    # Where the recipe has another activation in the image tower, that has the plain name.
+    named = "trained_activation" if "trained_activation" in config.clip else "activation"
+    return {
+        "activation": config.clip[named],
+        "heads": config.clip.heads,
+        "dtype": config.clip.dtype,
+    }
 
 
 def row_words(config: ConfigDict) -> list[str]:
@@ -95,17 +123,21 @@ def read_embeddings(
     """Rows (words, e) that the stage `text` or `embed_words` wrote.
 
     Raises:
-      ValueError: the file is missing, or has rows of another class list.
+      ValueError: the file is missing or damaged, has rows of another class list, or such as are
+        not finite.
     """
     path = workdir / name
     if not path.exists():
         raise ValueError(f"{path} is missing; run the stage `text` first")
-    rows, words = np.load(path), row_words(config) if words is None else words
-    if len(rows) != len(words):
+    made_by_text = " and text.done.json" if name == EMBEDDINGS else ""
+    remedy = f"delete it{made_by_text} and run again: it is made again"
+    rows, words = load_array(path, remedy), row_words(config) if words is None else words
+    if rows.ndim != 2 or rows.dtype.kind != "f" or len(rows) != len(words):
         raise ValueError(
-            f"{path} holds {len(rows)} rows for {len(words)} prompts and background words; "
-            "delete it and run the stage `text` again"
+            f"{path} holds {rows.dtype} {rows.shape} for {len(words)} prompts and background "
+            f"words; {remedy}"
         )
+    check_embeddings(rows, words, str(path))
     return rows
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.files import check_writable, write_json
+from clipseg_jax.core.files import check_writable, read_json, write_json
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.demo import world
@@ -122,8 +122,12 @@ def readable_batches(
 def _paint(root: Path, settings: dict[str, Any]) -> None:
     """Paints images of the demo world into `root`, unless they exist."""
     record = root / "painted.json"
-    if record.exists() and json.loads(record.read_text("utf-8")) == settings:
-        return
+    if record.exists():
+        try:
+            if read_json(record, "painting again") == settings:
+                return
+        except ValueError as error:
+            logging.warning("%s", error)
     check_writable(root)
     world.write_dataset(root, settings["count"], settings["size"], settings["split"])
     write_json(record, settings)  # last: a folder without it is painted again

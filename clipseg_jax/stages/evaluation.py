@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.json_lines import append_partial, json_line, partial_files, read_partial
 from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import SegmentationMetrics
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.evaluate import (
     OnLabels,
     Progress,
@@ -31,7 +35,6 @@ from clipseg_jax.evaluate import (
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.task import Task
-from input_pipeline.batches.evaluation import EvaluationBatches, Skipped
 
 
 class Evaluation:
@@ -75,14 +78,25 @@ class Evaluation:
 
     def count(
         self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
-    ) -> tuple[Progress, list[Skipped]]:
-        """Pixel counts of the whole split, and the files left out."""
-        rest = self._batches
+    ) -> Progress:
+        """Pixel counts of the whole split, and the files left out.
 
-        def batches(start: int) -> EvaluationBatches:
-            nonlocal rest
+        What is left out is written beside the counts, for a run that resumes; with several
+        processes, without `progress_path`, each knows its own only.
+        """
+        folder = progress_path and progress_path.with_suffix("")
+        left_out: dict[int, str] = {}
+
+        def batches(start: int) -> Iterator[dict[str, Any]]:
             rest = self._batches.starting_at(start)
-            return rest
+            with _record(folder, fresh=start == 0) as write:
+                for batch in itertools.chain(rest, [None]):  # None: after the last one
+                    for one in rest.skipped:
+                        if one.index not in left_out:
+                            left_out[one.index] = f"{one.name}: {one.reason}"
+                            write({"index": one.index, "reason": left_out[one.index]})
+                    if batch is not None:
+                        yield batch
 
         classes = self.dataset.num_classes
         # A run that wrote fewer files can't be resumed: its label maps would be missing.
@@ -100,11 +114,17 @@ class Evaluation:
             on_labels=on_labels,
             step=self._step,
         )
-        return progress, rest.skipped
+        if folder:
+            barrier("counted")
+            lines = read_partial(folder, index=int, reason=str)
+            left_out |= {line["index"]: line["reason"] for line in lines}
+            barrier("left out")
+        progress.skipped = tuple(reason for _, reason in sorted(left_out.items()))
+        return progress
 
     def figures(self, task: Task) -> dict[str, float]:
         """The summary alone, in percent, for evaluations during training."""
-        progress, _ = self.count(task)
+        progress = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
     def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
@@ -128,24 +148,29 @@ class Evaluation:
             save_image(folder / f"{name}.png", painted)
 
         partial = workdir / f"evaluate{suffix}.partial.npz"
-        progress, skipped = self.count(
+        progress = self.count(
             task,
             progress_path=partial,
             on_labels=picture if self._pictures or self._predictions else None,
         )
-        for one in skipped:
-            logging.warning("skipped %s: %s", one.name, one.reason)
         main_process = jax.process_index() == 0
+        if main_process:
+            for reason in progress.skipped:
+                logging.warning("skipped %s", reason)
         console = Console(quiet=not main_process)  # one table, not one for each process
         names = self.dataset.class_names
-        figures = report(
-            progress, names, published=self._published, unseen=self._unseen, console=console
-        )
-        figures["skipped"] = [f"{one.name}: {one.reason}" for one in skipped]
+        try:
+            figures = report(
+                progress, names, published=self._published, unseen=self._unseen, console=console
+            )
+        except ValueError:  # once the files are mended, all must be read again
+            if main_process:
+                _remove(partial)
+            raise
         if main_process:
             path = workdir / f"metrics{suffix}.json"
             write_json(path, figures)
-            partial.unlink(missing_ok=True)
+            _remove(partial)
             print(f"metrics: {path}")
             if self._pictures:
                 print(f"pictures: {folder}")
@@ -153,6 +178,32 @@ class Evaluation:
                 print(f"predictions: {predictions}")
         left_out = len(self._examples) - progress.images
         return {"images": progress.images, "skipped": left_out, **headline(figures)}
+
+
+@contextlib.contextmanager
+def _record(folder: Path | None, *, fresh: bool) -> Iterator[Callable[[Mapping], object]]:
+    """A function that appends a line to this process's file in `folder`; without one, nothing."""
+    if folder is None:
+        yield lambda line: None
+        return
+    if fresh and jax.process_index() == 0:
+        _clear(folder)
+    barrier("counting")
+    with append_partial(folder) as file:
+        yield lambda line: file.write(json_line(line))
+
+
+def _clear(folder: Path) -> None:
+    for path in partial_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def _remove(partial: Path) -> None:
+    """Removes the counts of an evaluation and the lines of what was left out."""
+    partial.unlink(missing_ok=True)
+    _clear(partial.with_suffix(""))
+    with contextlib.suppress(OSError):
+        partial.with_suffix("").rmdir()
 
 
 def validation(

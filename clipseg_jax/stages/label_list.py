@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.safe_pickle import read_dictionary
+from clipseg_jax.core.pickled_arrays import read_dictionary
 from input_pipeline.text_lists import numbered_lines
 
 

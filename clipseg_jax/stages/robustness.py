@@ -6,16 +6,19 @@ Robustness to Common Corruptions and Perturbations", 2019. Spec maskclip, sectio
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from clipseg_jax.core.files import write_json
+from clipseg_jax.core.files import read_json, write_json
+from clipseg_jax.core.metrics import percent_text
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.stages.evaluation import Evaluation
 from clipseg_jax.task import Task
@@ -49,7 +52,7 @@ def measure(
         corruptions.check_corruption(kind, level)
     evaluation = Evaluation(config, cfg, unseen=unseen)
     partial = workdir / "robustness.partial.json"
-    done: dict[str, Figures] = json.loads(partial.read_text("utf-8")) if partial.exists() else {}
+    done = _read(partial, published)
     main_process = jax.process_index() == 0
     for kind, level in [("clean", 0), *corrupted]:
         figures = done.setdefault(kind, {})
@@ -59,7 +62,10 @@ def measure(
             evaluation = evaluation.corrupted(kind, level, chosen.seed)
         figures[str(level)] = evaluation.figures(task)
         if main_process:
-            print(f"{kind} {level}: {published} {figures[str(level)][published]:.2f}", flush=True)
+            print(
+                f"{kind} {level}: {published} {percent_text(figures[str(level)][published])}",
+                flush=True,
+            )
             write_json(partial, done)
     if main_process:
         _print(done, chosen.levels, published)
@@ -67,6 +73,32 @@ def measure(
         partial.unlink(missing_ok=True)
     means = {kind: _mean(done[kind], published) for kind in chosen.kinds}
     return {"published_metric": published, "clean": done["clean"]["0"][published], **means}
+
+
+def _read(path: Path, metric: str) -> dict[str, Figures]:
+    """What an interrupted run has measured; nothing where the file is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        done = read_json(path, "measuring again")
+        return {kind: _figures(path, levels, metric) for kind, levels in done.items()}
+    except ValueError as error:
+        logging.warning("%s", error)
+        return {}
+
+
+def _figures(path: Path, levels: Any, metric: str) -> Figures:
+    """The metrics of each level, with NaN for null."""
+    try:
+        return {
+            level: {
+                name: math.nan if value is None else float(value) for name, value in each.items()
+            }
+            for level, each in levels.items()
+            if metric in each
+        }
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); measuring again") from error
 
 
 def _mean(figures: Figures, metric: str) -> float:
@@ -80,7 +112,7 @@ def _print(done: dict[str, Figures], levels: tuple[int, ...], metric: str) -> No
         column.justify = "right"
     for kind, figures in done.items():
         if kind != "clean":
-            shown = [f"{figures[str(level)][metric]:.2f}" for level in levels]
-            table.add_row(kind, *shown, f"{_mean(figures, metric):.2f}")
-    table.caption = f"clean: {done['clean']['0'][metric]:.2f}"
+            shown = [percent_text(figures[str(level)][metric]) for level in levels]
+            table.add_row(kind, *shown, percent_text(_mean(figures, metric)))
+    table.caption = f"clean: {percent_text(done['clean']['0'][metric])}"
     Console().print(table)

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.config_names import is_free, with_new_names
-from clipseg_jax.core.files import write_json
+from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
 
 _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
-Content = dict[str, Any]  # path, digest; of files also size and time of the last change
+_WORDS = ("random",)  # instead of a file
+_DATA = "data"  # the stage that reads nothing but the section `dataset`
+
+Content = dict[str, Any]  # path, digest; of files also their stamp
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -39,15 +42,23 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
 
     Values that an earlier version did not have may be anything unless they are in `given`, the
     names on the command line; those that this version does not have any more must have been None.
+    What no finished stage has read may change: a failed start locks nothing.
 
     Raises:
-      ValueError: other values, or other content behind a path.
+      ValueError: other values, or other content behind a path; or a damaged file.
     """
     path = workdir / _CONFIG
     now = json.loads(json.dumps(config.to_dict()))
     if path.exists() and any(workdir.glob("*.done.json")):
-        before = with_new_names(flat(json.loads(path.read_text("utf-8"))))
-        if changed := [*_changes(before, flat(now), config, workdir, given)]:
+        remedy = (
+            "if the configuration is the same as before delete this file and run again, otherwise "
+            "choose another --workdir"
+        )
+        before = with_new_names(flat(read_json(path, remedy)))
+        changed = [*_changes(before, flat(now), config, workdir, given)]
+        if changed and _only_data(workdir):
+            changed = [each for each in changed if each.startswith("dataset.")]
+        if changed:
             raise ValueError(
                 f"{workdir} holds results of another configuration ({'; '.join(changed)}); choose "
                 "another --workdir, or delete it"
@@ -78,6 +89,7 @@ def _changes(
 ) -> Iterator[str]:
     """What differs between two flat configs, one line each."""
     recorded = _recorded(workdir)
+    noted = (workdir / _CONTENT).exists()
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if is_free(name):
@@ -92,13 +104,32 @@ def _changes(
             current = _content(config, name, str(new), content)
             if current is None or current["digest"] != content["digest"]:
                 yield f"{name}: {old!r} -> {new!r}" if old != new else f"{name}: other content"
-        elif old != new:
+        elif old != new and not (noted and _is_missing(name, old)):
             yield f"{name}: {old!r} -> {new!r}"
+
+
+def _only_data(workdir: Path) -> bool:
+    """Whether the stage `data` has finished and no other has left anything."""
+    left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json"}
 
 
 def _recorded(workdir: Path) -> dict[str, Content]:
     path = workdir / _CONTENT
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    remedy = "delete it and run again with the same paths as before"
+    recorded = read_json(path, remedy)
+    for name, content in recorded.items():
+        texts = [content.get(key) for key in ("path", "digest")] if type(content) is dict else [0]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path} is damaged ({name}: {content!r:.60}); {remedy}")
+    return recorded
+
+
+def _is_missing(name: str, value: object) -> bool:
+    """Whether `value`, of which no content was noted, names no file: no stage can have read it."""
+    return _is_path(name, value) and value not in _WORDS and not Path(str(value)).exists()
 
 
 def _is_path(name: str, value: object) -> bool:
@@ -115,17 +146,25 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     if not files:  # nothing there, or a word such as "random"
         return None
-    states = [each.stat() for each in files]
-    size = sum(state.st_size for state in states)
-    changed_ns = max(state.st_mtime_ns for state in states)
-    if known and (known["size"], known["changed_ns"]) == (size, changed_ns):
+    stamp = _stamp(files)
+    if known and known.get("stamp") == stamp:
         return known
     digest = hashlib.sha256()
     for each in files:
         with each.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{each.relative_to(path)} {inner}\n".encode())
-    return {"path": value, "digest": digest.hexdigest(), "size": size, "changed_ns": changed_ns}
+    return {"path": value, "digest": digest.hexdigest(), "stamp": stamp}
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Changes whenever a file does, even if its date is set back: the kernel's ctime is in it."""
+    digest = hashlib.sha256()
+    for each in files:
+        state = each.stat()
+        stamp = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+        digest.update(f"{each.name} {stamp}\n".encode())
+    return digest.hexdigest()
 
 
 def _dataset_digest(config: ConfigDict) -> str | None:

@@ -73,6 +73,9 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the image tower's matrix products
+    # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
+    config.clip.activation = config_dict.placeholder(str)  # "gelu" or "quick_gelu"
+    config.clip.heads = config_dict.placeholder(tuple)  # of both towers: (12, 8)
 
     config.dataset = ConfigDict()
     config.dataset.name = config_dict.placeholder(str)

@@ -15,6 +15,9 @@ def get_config() -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
+    # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
+    config.clip.trained_activation = config_dict.placeholder(str)  # "gelu" or "quick_gelu"
+    config.clip.heads = config_dict.placeholder(tuple)  # of both towers: (12, 8)
     # The published ViT differs from OpenAI's in these; ResNets have no such choice.
     config.clip.activation = "gelu"  # OpenAI: "quick_gelu"
     config.clip.norm_eps = 1e-6  # OpenAI: 1e-5

@@ -100,6 +100,9 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
+    # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
+    config.clip.trained_activation = config_dict.placeholder(str)  # "gelu" or "quick_gelu"
+    config.clip.heads = config_dict.placeholder(tuple)  # of both towers: (12, 8)
     config.clip.activation, config.clip.mean, config.clip.std = REVISIONS[revision]
 
     config.dataset = ConfigDict()

@@ -28,9 +28,10 @@ from input_pipeline.datasets import records
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import AnnotatedImage, read_instances
-from input_pipeline.datasets.images import BadFile, read_label
+from input_pipeline.datasets.images import BadFile, one_line, read_label
 from input_pipeline.datasets.layout import Annotations, Example
 from input_pipeline.text_lists import read_list
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, write_atomic
 
 _FORMAT = 1
@@ -177,10 +178,11 @@ def _source(
 ) -> _Source:
     if annotations is None:
         return _Source(lambda: functools.partial(_of_map, dataset), _label_file)
+    names = _classes(dataset, annotations)
     stored = records.find_records(root, dataset.layout.folders)
     if stored is not None:
-        return _Source(lambda: _of_records(stored, split), lambda _: None)
-    home, names = dataset.layout.resolve(root), _classes(dataset, annotations)
+        return _Source(lambda: _of_records(stored, split, len(names)), lambda _: None)
+    home = dataset.layout.resolve(root)
     listed = _ids_of_list(dataset, home, split, annotations) if annotations.listed else None
     if listed is not None:
         return _Source(lambda: functools.partial(_of_list, listed, len(names)), lambda _: None)
@@ -210,13 +212,14 @@ def _source(
 
 def _of_xml(folder: Path, ids: dict[str, int], example: Example) -> _Labels:
     try:
-        objects = ElementTree.parse(folder / f"{example.name}.xml").getroot().iterfind("object")
-        names = dict.fromkeys((each.findtext("name") or "").strip() for each in objects)
+        with open_regular(folder / f"{example.name}.xml") as file:
+            objects = ElementTree.parse(file).getroot().iterfind("object")
+            names = dict.fromkeys((each.findtext("name") or "").strip() for each in objects)
     except FileNotFoundError:
         return _Labels((), f"there is no {folder.name}/{example.name}.xml")
     except (ElementTree.ParseError, OSError, ValueError) as error:
-        return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({error})")
-    unknown = [repr(name) for name in names if name not in ids]
+        return _Labels((), f"cannot read {folder.name}/{example.name}.xml ({one_line(error)})")
+    unknown = [f"{name!r:.60}" for name in names if name not in ids]
     problem = f"unknown class {', '.join(unknown)}, left out" if unknown else ""
     return _Labels(tuple(ids[name] for name in names if name in ids), problem)
 
@@ -260,16 +263,16 @@ def _label_file(example: Example) -> Path | None:
     return example.label_path if isinstance(example.label_path, Path) else None
 
 
-def _of_records(home: str, split: str) -> Callable[[Example], _Labels]:
+def _of_records(home: str, split: str, classes: int) -> Callable[[Example], _Labels]:
     """Reads the image labels that `records_build` stored in the index."""
-    stored = records.read_index(home)["splits"][split]
+    stored = records.read_index(home)["splits"].get(split, {})
     if "image_labels" not in stored:
         raise FileNotFoundError(
             f"no image labels: {home} was built from a folder without annotations; build the "
             f"records again from one that has them"
         )
     ids = dict(zip(stored["names"], map(tuple, stored["image_labels"]), strict=True))
-    return lambda example: _Labels(ids[example.name])
+    return functools.partial(_of_list, ids, classes)
 
 
 def _ids_of_list(
@@ -303,13 +306,19 @@ def _stamp(path: Path | None) -> str | None:
 def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name -> (stamp, ids) from the cache; empty if it is for other classes, or damaged."""
     try:
-        content = json.loads(store.read_bytes())
+        with open_regular(store) as file:
+            content = json.load(file)
         if (content["format"], content["classes"]) != (_FORMAT, list(classes)):
             return {}
-        return {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
+        labels = {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
+        if not all(
+            type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids
+        ):
+            raise ValueError
+        return labels
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         logging.getLogger(__name__).warning("%s: damaged; reading the image labels again", store)
         return {}
 

@@ -39,6 +39,7 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # 13,377 x 13,377; decoding needs up to 7 bytes for each
 _BAND_PIXELS = 1 << 22
+_MESSAGE = 300  # letters of another library's message
 
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange height and width
@@ -88,24 +89,30 @@ def read_image(path: AnyFile) -> np.ndarray:
       BadImage: missing, not an image, truncated or otherwise damaged, or of more than MAX_PIXELS.
     """
 
-    def decode(image: Image.Image) -> np.ndarray:
-        image.load()
-        if image.mode == "F":
-            raise ValueError("floating-point samples have no defined range; save it with 8 bits")
-        orientation = _orientation(image)
-        height, width = image.height, image.width
-        sideways = orientation in _SIDEWAYS
-        upright = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
-        stored = _as_stored(upright, orientation)
-        # In bands of rows, so that a large image is not in memory several times.
-        rows = max(1, _BAND_PIXELS // max(width, 1))
-        for top in range(0, height, rows):
-            bottom = min(top + rows, height)
-            whole = bottom - top == height
-            stored[top:bottom] = _rgb(image if whole else image.crop((0, top, width, bottom)))
-        return upright
+    return _with_image(path, rgb_pixels, BadImage)
 
-    return _with_image(path, decode, BadImage)
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 RGB (h, w, 3) of an image that Pillow opened; see `read_image`.
+
+    Raises:
+      Exception: of many kinds, if the file is damaged that the image still reads from.
+    """
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating-point samples have no defined range; save it with 8 bits")
+    orientation = _orientation(image)
+    height, width = image.height, image.width
+    sideways = orientation in _SIDEWAYS
+    upright = np.empty((width, height, 3) if sideways else (height, width, 3), np.uint8)
+    stored = _as_stored(upright, orientation)
+    # In bands of rows, so that a large image is not in memory several times.
+    rows = max(1, _BAND_PIXELS // max(width, 1))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        whole = bottom - top == height
+        stored[top:bottom] = _rgb(image if whole else image.crop((0, top, width, bottom)))
+    return upright
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -305,5 +312,6 @@ def _use_image(file: BinaryIO, use: Callable[[Image.Image], T]) -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message in one line, or its type if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message in one printable line, or its type if it has none."""
+    message = " ".join(str(error).split())[:_MESSAGE] or type(error).__name__
+    return message if message.isprintable() else ascii(message)

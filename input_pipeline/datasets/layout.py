@@ -268,7 +268,10 @@ class Layout:
         pairs = list(find_names(existing, folder, wanted))
         missing = [name for name, file in pairs if file is None]
         if missing:
-            shown = ", ".join(missing[:_MISSING_SHOWN]) + (", ..." if len(missing) > 3 else "")
+            # Listed names may hold anything.
+            shown = ", ".join(
+                name if name.isprintable() else repr(name) for name in missing[:_MISSING_SHOWN]
+            ) + (", ..." if len(missing) > 3 else "")
             raise FileNotFoundError(
                 f"{len(missing)} of {len(wanted)} files are missing in {folder}{where}: {shown}. "
                 f"{self._layout(split)}"

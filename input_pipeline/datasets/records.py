@@ -23,11 +23,12 @@ import json
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from input_pipeline.datasets.images import BadFile
+from input_pipeline.datasets.images import MAX_PIXELS, BadFile, one_line
 from input_pipeline.datasets.layout import Example, Layout
 
 INDEX = "index.array_record"
@@ -72,12 +73,19 @@ class RecordFile:
           RecordsError: the shard cannot be read.
         """
         features = _record(self.shard, self.position, str(self))
-        if features["name"].bytes_list.value[0].decode("utf-8") != self.name:
+        try:
+            name = features["name"].bytes_list.value[0].decode("utf-8")
+            content = features[self.kind].bytes_list.value[0]
+        except (IndexError, UnicodeDecodeError) as error:
+            raise BadFile(
+                f"{self}: the record has no name or no {self.kind}; build the folder again"
+            ) from error
+        if name != self.name:
             raise RecordsError(
                 f"{self}: the record is of another image; {INDEX} and the shards are of different "
                 f"builds, copy the whole folder again"
             )
-        return features[self.kind].bytes_list.value[0]
+        return content
 
 
 def find_records(root: str | os.PathLike[str], folders: tuple[str, ...] = ()) -> str | None:
@@ -153,14 +161,79 @@ def read_index(home: str) -> dict[str, Any]:
     reader = open_shard(path)
     try:
         index = json.loads(reader.read([0])[0])
-    except (RuntimeError, ValueError) as error:
-        raise RecordsError(f"{path}: damaged ({error}); copy or build the folder again") from error
-    if index["format"] != FORMAT:
+        if not isinstance(index, dict):
+            raise ValueError("it is no dictionary")
+        if index.get("format") == FORMAT:
+            _check_index(index)
+    except (RuntimeError, RecursionError, LookupError, ValueError) as error:
         raise RecordsError(
-            f"{path} has format {index['format']}, but this version reads {FORMAT}; build the "
-            f"records again, or update clipseg_jax"
+            f"{path}: damaged ({one_line(error)}); copy or build the folder again"
+        ) from error
+    if index.get("format") != FORMAT:
+        raise RecordsError(
+            f"{path} has format {index.get('format')!r:.60}, but this version reads {FORMAT}; "
+            f"build the records again, or update clipseg_jax"
         )
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Checks all that is used of an index.
+
+    Raises:
+      ValueError: names the split and the part that is wrong.
+    """
+    splits = index.get("splits")
+    if not isinstance(splits, dict):
+        raise ValueError("splits is no dictionary")
+    for split, stored in splits.items():
+        if not isinstance(stored, dict):
+            raise ValueError(f"split {split} is no dictionary")
+        shards: Any = stored.get("shards")
+        names: Any = stored.get("names")
+        sizes: Any = stored.get("sizes")
+        checks = {
+            "source": _is_list(stored.get("source"), lambda each: isinstance(each, str)),
+            "labels": isinstance(stored.get("labels"), bool),
+            "names": _is_list(names, lambda each: isinstance(each, str)),
+            "sizes": _is_list(sizes, _is_size),
+            "shards": _is_list(shards, _is_shard),
+            "image_labels": _is_list(
+                stored.get("image_labels", []), lambda ids: _is_list(ids, _is_count)
+            ),
+        }
+        if wrong := [key for key, right in checks.items() if not right]:
+            raise ValueError(f"split {split}: {', '.join(wrong)} cannot be used")
+        counts = {sum(shard["records"] for shard in shards), len(names), len(sizes)}
+        if len({*counts, len(stored.get("image_labels", names))}) > 1:
+            raise ValueError(f"split {split}: names, sizes and records are not equally many")
+
+
+def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(is_right, value))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_size(value: Any) -> bool:
+    """Whether this is a (height, width) that `read_image` can return."""
+    if not _is_list(value, _is_count) or len(value) != 2:
+        return False
+    return 0 < value[0] * value[1] <= MAX_PIXELS
+
+
+def _is_shard(value: Any) -> bool:
+    """Whether this is an entry of a file beside the index."""
+    return (
+        isinstance(value, dict)
+        and _is_count(value.get("records"))
+        and _is_count(value.get("bytes"))
+        and isinstance(value.get("file"), str)
+        and os.path.basename(value["file"]) == value["file"] not in ("", ".", "..")
+        and "\0" not in value["file"]
+    )
 
 
 def open_shard(path: str) -> Any:
@@ -204,11 +277,14 @@ def _record(shard: str, position: int, description: str) -> Any:
     """The features of a record; each thread keeps its last one, since image and label share it."""
     if getattr(_last, "location", None) == (shard, position):
         return _last.features
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2  # does not import TensorFlow
 
     try:
         content = _shard(shard).read([position])[0]
         features = tf_example_pb2.Example.FromString(content).features.feature
+    except DecodeError as error:
+        raise BadFile(f"{description}: damaged; build the folder again") from error
     except RuntimeError as error:  # the only error that ArrayRecord raises
         message = (
             f"{description}: not readable ({' '.join(str(error).split())}); copy the shard again, "

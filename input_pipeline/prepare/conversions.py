@@ -19,10 +19,11 @@ from input_pipeline.datasets.class_sets import (
     coco_stuff_171_labels,
     pascal_context_raw_ids,
 )
-from input_pipeline.datasets.images import BadLabel, read_label
+from input_pipeline.datasets.images import BadLabel, one_line, read_label
 from input_pipeline.datasets.layout import files_below
 from input_pipeline.prepare.workers import CHUNK, Run
 from input_pipeline.text_lists import read_list
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import is_whole_png, write_atomic
 
 UNKNOWN = -1  # in a table: an id that must not occur in raw maps
@@ -266,14 +267,14 @@ def read_raw(path: Path) -> np.ndarray:
     from scipy.io import loadmat  # installed with JAX
 
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             ids = np.asarray(_ids(loadmat(file)))
         if ids.ndim != 2 or not ids.size or not np.array_equal(ids, ids.astype(np.int32)):
             raise ValueError(f"its ids are of shape {ids.shape} and type {ids.dtype}")
     except FileNotFoundError as error:
         raise BadLabel(f"{path}: no such file") from error
     except Exception as error:  # scipy raises all kinds of errors on damaged bytes
-        raise BadLabel(f"{path}: cannot read the ids ({error})") from error
+        raise BadLabel(f"{path}: cannot read the ids ({one_line(error)})") from error
     return ids.astype(np.int32)
 
 

@@ -8,13 +8,12 @@ import pickle
 import numpy as np
 import pytest
 
+from clipseg_jax.core.pickled_arrays import NUMPY, read_dictionary
 from clipseg_jax.core.safe_pickle import (
-    NUMPY,
     ForbiddenNameError,
     Function,
     NumpyDtype,
     SafeUnpickler,
-    read_dictionary,
 )
 
 

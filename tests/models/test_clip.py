@@ -129,8 +129,29 @@ def test_tokenizer_limits():
         tokenizer("a photo of a very large cat on a sofa", 8)
     cut = tokenizer("a photo of a very large cat on a sofa", 8, truncate=True)
     assert cut[0, -1] == 49407
-    with pytest.raises(FileNotFoundError, match=r"no vocab\.json"):
-        Tokenizer.from_directory("tests")
+    with pytest.raises(ValueError, match=r"2000 token embeddings, .*vocab\.json"):
+        Tokenizer(tokenizer.merges, embeddings=2000)("cat")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: ids.clear(), "symbols .* have no id"),
+        (lambda ids: ids.pop("<|endoftext|>"), "1 symbols .*endoftext.* no id|have no id"),
+        (lambda ids: ids.update(a=1.0), "the id of 'a' is 1.0"),
+        (lambda ids: ids.update(a=-1), "the id of 'a' is -1"),
+        (lambda ids: ids.update(a=[1]), "the id of 'a' is"),
+        (lambda ids: ids.update(a=True), "the id of 'a' is True"),
+        (lambda ids: ids.update(a=ids["b"]), "stand for two symbols"),
+        (lambda ids: ids.update(a=60000), "'a' has the id 60000, beyond that of"),
+    ],
+)
+def test_vocabularies_that_are_not_clips(change, message):
+    openai = Tokenizer.openai()
+    ids = dict(openai.ids)
+    change(ids)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(openai.merges, ids)
 
 
 @pytest.mark.slow

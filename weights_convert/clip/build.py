@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +20,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats.reader import release
 
 _KEYS_PER_BLOCK = 12
+_CHECKED_AT_ONCE = 2**18  # numbers; in the processor's cache
 
 
 @functools.lru_cache(maxsize=8)
@@ -181,14 +182,28 @@ def config_of(weights: Mapping[str, np.ndarray]) -> CLIPConfig:
             vision = dataclasses.replace(vision, layers=_layers(shapes, "visual."))
         if text is not None:
             text = dataclasses.replace(text, layers=_layers(shapes, ""), embed_dim=vision.embed_dim)
-        return CLIPConfig(vision, text)
+        config = CLIPConfig(vision, text)
+        _check_sizes(config)
+        return config
     except KeyError as error:
         raise CheckpointError(
             f"- {error.args[0]}: missing; without it the sizes cannot be determined. Check that "
             "the checkpoint is complete"
         ) from error
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(f"not the weights of a CLIP: {error}") from error
+
+
+def _check_sizes(config: CLIPConfig) -> None:
+    """Raises ValueError for sizes of which no model can be built."""
+    for name, tower in (("image", config.vision), ("text", config.text)):
+        for field, value in (dataclasses.asdict(tower) if tower else {}).items():
+            counts = value if field == "blocks" else (value,)
+            if any(type(count) is int and count < 1 for count in counts):
+                raise ValueError(f"{field} of the {name} tower is {value}")
+    vision = config.vision
+    if vision.grid < 1 or (not isinstance(vision, ViTConfig) and vision.width < 2):
+        raise ValueError(f"an image tower of width {vision.width} for {vision.image_px} pixels")
 
 
 def _fill(shapes: dict[str, tuple[int, ...]]) -> None:
@@ -212,7 +227,44 @@ def _fill(shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """The number of blocks: the highest index with at least half of a block's keys, plus one."""
-    pattern = re.compile(rf"{prefix}transformer\.resblocks\.([0-9]+)\.")
-    counts = collections.Counter(int(m.group(1)) for key in shapes if (m := pattern.match(key)))
-    return 1 + max((i for i, n in counts.items() if 2 * n >= _KEYS_PER_BLOCK), default=-1)
+    """The number of blocks: the highest index with at least half of a block's keys, plus one.
+
+    Raises:
+      ValueError: more blocks are missing than are there, so the numbers are damaged.
+    """
+    pattern = re.compile(rf"{prefix}transformer\.resblocks\.([0-9]{{1,9}})\.")
+    counts = Counter(int(m.group(1)) for key in shapes if (m := pattern.match(key)))
+    blocks = [i for i, n in counts.items() if 2 * n >= _KEYS_PER_BLOCK]
+    layers = 1 + max(blocks, default=-1)
+    if layers > 2 * len(blocks):
+        raise ValueError(f"{len(blocks)} blocks of {prefix}transformer, numbered to {layers - 1}")
+    return layers
+
+
+def check_finite(arrays: Mapping[str, np.ndarray], source: str) -> None:
+    """Checks that weights are floating point numbers, finite as float32.
+
+    Raises:
+      CheckpointError: names the first array that is not, and how many of its numbers are not.
+    """
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise CheckpointError(
+                f"{source}: {name} is of {array.dtype}; quantised weights are not supported, give "
+                "the float weights that they were made from"
+            )
+        flat = array.reshape(-1)  # a view of what is contiguous, as nearly all are
+        counts = Counter[str]()
+        for start in range(0, flat.size, _CHECKED_AT_ONCE):
+            part = flat[start : start + _CHECKED_AT_ONCE]
+            with np.errstate(over="ignore"):
+                part = part.astype(np.float32) if array.dtype == np.float64 else part
+            if not (finite := np.isfinite(part)).all():
+                counts["NaN"] += int(np.isnan(part).sum())
+                counts["infinite"] += int((~finite).sum() - np.isnan(part).sum())
+        release(array)
+        if faults := [f"{count} {kind}" for kind, count in counts.items() if count]:
+            raise CheckpointError(
+                f"{source}: {name} holds {' and '.join(faults)} of {array.size} numbers; its "
+                "training diverged or overflowed float16, or it is damaged: give other weights"
+            )

@@ -14,10 +14,12 @@ from typing import Any
 from clipseg_jax.models.clip import CLIPConfig, ResNetConfig, TextConfig, Tokenizer, ViTConfig
 from clipseg_jax.models.clip.tokenizer import vocabulary
 from weights_convert.clip.huggingface import SIDE_FILES
+from weights_convert.clip.shards import weight_files
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, load_converted, save_converted
 
 _CACHED_FROM_BYTES = 32 * 2**20  # smaller files are converted faster than looked up
+_CHECKED = 2  # conversions of earlier versions were not checked for all that this one checks
 _log = logging.getLogger(__name__)
 
 
@@ -34,12 +36,15 @@ def through_cache(
     written, the file is converted, with a warning. Processes may share a cache.
     """
     folder = _cache_folder(cache_dir)
-    if folder is None or weights_path.stat().st_size < _CACHED_FROM_BYTES:
+    files = weight_files(weights_path)
+    if folder is None or sum(each.stat().st_size for each in files) < _CACHED_FROM_BYTES:
         return convert()
     # Paths, sizes and times instead of a digest, for which all files would have to be read.
-    read = [weights_path, *(weights_path.parent / name for name in SIDE_FILES)]
-    stats = [(file.stat().st_size, file.stat().st_mtime_ns) for file in read if file.is_file()]
-    identity = [str(weights_path.resolve()), path.is_dir(), stats, options, FORMAT]
+    read = [weights_path, *files, *(weights_path.parent / name for name in SIDE_FILES)]
+    stats = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in read if file.is_file()
+    ]
+    identity = [str(weights_path.resolve()), path.is_dir(), stats, options, FORMAT, _CHECKED]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     cached = folder / f"{name}.safetensors"
     try:
@@ -84,19 +89,26 @@ def config_from_dict(content: Mapping[str, Any]) -> CLIPConfig:
     return CLIPConfig(vision, TextConfig(**content["text"]) if content["text"] else None)
 
 
-def tokenizer_to_dict(path: Path, config: CLIPConfig) -> dict[str, Any] | None:
-    """The merges and ids of a directory's tokenizer as JSON; None for OpenAI's vocabulary."""
-    if config.text is None or not path.is_dir() or not (path / "merges.txt").is_file():
-        return None
-    tokenizer = Tokenizer.from_directory(path)
-    if tokenizer.ids == Tokenizer.openai().ids:
+def tokenizer_to_dict(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """A tokenizer's merges and ids as JSON; None for OpenAI's."""
+    openai = Tokenizer.openai()
+    if tokenizer is None or (tokenizer.ids, tokenizer.merges) == (openai.ids, openai.merges):
         return None
     merges = [(left, right) for left, right in tokenizer.merges]
     return {"merges": merges, "ids": None if tokenizer.ids == vocabulary(merges) else tokenizer.ids}
 
 
 def tokenizer_from_dict(content: Mapping[str, Any] | None) -> Tokenizer:
-    """The tokenizer of `tokenizer_to_dict`."""
+    """The tokenizer of `tokenizer_to_dict`.
+
+    Raises:
+      CheckpointError: a damaged record.
+    """
     if content is None:
         return Tokenizer.openai()
-    return Tokenizer([(left, right) for left, right in content["merges"]], content["ids"])
+    try:
+        return Tokenizer([(left, right) for left, right in content["merges"]], content["ids"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"the record's tokenizer is damaged ({error}); convert its source again"
+        ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer
+from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, Tokenizer
 from weights_convert.clip import layouts
-from weights_convert.clip.build import abstract, build, config_of, expected_shapes
+from weights_convert.clip.build import abstract, build, check_finite, config_of, expected_shapes
 from weights_convert.clip.cache import (
     config_from_dict,
     config_to_dict,
@@ -20,11 +19,14 @@ from weights_convert.clip.cache import (
     tokenizer_from_dict,
     tokenizer_to_dict,
 )
-from weights_convert.clip.huggingface import weights_file, with_side_files
+from weights_convert.clip.choices import Heads, check_choices, choose, warn_of_guesses
+from weights_convert.clip.huggingface import check_model_type, weights_file, with_side_files
 from weights_convert.clip.keys import OPENAI, RELEASED
+from weights_convert.clip.shards import read_weights, sha256
+from weights_convert.clip.tokenizer_files import read_tokenizer
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, is_converted, load_converted
-from weights_convert.formats.reader import Checkpoint, read
+from weights_convert.formats.reader import Checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -37,20 +39,50 @@ class LoadedCLIP(NamedTuple):
     meta: dict[str, Any]  # source, sha256, kind, layout, model, parameters, bytes, config
 
 
-def convert(path: str | Path, *, vision_only: bool = False) -> Converted:
+class Fitted(NamedTuple):
+    """A checkpoint as a CLIP."""
+
+    named: layouts.Named
+    config: CLIPConfig
+    arrays: dict[str, np.ndarray]  # by our paths
+    guessed: list[str]  # of "activation", "heads": what neither the file nor one beside it says
+
+
+def convert(
+    path: str | Path,
+    *,
+    vision_only: bool = False,
+    activation: str | None = None,
+    heads: Heads | None = None,
+) -> Converted:
     """Any supported checkpoint as arrays by our paths; views of the mapped file where possible.
 
+    `activation`, `heads`: as in `load_clip`. What is assumed without them is warned of.
+
     Raises:
-      CheckpointError: as `read`; or lists every missing, unexpected and wrongly shaped key.
+      CheckpointError: as `read`; lists every missing, unexpected and wrongly shaped key; weights
+        that are not finite; heads that do not fit. ValueError: other choices.
       FileNotFoundError: no file.
     """
+    check_choices(activation, heads)
     path = Path(path)
+    return _choose(_convert(path, vision_only), path, activation, heads)
+
+
+def _convert(path: Path, vision_only: bool) -> Converted:
+    """A checkpoint without explicit choices."""
     weights_path = weights_file(path)
     if is_converted(weights_path):
         converted = load_converted(weights_path)
+        absent = converted.record["absent"]  # NaN; by OpenAI's names, which these paths share
+        check_finite({k: v for k, v in converted.arrays.items() if k not in absent}, str(path))
         return _image_tower(converted) if vision_only else converted
-    checkpoint = read(weights_path)
-    named, config, arrays = fit(checkpoint, path, weights_path, vision_only=vision_only)
+    checkpoint = read_weights(weights_path)
+    named, config, arrays, guessed = fit(checkpoint, path, weights_path, vision_only=vision_only)
+    check_finite(named.stored, str(path))
+    tokenizer = None
+    if config.text is not None and _has_tokenizer(path, weights_path, named.layout, config.text):
+        tokenizer = read_tokenizer(weights_path.parent)
     digest = sha256(weights_path)
     record = {
         "format": FORMAT,
@@ -62,7 +94,8 @@ def convert(path: str | Path, *, vision_only: bool = False) -> Converted:
         **_counts(arrays),
         "absent": list(named.absent),
         "config": config_to_dict(config),
-        "tokenizer": tokenizer_to_dict(path, config),
+        "guessed": guessed,
+        "tokenizer": tokenizer_to_dict(tokenizer),
         "carried": {k: [str(v.dtype), v.tolist()] for k, v in named.carried.items()},
     }
     return Converted(arrays, record)
@@ -70,20 +103,65 @@ def convert(path: str | Path, *, vision_only: bool = False) -> Converted:
 
 def fit(
     checkpoint: Checkpoint, path: Path, weights_path: Path, *, vision_only: bool = False
-) -> tuple[layouts.Named, CLIPConfig, dict[str, np.ndarray]]:
+) -> Fitted:
     """A checkpoint's layout; its config, by shapes and JSON files beside it; arrays by our paths.
 
     Raises:
       CheckpointError: not a CLIP; or lists every missing, unexpected and wrongly shaped key.
     """
+    check_model_type(weights_path)
     try:
-        named = layouts.identify(checkpoint.content)
-        named = layouts.vision_only(named) if vision_only else named
-        config = with_side_files(config_of(layouts.sketch(named)), named.layout, weights_path)
+        whole = layouts.identify(checkpoint.content)
+        named = layouts.vision_only(whole) if vision_only else whole
+        sizes = config_of(layouts.sketch(named))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    weights = layouts.weights(named, expected_shapes(config), str(path))
-    return named, config, OPENAI.to_right(weights, abstract(config)[1], str(path))
+    config, said = with_side_files(sizes, named.layout, weights_path)
+    guessed = [] if said or _is_openai(checkpoint, whole) else ["activation", "heads"]
+    weights = layouts.weights(named, expected_shapes(sizes), str(path))
+    arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))
+    return Fitted(named, config, arrays, guessed)
+
+
+def _is_openai(checkpoint: Checkpoint, named: layouts.Named) -> bool:
+    """Whether it is evidently of OpenAI's models, whose activation and heads are known.
+
+    Their archives are TorchScript, and their state dicts are of float16 with three numbers beside
+    the weights; shapes tell nothing: LAION's ViT-B/16 has the same. MaskCLIP's code converts
+    OpenAI's models only.
+    """
+    if checkpoint.kind == "torchscript" or named.layout.startswith("maskclip"):
+        return True
+    conv1 = named.stored.get("visual.conv1.weight")
+    numbers = {"input_resolution", "context_length", "vocab_size"}
+    return conv1 is not None and conv1.dtype == np.float16 and numbers <= named.carried.keys()
+
+
+def _has_tokenizer(path: Path, weights_path: Path, layout: str, text: TextConfig) -> bool:
+    """Whether a tokenizer beside the weights is theirs.
+
+    It is in a directory that was given as such and beside a file of Hugging Face's names; beside
+    another single file, a vocab.json is where OpenAI's does not fit.
+    """
+    if path.is_dir() or layout == "huggingface":
+        return True
+    fits = text.vocabulary == len(Tokenizer.openai().ids)
+    return not fits and (weights_path.parent / "vocab.json").exists()
+
+
+def _choose(
+    converted: Converted, path: Path, activation: str | None, heads: Heads | None
+) -> Converted:
+    """The same with explicit choices in its record; warns of what is still guessed."""
+    try:
+        config = choose(config_from_dict(converted.record["config"]), activation, heads)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    explicit = {"activation": activation, "heads": heads}
+    guessed = [name for name in converted.record.get("guessed", []) if explicit.get(name) is None]
+    warn_of_guesses(path, config, guessed)
+    record = converted.record | {"config": config_to_dict(config), "guessed": guessed}
+    return Converted(converted.arrays, record)
 
 
 def _counts(arrays: dict[str, np.ndarray]) -> dict[str, int]:
@@ -106,6 +184,7 @@ def load_clip(
     cache_dir: str | Path | None = None,
     vision_only: bool = False,
     activation: str | None = None,
+    heads: Heads | None = None,
     norm_eps: float | None = None,
     dtype: str | None = None,
 ) -> LoadedCLIP:
@@ -117,40 +196,60 @@ def load_clip(
     Args:
       vision_only: whether the text tower is left out.
       activation, norm_eps, dtype: replace those of the file, in each tower that has them.
+      heads: of the image and of the text tower (without one the second is not used); replace those
+        of the file. Without `activation` and `heads`, and without a file that says them, they are
+        OpenAI's, with a warning unless the weights are evidently OpenAI's.
 
     Raises:
-      CheckpointError, FileNotFoundError: the file cannot be used.
+      CheckpointError: the file cannot be used; weights that are not finite; a tokenizer beside it
+        with more ids than the model has embeddings. FileNotFoundError: no file.
+      ValueError: choices that cannot be meant.
     """
+    check_choices(activation, heads, norm_eps, dtype)
     path = Path(path)
     weights_path = weights_file(path)
 
     def fresh() -> Converted:
-        return convert(path, vision_only=vision_only)
+        return _convert(path, vision_only)
 
     if is_converted(weights_path):
         converted = fresh()
     else:
         converted = through_cache(path, weights_path, cache_dir, vision_only, fresh)
-    record = converted.record
-    replaced = {"activation": activation, "norm_eps": norm_eps, "dtype": dtype}
+    arrays, record = _choose(converted, path, activation, heads)
+    replaced = {"norm_eps": norm_eps, "dtype": dtype}
     replaced = {name: value for name, value in replaced.items() if value is not None}
     config = config_from_dict(record["config"]).replace(**replaced)
-    model = build(converted.arrays, config)
+    tokenizer = None
+    if config.text is not None:
+        tokenizer = _tokenizer(path, record, config.text.vocabulary)
+    model = build(arrays, config)
     meta = {k: v for k, v in record.items() if k not in ("carried", "tokenizer")}
-    tokenizer = tokenizer_from_dict(record["tokenizer"]) if config.text else None
-    if tokenizer and config.text and len(tokenizer.ids) > config.text.vocabulary:
-        _log.warning(
-            "%s has %d token embeddings, fewer than the %d tokens of the tokenizer; give a "
-            "directory with its vocab.json and merges.txt",
-            path, config.text.vocabulary, len(tokenizer.ids),
-        )  # fmt: skip
     return LoadedCLIP(model, tokenizer, meta)
 
 
-def sha256(path: Path) -> str:
-    """A file's digest, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _tokenizer(path: Path, record: dict[str, Any], rows: int) -> Tokenizer:
+    """The tokenizer of a record for a table of `rows` embeddings.
+
+    One from beside the weights must fit that table. OpenAI's is assumed without one; if it does not
+    fit, only texts cannot be read.
+    """
+    tokenizer = tokenizer_from_dict(record["tokenizer"])
+    highest = max(tokenizer.ids.values())
+    if record["tokenizer"] is not None and highest >= rows:
+        raise CheckpointError(
+            f"{path} has {rows} token embeddings, and its tokenizer ids up to {highest}; put the "
+            "vocab.json and merges.txt that it was trained with beside it"
+        )
+    if highest >= rows:
+        return Tokenizer(tokenizer.merges, embeddings=rows)
+    if record["tokenizer"] is None and rows > highest + 1:
+        _log.warning(
+            "%s has %d token embeddings; OpenAI's tokenizer of %d is assumed. If it was trained "
+            "with another, put its vocab.json and merges.txt beside it",
+            path, rows, highest + 1,
+        )  # fmt: skip
+    return tokenizer
 
 
 def released(digest: str, path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
@@ -12,9 +13,11 @@ import numpy as np
 
 from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer, ViTConfig
+from clipseg_jax.models.clip.tokenizer import END, START
 from weights_convert.clip import layouts
-from weights_convert.clip.build import clip_to_state_dict
+from weights_convert.clip.build import clip_to_state_dict, config_of
 from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
+from weights_convert.clip.choices import lost_choices
 from weights_convert.clip.keys import OPENAI
 from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
@@ -23,6 +26,7 @@ from weights_convert.formats.torch_writer import write_torch
 
 Layout = Literal["openai", "huggingface", "maskclip", "maskclip_backbone"]
 LAYOUTS: tuple[str, ...] = get_args(Layout)
+_log = logging.getLogger(__name__)
 
 
 def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
@@ -39,12 +43,15 @@ def export(converted: Converted, path: str | Path, layout: str = "openai") -> Pa
 
     Layouts: "openai", a state dict in a torch zip file; "maskclip" and "maskclip_backbone", the two
     files (float32) that the MaskCLIP code reads; "huggingface", a directory with model.safetensors,
-    config.json and the tokenizer's files.
+    config.json and the tokenizer's files. All but the last cannot say activation, heads and norm
+    epsilon: where they are not OpenAI's, a warning names them.
 
     Raises:
       ValueError: unknown layout. CheckpointError: the layout does not support the model.
       OSError: it cannot be written.
     """
+    if layout in LAYOUTS and layout != "huggingface":
+        _warn_of_losses(converted, Path(path), layout)
     if layout == "openai":
         return write_torch(path, to_state_dict(converted))
     if layout in ("maskclip", "maskclip_backbone"):
@@ -55,8 +62,9 @@ def export(converted: Converted, path: str | Path, layout: str = "openai") -> Pa
     if layout == "huggingface":
         config = config_from_dict(converted.record["config"])
         ids = {k: v for k, v in _carried(converted).items() if k.endswith("position_ids")}
-        directory = _write_huggingface(Path(path), _weights(converted), config, ids)
-        write_tokenizer(tokenizer_from_dict(converted.record["tokenizer"]), directory)
+        tokenizer = tokenizer_from_dict(converted.record["tokenizer"])
+        directory = _write_huggingface(Path(path), _weights(converted), config, ids, tokenizer)
+        write_tokenizer(tokenizer, directory)
         return directory
     raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
 
@@ -64,11 +72,34 @@ def export(converted: Converted, path: str | Path, layout: str = "openai") -> Pa
 def export_huggingface(model: CLIP, directory: str | Path, *, dtype: Any = np.float32) -> Path:
     """Writes model.safetensors and config.json as `transformers.CLIPModel` reads them.
 
+    The tokenizer is written apart, by `write_tokenizer`; its end token is taken to be the last id.
+
     Raises:
-      CheckpointError: a ResNet, or a CLIP without its text tower.
+      CheckpointError: a ResNet, a CLIP without its text tower, or with a norm epsilon of its own
+        inside blocks, which config.json cannot say.
     """
+    vision = model.cfg.vision
+    if isinstance(vision, ViTConfig) and vision.block_norm_eps not in (None, vision.norm_eps):
+        raise CheckpointError(
+            f"block_norm_eps {vision.block_norm_eps} beside norm_eps {vision.norm_eps}: "
+            "config.json has one for both; export the CLIP that the image tower was made from"
+        )
     weights = {key: value.astype(dtype) for key, value in clip_to_state_dict(model).items()}
-    return _write_huggingface(Path(directory), weights, model.cfg, {})
+    return _write_huggingface(Path(directory), weights, model.cfg, {}, None)
+
+
+def _warn_of_losses(converted: Converted, path: Path, layout: str) -> None:
+    """Names what readers of a layout without heads, activation and epsilon take for another."""
+    implied = config_of(OPENAI.to_left(converted.arrays))
+    if layout != "openai":
+        implied = CLIPConfig(implied.vision, None)  # MaskCLIP's files are of the image tower
+    config = config_from_dict(converted.record["config"])
+    if lost := lost_choices(config, implied):
+        _log.warning(
+            "the layout %s cannot say what readers of %s have to be told: %s; --to huggingface "
+            "keeps it",
+            layout, path, ", ".join(lost),
+        )  # fmt: skip
 
 
 def _weights(converted: Converted) -> dict[str, np.ndarray]:
@@ -90,6 +121,7 @@ def _write_huggingface(
     weights: Mapping[str, np.ndarray],
     config: CLIPConfig,
     extra: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer | None,
 ) -> Path:
     vision, text = config.vision, config.text
     if not isinstance(vision, ViTConfig) or text is None:
@@ -99,7 +131,10 @@ def _write_huggingface(
         directory / "model.safetensors",
         lambda file: safetensors_file.write(file, renamed, {"format": "pt"}),
     )
-    end = text.vocabulary - 1
+    # By these ids transformers finds the end of a text.
+    start, end = text.vocabulary - 2, text.vocabulary - 1
+    if tokenizer is not None and tokenizer.ids[END] < text.vocabulary:
+        start, end = tokenizer.ids[START], tokenizer.ids[END]
     content = {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -116,7 +151,7 @@ def _write_huggingface(
             "num_hidden_layers": text.layers,
             "num_attention_heads": text.heads,
             "projection_dim": text.embed_dim,
-            "bos_token_id": end - 1,
+            "bos_token_id": start,
             "eos_token_id": end,
             "pad_token_id": end,
         },

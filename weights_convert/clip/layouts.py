@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +19,25 @@ from weights_convert.clip.maskclip_keys import (
     VIT_STATE_DICT,
     VIT_WEIGHTS,
 )
+from weights_convert.clip.other_models import other_model
+from weights_convert.clip.shards import read_weights
 from weights_convert.errors import CheckpointError
-from weights_convert.formats.reader import read, tensors
+from weights_convert.formats.reader import tensors
 from weights_convert.mapping import KeyMap, Shape
 
+_log = logging.getLogger(__name__)
+
 _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
-_KNOWN = ("visual.", "vision_model.", "text_model.", "clip.layer", "backbone.layer")
+# What names of a CLIP begin with, at the start of a key or behind a prefix.
+_START = re.compile(r"(?:^|\.)(?=visual\.|(?:vision|text)_model\.|(?:clip|backbone)\.layer)")
+_OPTIMIZER = re.compile(r"(?:^|\.)optim")  # moments by the names of what they are of
+_IMAGE_TOWER = (
+    "visual.conv1.weight",
+    "vision_model.embeddings.patch_embedding.weight",
+    "clip.layer",
+    "backbone.layer",
+)
+_USUAL = ("state_dict", "model", "model_state_dict", "module")  # where training scripts put it
 _POOL_POSITIONS = "visual.attnpool.positional_embedding"
 _PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
 # Side of the attention pool's grid by tower width: MaskCLIP's files omit its positions.
@@ -45,7 +59,7 @@ class Named(NamedTuple):
 
 def unwrap(content: Any) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint's state dict, which may be inside a wrapping dictionary."""
-    for key in ("state_dict", "model"):  # training scripts put epoch, optimizer, ... beside it
+    for key in _USUAL[:3]:  # training scripts put epoch, optimizer, ... beside it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return tensors(content)
@@ -57,22 +71,22 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
       CheckpointError: not a checkpoint, a damaged one, or one that would run code.
     """
-    return unwrap(read(path).content)
+    return unwrap(read_weights(Path(path)).content)
 
 
 def identify(content: Any) -> Named:
     """Determines a checkpoint's layout by its keys.
 
     Raises:
-      CheckpointError: not a CLIP, or a MaskCLIP backbone without its projections.
+      CheckpointError: not a CLIP, several of them, or a MaskCLIP backbone without its projections.
     """
-    stored = _without_prefix(unwrap(content))
+    stored = _find(tensors(content))
     if any(key.startswith(("vision_model.", "text_model.")) for key in stored):
         return _split("huggingface", stored, HUGGINGFACE)
     if any(key.startswith(("clip.layer", "backbone.layer")) for key in stored):
         return _maskclip(stored)
     if not any(key.startswith("visual.") for key in stored):
-        some = ", ".join(sorted(stored)[:5]) or "none"
+        some = ", ".join(f"{key:.60}" for key in sorted(stored)[:5]) or "none"
         raise CheckpointError(f"no CLIP among its {len(stored)} tensors ({some})")
     layout = "openai"
     if "text.text_projection" in stored or "logit_bias" in stored:
@@ -122,13 +136,41 @@ def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str,
     return _join(renamed) | _nan(renamed, named.absent)
 
 
-def _without_prefix(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Removes a prefix that all keys share, such as "module." (DataParallel) or "backbone."."""
-    while stored and not any(key.startswith(_KNOWN) for key in stored):
-        firsts = {key.split(".")[0] for key in stored}
-        if len(firsts) > 1 or any("." not in key for key in stored):
-            break
-        stored = {key.split(".", 1)[1]: value for key, value in stored.items()}
+def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the one CLIP in a file, by names without the prefix that they share.
+
+    The prefix may be that of a wrapping dictionary ("state_dict."), of DataParallel ("module.") or
+    of a larger model ("clip_model."), whose other arrays are left out.
+
+    Raises:
+      CheckpointError: several CLIPs, or another model whose names are known.
+    """
+    prefixes: dict[str, bool] = {}  # whether an image tower is there
+    for key in arrays:
+        if (match := _START.search(key)) and not _OPTIMIZER.search(key):
+            prefix, name = key[: match.end()], key[match.end() :]
+            prefixes[prefix] = prefixes.get(prefix, False) or name.startswith(_IMAGE_TOWER)
+    whole = [prefix for prefix, has_tower in prefixes.items() if has_tower] or [*prefixes]
+    usual = [prefix for prefix in whole if set(prefix.split(".")[:-1]) <= set(_USUAL)]
+    found = usual if len(whole) > 1 and usual else whole
+    if "" in found:
+        found = [""]
+    if len(found) > 1:
+        listed = ", ".join(f"{prefix[:-1]!r:.60}" for prefix in found[:5])
+        raise CheckpointError(
+            f"{len(found)} CLIPs, below {listed}; save the state dict of the one that is meant"
+        )
+    prefix = found[0] if found else ""
+    if others := [each for each in whole if each != prefix]:
+        _log.warning(
+            "the CLIP below %r is read; others lie below %s",
+            prefix[:-1], ", ".join(f"{each[:-1]!r:.60}" for each in others[:5]),
+        )  # fmt: skip
+    stored = {
+        key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)
+    }
+    if (model := other_model(stored)) is not None:
+        raise CheckpointError(f"the weights of {model}; only CLIP is supported")
     return stored
 
 

@@ -5,7 +5,7 @@ Read by `safe_pickle.SafeUnpickler` with the table `_TORCH`. Formats: spec clip,
 
 from __future__ import annotations
 
-import collections
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,13 +13,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from clipseg_jax.core import safe_pickle
 from clipseg_jax.core.safe_pickle import (
     ENCODE,
+    Dictionary,
     ForbiddenNameError,
     Function,
     NumpyDtype,
     SafeUnpickler,
     Sealed,
+    plain_set,
+    shown,
+    sizes,
 )
 from weights_convert.errors import CheckpointError
 
@@ -41,6 +46,9 @@ STORAGES: dict[str, Any] = {
 }
 
 
+MOST_REPEATED = 2**20  # elements of a tensor that strides of 0 make larger than its storage
+
+
 class _StorageType(Sealed):
     """Stand-in for a storage class such as torch.HalfStorage."""
 
@@ -56,9 +64,10 @@ class Storage(Sealed):
     __slots__ = ("count", "data", "dtype")
 
     def __init__(self, kind: Any, count: Any):
-        if not isinstance(kind, _StorageType) or int(count) < 0:
-            raise pickle.UnpicklingError(f"a storage of {count!r} elements of kind {kind!r}")
-        self.dtype, self.count = kind.dtype, int(count)
+        (self.count,) = sizes((count,))
+        if not isinstance(kind, _StorageType):
+            raise pickle.UnpicklingError(f"a storage of {count} elements of kind {shown(kind)}")
+        self.dtype = kind.dtype
         self.data: np.ndarray | None = None
 
     @property
@@ -86,13 +95,18 @@ class _Tensor(Sealed):
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any):
         if not isinstance(storage, Storage):
             raise pickle.UnpicklingError("a tensor without a storage")
-        self.storage, self.offset = storage, int(offset)
-        self.size, self.stride = tuple(map(int, size)), tuple(map(int, stride))
+        self.storage, (self.offset,) = storage, sizes((offset,))
+        self.size, self.stride = sizes(size), sizes(stride)
 
     def array(self) -> np.ndarray:
+        """The view.
+
+        Raises:
+          CheckpointError: it extends beyond its storage.
+        """
         data, size, stride = self.storage.data, self.size, self.stride
-        if len(size) != len(stride) or min((*size, *stride, self.offset)) < 0:
-            raise CheckpointError(f"tensor of size {size}, strides {stride}, offset {self.offset}")
+        if len(size) != len(stride):
+            raise CheckpointError(f"tensor of size {size}, strides {stride}")
         last = self.offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
         if data is None or (0 not in size and last >= len(data)):
             raise CheckpointError(
@@ -101,11 +115,16 @@ class _Tensor(Sealed):
             )
         if 0 in size:
             return np.empty(size, data.dtype)
+        if math.prod(size) > max(len(data), MOST_REPEATED):
+            raise CheckpointError(
+                f"tensor of size {size} repeats the {len(data)} elements of its storage; save the "
+                "weights with .contiguous()"
+            )
         steps = [s * data.itemsize for s in stride]
         return np.lib.stride_tricks.as_strided(data[self.offset :], size, steps, writeable=False)
 
 
-class Module(dict):
+class Module(Dictionary):
     """Stand-in for a TorchScript module: its attributes only."""
 
     def __setstate__(self, state: Any) -> None:
@@ -122,6 +141,8 @@ def _numpy_scalar(kind: Any, data: Any) -> Any:
     if not isinstance(kind, NumpyDtype):
         raise pickle.UnpicklingError("a numpy scalar without a plain dtype")
     raw = data.encode("latin1") if isinstance(data, str) else data
+    if type(raw) is not bytes:
+        raise pickle.UnpicklingError(f"{shown(data)} as a numpy scalar")
     return np.frombuffer(raw, kind.dtype, count=1)[0].item()
 
 
@@ -131,12 +152,12 @@ def _first(value: Any, *_: Any) -> Any:
 
 _TORCH: dict[tuple[str, str], Any] = {
     **ENCODE,
-    # Classes, since pickles create objects of them without a call; C types cannot be changed.
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    # Classes, since pickles create objects of them without a call.
+    ("collections", "OrderedDict"): Dictionary,
     ("argparse", "Namespace"): _Namespace,
     ("__torch__", "*"): Module,  # of TorchScript
     ("collections", "defaultdict"): Function(lambda *_: {}),
-    ("torch", "Size"): Function(tuple),
+    ("torch", "Size"): Function(sizes),
     ("torch._utils", "_rebuild_tensor_v2"): Function(_Tensor),
     ("torch._utils", "_rebuild_parameter"): Function(_first),
     ("torch.serialization", "_get_layout"): Function(lambda *_: None),
@@ -145,8 +166,8 @@ _TORCH: dict[tuple[str, str], Any] = {
 for _name, _dtype in STORAGES.items():
     _TORCH["torch", _name] = _TORCH["torch.storage", _name] = _StorageType(_dtype)
 for _module in ("builtins", "__builtin__"):
-    _TORCH[_module, "set"] = Function(set)
-    _TORCH[_module, "dict"] = Function(dict)
+    _TORCH[_module, "set"] = Function(plain_set)
+    _TORCH[_module, "dict"] = Dictionary
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _TORCH[_module, "scalar"] = Function(_numpy_scalar)
 for _name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist"):
@@ -154,10 +175,11 @@ for _name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_bo
 _TORCH["torch.jit._pickle", "restore_type_tag"] = Function(_first)
 
 
-def unpickle(file: Any, load_storage: Callable[..., Storage]) -> Any:
+def unpickle(file: Any, load_storage: Callable[..., Storage], size: int) -> Any:
     """The structure of one pickle, with stand-ins for tensors; `resolve` turns them into arrays.
 
-    `load_storage` gets the (kind, key, count, ...) of each reference to a storage.
+    `load_storage` gets the (kind, key, count, ...) of each reference to a storage; `size` is that
+    of the whole file in bytes.
 
     Raises:
       CheckpointError: the pickle names something that is not part of a state dict.
@@ -167,12 +189,14 @@ def unpickle(file: Any, load_storage: Callable[..., Storage]) -> Any:
     def persistent_load(pid: Any) -> Storage:
         """The storage behind a reference ("storage", kind, key, location, count, ...)."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            raise pickle.UnpicklingError(f"unknown reference {pid!r}")
+            raise pickle.UnpicklingError(f"unknown reference {shown(pid)}")
         _, kind, key, _, count, *rest = pid
+        if type(key) is not str or len(key) > 1000:
+            raise pickle.UnpicklingError(f"{shown(key)} as the name of a storage")
         return load_storage(kind, key, count, *rest)
 
     try:
-        return SafeUnpickler(file, _TORCH, persistent_load).load()
+        return SafeUnpickler(file, _TORCH, persistent_load, size).load()
     except ForbiddenNameError as error:
         raise CheckpointError(
             f"the pickle asks for {error.module}.{error.name}, which is not part of a state dict; "
@@ -191,11 +215,6 @@ def resolve(content: Any) -> Any:
 
     Raises:
       CheckpointError: a tensor extends beyond its storage.
+      UnpicklingError: a structure that `safe_pickle.resolve` refuses.
     """
-    if isinstance(content, _Tensor):
-        return content.array()
-    if isinstance(content, dict):
-        return {key: resolve(value) for key, value in dict.items(content)}
-    if isinstance(content, (list, tuple, set)):
-        return [resolve(value) for value in content]
-    return content
+    return safe_pickle.resolve(content, lambda v: v.array() if isinstance(v, _Tensor) else v)

@@ -16,13 +16,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clipseg_jax.core.safe_pickle import shown, sizes
+from input_pipeline.walk import open_regular
 from weights_convert.errors import CheckpointError
+from weights_convert.formats.foreign import foreign
 from weights_convert.formats.pickles import Storage, is_scripted, resolve, unpickle
 from weights_convert.formats.safetensors import parse
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _WORTH_RELEASING = 2**20
+_LONGEST_NAME = 1000
+# The bytes of a state dict may exceed the file's: expanded buffers, weights of several names.
+_FREELY_REPEATED, _TIMES_STORED = 16 * 2**20, 4
+_LARGEST_PICKLE = 256 * 2**20  # one of 100,000 tensors takes 20 MB
+# To list an archive takes some 20 times the bytes of its directory; 100,000 members need 12 MB.
+_LARGEST_DIRECTORY = 24 * 2**20
+_end_record: Any = zipfile._EndRecData  # type: ignore[attr-defined]
+_DIRECTORY_BYTES = 5  # its place in the record
 
 # What the standard library raises while it reads a damaged structure.
 DAMAGE = (
@@ -42,10 +53,14 @@ def map_file(path: Path) -> mmap.mmap:
     """Maps a file read-only.
 
     Raises:
-      CheckpointError: too short for a checkpoint. OSError: it cannot be read.
+      CheckpointError: too short for a checkpoint, or evidently something else; the message says
+        what. OSError: it cannot be read, or is no regular file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if found := foreign(file.read(1024), size):
+            raise CheckpointError(f"{path} is {found}")
         if size < 16:
             raise CheckpointError(f"{path} holds {size} bytes, too few for a checkpoint")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -72,34 +87,60 @@ def read(path: str | Path) -> Checkpoint:
     """The content of a .pt, .pth, .bin or .safetensors file, tensors as read-only mapped arrays.
 
     Raises:
-      CheckpointError: another file, a damaged or truncated one, or one that would run code.
-      FileNotFoundError: no file.
+      CheckpointError: another file, a damaged or truncated one, or one that would run code or fill
+        the memory.
+      OSError: no file, or one that cannot be read.
     """
     path = Path(path)
     mapped = map_file(path)
     try:
-        if mapped[:4] == b"PK\x03\x04":
-            return _read_zip(path, mapped)
-        # A safetensors file begins with its header's length, which may look like a pickle's start.
-        if mapped[:1] == b"\x80" and mapped[8:9] != b"{":
-            return Checkpoint("torch legacy", _read_legacy(mapped))
-        return Checkpoint("safetensors", parse(mapped)[0])
+        checkpoint = _read(path, mapped)
+        named = tensors(checkpoint.content)
+        total = sum(array.nbytes for array in named.values())
+        if total > _FREELY_REPEATED + _TIMES_STORED * len(mapped):
+            raise CheckpointError(
+                f"tensors of {total:,} bytes in a file of {len(mapped):,}: they repeat its data by "
+                "references or strides; save the weights with .clone()"
+            )
+        return checkpoint
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except DAMAGE as error:
         raise CheckpointError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); it is "
-            "damaged, truncated, or of another format than .pt, .pth, .bin, .safetensors"
+            f"{path} is not a readable checkpoint ({described(error)}); it is damaged, truncated, "
+            "or of another format than .pt, .pth, .bin, .safetensors"
         ) from error
+
+
+def described(error: Exception) -> str:
+    """An error of the standard library for a message: short, in one line, and printable."""
+    text = " ".join(str(error).split())
+    text = text if text.isprintable() else ascii(text)
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _read(path: Path, mapped: mmap.mmap) -> Checkpoint:
+    if mapped[:4] == b"PK\x03\x04":
+        return _read_zip(path, mapped)
+    # A safetensors file begins with its header's length, which may look like a pickle's start.
+    if mapped[:1] == b"\x80" and mapped[8:9] != b"{":
+        return Checkpoint("torch legacy", _read_legacy(mapped))
+    return Checkpoint("safetensors", parse(mapped)[0])
 
 
 def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {info.filename: info for info in archive.infolist()}
-    except (zipfile.BadZipFile, OSError) as error:
+        with open_regular(path) as file:
+            end = _end_record(file)
+            if end and end[_DIRECTORY_BYTES] > _LARGEST_DIRECTORY:
+                raise CheckpointError(
+                    f"a zip archive whose directory takes {end[_DIRECTORY_BYTES]:,} bytes"
+                )
+            with zipfile.ZipFile(file) as archive:
+                return {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise CheckpointError(
-            f"a damaged zip archive ({error}), probably truncated; download it again"
+            f"a damaged zip archive ({described(error)}), probably truncated; download it again"
         ) from error
 
 
@@ -107,11 +148,13 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
     names = _members(path)
     roots = [n[: -len("/data.pkl")] for n in names if n.endswith("/data.pkl") and n.count("/") == 1]
     if len(roots) != 1:
-        raise CheckpointError("a zip archive without PyTorch's data.pkl")
+        raise CheckpointError(
+            "a zip archive without PyTorch's data.pkl; if it holds a checkpoint, unpack it"
+        )
     root = roots[0]
 
     def raw(name: str) -> memoryview:
-        info = names.get(name)
+        info, name = names.get(name), shown(name)
         if info is None:
             raise CheckpointError(
                 f"{name} is missing in the archive; it is damaged, download it again"
@@ -130,22 +173,28 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
         return memoryview(mapped)[start : start + info.file_size]
 
     storages: dict[str, Storage] = {}
+    left = len(mapped)
 
     def load_storage(kind: Any, key: str, count: Any, *_: Any) -> Storage:
+        nonlocal left
         storage = _same_or_new(storages, key, Storage(kind, count))
         if storage.data is None:
             data = raw(f"{root}/data/{key}")
-            if len(data) < storage.nbytes:
+            left -= storage.nbytes
+            if min(len(data) - storage.nbytes, left) < 0:
                 raise CheckpointError(
-                    f"storage {key} has {len(data)} bytes, {storage.nbytes} expected; the file is "
-                    "damaged, download it again"
+                    f"storage {shown(key)} has {len(data)} bytes, {storage.nbytes} expected; the "
+                    "file is damaged, download it again"
                 )
             storage.fill(data)
         return storage
 
+    structure = raw(f"{root}/data.pkl")
+    if len(structure) > _LARGEST_PICKLE:
+        raise CheckpointError(f"a pickle of {len(structure):,} bytes, more than a state dict takes")
     if f"{root}/byteorder" in names and bytes(raw(f"{root}/byteorder")) not in (b"little", b""):
         raise CheckpointError("written on a big-endian machine; convert it there")
-    content = unpickle(io.BytesIO(raw(f"{root}/data.pkl")), load_storage)
+    content = unpickle(io.BytesIO(structure), load_storage, len(mapped))
     return Checkpoint("torchscript" if is_scripted(content) else "torch zip", resolve(content))
 
 
@@ -154,7 +203,7 @@ def _same_or_new(storages: dict[str, Storage], key: str, new: Storage) -> Storag
     first = storages.setdefault(key, new)
     if (first.dtype, first.count) != (new.dtype, new.count):
         raise CheckpointError(
-            f"storage {key} is used as {first.count} x {first.dtype} and as {new.count} x "
+            f"storage {shown(key)} is used as {first.count} x {first.dtype} and as {new.count} x "
             f"{new.dtype}; the file is damaged"
         )
     return first
@@ -169,52 +218,69 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
         if view is None:
             return whole
         _, offset, size = view
-        part = Storage(kind, size)
-        if not 0 <= int(offset) <= whole.count - part.count:
+        part, (offset,) = Storage(kind, size), sizes((offset,))
+        if offset > whole.count - part.count:
             raise CheckpointError(
-                f"elements {offset} to {int(offset) + part.count} of storage {key}, which has "
+                f"elements {offset} to {offset + part.count} of storage {shown(key)}, which has "
                 f"{whole.count}; the file is damaged"
             )
-        views.append((part, whole, int(offset)))
+        views.append((part, whole, offset))
         return part
 
     def load() -> Any:  # from the map itself: a copy would be as large as the file
-        return unpickle(mapped, load_storage)
+        return unpickle(mapped, load_storage, len(mapped))
 
     if load() != _LEGACY_MAGIC or load() != _LEGACY_PROTOCOL:
         raise CheckpointError("a pickle that torch.save did not write")
-    if not load().get("little_endian", True):
+    machine = load()
+    if not isinstance(machine, dict) or not machine.get("little_endian", True):
         raise CheckpointError("written on a big-endian machine; convert it there")
     content = load()
-    for key in load():
+    keys = load()
+    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
+        raise CheckpointError("a list of storages that torch.save did not write")
+    for key in keys:
         (count,) = struct.unpack("<q", mapped.read(8))
         storage = storages.get(key)
         if storage is None:
-            raise CheckpointError(f"no tensor uses storage {key}")
+            raise CheckpointError(f"no tensor uses storage {shown(key)}")
         start = mapped.tell()
         if count != storage.count or start + storage.nbytes > len(mapped):
             raise CheckpointError(
-                f"storage {key} of {storage.count} elements has {count} or extends beyond the end "
+                f"storage {shown(key)} of {storage.count} elements has {count} or extends beyond the end "
                 "of the file; download it again"
             )
         storage.fill(memoryview(mapped)[start : start + storage.nbytes])
         mapped.seek(start + storage.nbytes)
     if lost := [key for key, storage in storages.items() if storage.data is None]:
-        raise CheckpointError(f"no data for the storages {lost[:5]}; download it again")
+        shortened = ", ".join(map(shown, lost[:5]))
+        raise CheckpointError(f"no data for the storages {shortened}; download it again")
     for part, whole, offset in views:
         part.data = whole.data[offset : offset + part.count]  # type: ignore[index]
     return resolve(content)
 
 
 def tensors(content: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """All arrays of nested dictionaries, by their keys joined with dots."""
-    if not isinstance(content, Mapping):
-        return {}
+    """All arrays of nested dictionaries, by their keys joined with dots.
+
+    Raises:
+      CheckpointError: a name that no terminal shows, or a very long one.
+    """
     out: dict[str, np.ndarray] = {}
+    _collect(content, prefix, out)
+    return out
+
+
+def _collect(content: Any, prefix: str, out: dict[str, np.ndarray]) -> None:
+    if not isinstance(content, Mapping):
+        return
     for key, value in content.items():
+        if not isinstance(value, (np.ndarray, Mapping)):
+            continue
         name = f"{prefix}{key}"
+        if len(name) > _LONGEST_NAME or not name.isprintable():
+            raise CheckpointError(f"a tensor's name {shown(name)} of {len(name)} letters")
         if isinstance(value, np.ndarray):
             out[name] = value
         else:
-            out |= tensors(value, f"{name}.")
-    return out
+            _collect(value, f"{name}.", out)

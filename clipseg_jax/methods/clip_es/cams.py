@@ -23,7 +23,7 @@ from rich.table import Table
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, replicate
-from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
+from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
 from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import headline
 from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig
@@ -203,7 +203,7 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     summaries = [one.summary() for one in metrics]
     published = config.evaluate.published_metric
     scores = [summary[published] for summary in summaries]
-    best = int(np.argmax(scores))
+    best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
     counts = {
         "images": len(examples) - len(skipped),
         "left_out": missing + len(skipped),
@@ -213,8 +213,8 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     if jax.process_index() == 0:
         table = Table("background", published, title=f"CAMs of {counts['images']} images")
         for threshold, score in zip(thresholds, scores, strict=True):
-            table.add_row(f"{threshold:g}", f"{score:.2f}")
-        table.caption = f"{published} {scores[best]:.2f} (the mean that the paper prints)"
+            table.add_row(f"{threshold:g}", percent_text(score))
+        table.caption = f"{published} {percent_text(scores[best])} (the mean that the paper prints)"
         Console().print(table)
         sweep = {
             f"{published}_by_threshold": dict(zip(map(str, thresholds), scores, strict=True)),

@@ -23,7 +23,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.core.files import write_atomic
+from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.clip_rc import task
@@ -85,7 +85,7 @@ def check_text(config: ConfigDict, workdir: Path) -> dict:
     rows, names = _published_rows(config), class_words(config)
     embed_words(config, workdir, names, _COMPUTED)
     barrier("text computed")
-    computed = np.load(workdir / _COMPUTED)
+    computed = load_array(workdir / _COMPUTED, "delete it and run the stage again")
     if computed.shape != rows.shape:
         raise ValueError(
             f"{config.text.file} has rows of {rows.shape[1]} numbers, the CLIP makes "
@@ -110,13 +110,16 @@ def check_text(config: ConfigDict, workdir: Path) -> dict:
 def _published_rows(config: ConfigDict) -> np.ndarray:
     """Rows (classes, e) float32 of `text.file`."""
     path, names = config.text.file, class_words(config)
-    rows = np.asarray(np.load(path), np.float32)
+    rows = load_array(path, "give a .npy file of class embeddings")
+    if rows.dtype.kind != "f":
+        raise ValueError(f"{path} holds {rows.dtype}; give a file of float class embeddings")
+    rows = rows.astype(np.float32)
     if rows.ndim != 2 or len(rows) != len(names):
         raise ValueError(
             f"{path} has shape {rows.shape} for {len(names)} classes; give a file with a row for "
             f"each of {', '.join(names[:3])}, ..."
         )
-    if np.any(np.abs(np.linalg.norm(rows, axis=1) - 1) > 1e-2):
+    if not np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) <= 1e-2):  # nor NaN
         raise ValueError(f"{path}: its rows are not of length 1; divide each by its norm")
     return rows
 

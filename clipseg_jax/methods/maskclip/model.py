@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_choice, check_number
 from clipseg_jax.models.clip import (
     ModifiedResNet,
     VisionTransformer,
@@ -43,6 +44,12 @@ class MaskCLIPConfig:
     ks_axis: Literal["tokens", "channels"] = "tokens"
     # ResNets only: full attention of mean token and positions instead of the value read-out.
     attn_pooling: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("pd_threshold", self.pd_threshold, 0)
+        check_number("ks_threshold", self.ks_threshold, 0)
+        check_choice("ks_axis", self.ks_axis, ("tokens", "channels"))
+        check_choice("attn_pooling", self.attn_pooling, (True, False))
 
 
 def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array:

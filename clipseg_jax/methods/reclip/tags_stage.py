@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.json_lines import append_partial, partial_files, read_partial
+from clipseg_jax.core.json_lines import append_partial, json_line, partial_files, read_partial
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.methods.reclip.tags import (
@@ -48,14 +47,14 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
     path = tags_path(config, workdir)
     rows = read_embeddings(config, workdir)
     if not config.tags.file:
-        done = _partial(path.parent)
+        done = _partial(path.parent, len(rows))
         process, count = jax.process_index(), jax.process_count()
         todo = [i for i in range(process, len(examples), count) if i not in done]
         if todo:
             _guess(config, path.parent, rows, [(i, examples[i].image_path) for i in todo])
         barrier("tags")
         if process == 0:
-            done = _partial(path.parent)
+            done = _partial(path.parent, len(rows))
             write_tags(path, (done[i] for i in range(len(examples))))
             for left in partial_files(path.parent):
                 left.unlink()
@@ -86,10 +85,15 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
     with append_partial(folder) as file:
         stream = tag_images(images(), classifier, cfg)
         for index, ids in progress_bar(stream, total=len(todo), unit="image", desc="tags"):
-            file.write(json.dumps({"index": index, "tags": ids}) + "\n")
-            file.flush()
+            file.write(json_line({"index": index, "tags": ids}))
 
 
-def _partial(folder: Path) -> dict[int, list[int]]:
+def _partial(folder: Path, classes: int) -> dict[int, list[int]]:
     """Tags by image, of all processes' interrupted runs."""
-    return {line["index"]: line["tags"] for line in read_partial(folder)}
+    lines = read_partial(folder, index=int, tags=list)
+    ids = set(range(classes))
+    return {line["index"]: line["tags"] for line in lines if _all_in(line["tags"], ids)}
+
+
+def _all_in(tags: list, ids: set[int]) -> bool:
+    return all(type(tag) is int and tag in ids for tag in tags)

@@ -6,7 +6,6 @@ Spec tagclip, sections 2 to 7.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
-from clipseg_jax.core.json_lines import append_partial, read_partial
+from clipseg_jax.core.json_lines import append_partial, json_line, read_partial
 from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_metrics
@@ -53,13 +52,14 @@ def tags(config: ConfigDict, workdir: Path) -> dict:
     split = config.dataset.train_split
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
     folder = workdir / "tags"
-    before = _partial_scores(folder)
+    classes = class_count(config)
+    before = _partial_scores(folder, classes)
     todo = [i for i in range(len(examples)) if i not in before]
     barrier("tags begin")
     if todo:
         _score(config, workdir, folder, examples, todo)
     barrier("tags")
-    all_scores = _partial_scores(folder)
+    all_scores = _partial_scores(folder, classes)
     scored = [i for i in range(len(examples)) if i in all_scores]
     if not scored:
         raise ValueError(f"none of the {len(examples)} images of split {split} could be read")
@@ -121,8 +121,12 @@ def _score(
 
         def keep(index: int, result: dict, row: int, batch: Any) -> None:
             rounded = [float(np.float32(x)) for x in result["scores"]]
-            file.write(json.dumps({"index": todo[index], "scores": rounded}) + "\n")
-            file.flush()
+            if not np.isfinite(rounded).all():
+                raise ValueError(
+                    f"{examples[todo[index]].name}: its class scores hold NaN or infinity; check "
+                    f"the weights {config.clip.weights}"
+                )
+            file.write(json_line({"index": todo[index], "scores": rounded}))
 
         annotate(
             batches, lambda arrays, _: scores(state, arrays), keep, mesh=mesh, total=len(todo),
@@ -155,6 +159,11 @@ def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
     return TagCLIP(visual, text_embeddings[:split_at], of_background, cfg)
 
 
-def _partial_scores(folder: Path) -> dict[int, list[float]]:
+def _partial_scores(folder: Path, classes: int) -> dict[int, list[float]]:
     """Index of an image -> its scores, from all processes and all interrupted runs."""
-    return {line["index"]: line["scores"] for line in read_partial(folder)}
+
+    def whole(scores: list) -> bool:
+        return len(scores) == classes and all(type(score) is float for score in scores)
+
+    lines = read_partial(folder, index=int, scores=list)
+    return {line["index"]: line["scores"] for line in lines if whole(line["scores"])}

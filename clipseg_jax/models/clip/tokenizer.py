@@ -10,10 +10,8 @@ import gzip
 import hashlib
 import html
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 
 import ftfy
 import numpy as np
@@ -23,6 +21,7 @@ _OPENAI_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d680
 _OPENAI_MERGES = 49152 - 256 - 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
+_SHOWN = 80  # letters of a text in messages
 _PIECES = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -49,11 +48,28 @@ class Tokenizer:
     """Texts to ids: cleans, lower-cases, splits into pieces and merges byte pairs by rank."""
 
     def __init__(
-        self, merges: Sequence[tuple[str, str]], ids: Mapping[str, int] | None = None
+        self,
+        merges: Sequence[tuple[str, str]],
+        ids: Mapping[str, int] | None = None,
+        *,
+        embeddings: int | None = None,
     ) -> None:
-        """`merges` in order of rank; `ids` maps symbols to ids, by default as `vocabulary`."""
+        """Makes a tokenizer.
+
+        Args:
+          merges: in order of rank.
+          ids: symbols to ids, by default as `vocabulary`.
+          embeddings: how many the text tower has; an id beyond them is refused. None: any.
+
+        Raises:
+          ValueError: no vocabulary of a CLIP: it could not encode every text, or the end token is
+            not the one with the highest id, by which the text tower finds it.
+        """
         self.merges: list[tuple[str, str]] = [(left, right) for left, right in merges]
         self.ids = dict(vocabulary(merges) if ids is None else ids)
+        self._embeddings = embeddings
+        if ids is not None:
+            _check_ids(self.merges, self.ids)
         self._rank = {pair: i for i, pair in enumerate(self.merges)}
         self._symbols = {i: symbol for symbol, i in self.ids.items()}
         self._bpe = functools.lru_cache(maxsize=65536)(self._merge)
@@ -76,24 +92,6 @@ class Tokenizer:
         lines = gzip.decompress(data).decode("utf-8").split("\n")[1 : _OPENAI_MERGES + 1]
         return cls([_pair(line) for line in lines])
 
-    @classmethod
-    def from_directory(cls, directory: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face CLIP directory (vocab.json and merges.txt).
-
-        Raises:
-          FileNotFoundError: one of the two files is missing.
-        """
-        directory = Path(directory)
-        for name in ("vocab.json", "merges.txt"):
-            if not (directory / name).is_file():
-                raise FileNotFoundError(
-                    f"{directory} has no {name}; a Hugging Face CLIP directory holds vocab.json "
-                    "and merges.txt beside its weights"
-                )
-        lines = (directory / "merges.txt").read_text("utf-8").split("\n")
-        merges = [_pair(line) for line in lines if line and not line.startswith("#version")]
-        return cls(merges, json.loads((directory / "vocab.json").read_text("utf-8")))
-
     def __call__(
         self, texts: str | Sequence[str], context_length: int = 77, *, truncate: bool = False
     ) -> np.ndarray:
@@ -101,7 +99,7 @@ class Tokenizer:
 
         Raises:
           ValueError: a text is too long and `truncate` is False. With True the text is cut and
-            still ends with the end token.
+            still ends with the end token. Or an id without an embedding.
         """
         texts = [texts] if isinstance(texts, str) else texts
         out = np.zeros((len(texts), context_length), np.int32)
@@ -109,12 +107,19 @@ class Tokenizer:
             ids = [self.ids[START], *self.encode(text), self.ids[END]]
             if len(ids) > context_length:
                 if not truncate:
+                    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
                     raise ValueError(
-                        f"text of {len(ids)} tokens, at most {context_length} fit: {text!r}; "
-                        "shorten it or pass truncate=True"
+                        f"text of {len(ids)} tokens, at most {context_length} fit: {shown!r}; "
+                        "shorten it"
                     )
                 ids = [*ids[: context_length - 1], self.ids[END]]
             row[: len(ids)] = ids
+        if self._embeddings is not None and out.max(initial=0) >= self._embeddings:
+            raise ValueError(
+                f"the text tower has {self._embeddings} token embeddings, OpenAI's tokenizer gives "
+                f"ids up to {out.max()}; put the vocab.json and merges.txt "
+                "that it was trained with beside its weights"
+            )
         return out
 
     def encode(self, text: str) -> list[int]:
@@ -157,6 +162,28 @@ def clean(text: str) -> str:
     """`text` in lower case, encoding errors fixed, HTML unescaped and white space collapsed."""
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def _check_ids(merges: Sequence[tuple[str, str]], ids: Mapping[str, int]) -> None:
+    """Raises ValueError unless every text has ids, the end token's being the highest."""
+    for symbol, i in ids.items():
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise ValueError(f"the id of {symbol!r:.60} is {i!r:.60}, not a whole number from 0 on")
+    letters = byte_symbols().values()
+    used = [*letters, *(letter + _WORD_END for letter in letters), START, END]
+    used += [left + right for left, right in merges]
+    if absent := [symbol for symbol in used if symbol not in ids]:
+        raise ValueError(
+            f"{len(absent)} symbols of CLIP's byte pairs have no id, among them {absent[0]!r:.60}"
+        )
+    if len(set(ids.values())) < len(ids):
+        raise ValueError(f"{len(ids) - len(set(ids.values()))} ids stand for two symbols")
+    highest = max(used, key=ids.__getitem__)
+    if highest != END:
+        raise ValueError(
+            f"{highest!r:.60} has the id {ids[highest]}, beyond that of {END} ({ids[END]}), which "
+            "has to be the highest"
+        )
 
 
 def _pair(line: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import http.server
 import io
 import logging
+import os
 import pickle
 import shutil
 import threading
@@ -16,6 +17,8 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
+
+from array_record.python import array_record_module
 
 from input_pipeline import records_build
 from input_pipeline.batches.evaluation import evaluation_batches
@@ -246,12 +249,18 @@ def test_image_labels(places, tmp_path):
         records_build.build(VOC12_20, root, tmp_path / "none", ["val"])
 
 
-@pytest.fixture
-def copy(places, tmp_path):
-    """Records to be damaged, by one shard for each image of val."""
-    built = tmp_path / "copy"
+@pytest.fixture(scope="module")
+def original(places, tmp_path_factory):
+    """Records with one shard for each image of val."""
+    built = tmp_path_factory.mktemp("original") / "records"
     records_build.build(VOC12_20, places[0], built, ["val"], name="voc", shards=len(VAL))
     return built
+
+
+@pytest.fixture
+def copy(original, tmp_path):
+    """Records to be damaged."""
+    return Path(shutil.copytree(original, tmp_path / "copy"))
 
 
 def shard(folder, number):
@@ -299,6 +308,80 @@ def test_damaged_folder(copy, tmp_path):
     check(lambda folder: shard(folder, 4).unlink(), "missing; copy the whole")
     check(swap, "the record is of another image")
     check(lambda folder: zero_end(shard(folder, 4)), "readable .*; copy or build")
+
+
+def change_index(folder, key, value):
+    """Sets an entry of split val, or of the index itself."""
+    index = records.read_index(str(folder))
+    target = index if key in index else index["splits"]["val"]
+    if callable(value):
+        value(target[key])
+    else:
+        target[key] = value
+    (folder / records.INDEX).unlink()
+    records_write.write_index(folder, index)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("splits", [], "splits is no dictionary"),
+        ("splits", {"val": None}, "split val is no dictionary"),
+        ("splits", {"val": {}}, "split val: source, labels, names, sizes, shards cannot be used"),
+        ("source", "JPEGImages", "source cannot"),
+        ("source", [["JPEGImages"]], "source cannot"),
+        ("labels", 1, "labels cannot"),
+        ("names", None, "names cannot"),
+        ("names", lambda names: names.append(3), "names cannot"),
+        ("names", lambda names: names.append("more"), "not equally many"),
+        ("sizes", lambda sizes: sizes.pop(), "not equally many"),
+        ("sizes", lambda sizes: sizes.__setitem__(0, [3]), "sizes cannot"),
+        ("sizes", lambda sizes: sizes.__setitem__(0, [3, -4]), "sizes cannot"),
+        ("sizes", lambda sizes: sizes.__setitem__(0, [3, 4.5]), "sizes cannot"),
+        ("sizes", lambda sizes: sizes.__setitem__(0, [10**6, 10**6]), "sizes cannot"),
+        ("shards", lambda shards: shards.append({}), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(records=10**15), "not equally many"),
+        ("shards", lambda shards: shards[0].update(records="1"), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(bytes=-1), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="/etc/passwd"), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="../x"), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file=".."), "shards cannot"),
+        ("image_labels", [[0]], "not equally many"),
+        ("image_labels", "none", "image_labels cannot"),
+    ],
+)
+def test_an_index_of_strangers_is_checked(copy, key, value, said):
+    change_index(copy, key, value)
+    with pytest.raises(records.RecordsError) as raised:
+        VOC12_20.index(copy, "val")
+    message = str(raised.value)
+    assert message.startswith(f"{copy / records.INDEX}: damaged (")
+    assert said in message
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"format": {}}', b"3"])
+def test_an_index_that_is_none_is_named(copy, content):
+    (copy / records.INDEX).unlink()
+    writer = array_record_module.ArrayRecordWriter(str(copy / records.INDEX), "group_size:1")
+    writer.write(content)
+    writer.close()
+    with pytest.raises(records.RecordsError, match=records.INDEX):
+        VOC12_20.index(copy, "val")
+
+
+@pytest.mark.parametrize("record", [b"", b"\xff\xff\xff", b"no example"])
+def test_a_record_that_is_no_example_is_named(copy, record):
+    path = VOC12_20.index(copy, "val")[0].image_path.shard
+    count = records.open_shard(path).num_records()
+    os.unlink(path)
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+    for _ in range(count):
+        writer.write(record)
+    writer.close()
+    change_index(copy, "shards", lambda shards: shards[0].update(bytes=os.path.getsize(path)))
+    image = VOC12_20.index(copy, "val")[0].image_path
+    with pytest.raises(BadFile, match=rf"^{path} record 0"):
+        image.read_bytes()
 
 
 def test_wrong_root(places):

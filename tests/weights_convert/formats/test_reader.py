@@ -167,7 +167,7 @@ def test_legacy_views_share_a_storage(tmp_path):
     for view in (("8", 8, 6), ("8", -1, 2)):
         body = toys.tensor(toys.storage("FloatStorage", "7", 12, view), 0, (1,), (1,))
         toys.legacy(path, toys.pickled(body), [("7", values)])
-        with pytest.raises(CheckpointError, match="of storage 7"):
+        with pytest.raises(CheckpointError, match="of storage 7|a size of -1"):
             weights_convert.read(path)
 
 
@@ -178,7 +178,7 @@ def test_tensor_larger_than_its_storage(tmp_path):
         with pytest.raises(CheckpointError, match="beyond its storage of 4"):
             weights_convert.read(path)
     body = toys.tensor(toys.storage("FloatStorage", "0", 4), 0, (2,), (-1,))
-    with pytest.raises(CheckpointError, match="strides"):
+    with pytest.raises(CheckpointError, match="a size of -1"):
         weights_convert.read(toys.zipped(path, toys.pickled(body), [bytes(16)]))
 
 
@@ -215,9 +215,9 @@ def test_compressed_member(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "holds 0 bytes"),
+        (b"", "is empty"),
         (b"short", "holds 5 bytes"),
-        (b"<html>404 not found</html>" * 9, "not a readable checkpoint"),
+        (b"<html>404 not found</html>" * 9, "is a web page"),
         (b"PK\x03\x04" + bytes(99), "damaged zip"),
         (b"\x80\x02" + bytes(99), "not a readable checkpoint"),
         (b"\x10" + bytes(7) + b'{"a": [1, 2]}   ', "not a readable checkpoint"),

@@ -1,0 +1,98 @@
+"""JSON that others wrote beside weights: configs, vocabularies, indices of shards."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+from weights_convert.errors import CheckpointError
+
+_MOST_BYTES = 64 * 2**20  # tokenizer.json of a large vocabulary has 20 MB
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file, with or without a byte order mark.
+
+    Raises:
+      CheckpointError: no regular file, more than 64 MiB, or not UTF-8. OSError: it cannot be read.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise CheckpointError(f"{path} is no regular file; download it again")
+    with path.open("rb") as file:
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise CheckpointError(f"{path} has more than {_MOST_BYTES:,} bytes; download it again")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8 or download it again"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; its numbers are finite, and no object has a key twice.
+
+    Raises:
+      CheckpointError: another content; the message names the file. OSError: it cannot be read.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(
+            text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deep; download it again") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(content).__name__}, not an object; download it again"
+        )
+    return content
+
+
+def section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object `content[name]`; empty where it is absent or null.
+
+    Raises:
+      ValueError: something else than an object.
+    """
+    value = content.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r:.60}, not an object")
+    return value or {}
+
+
+def whole_number(content: dict[str, Any], name: str, default: int) -> int:
+    """The integer `content[name]`, from 1 on; `default` where it is absent or null.
+
+    Raises:
+      ValueError: something else.
+    """
+    value = default if content.get(name) is None else content[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"{name} is {value!r:.60}, not a whole number from 1 on")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r:.60} is listed twice")
+    return content
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text:.60} is too large")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
