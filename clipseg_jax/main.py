@@ -30,6 +30,7 @@ from clipseg_jax.methods.maskclip_plus import recipe as maskclip_plus
 from clipseg_jax.methods.reclip import recipe as reclip
 from clipseg_jax.methods.weclip import recipe as weclip
 from clipseg_jax.stages import work_directory
+from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -81,6 +82,7 @@ def _run_stages(
     main_process = jax.process_index() == 0
     if main_process:
         check_writable(workdir)
+        remove_temporary(workdir)
         work_directory.check(config, workdir, given)
     processes.barrier("start")
     records = {}
