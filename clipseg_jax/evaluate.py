@@ -45,7 +45,9 @@ class Progress:
     batches: int = 0
     plan: str = ""  # identifies the batches; counts of another plan are discarded
     pixels: int = 0  # of the images, with those that are ignored; 0: not known
-    skipped: tuple[str, ...] = ()  # "name: reason" of what was left out; not in the saved counts
+    # Not in the file: how many images were left out, and "name: reason" of those that are known.
+    left_out: int = 0
+    skipped: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path | None, classes: int, plan: str) -> Progress:
@@ -214,7 +216,7 @@ def report(
         _warn_of_absent(progress, class_names)
     metrics = SegmentationMetrics.from_confusion(progress.confusion)
     summary, per_class = metrics.summary(unseen), metrics.per_class(class_names)
-    left_out = f", {len(progress.skipped)} left out" if progress.skipped else ""
+    left_out = f", {progress.left_out} left out" if progress.left_out else ""
     title = f"{progress.images} images{left_out}"
     table = Table("class", "IoU", "Acc", "Prec", title=title)
     for column in table.columns[1:]:
@@ -243,11 +245,12 @@ def report(
 
 def _check(progress: Progress) -> None:
     """Raises ValueError where the counts are no score of the split."""
-    images, skipped = progress.images, progress.skipped
-    if len(skipped) > images:
+    images, left_out = progress.images, progress.left_out
+    if left_out > images:
+        first = f"the first is {progress.skipped[0]}" if progress.skipped else "see the warnings"
         raise ValueError(
-            f"{len(skipped)} of {images + len(skipped)} images were left out, so that the rest is "
-            f"no score of the split; the first is {skipped[0]}"
+            f"{left_out} of {images + left_out} images were left out, so that the rest is no score "
+            f"of the split; {first}"
         )
     if not progress.confusion.sum():
         raise ValueError(

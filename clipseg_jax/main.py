@@ -30,6 +30,7 @@ from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
+from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -98,6 +99,7 @@ def _run_stages(
     if main_process:
         print(processes.describe(), flush=True)
         check_writable(workdir)
+        remove_temporary(workdir)
         work_directory.check(config, workdir, given)
         to_come = [name for name in config.stages if not _done(workdir, name).exists()]
         preflight.check(config, to_come)

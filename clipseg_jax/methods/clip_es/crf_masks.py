@@ -37,6 +37,7 @@ from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
+from input_pipeline.writing import is_whole_png
 
 _THREADS = 8
 
@@ -51,6 +52,10 @@ def _labels_path(workdir: Path, name: str) -> Path:
     return workdir / "crf" / f"{name}.png"
 
 
+def _is_made(workdir: Path, name: str) -> bool:
+    return all(is_whole_png(path(workdir, name)) for path in (mask_path, _labels_path))
+
+
 def masks(config: ConfigDict, workdir: Path) -> dict:
     """CRF labels of every image with CAMs into crf/ and masks/; resumes after an interruption."""
     dataset = find_dataset(config.dataset)
@@ -59,7 +64,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     with_cams = [each for each in examples if cam_path(workdir, each.name).exists()]
     if not with_cams:
         raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
-    todo = [each for each in with_cams if not mask_path(workdir, each.name).exists()]
+    todo = [each for each in with_cams if not _is_made(workdir, each.name)]
     barrier("masks begin")
     shown = {each.name for each in examples[: config.run.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
@@ -103,7 +108,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     for one in skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     barrier("masks made")
-    written = sum(mask_path(workdir, each.name).exists() for each in with_cams)
+    written = sum(_is_made(workdir, each.name) for each in with_cams)
     return {"images": written, "left_out": len(examples) - written}
 
 
@@ -164,7 +169,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
     confusion, scored = sum_over_processes(total), int(sum_over_processes(np.asarray([images]))[0])
     console = Console(quiet=jax.process_index() != 0)
     figures = report(
-        Progress(confusion, scored),
+        Progress(confusion, scored, left_out=len(examples) - scored),
         dataset.class_names,
         published=config.evaluate.published_metric,
         console=console,
