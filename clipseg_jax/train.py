@@ -21,12 +21,12 @@ from absl import logging
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
-from clipseg_jax.core.checkpoint import Checkpoints
+from clipseg_jax.core.checkpoint import Checkpoints, Restored
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.core.writer import Writer
 from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
@@ -50,8 +50,10 @@ class TrainResult(NamedTuple):
     """Result of a finished run."""
 
     model: nnx.Module  # with the last parameters
-    best: nnx.Module  # with the parameters of the best evaluation; without evaluations, the last
-    metrics: dict[str, Any]  # "steps"; last "loss"; "best": its step, metrics and `monitor`
+    # With the parameters of the best evaluation; without evaluations or where they are lost, the
+    # last.
+    best: nnx.Module
+    metrics: dict[str, Any]  # "steps"; last "loss"; "best": its step, metrics, `monitor`, or {}
 
 
 class NonFiniteError(ValueError):
@@ -104,8 +106,8 @@ def train(
         out_shardings=(shardings, everywhere),
     )
     saved = Checkpoints(workdir / "checkpoints" / name, cfg.keep_checkpoints)
-    best = _Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor)
-    if restored := saved.restore(_stored(state)):
+    best = _Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor, state)
+    if restored := saved.restore(_stored(state), "seed"):
         if restored.record["seed"] != cfg.seed:
             raise ValueError(
                 f"{workdir} holds a run with seed {restored.record['seed']}, not {cfg.seed}; "
@@ -118,10 +120,10 @@ def train(
     schedule = learning_rate(optim, cfg.total_steps)
     writer = Writer(workdir, name, start=start, active=main_process)
     evaluated = Writer(workdir, f"{name}_evaluations", start=start, active=main_process)
-    bar = tqdm(
-        total=cfg.total_steps, initial=start, unit="step", desc=name,
-        disable=None if main_process else True,
-    )  # fmt: skip
+    # In a log, a line with each of the lines in NAME.jsonl.
+    bar = progress_bar(
+        total=cfg.total_steps, initial=start, unit="step", desc=name, every_s=math.inf
+    )
     pending: tuple[int, HostBatch, dict[str, Array]] | None = None
     last: dict[str, float] = {}
     clock, images = time.monotonic(), 0
@@ -197,8 +199,9 @@ def train(
         # Replicated, so that any process can write or evaluate it.
         state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)
+        best_model = best.model(parts, state, frozen) or model
         summary: dict[str, Any] = {"steps": step, "loss": last.get("loss"), "best": best.metrics}
-        return TrainResult(model, best.model(parts, state, frozen) or model, summary)
+        return TrainResult(model, best_model, summary)
     except jax.errors.JaxRuntimeError:
         peers_alive = jax.process_count() == 1
         raise
@@ -236,24 +239,36 @@ def _from_stored(stored: _Stored) -> TrainState:
 
 
 class _Best:
-    """The checkpoint of the best evaluation so far, whose record calls its metrics "figures"."""
+    """The checkpoint of the best evaluation so far, whose record calls its metrics "figures".
 
-    def __init__(self, folder: Path, monitor: str):
+    Metrics without intact parameters count as no evaluation.
+    """
+
+    def __init__(self, folder: Path, monitor: str, state: TrainState):
         self._saved, self._monitor = Checkpoints(folder, keep=1), monitor
-        steps = self._saved.steps()
-        self.metrics: dict[str, Any] = self._saved.record(steps[-1])["figures"] if steps else {}
+        self.metrics: dict[str, Any] = {}
+        self._restore(state)
+
+    def _restore(self, state: TrainState) -> Restored | None:
+        """Parameters and statistics like those of `state`; takes their metrics over."""
+        restored = self._saved.restore({"params": state.params, "stats": state.stats}, "figures")
+        if not restored and self.metrics:
+            logging.warning("the best parameters, of step %s, are lost", self.metrics.get("step"))
+        self.metrics = restored.record["figures"] if restored else {}
+        return restored
 
     def offer(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Saves `state` if its monitored metric is the highest so far."""
-        if metrics[self._monitor] > self.metrics.get(self._monitor, -math.inf):
+        highest = self.metrics.get(self._monitor)  # null: NaN
+        if metrics[self._monitor] > (-math.inf if highest is None else highest):
             self.metrics = {"step": step, "chosen_by": self._monitor, **metrics}
             arrays = {"params": state.params, "stats": state.stats}
             self._saved.save(step, arrays, {"figures": self.metrics})
 
     def model(self, parts: Parts, state: TrainState, frozen: Any) -> nnx.Module | None:
-        """The best model; None without evaluations."""
+        """The best model; None without evaluations, or where it is lost."""
         self._saved.wait()
-        best = self._saved.restore({"params": state.params, "stats": state.stats})
+        best = self._restore(state)
         return best and parts.model(best.state["params"], best.state["stats"], frozen)
 
     def close(self) -> None:

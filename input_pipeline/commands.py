@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-
 # What a later run may find mended: the disk, the network or the machine's memory, not the command.
 _PASSING = {
     *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EREMOTEIO, errno.ENOLINK),

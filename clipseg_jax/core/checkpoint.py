@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import logging
+import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from jax import Array
 
+from clipseg_jax.core.files import json_text
+from input_pipeline.writing import CannotWrite
+
 _log = logging.getLogger(__name__)
+_FULL = "no space left, or the quota is used up"
+_METADATA = 2**20  # bytes that Orbax writes besides the arrays, generously
 
 
 class Restored(NamedTuple):
@@ -35,6 +46,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
         self._folder = folder
+        self._writing = (0, 0)  # step and bytes of the checkpoint that is being written
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
             item_handlers=handlers,  # type: ignore[arg-type]
@@ -45,11 +57,6 @@ class Checkpoints:
         """Steps with a complete checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
-    def record(self, step: int) -> dict[str, Any]:
-        """The JSON values of the checkpoint of a step."""
-        args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args).record
-
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Copies `state` and starts writing it; returns before it is on disk.
 
@@ -59,22 +66,31 @@ class Checkpoints:
           step: number of completed steps.
           state: pytree of arrays.
           record: JSON values to store beside the arrays.
+
+        Raises:
+          CannotWrite: this checkpoint or the one before cannot be written; earlier ones remain.
         """
         if step in self._manager.all_steps():
             return
+        self.wait()
+        self._writing = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if shutil.disk_usage(self._folder).free < self._writing[1] + _METADATA:
+            raise self._cannot_write(_FULL)
+        record = json.loads(json_text(record))  # as it will be read
         sums = [int(value) for value in np.asarray(_checksums(state))]
         if jax.default_backend() == "cpu":
             # Orbax reads the arrays' buffers, which the next step may reuse (they are donated).
             state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                record=ocp.args.JsonSave({"sums": sums, **record}),
-            ),
-        )
+        with self._reports_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    record=ocp.args.JsonSave({"sums": sums, "crc": _crc(record), **record}),
+                ),
+            )
 
-    def restore(self, like: Any) -> Restored | None:
+    def restore(self, like: Any, *keys: str) -> Restored | None:
         """The newest intact checkpoint; None if there is none.
 
         A damaged checkpoint is logged and renamed to STEP.damaged, and the previous one is tried.
@@ -82,6 +98,7 @@ class Checkpoints:
         Args:
           like: pytree with the shapes, dtypes and shardings of the arrays to restore (arrays or
             jax.ShapeDtypeStruct).
+          keys: values that the record must have.
 
         Raises:
           ValueError: the checkpoints are of another model.
@@ -98,8 +115,14 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
                     ),
                 )
-                if [int(v) for v in np.asarray(_checksums(loaded.state))] == loaded.record["sums"]:
-                    return Restored(step, loaded.state, loaded.record)
+                record = dict(loaded.record)
+                sums, crc = record.pop("sums"), record.pop("crc", None)
+                if missing := [key for key in keys if key not in record]:
+                    raise ValueError(f"its record lacks {missing}")
+                same = [int(v) for v in np.asarray(_checksums(loaded.state))] == sums
+                # Earlier versions stored no checksum of the record.
+                if same and crc in (None, _crc(record)):
+                    return Restored(step, loaded.state, record)
                 reason: object = "its checksum differs"
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
                 reason = " ".join(str(error).split())[:200]
@@ -111,13 +134,39 @@ class Checkpoints:
         """Returns when all checkpoints are on disk.
 
         Raises:
-          OSError and others: errors of the background writer.
+          CannotWrite: one cannot be written.
         """
-        self._manager.wait_until_finished()
+        with self._reports_errors():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for pending writes and ends the background threads."""
-        self._manager.close()
+        """Waits for pending writes and ends the background threads.
+
+        Errors are for `wait` to raise: this one is called when another may be on its way.
+        """
+        with contextlib.suppress(CannotWrite), self._reports_errors():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _reports_errors(self) -> Iterator[None]:
+        """Orbax's errors of the disk as one line; those of lost processes as they are."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # OSError, or ValueError of TensorStore
+            full = "RESOURCE_EXHAUSTED" in str(error) or "No space left" in str(error)
+            reason = _FULL if full else " ".join(str(error).split())[:200]
+            raise self._cannot_write(reason) from error
+
+    def _cannot_write(self, reason: str) -> CannotWrite:
+        step, size = self._writing
+        free = shutil.disk_usage(self._folder).free
+        return CannotWrite(
+            f"cannot write the checkpoint {self._folder / str(step)} of {_megabytes(size)}: "
+            f"{reason}; {_megabytes(free)} are free there. Free space, and run the command again "
+            "to resume"
+        )
 
     def _check_shapes(self, step: int, target: Any) -> None:
         """Raises a one-line error for checkpoints of another model; Orbax's has many lines."""
@@ -136,10 +185,39 @@ class Checkpoints:
             )
 
     def _put_aside(self, step: int) -> None:
+        path = self._folder / str(step)
         if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
+            names = (f"{step}.damaged{suffix}" for suffix in itertools.chain([""], _numbers()))
+            free = next(name for name in names if not (self._folder / name).exists())
+            try:
+                path.rename(self._folder / free)
+            except OSError as error:  # it would be in the way of a new one
+                raise CannotWrite(
+                    f"cannot rename the damaged checkpoint {path}: {error.strerror}; delete it"
+                ) from error
         self._manager.reload()
+
+
+def _numbers() -> Iterator[str]:
+    return (f".{number}" for number in itertools.count(2))
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _crc(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def _is_news(entry: logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax's threads log of errors which it raises as well."""
+    by_orbax = "orbax" in entry.pathname or "orbax" in entry.getMessage()
+    return not (entry.levelno >= logging.ERROR and by_orbax)
+
+
+absl_logging.get_absl_logger().addFilter(_is_news)
+logging.getLogger("asyncio").addFilter(_is_news)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from clipseg_jax.core.processes import leave
+from clipseg_jax.core.processes import leave, leaving
 
 _PATIENCE_S = 3.0  # for the main thread, which may be in a long computation, to stop by itself
 _AT_ONCE = "stopped; run the same command again to resume"
@@ -93,7 +93,7 @@ class Signals:
                 timer.start()
 
     def _lose_patience(self, number: int) -> None:
-        if not self._deferred and _current is self:
+        if not self._deferred and _current is self and not leaving():
             leave(128 + number, _AT_ONCE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -130,15 +131,13 @@ def describe() -> str:
     except RuntimeError as error:
         raise ValueError(f"no devices: {' '.join(str(error).split())}") from None
     each = Counter(device.process_index for device in devices)
-    if len({each[index] for index in range(jax.process_count())}) > 1:
-        counts = [each[index] for index in range(jax.process_count())]
+    counts = [each[index] for index in range(jax.process_count())]
+    if len({*counts}) > 1:
         raise ValueError(
             f"processes 0 to {len(counts) - 1} have {counts} devices; give all as many"
         )
     kinds = ", ".join(sorted({device.device_kind for device in devices}))
-    return (
-        f"{_some(jax.process_count(), 'process', 'es')}, {_some(len(devices), 'device')}: {kinds}"
-    )
+    return f"{_some(len(counts), 'process', 'es')}, {_some(len(devices), 'device')}: {kinds}"
 
 
 def _some(count: int, noun: str, plural: str = "s") -> str:
@@ -202,16 +201,20 @@ def exit_if_peer_lost(run: Callable[[], Any]) -> Any:
         leave(PEER_LOST, f"error: {_name()} lost a peer ({reason}); {_RESUME}")
 
 
+def leaving() -> bool:
+    """Whether this process is about to end."""
+    return _over.is_set()
+
+
 def leave(code: int, message: str = "") -> NoReturn:
     """Ends this process at once, and with it all others, with the same exit code."""
     if message:
         print(message, file=sys.stderr)
     _over.set()
     if (client := _client()) is not None:
-        try:
+        # An error: another process was first, or the coordinator is gone.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.key_value_set(_ENDED, json.dumps([distributed.global_state.process_id, code]))
-        except jax.errors.JaxRuntimeError:  # another was first, or the coordinator is gone
-            pass
     _exit(code)
 
 

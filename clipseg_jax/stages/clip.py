@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
@@ -95,7 +95,7 @@ def embed_words(
     clip, tokenizer, _ = load_clip(config)
     if clip.cfg.text is None or tokenizer is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
-    with tqdm(unit="prompt", disable=None) as bar:
+    with progress_bar(unit="prompt", desc="text") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
