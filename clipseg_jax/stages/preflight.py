@@ -10,7 +10,9 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from clipseg_jax.core.checks import check_sizes, check_whole
 from clipseg_jax.core.files import check_local
+from clipseg_jax.inference import check_values
 from input_pipeline.datasets.records import is_address
 
 # Config values that name files or folders, by their last word, and words they may be instead.
@@ -24,10 +26,17 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
     """Checks what `stages`, those still to run, need.
 
     Raises:
-      ValueError: a batch that the devices cannot share, or an address in place of a folder.
+      ValueError: a value of pixels or of inference without meaning, a batch that the devices cannot
+        share, or an address in place of a folder.
       FileNotFoundError: a file or folder that the config names is missing.
     """
     _check_paths(config)
+    _check_sizes(config)
+    if "inference" in config:
+        try:
+            check_values(config.inference)
+        except ValueError as error:
+            raise ValueError(f"--config.inference: {error}") from error
     if "text" in stages and not config.clip.weights:
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
@@ -55,6 +64,19 @@ def _check_paths(config: ConfigDict) -> None:
     check_local(root, "--config.dataset.root")
     if config.dataset.name != "demo_world" and not Path(root).exists():
         raise FileNotFoundError(f"--config.dataset.root={root} does not exist; correct the path")
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Every value in pixels: a whole number, or a pair of them."""
+    for section, values in config.items():
+        for key, value in values.items() if isinstance(values, ConfigDict) else ():
+            name = f"--config.{section}.{key}"
+            if not key.endswith("_px") or value is None:
+                continue
+            if isinstance(value, int):
+                check_whole(name, value)
+            else:
+                check_sizes(name, value, "(two sides, as the config has them)")
 
 
 def _trained(config: ConfigDict, stages: Collection[str]) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import jax
 import pytest
 
+import configs
 from clipseg_jax.stages import preflight
 from configs import demo_maskclip, demo_reclippp, voc_clip_es, voc_reclippp
 
@@ -109,3 +113,45 @@ def test_weights_that_are_not_named(tmp_path):
     config.run.batch_size = jax.device_count()
     with pytest.raises(ValueError, match=r"pass --config\.student\.init_weights"):
         preflight.check(config, TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inference.mode": "sliding"}, "inference: mode is 'sliding'; give 'whole' or 'slide'"),
+        (
+            {"inference.mode": "slide", "inference.stride_px": (600, 600)},
+            r"inference: stride_px \(600, 600\) exceeds crop_px",
+        ),
+        ({"inference.crop_px": (96,)}, r"inference\.crop_px is \(96,\); give two whole numbers"),
+        ({"inference.scale_px": (0, 96)}, r"inference\.scale_px is \(0, 96\)"),
+        ({"inference.ratios": ()}, r"inference: ratios is \(\)"),
+        ({"inference.background_threshold": 50.0}, "inference: background_threshold is 50.0"),
+        ({"inference.temperature": 0.0}, "inference: temperature is 0.0"),
+    ],
+    ids=str,
+)
+def test_values_without_meaning(settings, message):
+    config = demo_maskclip.get_config()
+    config.update_from_flattened_dict(settings)
+    with pytest.raises(ValueError, match=message):
+        preflight.check(config, config.stages)
+
+
+def test_pairs_of_training_are_checked():
+    config = demo_reclippp.get_config()
+    config.rectifier.crop_px = (96,)
+    with pytest.raises(ValueError, match=r"--config\.rectifier\.crop_px is \(96,\)"):
+        preflight.check(config, ())
+    config.rectifier.crop_px, config.tags.crop_px = (96, 96), 0
+    with pytest.raises(ValueError, match=r"--config\.tags\.crop_px is 0"):
+        preflight.check(config, ())
+
+
+RECIPES = sorted(path.stem for path in Path(configs.__file__).parent.glob("[a-z]*_*.py"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_is_refused(name, monkeypatch):
+    monkeypatch.setattr(preflight, "_check_paths", lambda _: None)  # of data that is not here
+    preflight.check(importlib.import_module(f"configs.{name}").get_config(), ())
