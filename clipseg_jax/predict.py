@@ -26,13 +26,13 @@ from typing import Any
 from PIL.Image import DecompressionBombWarning
 from tqdm import tqdm
 
-from clipseg_jax.core.checks import check_number, check_whole
+from clipseg_jax import predict_options
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.label_images import overlay, palette, save_image, save_labels, with_legend
 from clipseg_jax.core.run_lock import RunLock
-from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.predict_files import LeftOut, find_images, list_images, result_names
+from clipseg_jax.predict_options import segmenter_options, settings_of
 from clipseg_jax.predict_records import (
     OVERLAY,
     SKIPPED,
@@ -41,16 +41,12 @@ from clipseg_jax.predict_records import (
     write_settings,
     write_skipped,
 )
-from clipseg_jax.prompts import read_words, templates
 from clipseg_jax.segmentation import Segmentation
-from clipseg_jax.segmenter import ALONE_PX, DTYPES, Segmenter
-from input_pipeline import commands
+from clipseg_jax.segmenter import ALONE_PX, Segmenter
 from input_pipeline.datasets.images import BadImage, read_image
-from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, remove_temporary
-from weights_convert.clip.choices import ACTIVATIONS, parse_heads
 
-__all__ = ["find_images", "main", "parser", "run", "save"]
+__all__ = ["find_images", "main", "run", "save"]
 
 _MOST_SHOWN = 20  # lines on the screen; skipped.jsonl has all
 _JPEG_SIDE = 65_500  # pixels, about the format's limit
@@ -67,12 +63,12 @@ def run(args: argparse.Namespace) -> None:
       ValueError, OSError: a wrong command, or no image has masks in the end.
       Interrupted: Ctrl-C or SIGTERM.
     """
-    options = _options(args)
+    options = segmenter_options(args)
     out = Path(args.out)
     sources, left_out = list_images(args.images, out)
     with RunLock(out):
         records = Records(out)
-        settings = _settings(args, options)
+        settings = settings_of(args, options)
         new, other = _compare(out, settings, args.overwrite)
         names = result_names(sources, records)
         images = list(zip([source.path for source in sources], names, strict=True))
@@ -160,78 +156,6 @@ def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) ->
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels, coloured=True)
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Segmenter` but for weights and batch size, checked."""
-    names = [*_split(args.classes), *args.class_, *_names_in(args.classes_file)]
-    if not names:
-        raise ValueError(
-            "the class list is empty; name at least one class: --classes, --class or --classes-file"
-        )
-    words = _split(args.background_words)
-    threshold = check_number("--background", args.background, 0, 1)
-    if words and threshold:
-        raise ValueError(
-            f"--background {threshold:g} and --background-words are given; give one of them"
-        )
-    background = words or threshold or None
-    read_words(names, background)
-    templates(args.templates)
-    check_whole("--short-side", args.short_side)
-    if args.batch_size is not None:
-        check_whole("--batch-size", args.batch_size)
-    check_number("--opacity", args.opacity, 0, 1)
-    check_number("--pd", args.pd, 0)
-    check_number("--ks", args.ks, 0)
-    return {
-        "class_names": names,
-        "background": background,
-        "prompt_templates": args.templates,
-        "short_side_px": args.short_side,
-        "refine": MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
-        "dtype": args.dtype,
-        "activation": args.activation,
-        "heads": parse_heads(args.heads) if args.heads else None,
-        "mode": "slide" if args.slide else "whole",
-        "flip": args.flip,
-    }
-
-
-def _split(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _names_in(path: str | None) -> list[str]:
-    """The names of a file, one a line; empty lines and those that start with # are none."""
-    if path is None:
-        return []
-    try:
-        with open_regular(path) as file:
-            content = file.read()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--classes-file {path} does not exist") from error
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # what Windows calls "Unicode"
-    try:
-        lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    names = [line.strip() for line in lines]
-    names = [name for name in names if name and not name.startswith("#")]
-    if not names:
-        raise ValueError(f"{path} names no class; write one name a line")
-    return names
-
-
-def _settings(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
-    """What masks depend on, as settings.json has it."""
-    keys = ("weights", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
-    chosen = ("activation", "heads")
-    return (
-        {"classes": options["class_names"], "background": options["background"]}
-        | {key: str(getattr(args, key)) for key in keys}
-        | {key: options[key] for key in chosen if options[key] is not None}
-    )
-
-
 def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
     """Whether the output folder is a new one, and whether its masks have other settings.
 
@@ -296,72 +220,9 @@ def _plain_warnings() -> Iterator[None]:
         yield
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
-    description, _, details = (__doc__ or "").partition("\n\n")
-    result = commands.parser("clipseg_jax.predict", description, details)
-    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
-    result.add_argument("--classes", default="", help='class names: "cat, sofa, tv monitor"')
-    result.add_argument(
-        "--class",
-        dest="class_",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="one more class, whose name may have commas; may be repeated",
-    )
-    result.add_argument("--classes-file", metavar="FILE", help="more classes, one a line")
-    result.add_argument(
-        "--weights",
-        required=True,
-        help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
-    )
-    result.add_argument("--out", default="masks", help="output folder (default: masks)")
-    result.add_argument(
-        "--background",
-        type=float,
-        default=0.0,
-        help="pixels whose best class probability, 0 to 1, is lower are background (0: off)",
-    )
-    result.add_argument(
-        "--background-words",
-        default="",
-        help='class names that count as background: "sky, wall, grass"',
-    )
-    result.add_argument(
-        "--templates", default="maskclip_85", help="name of a set of prompt templates"
-    )
-    result.add_argument(
-        "--short-side",
-        type=int,
-        default=512,
-        help="short side in pixels at which images reach the network",
-    )
-    result.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
-    result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
-    result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
-    result.add_argument("--flip", action="store_true", help="average with the mirror image")
-    result.add_argument(
-        "--activation", choices=ACTIVATIONS, help="of the weights, where their file does not say it"
-    )
-    result.add_argument(
-        "--heads",
-        help="of the weights' image and text towers, where their file does not say them: 12,8",
-    )
-    result.add_argument("--dtype", choices=DTYPES, default="float32")
-    result.add_argument(
-        "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
-    )
-    result.add_argument(
-        "--opacity", type=float, default=0.5, help="opacity of the overlay's colours, 0 to 1"
-    )
-    result.add_argument("--overwrite", action="store_true", help="replace existing masks")
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, after one line of an error if that is not 0."""
-    args = parser().parse_args(argv)
+    args = predict_options.parser(__doc__ or "").parse_args(argv)
     with _plain_warnings(), signals():
         return exit_code(lambda: run(args))
 

@@ -160,7 +160,7 @@ class Segmenter:
                 continue
             sizes[i] = size
         large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]
-        usual = [i for i in sizes if i not in set(large)]
+        usual = [i for i, (h, w) in sizes.items() if h * w <= ALONE_PX]
         at_network = functools.partial(network_size, cfg=self.config)
         rows = min(self._batch_size, self._round_up(len(usual)))
         for i in large:  # on one device, so that memory is that of one image
