@@ -1,5 +1,7 @@
 # Everything from a bare machine: Python 3.11 to 3.13 and make. `make demo`, `make test`.
+# With EXTRA=gpu or EXTRA=tpu the environment has JAX for CUDA 12 or TPUs.
 PYTHON ?= python3
+EXTRA ?=
 UV := .uv/bin/uv
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal
@@ -35,8 +37,11 @@ lint: .venv/.done
 $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv 'uv>=0.9'
 
+ifneq ($(EXTRA),)
+.PHONY: .venv/.done  # which extras it has is not known
+endif
 .venv/.done: uv.lock pyproject.toml | $(UV)
-	$(UV) sync --locked --extra data --extra test --python $(PYTHON)
+	$(UV) sync --locked --extra data --extra test $(addprefix --extra ,$(EXTRA)) --python $(PYTHON)
 	touch $@
 
 lock: | $(UV)

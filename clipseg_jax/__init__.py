@@ -2,15 +2,15 @@
 
 from typing import Any
 
-__all__ = ["__version__", "segment"]
+__all__ = ["Segmenter", "__version__", "segment"]
 
 
 def __getattr__(name: str) -> Any:
     # Models are imported on first use, so that `import clipseg_jax` is instant.
-    if name == "segment":
-        from clipseg_jax.segmenter import segment
+    if name in ("Segmenter", "segment"):
+        from clipseg_jax import segmenter
 
-        return segment
+        return getattr(segmenter, name)
     if name == "__version__":
         from importlib.metadata import version
 

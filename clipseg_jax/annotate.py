@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from clipseg_jax.core.mesh import local_rows, shard_batch
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.task import HostBatch
 
 # (the batch's arrays sharded by rows, batch) -> arrays with one row per image
@@ -47,7 +47,6 @@ def annotate(
     """
     count = 0
     pending: tuple[dict[str, jax.Array], HostBatch] | None = None
-    quiet = None if jax.process_index() == 0 else True
 
     def finish(results: dict[str, jax.Array], batch: HostBatch) -> int:
         local = {name: local_rows(value) for name, value in results.items()}
@@ -57,7 +56,7 @@ def annotate(
             on_image(int(batch["index"][row]), image_results, int(row), batch)
         return len(rows)
 
-    with tqdm(total=total, unit="image", desc=desc, disable=quiet) as bar:
+    with progress_bar(total=total, unit="image", desc=desc) as bar:
         for batch in batches:
             arrays = {name: x for name, x in batch.items() if isinstance(x, np.ndarray)}
             results = step(shard_batch(mesh, arrays), batch)

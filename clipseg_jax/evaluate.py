@@ -22,6 +22,7 @@ from tqdm import tqdm
 from clipseg_jax.core.files import load_arrays, write_atomic
 from clipseg_jax.core.mesh import local_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.inference import InferenceConfig, make_segment_fn, network_shapes, network_sizes
 from clipseg_jax.task import HostBatch, Task
 
@@ -44,7 +45,9 @@ class Progress:
     batches: int = 0
     plan: str = ""  # identifies the batches; counts of another plan are discarded
     pixels: int = 0  # of the images, with those that are ignored; 0: not known
-    skipped: tuple[str, ...] = ()  # "name: reason" of what was left out; not in the saved counts
+    # Not in the file: how many images were left out, and "name: reason" of those that are known.
+    left_out: int = 0
+    skipped: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, path: Path | None, classes: int, plan: str) -> Progress:
@@ -155,9 +158,7 @@ def evaluate(
         if on_labels:
             _hand_out(labels, batch, on_labels)
 
-    with tqdm(
-        total=total, initial=progress.images, unit="image", disable=None if main_process else True
-    ) as bar:
+    with progress_bar(total=total, initial=progress.images, unit="image", desc="evaluate") as bar:
         for batch in batches(progress.batches):
             rows = {name: batch[name] for name in ("image", "image_size", "label", "valid")}
             sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]
@@ -215,7 +216,7 @@ def report(
         _warn_of_absent(progress, class_names)
     metrics = SegmentationMetrics.from_confusion(progress.confusion)
     summary, per_class = metrics.summary(unseen), metrics.per_class(class_names)
-    left_out = f", {len(progress.skipped)} left out" if progress.skipped else ""
+    left_out = f", {progress.left_out} left out" if progress.left_out else ""
     title = f"{progress.images} images{left_out}"
     table = Table("class", "IoU", "Acc", "Prec", title=title)
     for column in table.columns[1:]:
@@ -244,11 +245,12 @@ def report(
 
 def _check(progress: Progress) -> None:
     """Raises ValueError where the counts are no score of the split."""
-    images, skipped = progress.images, progress.skipped
-    if len(skipped) > images:
+    images, left_out = progress.images, progress.left_out
+    if left_out > images:
+        first = f"the first is {progress.skipped[0]}" if progress.skipped else "see the warnings"
         raise ValueError(
-            f"{len(skipped)} of {images + len(skipped)} images were left out, so that the rest is "
-            f"no score of the split; the first is {skipped[0]}"
+            f"{left_out} of {images + left_out} images were left out, so that the rest is no score "
+            f"of the split; {first}"
         )
     if not progress.confusion.sum():
         raise ValueError(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,17 @@ class InferenceConfig:
         object.__setattr__(self, name, value)  # of a frozen dataclass
 
 
+def check_values(values: Mapping[str, Any]) -> None:
+    """Checks a recipe's values of the names that `InferenceConfig` has; others are not its own.
+
+    Raises:
+      ValueError: see `InferenceConfig`.
+    """
+    fields = {field.name for field in dataclasses.fields(InferenceConfig)}
+    own = {name: value for name, value in values.items() if name in fields}
+    InferenceConfig(**{"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), **own})
+
+
 def _numbers(name: str, values: object, *, positive: bool) -> tuple[float, ...]:
     """A tuple of at least one finite number."""
     if not isinstance(values, (tuple, list)) or not values:
@@ -150,7 +161,8 @@ def network_size(
             f"an image of {height} x {width} pixels would shrink to {scaled[0]} x {scaled[1]}; "
             "crop it to a less extreme shape"
         )
-    if 2 * max(scaled) * max(height, width) >= _MOST_PRODUCT:
+    resized = scaled != (height, width)
+    if resized and 2 * max(scaled) * max(height, width) >= _MOST_PRODUCT:
         raise ValueError(
             f"an image of {height} x {width} pixels, {scaled[0]} x {scaled[1]} at the network, is "
             "too long to be resized exactly; crop it or scale it down"

@@ -2,13 +2,18 @@
 
 A recipe is a list of named stages. Each leaves its result and a small record in the work directory;
 run again, finished stages are skipped and an interrupted one resumes.
-`--config.stages="('evaluate',)"` runs some of them. Any value of the config can be set the same
-way; configs/base/loops.py says how they are named.
+`--config.stages=evaluate` runs one of them, `--config.stages=data,text` two. Any value of the
+config can be set the same way; `--show` lists them. `--config=voc_maskclip` finds an installed
+recipe from any folder.
+
+Exit codes: 0 done, 2 wrong input, 74 a disk or the network failed, 75 another process was lost, 130
+and 143 stopped by Ctrl-C and SIGTERM, 1 anything else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -20,16 +25,12 @@ from ml_collections import ConfigDict, config_flags
 
 from clipseg_jax.core import processes
 from clipseg_jax.core.command import exit_code
-from clipseg_jax.core.config_names import check_arguments
-from clipseg_jax.core.files import check_writable, read_json, write_json
+from clipseg_jax.core.config_arguments import complete
+from clipseg_jax.core.config_show import shown
+from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
+from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
-from clipseg_jax.methods.clip_es import recipe as clip_es
-from clipseg_jax.methods.clip_rc import recipe as clip_rc
-from clipseg_jax.methods.maskclip import recipe as maskclip
-from clipseg_jax.methods.maskclip_plus import recipe as maskclip_plus
-from clipseg_jax.methods.reclip import recipe as reclip
-from clipseg_jax.methods.weclip import recipe as weclip
-from clipseg_jax.stages import work_directory
+from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -45,17 +46,30 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with 
 _PROCESS = flags.DEFINE_integer(
     "process", None, "Rank of this process, from 0, with --coordinator."
 )
+_SHOW = flags.DEFINE_bool("show", False, "Prints the recipe's values with comments; runs nothing.")
+_HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
 
-# A method's stages: name -> function(config, workdir), in the order of `config.stages`.
-Stage = Callable[[ConfigDict, Path], dict]
-METHODS: dict[str, Mapping[str, Stage]] = {
-    "maskclip": maskclip.STAGES,
-    "maskclip_plus": maskclip_plus.STAGES,
-    "reclip": reclip.STAGES,
-    "clip_es": clip_es.STAGES,
-    "weclip": weclip.STAGES,
-    "clip_rc": clip_rc.STAGES,
+# The folder of recipes, beside this package, in a checkout as in an installation.
+RECIPES = Path(__file__).resolve().parent.parent / "configs"
+
+# The module of each method's recipe. Imported when it runs: all but --help needs the extra "data".
+METHODS = {
+    name: f"clipseg_jax.methods.{name}.recipe"
+    for name in ("maskclip", "maskclip_plus", "reclip", "clip_es", "weclip", "clip_rc")
 }
+
+Stage = Callable[[ConfigDict, Path], dict]
+
+
+def stages_of(method: str) -> Mapping[str, Stage]:
+    """A method's stages: name -> function(config, workdir).
+
+    Raises:
+      ValueError: unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose one of {sorted(METHODS)}")
+    return importlib.import_module(METHODS[method]).STAGES
 
 
 def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[str, dict]:
@@ -66,11 +80,11 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     Raises:
       ValueError: unknown method or stage, or a work directory that holds another recipe's results.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}; choose one of {sorted(METHODS)}")
-    stages = METHODS[config.method]
+    stages = stages_of(config.method)
     if unknown := [name for name in config.stages if name not in stages]:
-        raise ValueError(f"unknown stages {unknown}; {config.method} has {list(stages)}")
+        raise ValueError(
+            f"unknown stages {', '.join(unknown)}; {config.method} has {', '.join(stages)}"
+        )
     with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run_stages(config, workdir, stages, given)
 
@@ -78,14 +92,21 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
 def _run_stages(
     config: ConfigDict, workdir: Path, stages: Mapping[str, Stage], given: Collection[str]
 ) -> dict[str, dict]:
+    # Like the recipes, these need the extra "data".
+    from clipseg_jax.stages import preflight, work_directory
+
     main_process = jax.process_index() == 0
     if main_process:
+        print(processes.describe(), flush=True)
         check_writable(workdir)
+        remove_temporary(workdir)
         work_directory.check(config, workdir, given)
+        to_come = [name for name in config.stages if not _done(workdir, name).exists()]
+        preflight.check(config, to_come)
     processes.barrier("start")
     records = {}
     for name in config.stages:
-        done = workdir / f"{name}.done.json"
+        done = _done(workdir, name)
         if processes.broadcast_from_main(done.exists()):
             records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
@@ -104,6 +125,10 @@ def _run_stages(
     return records
 
 
+def _done(workdir: Path, stage: str) -> Path:
+    return workdir / f"{stage}.done.json"
+
+
 def _config_name() -> str:
     """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
     path, _, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
@@ -113,28 +138,47 @@ def _config_name() -> str:
 def main(argv: list[str]) -> int:
     """Entry point of absl; user errors end in one line."""
     if len(argv) > 1:
-        print(f"error: unexpected arguments {argv[1:]}", file=sys.stderr)
+        print(f"error: unexpected arguments {' '.join(argv[1:])}; see --help", file=sys.stderr)
         return 2
+    if _SHOW.value:
+        print("\n".join(shown(_CONFIG.value, _sources())))
+        return 0
     workdir = _WORKDIR.value or f"workdir/{_config_name()}"
 
     def work() -> None:
+        check_local(workdir, "--workdir")
         addresses = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        processes.exit_if_peer_lost(lambda: run(_CONFIG.value, Path(workdir), given))
+        run(_CONFIG.value, Path(workdir), given)
 
-    return exit_code(work)
+    with signals():
+        return processes.end_together(lambda: exit_code(lambda: processes.exit_if_peer_lost(work)))
+
+
+def _sources() -> list[Path]:
+    """The files whose functions made the config: all of configs/base that were imported."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("configs.base.")]
+    named = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    return [*(Path(str(module.__file__)) for module in modules), Path(named)]
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; an old or unknown name of a config value ends the command in one line."""
+    """Reads the flags; wrong ones end the command in one line."""
+    if any(argument.lstrip("-") in _HELP for argument in argv if argument.startswith("-")):
+        with contextlib.suppress(SystemExit):  # absl exits with 1 after help
+            app.parse_flags_with_usage(argv)
+        raise SystemExit(0)
     try:
-        check_arguments(argv)
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, ValueError) as error:
+        # Config flags look for their overrides in the command line.
+        sys.argv = complete(argv, RECIPES)
+        return flags.FLAGS(sys.argv)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}; see --help", file=sys.stderr)
+    except (ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

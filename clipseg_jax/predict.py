@@ -3,194 +3,228 @@
     python -m clipseg_jax.predict photo.jpg --classes "cat, sofa, tv monitor" --weights ViT-B-16.pt
 
 takes files and folders. For each image it writes an index PNG (0 is background, 1 the first class),
-an overlay with a legend, and a line of `summary.jsonl` with each class's share of the pixels and
-mean score. Images that already have a mask are skipped when the command runs again; unreadable ones
-are skipped and listed.
+an overlay with a legend (at most 33 megapixels), and a line of `summary.jsonl` with each class's
+share of the pixels and mean score. Images that are done are skipped when the command runs again.
+
+What cannot be used is named, counted and listed in `skipped.jsonl`: unreadable images, images of
+more than 178 million pixels, what is no regular file, results of this command. The exit status is 0
+if at least one image has masks, 2 if none has or the command is wrong, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import errno
+import os
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from PIL.Image import DecompressionBombWarning
 from tqdm import tqdm
 
+from clipseg_jax import predict_options
 from clipseg_jax.core.command import exit_code
-from clipseg_jax.core.files import check_writable, write_json
+from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.label_images import overlay, palette, save_image, save_labels, with_legend
-from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.segmenter import Segmentation, Segmenter, check_words
+from clipseg_jax.core.run_lock import RunLock
+from clipseg_jax.predict_files import LeftOut, find_images, list_images, result_names
+from clipseg_jax.predict_options import segmenter_options, settings_of
+from clipseg_jax.predict_records import (
+    OVERLAY,
+    SKIPPED,
+    Records,
+    changed_settings,
+    write_settings,
+    write_skipped,
+)
+from clipseg_jax.segmentation import Segmentation
+from clipseg_jax.segmenter import ALONE_PX, Segmenter
 from input_pipeline.datasets.images import BadImage, read_image
-from input_pipeline.datasets.layout import IMAGE_SUFFIXES
+from input_pipeline.writing import CannotWrite, remove_temporary
+
+__all__ = ["find_images", "main", "run", "save"]
+
+_MOST_SHOWN = 20  # lines on the screen; skipped.jsonl has all
+_JPEG_SIDE = 65_500  # pixels, about the format's limit
+# What the operating system says of a name that it cannot take; other images have other names.
+_OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR)
+
+Image = tuple[Path, str]  # a file, and the name of its results
 
 
-def find_images(paths: Iterable[str | Path]) -> list[tuple[Path, str]]:
-    """(file, name of its results) of files and, recursively, folders; names are unique.
+def run(args: argparse.Namespace) -> None:
+    """Segments the images of the command line.
 
     Raises:
-      FileNotFoundError: a path that does not exist, or a folder without images.
+      ValueError, OSError: a wrong command, or no image has masks in the end.
+      Interrupted: Ctrl-C or SIGTERM.
     """
-    files: list[tuple[Path, Path]] = []  # (file, path relative to the folder it was found in)
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise FileNotFoundError(f"no images ({', '.join(IMAGE_SUFFIXES)}) in folder {path}")
-            files += [(image, image.relative_to(path)) for image in inside]
-        elif path.is_file():
-            files.append((path, Path(path.name)))
-        else:
-            raise FileNotFoundError(f"{path} is neither a file nor a folder")
-    stems = [str(relative.with_suffix("")) for _, relative in files]
-    names = [
-        stem if stems.count(stem) == 1 else str(relative).replace(".", "_")
-        for stem, (_, relative) in zip(stems, files, strict=True)
-    ]
-    counts: dict[str, int] = {}
-    for i, name in enumerate(names):  # the same relative name in two folders
-        counts[name] = counts.get(name, 0) + 1
-        if counts[name] > 1:
-            names[i] = f"{name}_{counts[name]}"
-    return [(path, name) for (path, _), name in zip(files, names, strict=True)]
+    options = segmenter_options(args)
+    out = Path(args.out)
+    sources, left_out = list_images(args.images, out)
+    with RunLock(out):
+        records = Records(out)
+        settings = settings_of(args, options)
+        new, other = _compare(out, settings, args.overwrite)
+        names = result_names(sources, records)
+        images = list(zip([source.path for source in sources], names, strict=True))
+        _check_targets(images, out, new=new and not args.overwrite)
+        todo = [
+            (path, name)
+            for path, name in images
+            if args.overwrite or not records.is_done(name, path)
+        ]
+        if len(todo) < len(images):
+            print(f"{len(images) - len(todo)} of {len(images)} images already have masks")
+        failed: LeftOut = []
+        if todo:
+            segmenter = Segmenter(weights=args.weights, batch_size=args.batch_size, **options)
+            for folder in {(out / name).parent for _, name in todo}:
+                remove_temporary(folder, below=False)
+            records.forget(None if other else [name for _, name in todo])
+            write_settings(out, settings)
+            failed = _segment(segmenter, todo, records, args.opacity)
+        write_skipped(out, left_out + failed)
+        _report(out, todo, left_out + failed, made=len(todo) - len(failed))
+        if len(failed) == len(images):
+            raise ValueError(f"no image could be segmented; {len(left_out + failed)} were skipped")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Segments the images of the command line; returns the number of skipped ones."""
-    files = find_images(args.images)
-    class_names = [name.strip() for name in args.classes.split(",") if name.strip()]
-    words = [word.strip() for word in args.background_words.split(",") if word.strip()]
-    background = words or (args.background if args.background > 0 else None)
-    check_words(class_names, words)
-    out = check_writable(args.out)
-    settings = {"classes": class_names, "background": background} | {
-        key: str(getattr(args, key))
-        for key in ("weights", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
-    }
-    _same_settings(out / "settings.json", settings, args.overwrite)
-    todo = [
-        (path, name) for path, name in files if args.overwrite or not (out / f"{name}.png").exists()
-    ]
-    if len(todo) < len(files):
-        print(f"{len(files) - len(todo)} of {len(files)} images already have masks")
-    if not todo:
-        return 0
-    segmenter = Segmenter(
-        class_names,
-        weights=TINY_CLIP if args.weights == "demo" else args.weights,
-        background=background,
-        prompt_templates=args.templates,
-        short_side_px=args.short_side,
-        refine=MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
-        batch_size=args.batch_size,
-        dtype=args.dtype,
-        mode="slide" if args.slide else "whole",
-        flip=args.flip,
-    )
-    skipped = []
-    with (
-        (out / "summary.jsonl").open("a", encoding="utf-8") as summary,
-        tqdm(total=len(todo), unit="image", disable=None) as bar,
-    ):
-        for i, result in segmenter([path for path, _ in todo]):
+def _segment(
+    segmenter: Segmenter, todo: Sequence[Image], records: Records, opacity: float
+) -> LeftOut:
+    """Segments images and stores the results; returns those that failed, with the reasons."""
+    failed: LeftOut = []
+    with signals() as caught, tqdm(total=len(todo), unit="image", disable=None) as bar:
+        caught.defer()
+        for count, (i, result) in enumerate(segmenter([path for path, _ in todo]), 1):
             path, name = todo[i]
-            if isinstance(result, BadImage):
-                skipped.append(str(result))
-            else:
-                save(result, path, out / name, args.opacity)
-                row = {"image": str(path), "mask": f"{name}.png", "classes": result.summary()}
-                summary.write(json.dumps(row) + "\n")
-                summary.flush()
+            try:
+                if isinstance(result, BadImage):
+                    raise result
+                save(result, path, records.out / name, opacity)
+                records.add(name, path, result.summary())
+            except BadImage as error:
+                failed.append((path, str(error).removeprefix(f"{path}: ")))
+            except CannotWrite as error:
+                if getattr(error.__cause__, "errno", None) not in _OF_THE_NAME:
+                    raise
+                failed.append((path, str(error).partition(";")[0]))
             bar.update()
-    for message in skipped:
-        print(f"skipped: {message}", file=sys.stderr)
-    print(f"{len(todo) - len(skipped)} masks in {out}, {len(skipped)} images skipped")
-    return len(skipped)
+            if count < len(todo) and (number := caught.stop()):
+                raise Interrupted(
+                    f"stopped after {count} of {len(todo)} images; run the same command again to "
+                    "resume",
+                    number,
+                )
+        caught.at_once()
+    return failed
 
 
 def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) -> None:
-    """Writes `stem`_overlay.jpg and then `stem`.png, whose existence marks the image as done."""
+    """Writes `stem`_overlay.jpg and then `stem`.png.
+
+    Raises:
+      BadImage: the image is gone or another one since it was segmented.
+      CannotWrite: see `write_atomic`.
+    """
+    pixels = read_image(image)
+    height, width = result.labels.shape
+    if pixels.shape[:2] != (height, width):
+        raise BadImage(f"{image}: was replaced while it was segmented; run again")
+    step = max(1, -(-max(height, width) // _JPEG_SIDE))
+    while height * width > ALONE_PX * step**2:
+        step += 1
     colours = palette()
-    blended = overlay(read_image(image), result.labels, colours, opacity, clear=(0,))
+    pixels, labels = pixels[::step, ::step], result.labels[::step, ::step]
+    blended = overlay(pixels, labels, colours, opacity, clear=(0,))
+    del pixels
     ranked = sorted(result.summary().items(), key=lambda item: -item[1]["share"])
     entries = [
-        (f"{name} {part['share']:.0%} ({part['score']:.2f})", colours[result.names.index(name)])
+        (
+            _shown(f"{name} {part['share']:.0%} ({part['score']:.2f})"),
+            colours[result.names.index(name)],
+        )
         for name, part in ranked
         if name != "background" and part["share"] >= 0.005
     ]
-    save_image(stem.with_name(f"{stem.name}_overlay.jpg"), with_legend(blended, entries))
+    save_image(stem.with_name(f"{stem.name}{OVERLAY}"), with_legend(blended, entries))
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels, coloured=True)
 
 
-def _same_settings(path: Path, settings: dict, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        before = json.loads(path.read_text("utf-8"))
-        if before != json.loads(json.dumps(settings)):
-            changed = sorted(k for k in settings if before.get(k) != settings[k])
-            raise ValueError(
-                f"{path.parent} holds masks of a run with other settings ({', '.join(changed)}); "
-                "choose another --out, or pass --overwrite to replace them"
-            )
-    write_json(path, settings)
+def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
+    """Whether the output folder is a new one, and whether its masks have other settings.
+
+    Raises:
+      ValueError: they have, or settings.json is damaged, and they are not to be overwritten.
+    """
+    try:
+        changed = changed_settings(out, settings)
+    except ValueError:
+        if not overwrite:
+            raise
+        return False, True
+    if changed and not overwrite:
+        raise ValueError(
+            f"{out} holds masks of a run with other settings ({', '.join(changed)}); "
+            "choose another --out, or pass --overwrite to replace them"
+        )
+    return changed is None, bool(changed)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
-    result = argparse.ArgumentParser(
-        prog="python -m clipseg_jax.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
-    result.add_argument("--classes", required=True, help='class names: "cat, sofa, tv monitor"')
-    result.add_argument(
-        "--weights",
-        required=True,
-        help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
-    )
-    result.add_argument("--out", default="masks", help="output folder (default: masks)")
-    result.add_argument(
-        "--background",
-        type=float,
-        default=0.0,
-        help="pixels whose best class probability is lower are background (0: off)",
-    )
-    result.add_argument(
-        "--background-words",
-        default="",
-        help='class names that count as background: "sky, wall, grass"',
-    )
-    result.add_argument(
-        "--templates", default="maskclip_85", help="name of a set of prompt templates"
-    )
-    result.add_argument(
-        "--short-side",
-        type=int,
-        default=512,
-        help="short side in pixels at which images reach the network",
-    )
-    result.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
-    result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
-    result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
-    result.add_argument("--flip", action="store_true", help="average with the mirror image")
-    result.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    result.add_argument(
-        "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
-    )
-    result.add_argument(
-        "--opacity", type=float, default=0.5, help="opacity of the overlay's colours, 0 to 1"
-    )
-    result.add_argument("--overwrite", action="store_true", help="replace existing masks")
-    return result
+def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
+    """Checks that no result replaces an image, nor, in a new output folder, a file of the user."""
+    inputs = {os.path.realpath(path) for path, _ in images}
+    for path, name in images:
+        for target in (out / f"{name}.png", out / f"{name}{OVERLAY}"):
+            if os.path.realpath(target) in inputs:
+                raise ValueError(
+                    f"the result of {path} would replace the image {target}; choose another --out"
+                )
+            if new and os.path.lexists(target):
+                raise ValueError(
+                    f"{target} exists and is not of this command; choose another --out, or pass "
+                    "--overwrite to replace it"
+                )
+
+
+def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:
+    for path, reason in skipped[:_MOST_SHOWN]:
+        print(_shown(f"skipped: {path}: {reason}"), file=sys.stderr)
+    if len(skipped) > _MOST_SHOWN:
+        print(f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}", file=sys.stderr)
+    if todo or skipped:
+        print(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
+
+
+def _shown(text: str) -> str:
+    """`text` in one line: what is not printable, such as a line feed in a file's name, escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings are printed as one line, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        tqdm.write(_shown(f"warning: {message}"), file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        # Larger images than Pillow likes are read in little memory, up to a limit of our own.
+        warnings.simplefilter("ignore", DecompressionBombWarning)
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or prints one line and returns 2 on invalid input."""
-    args = parser().parse_args(argv)
-    return exit_code(lambda: run(args))
+    """Runs the command; returns its exit status, after one line of an error if that is not 0."""
+    args = predict_options.parser(__doc__ or "").parse_args(argv)
+    with _plain_warnings(), signals():
+        return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

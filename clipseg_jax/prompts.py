@@ -167,6 +167,11 @@ def read_words(
         raise ValueError(
             f"{len(names)} classes; pass at most {_MOST_CLASSES}, which fit an index PNG"
         )
+    if "background" in (" ".join(name.lower().split()) for name in names):
+        raise ValueError(
+            "the class 'background' is label 0 in any case; leave it out, and give words for what "
+            "it consists of as background words"
+        )
     if background is None:
         return names, [], 0.0
     taken = "give words, or a probability from 0 to 1"
@@ -184,7 +189,8 @@ def read_words(
         if len(names) == 1 and threshold > 0:
             raise ValueError(
                 f"background is {background!r} with one class, whose probability is 1 everywhere; "
-                "give words for what else is in the images, e.g. ['wall', 'floor']"
+                "give words for what else is in the images: background=['wall', 'floor'], or "
+                "--background-words 'wall, floor'"
             )
         return names, [], threshold
     words = check_class_names(cast("Iterable[str]", background), "background")

@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -31,8 +31,8 @@ from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import class_embeddings, read_words, templates, text_encoder
 from clipseg_jax.segmentation import Segmentation
 from input_pipeline.batches.buckets import PlannedBatch, plan_batches
-from input_pipeline.datasets.images import BadImage
-from input_pipeline.pictures import Picture, picture_list, picture_pixels, picture_size
+from input_pipeline.datasets.images import BadImage, read_image
+from input_pipeline.pictures import Picture, picture_list, picture_size, rgb_array
 
 DTYPES = ("float32", "bfloat16")
 ALONE_PX = 2**25  # pixels of an image from which on it makes a batch of its own
@@ -55,6 +55,8 @@ class Segmenter:
         refine: MaskCLIPConfig | None = None,
         batch_size: int | None = None,
         dtype: str = "float32",
+        activation: str | None = None,
+        heads: tuple[int, int] | None = None,
         devices: int | None = None,
         mode: Literal["whole", "slide"] = "whole",
         crop_px: tuple[int, int] = (512, 512),
@@ -76,6 +78,7 @@ class Segmenter:
         filled = templates(prompt_templates)
         check_whole("short_side_px", short_side_px)
         check_choice("dtype", dtype, DTYPES)
+        weights_convert.check_choices(activation, heads)
         if batch_size is not None:
             check_whole("batch_size", batch_size)
         if devices is not None:
@@ -109,7 +112,7 @@ class Segmenter:
                 "--background-words 'wall, floor'",
                 stacklevel=2,
             )
-        loaded = load_weights(weights, dtype)
+        loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
         text = loaded.model.cfg.text
         if text is None or loaded.tokenizer is None:
             raise ValueError(f"{weights} has no text tower, so it cannot read class names")
@@ -157,7 +160,7 @@ class Segmenter:
                 continue
             sizes[i] = size
         large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]
-        usual = [i for i in sizes if i not in set(large)]
+        usual = [i for i, (h, w) in sizes.items() if h * w <= ALONE_PX]
         at_network = functools.partial(network_size, cfg=self.config)
         rows = min(self._batch_size, self._round_up(len(usual)))
         for i in large:  # on one device, so that memory is that of one image
@@ -220,11 +223,15 @@ class Segmenter:
                 continue
             h, w = sizes[index]
             try:
-                image = picture_pixels(pictures[index])
+                picture = pictures[index]
+                if isinstance(picture, np.ndarray):
+                    image = rgb_array(picture)
+                else:
+                    image = read_image(picture)
                 if image.shape[:2] != (h, w):
                     was = " x ".join(map(str, image.shape[:2]))
                     raise BadImage(
-                        f"{pictures[index]}: has {was} pixels now and had {h} x {w} when this run "
+                        f"{picture}: has {was} pixels now and had {h} x {w} when this run "
                         "began; run again when nothing writes to it"
                     )
                 pixels[row, :h, :w] = image
@@ -250,6 +257,8 @@ def segment(
     refine: MaskCLIPConfig | None = None,
     batch_size: int | None = None,
     dtype: str = "float32",
+    activation: str | None = None,
+    heads: tuple[int, int] | None = None,
     devices: int | None = None,
     mode: Literal["whole", "slide"] = "whole",
     crop_px: tuple[int, int] = (512, 512),
@@ -278,6 +287,8 @@ def segment(
       refine: MaskCLIP's key smoothing and prompt denoising; off by default.
       batch_size: images per batch; None: 4, or on CPUs one per device.
       dtype: of the network's computations, "float32" or "bfloat16".
+      activation, heads: of the weights, where their file does not say them; see
+        `weights_convert.load_clip`.
       devices: how many devices to use; None: all.
       mode: "whole" images, or "slide": overlapping windows whose scores are averaged.
       crop_px, stride_px: (height, width) of the windows and of their steps, in pixels.
@@ -307,6 +318,8 @@ def segment(
         refine=refine,
         batch_size=batch_size,
         dtype=dtype,
+        activation=activation,
+        heads=heads,
         devices=devices,
         mode=mode,
         crop_px=crop_px,
@@ -324,12 +337,12 @@ def segment(
     return [results[i] for i in range(len(results))]
 
 
-def load_weights(weights: str | Path, dtype: str) -> weights_convert.LoadedCLIP:
-    """The CLIP in a file or folder; "demo" is the built-in tiny one.
+def load_weights(weights: str | Path, **choices: Any) -> weights_convert.LoadedCLIP:
+    """The CLIP in a file or folder; "demo" is the built-in tiny one. `choices`: see `load_clip`.
 
     Raises:
       ValueError, OSError: what is not a CLIP.
     """
     if not isinstance(weights, (str, os.PathLike)) or not str(weights):
         raise ValueError(f"weights is {weights!r}; give the path of a CLIP checkpoint, or 'demo'")
-    return weights_convert.load_clip(TINY_CLIP if weights == "demo" else weights, dtype=dtype)
+    return weights_convert.load_clip(TINY_CLIP if weights == "demo" else weights, **choices)

@@ -21,12 +21,12 @@ from absl import logging
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tqdm import tqdm
 
 from clipseg_jax.core.checkpoint import Checkpoints, Restored
-from clipseg_jax.core.interrupt import Interrupted, Signals
+from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.core.writer import Writer
 from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
@@ -120,10 +120,10 @@ def train(
     schedule = learning_rate(optim, cfg.total_steps)
     writer = Writer(workdir, name, start=start, active=main_process)
     evaluated = Writer(workdir, f"{name}_evaluations", start=start, active=main_process)
-    bar = tqdm(
-        total=cfg.total_steps, initial=start, unit="step", desc=name,
-        disable=None if main_process else True,
-    )  # fmt: skip
+    # In a log, a line with each of the lines in NAME.jsonl.
+    bar = progress_bar(
+        total=cfg.total_steps, initial=start, unit="step", desc=name, every_s=math.inf
+    )
     pending: tuple[int, HostBatch, dict[str, Array]] | None = None
     last: dict[str, float] = {}
     clock, images = time.monotonic(), 0
@@ -147,9 +147,11 @@ def train(
     step, peers_alive = start, True
     rows: Iterator[HostBatch] | None = None
     try:
-        with Signals() as signals:
+        with signals() as caught:
             while True:
                 if evaluate and _due(step, cfg) and step not in evaluated.steps:
+                    saved.wait()
+                    caught.at_once()
                     model = parts.model(state.params, state.stats, frozen)
                     evaluation = evaluate(model, step)
                     best.offer(step, state, evaluation)
@@ -165,6 +167,7 @@ def train(
                 rows = batches(step) if rows is None else rows
                 batch = next(rows)
                 state, metrics = step_once(state, frozen, shard_batch(mesh, batch))
+                caught.defer()
                 check()  # of the previous step, so that the devices always have work queued
                 pending = (step, batch, metrics)
                 step += 1
@@ -176,7 +179,7 @@ def train(
                     writer.write(step, scalars | {"images_per_second": speed})
                     bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed:.1f} images/s")
                     clock, images = time.monotonic(), 0
-                stop = signals.stop_at(step)
+                stop = caught.stop()
                 if (
                     stop
                     or step % cfg.checkpoint_every_steps == 0
@@ -189,9 +192,10 @@ def train(
                     raise Interrupted(
                         f"{name}: stopped and saved at step {step} of {cfg.total_steps}; run the "
                         "same command again to resume",
-                        signals.number or 15,
+                        stop,
                     )
-        saved.wait()
+            saved.wait()
+            caught.at_once()
         # Replicated, so that any process can write or evaluate it.
         state, frozen = replicate(mesh, (state, frozen))
         model = parts.model(state.params, state.stats, frozen)

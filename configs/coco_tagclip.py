@@ -5,7 +5,7 @@
 
 Published mIoU: masks 34.0, with CRF 35.3. mAP of the tags on COCO 2014 val, 68.7:
 `--config.dataset.name=coco14_81 --config.dataset.root=data/coco2014
---config.stages="('tags',)"`.
+--config.stages=tags`.
 
 Hardware: any number of devices; nothing is trained. Hours: not measured. Ours: not run, needs the
 dataset.

@@ -5,7 +5,7 @@
 
 Published mIoU: masks 64.8 (`evaluate_cams`), with CRF 68.7 (`evaluate_masks`). mAP of the tags on
 VOC 2007 test, 92.8: `--config.dataset.name=voc07_20 --config.dataset.train_split=test
---config.dataset.root=data/VOCdevkit/VOC2007 --config.stages="('tags',)"`.
+--config.dataset.root=data/VOCdevkit/VOC2007 --config.stages=tags`.
 
 Hardware: any number of devices; nothing is trained. Hours: not measured. Ours: not run, needs the
 dataset.

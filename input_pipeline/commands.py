@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
+
+# What a later run may find mended: the disk, the network or the machine's memory, not the command.
+_PASSING = {
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EREMOTEIO, errno.ENOLINK),
+    *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE),
+    *(errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE),
+}
+# Packages of the extra "data".
+_DATA = {"array_record", "cv2", "pycocotools", "tensorflow", "tensorflow_datasets"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +59,8 @@ def exit_code(
     """Runs a command and returns its status; errors print one line instead of a traceback.
 
     Returns:
-      What `run` returns; 2 after an error of input, files, memory or a missing package; 130 after
+      What `run` returns; 2 after an error of input or files or a missing package; 74 (EX_IOERR)
+      where a disk, the network or memory failed, which another run may find mended; 130 after
       Ctrl-C, which prints `interrupted`.
     """
     try:
@@ -57,12 +69,17 @@ def exit_code(
         where = f" for {error.filename}" if error.filename else f": {error}"
         print(f"error: this user has no permission{where}; change its mode", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        top = (error.name or "").partition(".")[0]
+        remedy = "; pip install 'clipseg_jax[data]'" if top in _DATA else ""
+        print(f"error: {error}{remedy}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 74 if isinstance(error, OSError) and error.errno in _PASSING else 2
     except MemoryError:
         print("error: out of memory; use a machine with more, or smaller images", file=sys.stderr)
-        return 2
+        return 74
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130

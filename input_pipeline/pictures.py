@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets.images import image_size, read_image, rgb_pixels
+from input_pipeline.datasets.images import MAX_PIXELS, image_size, rgb_pixels
 
 Picture = str | os.PathLike[str] | np.ndarray  # an array is uint8 (h, w), (h, w, 1), ... (h, w, 4)
 _TAKEN = (
@@ -40,14 +40,8 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     return picture.shape[:2] if isinstance(picture, np.ndarray) else image_size(picture)
 
 
-def picture_pixels(picture: Picture) -> np.ndarray:
-    """uint8 RGB (h, w, 3) of a picture; transparency is dropped, not blended.
-
-    Raises:
-      BadImage: a file that cannot be read.
-    """
-    if not isinstance(picture, np.ndarray):
-        return read_image(picture)
+def rgb_array(picture: np.ndarray) -> np.ndarray:
+    """RGB (h, w, 3) of an array of `picture_list`; transparency is dropped, not blended."""
     channels = np.atleast_3d(picture)
     if channels.shape[2] < 3:  # grey, with or without transparency
         return np.broadcast_to(channels[..., :1], (*channels.shape[:2], 3))
@@ -78,6 +72,11 @@ def _picture(image: Any, index: int) -> Picture:
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and 1 <= array.shape[2] <= 4)):
         kind = f"{array.dtype} {array.shape}" if array.ndim else f"of type {type(image).__name__}"
         raise ValueError(f"image {index} is {kind}; {_TAKEN}")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ValueError(
+            f"image {index} is {array.shape}, of more pixels than the {MAX_PIXELS} that are taken; "
+            "scale it down"
+        )
     if 0 in array.shape:
         raise ValueError(f"image {index} is {array.shape}, without pixels; {_TAKEN}")
     return array

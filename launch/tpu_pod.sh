@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A TPU VM pod slice: launch/tpu_pod.sh NAME ZONE --config=configs/voc_reclippp.py [ARGS]
+# A TPU VM pod slice: launch/tpu_pod.sh NAME ZONE --config=configs/voc_maskclip_plus.py \
+#     --config.run.batch_size=16 [ARGS]
 #
-# Expects this repository, its environment (make .venv/.done, then
-# .uv/bin/uv sync --locked --extra data --extra tpu) and the weights in ~/clipseg_jax on every host,
-# and a bucket or filestore mounted at the same path on all of them for --workdir and
-# --config.dataset.root. JAX reads addresses from the TPU's metadata.
+# Expects this repository, its environment (make EXTRA=tpu .venv/.done) and the weights in
+# ~/clipseg_jax on every host, and a bucket or filestore mounted at the same path on all of them for
+# --workdir and --config.dataset.root. JAX reads addresses from the TPU's metadata. The run ends with
+# the ssh connection: start this in tmux, or with nohup.
 set -euo pipefail
 name=${1:?"usage: launch/tpu_pod.sh NAME ZONE --config=FILE [ARGS]"}
 zone=${2:?"usage: launch/tpu_pod.sh NAME ZONE --config=FILE [ARGS]"}

@@ -98,7 +98,7 @@ def test_recipe(path, string):
     config = module.get_config() if string is None else module.get_config(string)
     assert f"configs/{path.name}" in module.__doc__  # the command that runs it
     assert all(word in module.__doc__ for word in ("Hardware: ", "Hours: ", "Ours"))
-    stages = main.METHODS[config.method]
+    stages = main.stages_of(config.method)
     assert set(config.stages) <= set(stages)
     assert templates(config.text.templates)
     assert config.evaluate.published_metric in PUBLISHED

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
 import pkgutil
 import re
 import shlex
 import sys
+import tomllib
 import types
+from importlib.util import find_spec
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -19,6 +23,8 @@ import clipseg_jax
 import input_pipeline
 import weights_convert
 from clipseg_jax import main
+from clipseg_jax.core.config_arguments import complete
+from clipseg_jax.stages import preflight
 from clipseg_jax.task import Task
 from input_pipeline.datasets import catalog
 from input_pipeline.prepare.preparations import PREPARATIONS
@@ -124,11 +130,11 @@ def test_commands_resolve(path, command, monkeypatch):
     del path
     monkeypatch.chdir(ROOT)
     config = resolve(command)
-    assert set(config.stages) <= set(main.METHODS[config.method])
+    assert set(config.stages) <= set(main.stages_of(config.method))
 
 
 def resolve(command):
-    arguments = shlex.split(command, comments=True)[3:]
+    arguments = complete(["main", *shlex.split(command, comments=True)[3:]], main.RECIPES)[1:]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -140,6 +146,132 @@ def resolve(command):
         sys.argv = before
     assert rest[1:] == [], command
     return values["config"].value
+
+
+LAUNCH = sorted((ROOT / "launch").iterdir())
+
+
+def shell_lines():
+    """(document, command) of every line of a shell block, and of every inline `python -m ...`."""
+    for path in [*WRITTEN, ROOT / "launch/README.md"]:
+        blocks = [text for language, text in fences(path) if language == "sh"]
+        lines = [line for text in blocks for line in text.replace("\\\n", " ").splitlines()]
+        inline = [" ".join(code.split()) for code in re.findall(r"`([^`]*)`", prose(path))]
+        lines += [code for code in inline if code.startswith(("python -m ", "make "))]
+        for line in dict.fromkeys(lines):
+            words = shlex.split(line, comments=True)
+            # A name alone is no command, and "..." or <NAME> stands for what the reader has.
+            invented = any(name in line for name in (*INVENTED, "shapes"))
+            if words and not invented and not re.search(r"\.\.\.|<|=DIR\b", line):
+                yield path, words
+
+
+class ParsedError(Exception):
+    """The arguments were understood."""
+
+
+def understand(words, monkeypatch):
+    """A command up to its parsed arguments; nothing runs.
+
+    Raises:
+      AssertionError: a kind of command that this test does not know.
+    """
+    first, rest = words[0], words[1:]
+    if words[:2] == ["python", "-m"] and len(words) > 3:
+        parse_args = argparse.ArgumentParser.parse_args
+
+        def stop(self, *arguments):
+            parse_args(self, *arguments)
+            raise ParsedError
+
+        if words[2] == "clipseg_jax.main":
+            resolve(shlex.join(words))
+            return
+        module = importlib.import_module(words[2])
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{words[2]}.__main__")
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        with pytest.raises(ParsedError):
+            module.main(words[3:])
+    elif words[:2] == ["python", "-m"]:
+        assert find_spec(words[2])
+    elif first == "make":
+        targets = [word for word in rest if "=" not in word]
+        known = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert {*targets} <= {*known}
+    elif first == "pip":
+        assert rest[0] == "install"
+        if extras := re.search(r"\[(.*)\]", rest[1]):
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert {*extras[1].split(",")} <= {*project["optional-dependencies"]}
+    elif first == "sbatch":
+        understand(rest[[word.startswith("--") for word in rest].index(False) :], monkeypatch)
+    elif first.startswith("launch/"):
+        assert Path(first).exists()
+        arguments = [word for word in rest if word.startswith("--config")]
+        if arguments:
+            resolve(f"{MODULE} {shlex.join(arguments)}")
+    else:
+        assert first in (".", "hf", "cd", ".venv/bin/python"), words
+
+
+LINES = [*shell_lines()]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), LINES, ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(LINES)]
+)
+def test_shell_commands_are_understood(path, words, monkeypatch):
+    del path
+    monkeypatch.chdir(ROOT)
+    understand(words, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m clipseg_jax.predict photos/ --classes cat --wieghts x",
+        "python -m weights_converter",
+        "python -m weights_convert a.pt --to nothing",
+        "make nothing",
+        "pip install '.[cuda]'",
+        "launch/local.sh 2 --config=configs/voc_maskclip.py --config.stage=data",
+        "conda install it",
+    ],
+)
+def test_commands_that_would_fail_are_found(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((AssertionError, AttributeError, SystemExit, ValueError)):
+        understand(shlex.split(command), monkeypatch)
+
+
+def example(path):
+    """The arguments of the example in a launch script, and how many processes and devices."""
+    text = path.read_text("utf-8")
+    if path.suffix == ".yaml":
+        command = text[text.index("exec python") : text.index("resources:")]
+        numbers = (re.search(rf"{key}: (\d+)", text)[1] for key in ("parallelism", "gpu"))
+        processes, each = map(int, numbers)
+        return re.findall(r"--config\S+", command), processes, processes * each
+    head = re.sub(r"\\\n#\s*", "", text[: text.index("\n#\n")])
+    nodes, gpus = re.search(r"--nodes=(\d+)", head), re.search(r"--gpus-per-node=(\d+)", head)
+    processes = int(nodes[1]) if nodes else 4
+    arguments = re.findall(r"--config\S+", head)
+    return arguments, processes, processes * (int(gpus[1]) if gpus else 1)
+
+
+@pytest.mark.parametrize("path", [p for p in LAUNCH if p.suffix in (".sh", ".yaml")], ids=relative)
+def test_launch_examples_fit_their_devices(path, monkeypatch, tmp_path):
+    """Every batch of the whole recipe; its files are stood in for."""
+    monkeypatch.chdir(ROOT)
+    arguments, processes, devices = example(path)
+    config = resolve(f"{MODULE} {shlex.join(arguments)}")
+    config.clip.weights = config.dataset.root = str(tmp_path)
+    if "student" in config:
+        config.student.init_weights = str(tmp_path)
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    preflight.check(config, config.stages)
 
 
 def test_config_values_that_are_named_exist():

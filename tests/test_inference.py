@@ -14,6 +14,7 @@ from flax import nnx
 from clipseg_jax import inference
 from clipseg_jax.inference import (
     InferenceConfig,
+    check_values,
     image_scores,
     label_maps,
     make_segment_fn,
@@ -251,3 +252,75 @@ def test_a_ratio_that_is_listed_twice_counts_twice():
 
     expected, labels = run(image)
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "sliding"}, "mode is 'sliding'; give 'whole' or 'slide'"),
+        ({"mode": "slide", "stride_px": (64, 65), "crop_px": (64, 64)}, "stride_px .* exceeds"),
+        ({"mode": "slide", "stride_px": (0, 64)}, r"stride_px is \(0, 64\); give two whole"),
+        ({"crop_px": (96,)}, r"crop_px is \(96,\); give two whole numbers \(height, width\)"),
+        ({"crop_px": 96}, "crop_px is 96"),
+        ({"scale_px": (0, 512)}, r"scale_px is .* \(long side, short side\)"),
+        ({"scale_px": (512, 0), "keep_ratio": False}, r"scale_px is .* \(width, height\)"),
+        ({"scale_px": 512}, "scale_px is 512"),
+        ({"ratios": ()}, r"ratios is \(\); give a tuple of at least one number"),
+        ({"ratios": (1.0, 0.0)}, "ratios is 0.0; give a number above 0"),
+        ({"ratios": (1.0, float("inf"))}, "ratios is inf"),
+        ({"ratios": 1.0}, "ratios is 1.0"),
+        ({"average": "mean"}, "average is 'mean'"),
+        ({"average": "logits", "mode": "slide"}, "average='logits' takes whole images"),
+        ({"flip": 2}, "flip is 2; give True or False"),
+        ({"background_threshold": 50}, "background_threshold is 50; give a number from 0 to 1"),
+        ({"background_threshold": float("nan")}, "background_threshold is nan"),
+        ({"background_threshold": True}, "background_threshold is True"),
+        ({"temperature": 0.0}, "temperature is 0.0; give a number above 0"),
+        ({"min_side_px": 0}, "min_side_px is 0"),
+        ({"embedding_labels": ()}, "embedding_labels is empty"),
+        ({"embedding_labels": (0, 1.5)}, "embedding_labels is 1.5"),
+        ({"mean": (0, 0)}, "three numbers each"),
+        ({"std": (1, 1, 0)}, "std is 0; give a number above 0"),
+        ({"crf": True}, "crf is True"),
+        ({"crf_image": "grey"}, "crf_image is 'grey'"),
+    ],
+    ids=str,
+)
+def test_a_config_without_meaning_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CFG, **given)
+
+
+def test_values_of_a_recipe_are_checked_without_its_stages():
+    check_values({"scale_px": None, "mode": "slide", "filter_scale": "a value of another thing"})
+    with pytest.raises(ValueError, match="stride_px"):
+        check_values({"mode": "slide", "stride_px": (600, 600)})
+
+
+def test_lists_and_numbers_of_numpy_are_taken():
+    cfg = dataclasses.replace(
+        CFG,
+        crop_px=[np.int64(64), 64],
+        ratios=[1, np.float32(0.5)],
+        embedding_labels=[0, np.int8(1)],
+    )
+    assert (cfg.crop_px, cfg.ratios, cfg.embedding_labels) == ((64, 64), (1.0, 0.5), (0, 1))
+
+
+def test_windows_leave_no_pixel_between_them():
+    for crop, stride in [(16, 17), (16, 0), (16, -1)]:
+        with pytest.raises(ValueError, match=f"stride {stride} is not from 1 to the crop, 16"):
+            count_windows(64, crop, stride)
+    for length in range(1, 70):
+        starts = window_starts(jnp.asarray(length), count_windows(length, 16, 16), 16, 16)
+        seen = {int(start) + i for start in starts for i in range(16)}
+        assert seen >= set(range(length))
+
+
+def test_an_image_that_is_too_long_for_the_resize_is_refused():
+    cfg = dataclasses.replace(CFG, scale_px=(100_000, 512))
+    assert network_size(300, 3000, cfg) == (512, 5120)
+    with pytest.raises(ValueError, match=r"300 x 50000 pixels, 512 x 85333 .* too long"):
+        network_size(300, 50_000, cfg)
+    same = dataclasses.replace(CFG, scale_px=None)
+    assert network_size(300, 50_000, same) == (300, 50_000)  # not resized

@@ -1,4 +1,4 @@
-"""The public API and command line: `segment`, `predict`, and errors on invalid input."""
+"""The command `predict`: a folder to masks, and errors of the command line in one line."""
 
 from __future__ import annotations
 
@@ -9,30 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clipseg_jax
 from clipseg_jax import predict
-from clipseg_jax.demo import TINY_CLIP, world
-from clipseg_jax.segmenter import Segmenter
-from input_pipeline.datasets.images import BadImage
-
-NAMES = list(world.CLASSES)
-OPTIONS = {
-    "weights": TINY_CLIP,
-    "background": list(world.SCENERY),
-    "prompt_templates": "demo_world",
-    "short_side_px": 96,
-    "batch_size": 8,
-}
+from clipseg_jax.demo import world
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [world.make("evaluation", i, 128) for i in range(8)]
-
-
-@pytest.fixture(scope="module")
-def segmenter():
-    return Segmenter(NAMES, **OPTIONS)
+    return [world.make("evaluation", i, 128) for i in range(3)]
 
 
 def command(tmp_path, *paths, classes="sheep, tent, bus", more=()):
@@ -49,90 +32,6 @@ def command(tmp_path, *paths, classes="sheep, tent, bus", more=()):
             *more,
         ]
     )
-
-
-def test_words_to_masks(pictures):
-    results = clipseg_jax.segment([p.image for p in pictures], NAMES, **OPTIONS)
-    hits = total = 0
-    for picture, result in zip(pictures, results, strict=True):
-        assert result.labels.shape == result.scores.shape == (128, 128)
-        scored = picture.label != world.BOUNDARY
-        hits += np.sum((result.labels == picture.label) & scored)
-        total += scored.sum()
-    assert hits / total > 0.7  # the tiny CLIP on its own world
-    assert result.names == ("background", *NAMES)
-    shares = [part["share"] for part in result.summary().values()]
-    assert sum(shares) == pytest.approx(1, abs=1e-3)
-
-
-def test_one_image_a_file_or_an_array(pictures, segmenter, tmp_path):
-    path = tmp_path / "a.png"
-    Image.fromarray(pictures[0].image).save(path)
-    results = dict(segmenter([path, pictures[0].image]))
-    np.testing.assert_array_equal(results[0].labels, results[1].labels)
-
-
-def test_few_images_make_a_small_batch(pictures, segmenter, monkeypatch):
-    rows, run = [], segmenter._segment_fn
-
-    def noted(state, images, *others):
-        rows.append(len(images))
-        return run(state, images, *others)
-
-    monkeypatch.setattr(segmenter, "_segment_fn", noted)
-    for count in (1, 2):
-        assert len(list(segmenter([p.image for p in pictures[:count]]))) == count
-    devices = segmenter._mesh.size
-    assert rows == [devices * -(-count // devices) for count in (1, 2)]
-
-
-@pytest.mark.slow
-def test_odd_images(segmenter, tmp_path):
-    """Grey, CMYK, one pixel high, and 6000 pixels wide: all get masks of their own size."""
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (40, 60)).astype(np.uint8)).save(tmp_path / "grey.png")
-    cmyk = Image.fromarray(rng.integers(0, 256, (40, 60, 4)).astype(np.uint8), mode="CMYK")
-    cmyk.save(tmp_path / "cmyk.jpg")
-    thin = rng.integers(0, 256, (1, 90, 3)).astype(np.uint8)
-    Image.fromarray(thin).save(tmp_path / "thin.png")
-    wide = np.kron(rng.integers(0, 256, (10, 75, 3)), np.ones((80, 80, 1), int)).astype(np.uint8)
-    Image.fromarray(wide).save(tmp_path / "wide.png")
-    names = ["grey.png", "cmyk.jpg", "thin.png", "wide.png"]
-    results = dict(segmenter([tmp_path / name for name in names]))
-    shapes = [results[i].labels.shape for i in range(4)]
-    assert shapes == [(40, 60), (40, 60), (1, 90), (800, 6000)]
-
-
-def test_a_truncated_jpeg_is_named(tmp_path, pictures):
-    whole = tmp_path / "whole.jpg"
-    Image.fromarray(pictures[0].image).save(whole)
-    cut = tmp_path / "cut.jpg"
-    cut.write_bytes(whole.read_bytes()[:900])
-    with pytest.raises(BadImage, match=r"cut\.jpg"):
-        clipseg_jax.segment([cut], ["sheep"], **OPTIONS)
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        ([], "class list is empty"),
-        (["cat", "Cat "], "'Cat ' is listed twice"),
-        (["cat", " "], "class 2 of 2 has an empty name"),
-        ("cat", "pass \\['cat'\\]"),
-        (["sheep", "water"], "'water' is listed twice"),  # also a background word
-    ],
-)
-def test_class_names_are_checked(names, message):
-    with pytest.raises(ValueError, match=message):
-        Segmenter(names, **OPTIONS)
-
-
-@pytest.mark.parametrize(
-    "bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
-)
-def test_arrays_are_checked(segmenter, bad):
-    with pytest.raises(ValueError, match=r"image 0 is .* give uint8 RGB"):
-        list(segmenter([bad]))
 
 
 def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
@@ -171,22 +70,53 @@ def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
     assert "other settings (classes)" in capsys.readouterr().err
 
 
-def test_user_errors_are_one_line(tmp_path, capsys, pictures):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--classes= , "], "class list is empty; name at least one class: --classes, --class"),
+        (["--classes=cat, cat"], "is listed twice"),
+        (["--classes-file=none.txt"], "--classes-file none.txt does not exist"),
+        (["--templates=none"], "no template set 'none'"),
+        (["--background-words=", "--background=50"], "--background is 50.0; give a number from 0"),
+        (["--background-words=", "--background=nan"], "--background is nan"),
+        (["--background=0.5"], "--background 0.5 and --background-words are given"),
+        (["--background-words=", "--background=.5", "--classes=cow"], "with one class"),
+        (["--short-side=0"], "--short-side is 0; give a whole number of at least 1"),
+        (["--batch-size=0"], "--batch-size is 0"),
+        (["--opacity=2"], "--opacity is 2.0; give a number from 0 to 1"),
+        (["--pd=-1"], "--pd is -1.0"),
+        (["--ks=inf"], "--ks is inf"),
+        (["--heads=12"], "heads (12,)"),
+    ],
+    ids=str,
+)
+def test_options_are_checked_before_any_work(tmp_path, capsys, pictures, more, message):
     path = tmp_path / "a.png"
     Image.fromarray(pictures[0].image).save(path)
-    for arguments, message in [
-        ({"paths": [tmp_path / "none.jpg"]}, "neither a file nor a folder"),
-        ({"paths": [path], "classes": " , "}, "class list is empty"),
-        ({"paths": [path], "classes": "cat, cat"}, "is listed twice"),
-        ({"paths": [path], "more": ["--weights=nowhere.pt"]}, "nowhere.pt"),
-        ({"paths": [path], "more": ["--templates=none"]}, "no template set 'none'"),
-    ]:
-        paths = arguments.pop("paths")
-        assert command(tmp_path / message[:3], *paths, **arguments) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("error: ")
-        assert message in said
-        assert said.count("\n") == 1
+    assert command(tmp_path, path, more=more) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "masks").exists()
+
+
+def test_paths_are_checked(tmp_path, capsys, pictures):
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures[0].image).save(path)
+    assert command(tmp_path, tmp_path / "none.jpg") == 2
+    assert "none.jpg is neither a file nor a folder" in capsys.readouterr().err
+    # Weights that are not there lock nothing: the corrected command goes on.
+    assert command(tmp_path, path, more=["--weights=nowhere.pt"]) == 2
+    assert "nowhere.pt" in capsys.readouterr().err
+    assert not list((tmp_path / "masks").iterdir())
+
+
+def test_wrong_usage_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        predict.main(["a.jpg", "--weights=demo", "--clases=cow"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_an_unwritable_folder(tmp_path, capsys, pictures):
@@ -201,13 +131,3 @@ def test_an_unwritable_folder(tmp_path, capsys, pictures):
         locked.mkdir(mode=0o500)
         assert command(locked, path) == 2
         assert "cannot write" in capsys.readouterr().err
-
-
-def test_names_of_results_are_unique(tmp_path):
-    for name in ("a/x.png", "a/x.jpg", "b/x.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
-    names = [name for _, name in predict.find_images([tmp_path / "a", tmp_path / "b"])]
-    assert len(set(names)) == 3
-    with pytest.raises(FileNotFoundError, match="no images"):
-        predict.find_images([tmp_path.joinpath("empty").mkdir() or tmp_path / "empty"])

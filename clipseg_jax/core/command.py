@@ -12,8 +12,8 @@ from input_pipeline import commands
 def exit_code(run: Callable[[], object]) -> int:
     """Runs a command and returns its exit code.
 
-    0, or after printing one line: 2 for invalid input (ValueError, OSError), 128 + signal if
-    interrupted.
+    0, or after printing one line: 2 for invalid input, 74 for a failing disk, network or memory,
+    128 + signal if interrupted.
     """
 
     def status() -> int:

@@ -88,8 +88,12 @@ def is_free(name: str) -> bool:
     return name == "stages" or name.startswith("run.")
 
 
-def check_arguments(arguments: Iterable[str]) -> None:
+def check_arguments(arguments: Iterable[str], names: Iterable[str] = ()) -> None:
     """Refuses old names on a command line.
+
+    Args:
+      arguments: the command line.
+      names: the full names of the recipe's values, of which NETWORK in a new name chooses.
 
     Raises:
       ValueError: an old name; the message has the new one.
@@ -97,4 +101,7 @@ def check_arguments(arguments: Iterable[str]) -> None:
     for argument in arguments:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match and (new := new_name(match[1])) != match[1]:
-            raise ValueError(f"--config.{match[1]} is called --config.{new} now")
+            pattern = re.compile(re.escape(new).replace("NETWORK", r"\w+"))
+            now = [name for name in names if pattern.fullmatch(name)] or [new]
+            shown = " or ".join(f"--config.{name}" for name in now)
+            raise ValueError(f"--config.{match[1]} is called {shown} now")

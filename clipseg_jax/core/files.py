@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from input_pipeline.writing import write_atomic
 
 __all__ = [
+    "check_local",
     "check_writable",
     "json_text",
     "load_array",
@@ -102,6 +104,19 @@ def check_writable(folder: str | Path) -> Path:
     folder = Path(folder)
     write_atomic(folder / ".writable", lambda file: file.write(b"")).unlink()
     return folder
+
+
+def check_local(path: str | Path, name: str) -> None:
+    """Refuses an address such as gs://bucket, which would become a local folder of that name.
+
+    Raises:
+      ValueError: an address; `name` is what the user calls it.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ValueError(
+            f"{name}={path} is an address, not a folder; mount it (for instance with gcsfuse or "
+            "mount-s3) or copy it, and pass that path"
+        )
 
 
 def _damaged(path: str | Path, reason: object, remedy: str) -> ValueError:

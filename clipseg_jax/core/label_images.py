@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clipseg_jax.core.files import write_atomic
 
+_PIXELS_AT_ONCE = 2**22  # of which blending takes 72 bytes for each
+
 
 def palette(count: int = 256) -> np.ndarray:
     """The PASCAL VOC colour map (count, 3) uint8: bits of the index distributed over R, G and B."""
@@ -37,9 +39,14 @@ def overlay(
       opacity: of the colours, 0 to 1.
       clear: labels whose pixels are not coloured.
     """
-    painted = colours[np.minimum(labels, len(colours) - 1)]
-    blended = (image * (1 - opacity) + painted * opacity).astype(np.uint8)
-    return np.where(np.isin(labels, clear)[..., None], image, blended)
+    result = np.empty_like(image)
+    rows = max(1, _PIXELS_AT_ONCE // max(image.shape[1], 1))
+    for top in range(0, image.shape[0], rows):
+        pixels, ids = image[top : top + rows], labels[top : top + rows]
+        painted = colours[np.minimum(ids, len(colours) - 1)]
+        blended = (pixels * (1 - opacity) + painted * opacity).astype(np.uint8)
+        result[top : top + rows] = np.where(np.isin(ids, clear)[..., None], pixels, blended)
+    return result
 
 
 def with_legend(

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
+from clipseg_jax.core.progress import progress_bar
+from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.models.clip import VisionTransformer
-from clipseg_jax.prompts import class_embeddings, templates, text_encoder
+from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
 from input_pipeline.datasets.class_sets import prompt_set
 
@@ -40,10 +41,10 @@ def check_weights(config: ConfigDict) -> Path:
     if not config.clip.weights:
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
-            "directory or an OpenCLIP file)"
+            "directory or an OpenCLIP file; demo: the tiny one of the demo)"
         )
     weights_convert.check_choices(**_choices(config))
-    path = Path(config.clip.weights)
+    path = TINY_CLIP if config.clip.weights == "demo" else Path(config.clip.weights)
     try:
         weights_convert.weights_file(path)
     except FileNotFoundError as error:
@@ -94,7 +95,7 @@ def embed_words(
     clip, tokenizer, _ = load_clip(config)
     if clip.cfg.text is None or tokenizer is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
-    with tqdm(unit="prompt", disable=None) as bar:
+    with progress_bar(unit="prompt", desc="text") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -122,7 +123,8 @@ def read_embeddings(
     """Rows (words, e) that the stage `text` or `embed_words` wrote.
 
     Raises:
-      ValueError: the file is missing or damaged, or has rows of another class list.
+      ValueError: the file is missing or damaged, has rows of another class list, or such as are
+        not finite.
     """
     path = workdir / name
     if not path.exists():
@@ -135,8 +137,7 @@ def read_embeddings(
             f"{path} holds {rows.dtype} {rows.shape} for {len(words)} prompts and background "
             f"words; {remedy}"
         )
-    if not np.isfinite(rows).all():
-        raise ValueError(f"{path} holds NaN or infinity; check the weights, {remedy}")
+    check_embeddings(rows, words, str(path))
     return rows
 
 

@@ -120,6 +120,7 @@ class Evaluation:
             left_out |= {line["index"]: line["reason"] for line in lines}
             barrier("left out")
         progress.skipped = tuple(reason for _, reason in sorted(left_out.items()))
+        progress.left_out = len(self._examples) - progress.images
         return progress
 
     def figures(self, task: Task) -> dict[str, float]:

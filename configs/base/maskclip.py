@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.dataset.corruption = config_dict.placeholder(str)
     config.dataset.corruption_level = 1
 
-    # All of them, by the stage: --config.stages="('data','text','robustness')"
+    # All of them, by the stage: --config.stages=data,text,robustness
     config.robustness = ConfigDict()
     config.robustness.kinds = (
         *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),

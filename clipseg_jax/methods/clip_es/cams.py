@@ -32,6 +32,7 @@ from clipseg_jax.methods.clip_es.stored_cams import (
     StoredCAM,
     batches_with_cams,
     cam_path,
+    is_whole,
     write_cams,
 )
 from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, upsample
@@ -62,13 +63,13 @@ def cams(config: ConfigDict, workdir: Path) -> dict:
     if not present:
         raise ValueError(f"no class is known of any of the {len(examples)} images of {split}")
     barrier("cams known")
-    todo = [e for e in examples if e.name in present and not cam_path(workdir, e.name).exists()]
+    todo = [e for e in examples if e.name in present and not is_whole(cam_path(workdir, e.name))]
     barrier("cams begin")
     bad = _make(config, workdir, todo, present) if todo else []
     for name, reason in bad:
         logging.warning("no CAM of %s: %s", name, reason)
     barrier("cams made")
-    written = sum(cam_path(workdir, each.name).exists() for each in examples)
+    written = sum(is_whole(cam_path(workdir, each.name)) for each in examples)
     if jax.process_index() == 0:
         write_json(workdir / "cams_problems.json", dict([*problems, *bad]))
     return {

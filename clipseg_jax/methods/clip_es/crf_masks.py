@@ -18,7 +18,6 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
-from tqdm import tqdm
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
@@ -26,6 +25,7 @@ from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.processes import barrier, sum_over_processes
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.evaluate import Progress, headline, report
 from clipseg_jax.methods.clip_es.cams import examples_with_cams
 from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
@@ -37,6 +37,7 @@ from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
+from input_pipeline.writing import is_whole_png
 
 _THREADS = 8
 
@@ -51,6 +52,10 @@ def _labels_path(workdir: Path, name: str) -> Path:
     return workdir / "crf" / f"{name}.png"
 
 
+def _is_made(workdir: Path, name: str) -> bool:
+    return all(is_whole_png(path(workdir, name)) for path in (mask_path, _labels_path))
+
+
 def masks(config: ConfigDict, workdir: Path) -> dict:
     """CRF labels of every image with CAMs into crf/ and masks/; resumes after an interruption."""
     dataset = find_dataset(config.dataset)
@@ -59,7 +64,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     with_cams = [each for each in examples if cam_path(workdir, each.name).exists()]
     if not with_cams:
         raise ValueError(f"no CAM of split {split}; run the stage `cams` first")
-    todo = [each for each in with_cams if not mask_path(workdir, each.name).exists()]
+    todo = [each for each in with_cams if not _is_made(workdir, each.name)]
     barrier("masks begin")
     shown = {each.name for each in examples[: config.run.pictures or None]}
     colours = np.asarray(dataset.palette, np.uint8)
@@ -103,7 +108,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     for one in skipped:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     barrier("masks made")
-    written = sum(mask_path(workdir, each.name).exists() for each in with_cams)
+    written = sum(_is_made(workdir, each.name) for each in with_cams)
     return {"images": written, "left_out": len(examples) - written}
 
 
@@ -155,15 +160,16 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
         return confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
     total, images = np.zeros((classes, classes), np.int64), 0
-    quiet = None if jax.process_index() == 0 else True
     with ThreadPoolExecutor(_THREADS) as pool:
-        for counts in tqdm(pool.map(count, share), "evaluate masks", len(share), disable=quiet):
+        for counts in progress_bar(
+            pool.map(count, share), total=len(share), unit="image", desc="evaluate masks"
+        ):
             if counts is not None:
                 total, images = total + counts, images + 1
     confusion, scored = sum_over_processes(total), int(sum_over_processes(np.asarray([images]))[0])
     console = Console(quiet=jax.process_index() != 0)
     figures = report(
-        Progress(confusion, scored),
+        Progress(confusion, scored, left_out=len(examples) - scored),
         dataset.class_names,
         published=config.evaluate.published_metric,
         console=console,

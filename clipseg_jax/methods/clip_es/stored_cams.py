@@ -8,6 +8,7 @@ code saves at full size is these maps upsampled, which is cheap on a device.
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,18 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.npy import parse_array
 from clipseg_jax.stages.data import readable_batches
-from clipseg_jax.stages.image_classes import Present, by_class_count, padded_classes
+from clipseg_jax.stages.image_classes import (
+    Present,
+    by_class_count,
+    class_count,
+    padded_classes,
+)
 from input_pipeline.batches.evaluation import EvaluationBatches, Skipped
 from input_pipeline.datasets.layout import Example
 from input_pipeline.walk import open_regular
+
+_REMEDY = "delete it and cams.done.json, and run the stage `cams` again: it makes what is missing"
+_ZIP_END = b"PK\x05\x06"  # of the record that ends a .npz file
 
 
 class StoredCAM(NamedTuple):
@@ -42,11 +51,23 @@ def write_cams(path: Path, cam: StoredCAM) -> None:
     write_atomic(path, lambda file: np.savez(file, **cam._asdict()))
 
 
-def read_cams(path: Path) -> StoredCAM:
-    """Reads what `write_cams` wrote.
+def is_whole(path: Path) -> bool:
+    """Whether a file of CAMs is there and was not cut short; its content is not checked."""
+    try:
+        with open(path, "rb") as file:
+            end = file.seek(-22, os.SEEK_END)
+            record = file.read()
+    except OSError:
+        return False
+    size, offset = (int.from_bytes(record[at : at + 4], "little") for at in (12, 16))
+    return record.startswith(_ZIP_END) and size + offset == end
+
+
+def read_cams(path: Path, class_number: int) -> StoredCAM:
+    """Reads what `write_cams` wrote, for `class_number` classes.
 
     Raises:
-      ValueError: a damaged file, or CAMs that are not finite.
+      ValueError: a damaged file, classes that do not exist, or maps that are not in [0, 1].
       OSError: no file, or one that cannot be read.
     """
     with open_regular(path) as file:
@@ -58,15 +79,17 @@ def read_cams(path: Path) -> StoredCAM:
             raise ValueError(f"maps {maps.shape} for classes {classes.shape}")
         if classes.dtype != np.int32 or maps.dtype != np.float32:
             raise ValueError(f"maps of {maps.dtype} for classes of {classes.dtype}")
-        if classes.min() < 0 or not np.isfinite(maps).all():
-            raise ValueError("a class below 0, or a value that is not finite")
+        ids = classes.tolist()
+        if len(set(ids)) < len(ids) or not set(ids) <= set(range(class_number)):
+            raise ValueError(f"classes {ids}, not different ids in 0..{class_number - 1}")
+        if not np.all((maps >= 0) & (maps <= 1)):  # nor NaN
+            raise ValueError("values that are not in 0..1")
     # zipfile raises more than a dozen kinds of errors for damaged archives.
     except Exception as error:
         reason = " ".join(str(error).split())
         reason = reason[:200] if reason.isprintable() else ascii(reason[:200])
         raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {reason}); delete it and "
-            "cams.done.json, and run the stage `cams` again: it makes what is missing"
+            f"{path} is damaged ({type(error).__name__}: {reason}); {_REMEDY}"
         ) from error
     return StoredCAM(classes, maps)
 
@@ -92,7 +115,8 @@ def batches_with_cams(
     (b, 2), `classes` and `real` (b, k); k is the group's static bound. Images that can't be read
     are added to `skipped`.
     """
-    stored = {e.name: read_cams(cam_path(workdir, e.name)).classes for e in examples}
+    count = class_count(config)
+    stored = {e.name: read_cams(cam_path(workdir, e.name), count).classes for e in examples}
     present: Present = {name: tuple(int(i) for i in ids) for name, ids in stored.items()}
     for bound, members in by_class_count(examples, present):
         batches = readable_batches(
@@ -107,26 +131,30 @@ def batches_with_cams(
         ) -> Iterator[dict[str, Any]]:
             for batch in batches:
                 names = [members[i].name for i in batch["index"]]
-                yield batch | _rows(workdir, names, present, bound, batch["bucket_hw"], patch_px)
+                shape = tuple(-(-side // patch_px) for side in batch["bucket_hw"])
+                cams = [read_cams(cam_path(workdir, name), count).maps for name in names]
+                yield batch | _rows(cams, names, present, bound, shape)
             skipped.extend(batches.skipped)
 
         yield members, with_cams()
 
 
 def _rows(
-    workdir: Path,
+    cams: Sequence[np.ndarray],
     names: Sequence[str],
     present: Present,
     bound: int,
-    bucket_hw: tuple[int, int],
-    patch_px: int,
+    shape: tuple[int, ...],
 ) -> dict[str, np.ndarray]:
-    """The CAMs of a batch, padded to the grid of its bucket."""
-    shape = tuple(-(-side // patch_px) for side in bucket_hw)
+    """The CAMs (m, h, w) of a batch, padded to the grid `shape` of its bucket."""
     maps = np.zeros((len(names), bound, *shape), np.float32)
     grids = np.zeros((len(names), 2), np.int32)
-    for row, name in enumerate(names):
-        stored = read_cams(cam_path(workdir, name)).maps
+    for row, stored in enumerate(cams):
+        if stored.shape[1] > shape[0] or stored.shape[2] > shape[1]:
+            raise ValueError(
+                f"the CAMs of {names[row]} have {stored.shape[1:]} patches, more than its image; "
+                f"{_REMEDY}"
+            )
         maps[row, : len(stored), : stored.shape[1], : stored.shape[2]] = stored
         grids[row] = stored.shape[1:]
     classes, real = padded_classes(names, present, bound)

@@ -34,6 +34,7 @@ from clipseg_jax.stages.evaluation import Evaluation
 from clipseg_jax.stages.sections import options
 from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
+from input_pipeline.writing import is_whole_png
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
@@ -103,6 +104,12 @@ def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
         for each in examples
         if paths[each.name].exists()
     ]
+    masks = [paths[each.name] for each in with_masks]
+    if torn := [path for path in masks if not is_whole_png(path)]:
+        raise ValueError(
+            f"{torn[0]} and {len(torn) - 1} other masks are damaged or no PNG; delete them and "
+            "masks.done.json, and run the stage `masks` again: it makes what is missing"
+        )
     if not with_masks:
         raise ValueError(
             f"no mask of the {len(examples)} images of split {split}; run the stage `masks` "

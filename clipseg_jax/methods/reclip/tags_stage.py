@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from clipseg_jax.core.json_lines import append_partial, json_line, partial_files, read_partial
 from clipseg_jax.core.processes import barrier
+from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.methods.reclip.tags import (
     Classifier,
     TagsConfig,
@@ -82,10 +82,9 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
                 logging.warning("no tags: %s", error)
                 yield index, None
 
-    quiet = None if jax.process_index() == 0 else True
     with append_partial(folder) as file:
         stream = tag_images(images(), classifier, cfg)
-        for index, ids in tqdm(stream, total=len(todo), unit="image", desc="tags", disable=quiet):
+        for index, ids in progress_bar(stream, total=len(todo), unit="image", desc="tags"):
             file.write(json_line({"index": index, "tags": ids}))
 
 

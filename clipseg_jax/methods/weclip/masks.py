@@ -93,7 +93,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     if section.score:
         console = Console(quiet=jax.process_index() != 0)
         figures = report(
-            Progress(sum_over_processes(total), images),
+            Progress(sum_over_processes(total), images, left_out=len(examples) - images),
             dataset.class_names,
             published=config.evaluate.published_metric,
             console=console,

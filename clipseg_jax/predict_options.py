@@ -1,0 +1,149 @@
+"""The command line of `predict`: its options, checked before any work."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from clipseg_jax.core.checks import check_number, check_whole
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
+from clipseg_jax.prompts import read_words, templates
+from clipseg_jax.segmenter import DTYPES
+from input_pipeline import commands
+from input_pipeline.walk import open_regular
+from weights_convert.clip.choices import ACTIVATIONS, parse_heads
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    """The parser of the command line; `text` describes the command."""
+    description, _, details = text.partition("\n\n")
+    result = commands.parser("clipseg_jax.predict", description, details)
+    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
+    result.add_argument("--classes", default="", help='class names: "cat, sofa, tv monitor"')
+    result.add_argument(
+        "--class",
+        dest="class_",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more class, whose name may have commas; may be repeated",
+    )
+    result.add_argument("--classes-file", metavar="FILE", help="more classes, one a line")
+    result.add_argument(
+        "--weights",
+        required=True,
+        help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
+    )
+    result.add_argument("--out", default="masks", help="output folder (default: masks)")
+    result.add_argument(
+        "--background",
+        type=float,
+        default=0.0,
+        help="pixels whose best class probability, 0 to 1, is lower are background (0: off)",
+    )
+    result.add_argument(
+        "--background-words",
+        default="",
+        help='class names that count as background: "sky, wall, grass"',
+    )
+    result.add_argument(
+        "--templates", default="maskclip_85", help="name of a set of prompt templates"
+    )
+    result.add_argument(
+        "--short-side",
+        type=int,
+        default=512,
+        help="short side in pixels at which images reach the network",
+    )
+    result.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
+    result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
+    result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
+    result.add_argument("--flip", action="store_true", help="average with the mirror image")
+    result.add_argument(
+        "--activation", choices=ACTIVATIONS, help="of the weights, where their file does not say it"
+    )
+    result.add_argument(
+        "--heads",
+        help="of the weights' image and text towers, where their file does not say them: 12,8",
+    )
+    result.add_argument("--dtype", choices=DTYPES, default="float32")
+    result.add_argument(
+        "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
+    )
+    result.add_argument(
+        "--opacity", type=float, default=0.5, help="opacity of the overlay's colours, 0 to 1"
+    )
+    result.add_argument("--overwrite", action="store_true", help="replace existing masks")
+    return result
+
+
+def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Segmenter` but for weights and batch size, checked."""
+    names = [*_split(args.classes), *args.class_, *_names_in(args.classes_file)]
+    if not names:
+        raise ValueError(
+            "the class list is empty; name at least one class: --classes, --class or --classes-file"
+        )
+    words = _split(args.background_words)
+    threshold = check_number("--background", args.background, 0, 1)
+    if words and threshold:
+        raise ValueError(
+            f"--background {threshold:g} and --background-words are given; give one of them"
+        )
+    background = words or threshold or None
+    read_words(names, background)
+    templates(args.templates)
+    check_whole("--short-side", args.short_side)
+    if args.batch_size is not None:
+        check_whole("--batch-size", args.batch_size)
+    check_number("--opacity", args.opacity, 0, 1)
+    check_number("--pd", args.pd, 0)
+    check_number("--ks", args.ks, 0)
+    return {
+        "class_names": names,
+        "background": background,
+        "prompt_templates": args.templates,
+        "short_side_px": args.short_side,
+        "refine": MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
+        "dtype": args.dtype,
+        "activation": args.activation,
+        "heads": parse_heads(args.heads) if args.heads else None,
+        "mode": "slide" if args.slide else "whole",
+        "flip": args.flip,
+    }
+
+
+def _split(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _names_in(path: str | None) -> list[str]:
+    """The names of a file, one a line; empty lines and those that start with # are none."""
+    if path is None:
+        return []
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--classes-file {path} does not exist") from error
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # what Windows calls "Unicode"
+    try:
+        lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    names = [line.strip() for line in lines]
+    names = [name for name in names if name and not name.startswith("#")]
+    if not names:
+        raise ValueError(f"{path} names no class; write one name a line")
+    return names
+
+
+def settings_of(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """What masks depend on, as settings.json has it."""
+    keys = ("weights", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
+    chosen = ("activation", "heads")
+    return (
+        {"classes": options["class_names"], "background": options["background"]}
+        | {key: str(getattr(args, key)) for key in keys}
+        | {key: options[key] for key in chosen if options[key] is not None}
+    )

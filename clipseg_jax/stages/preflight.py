@@ -1,0 +1,129 @@
+"""Checks before stage one of what would stop a later stage: batches, weights, places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from clipseg_jax.core.checks import check_sizes, check_whole
+from clipseg_jax.core.files import check_local
+from clipseg_jax.inference import check_values
+from input_pipeline.datasets.records import is_address
+
+# Config values that name files or folders, by their last word, and words they may be instead.
+_FILES = ("weights", "trained_weights", "init_weights", "file")
+_WORDS = ("random", "demo")
+# Stages that train one of several networks; any other training stage has the only one.
+_TRAINS = {"rectify": "rectifier", "distill": "student"}
+
+
+def check(config: ConfigDict, stages: Collection[str]) -> None:
+    """Checks what `stages`, those still to run, need.
+
+    Raises:
+      ValueError: a value of pixels or of inference without meaning, a batch that the devices cannot
+        share, or an address in place of a folder.
+      FileNotFoundError: a file or folder that the config names is missing.
+    """
+    _check_paths(config)
+    _check_sizes(config)
+    if "inference" in config:
+        try:
+            check_values(config.inference)
+        except ValueError as error:
+            raise ValueError(f"--config.inference: {error}") from error
+    if "text" in stages and not config.clip.weights:
+        raise ValueError(
+            "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
+            "directory or an OpenCLIP file)"
+        )
+    for name in _trained(config, stages):
+        _check_training(config, name)
+    if {*stages} - {"data", "text"}:
+        _check_evaluation(config)
+
+
+def _check_paths(config: ConfigDict) -> None:
+    for section, values in config.items():
+        if not isinstance(values, ConfigDict):
+            continue
+        for key, value in values.items():
+            if key not in _FILES or not value or value in _WORDS:
+                continue
+            check_local(value, key := f"--config.{section}.{key}")
+            if not Path(value).exists():
+                raise FileNotFoundError(f"{key}={value} does not exist; correct the path")
+    root = config.dataset.root
+    if not root or is_address(root):
+        return
+    check_local(root, "--config.dataset.root")
+    if config.dataset.name != "demo_world" and not Path(root).exists():
+        raise FileNotFoundError(f"--config.dataset.root={root} does not exist; correct the path")
+
+
+def _check_sizes(config: ConfigDict) -> None:
+    """Every value in pixels: a whole number, or a pair of them."""
+    for section, values in config.items():
+        for key, value in values.items() if isinstance(values, ConfigDict) else ():
+            name = f"--config.{section}.{key}"
+            if not key.endswith("_px") or value is None:
+                continue
+            if isinstance(value, int):
+                check_whole(name, value)
+            else:
+                check_sizes(name, value, "(two sides, as the config has them)")
+
+
+def _trained(config: ConfigDict, stages: Collection[str]) -> list[str]:
+    """Sections of the networks that the stages train."""
+    sections = [name for name, values in config.items() if "batch_size" in values and name != "run"]
+    named = [_TRAINS[stage] for stage in stages if stage in _TRAINS]
+    wanted = named or (sections if "train" in stages else [])
+    return [name for name in sections if name in wanted and not config[name].trained_weights]
+
+
+def _check_training(config: ConfigDict, section: str) -> None:
+    """The batch of one training; in one process, devices that it does not fill are left out."""
+    if section == "student" and not config.student.init_weights:
+        raise ValueError(
+            "no initial weights; pass --config.student.init_weights=FILE (docs/checkpoints.md says "
+            "where to get them), or =random for random weights"
+        )
+    batch, parts = config[section].batch_size, config.train.accumulate_steps
+    devices, needed = _devices(config), _devices(config) * parts
+    if batch > 0 and batch % needed == 0:
+        return
+    key = f"{section}.batch_size"
+    fitting = max(math.ceil(batch / needed), 1) * needed
+    among = f"{devices} devices of {jax.process_count()} processes"
+    accumulated = f" in {parts} accumulated parts" if parts > 1 else ""
+    if jax.process_count() > 1 or batch < 1 or batch % parts:
+        raise ValueError(
+            f"--config.{key}={batch} cannot be shared by {among}{accumulated}; set it to {fitting} "
+            f"or a multiple, and choose {section}.optim.learning_rate for that batch"
+        )
+    if config.run.devices is None and devices > 1:
+        used = max(n for n in range(1, devices + 1) if batch // parts % n == 0)
+        logging.warning(
+            "%s %d uses %d of %d devices; a multiple of %d uses all", key, batch, used, devices,
+            needed,
+        )  # fmt: skip
+
+
+def _check_evaluation(config: ConfigDict) -> None:
+    batch, devices = config.run.batch_size, _devices(config)
+    if batch < 1 or batch % devices:
+        fitting = max(math.ceil(batch / devices), 1) * devices
+        raise ValueError(
+            f"--config.run.batch_size={batch} cannot be shared by {devices} devices of "
+            f"{jax.process_count()} processes; set it to {fitting} or a multiple"
+        )
+
+
+def _devices(config: ConfigDict) -> int:
+    return config.run.devices or jax.device_count()
