@@ -1,4 +1,4 @@
-"""Options that mean nothing are refused in one line, before any work; those of every recipe pass."""
+"""Options that mean nothing are refused in one line; those of every recipe pass."""
 
 from __future__ import annotations
 
