@@ -199,12 +199,15 @@ def read_tags(path: str | Path, classes: int, images: int | None = None) -> list
       ValueError: a line that is not a list of ids in 0..`classes` - 1, or not `images` lines; says
         which line.
     """
-    lines = Path(path).read_text("utf-8").rstrip("\n").split("\n")
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); give lists of ids") from error
     tags = []
     for number, line in enumerate(lines, 1):
         try:
             ids = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: {line[:60]!r} is not a list of ids"
             ) from error
