@@ -60,15 +60,19 @@ class Progress:
             return fresh
         try:
             saved = load_arrays(path, "starting over", *_SAVED)
-            confusion = saved["confusion"]
-            if confusion.shape != (classes, classes) or confusion.dtype != np.int64:
-                raise ValueError(f"{path} has counts {confusion.shape}; starting over")
-            images, batches, pixels = (int(saved[name]) for name in _SAVED[2:])
-            if min(images, batches, pixels, confusion.min()) < 0:
-                raise ValueError(f"{path} has negative counts; starting over")
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             logging.warning("%s", error)
             return fresh
+        confusion, *numbers = (saved[name] for name in _SAVED[1:])
+        shapes = [confusion.shape, *(number.shape for number in numbers)]
+        if (
+            shapes != [(classes, classes), (), (), ()]
+            or any(each.dtype != np.int64 for each in (confusion, *numbers))
+            or min(confusion.min(), *numbers) < 0
+        ):
+            logging.warning("%s holds no counts of %d classes; starting over", path, classes)
+            return fresh
+        images, batches, pixels = map(int, numbers)
         if str(saved["plan"]) != plan:
             logging.warning("%s belongs to other batches; starting over", path)
             return fresh

@@ -23,6 +23,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from clipseg_jax.core.checkpoint import Checkpoints, Restored
+from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
@@ -44,6 +45,13 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every_steps: int = 0  # 0: never
     monitor: str = "mIoU"  # metric whose highest value selects the best checkpoint
+
+    def __post_init__(self) -> None:
+        positive = ("total_steps", "accumulate_steps", "log_every_steps", "checkpoint_every_steps")
+        for name in (*positive, "keep_checkpoints"):
+            check_whole(name, getattr(self, name))
+        for name in ("seed", "evaluate_every_steps"):
+            check_whole(name, getattr(self, name), least=0)
 
 
 class TrainResult(NamedTuple):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.evaluate import Progress, evaluate, headline, report
 from clipseg_jax.inference import (
@@ -159,6 +163,73 @@ def test_one_program_for_each_bucket(root, monkeypatch):
 def test_report_needs_labels():
     with pytest.raises(ValueError, match="no labelled pixel in 3 images"):
         report(Progress(np.zeros((2, 2), np.int64), 3), ["a", "b"], published="mIoU")
+
+
+def test_a_mean_over_no_class_is_null_and_a_dash(capsys, tmp_path):
+    counts = np.diag([50, 0, 0])
+    figures = report(Progress(counts, 2), ["a", "b", "c"], published="mIoU", unseen=(2,))
+    assert figures["mIoU(U)"] is figures["hIoU"] is None
+    text = write_json(tmp_path / "metrics.json", figures).read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == figures
+    shown = capsys.readouterr().out
+    assert "hIoU -" in shown
+    assert "nan" not in shown
+
+
+@pytest.mark.parametrize(
+    ("counts", "pixels", "said"),
+    [
+        ([[31, 0], [0, 0]], 100, "no labelled pixel of cow, and 69% of all pixels are 255"),
+        ([[99, 0], [0, 0]], 100, "no labelled pixel of cow"),
+        ([[31, 0], [0, 0]], 0, "no labelled pixel of cow"),
+        ([[31, 0], [0, 1]], 100, ""),
+    ],
+)
+def test_classes_without_labels_are_named(caplog, counts, pixels, said):
+    with caplog.at_level(logging.WARNING, "absl"):
+        report(Progress(np.array(counts), 1, pixels=pixels), ["sky", "cow"], published="mIoU")
+    assert said in caplog.text
+    assert ("labels 0 and 1" in caplog.text) == ("69%" in said)
+    assert bool(caplog.text) == bool(said)
+
+
+def test_a_score_of_less_than_half_is_none():
+    counts, first = np.eye(2, dtype=int), "0: labels/0.png: label 9 is out of range"
+    for images, left_out in ((2, 3), (0, 5)):
+        progress = Progress(counts * images, images, left_out=left_out, skipped=(first,))
+        with pytest.raises(ValueError, match=f"^{left_out} of 5 images .* the first is {first}$"):
+            report(progress, ["a", "b"], published="mIoU")
+    report(Progress(counts, 3, left_out=2, skipped=(first,)), ["a", "b"], published="mIoU")
+
+
+def damaged_progress():
+    file = io.BytesIO()
+    np.savez(file, confusion=np.ones((CLASSES, CLASSES), np.int64), images=3, batches=2, pixels=9)
+    yield file.getvalue()  # no plan
+    for changes in (
+        {"confusion": np.ones((2, 2), np.int64)},
+        {"confusion": np.full((CLASSES, CLASSES), np.nan)},
+        {"batches": -1},
+        {"images": np.ones(3)},
+        {"images": "three"},
+    ):
+        file = io.BytesIO()
+        whole = {"confusion": np.ones((CLASSES, CLASSES), np.int64), "images": 3, "batches": 2}
+        np.savez(file, **({"plan": "x", "pixels": 9} | whole | changes))
+        yield file.getvalue()
+    yield from (b"", b"[]", bytes(500), file.getvalue()[:100])
+
+
+@pytest.mark.parametrize("content", damaged_progress())
+def test_damaged_counts_are_counted_again(tmp_path, content, caplog):
+    path = tmp_path / "evaluate.partial.npz"
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "absl"):
+        progress = Progress.load(path, CLASSES, "x")
+    assert (progress.images, progress.batches, progress.confusion.sum()) == (0, 0, 0)
+    assert "starting over" in caplog.text
+    progress.save(path)
+    assert Progress.load(path, CLASSES, "x").plan == "x"
 
 
 def test_report_figures(capsys):

@@ -15,6 +15,8 @@ from PIL import Image
 from clipseg_jax import main
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_on_host
 from clipseg_jax.demo import world
+from clipseg_jax.stages import evaluation as evaluation_stage
+from clipseg_jax.stages import robustness
 from configs import demo_maskclip, voc_maskclip
 from input_pipeline.batches import evaluation
 
@@ -127,6 +129,54 @@ def test_bad_files_are_skipped_and_named(config, tmp_path):
     reasons = " ".join(metrics["skipped"])
     assert "0004.png" in reasons
     assert "label 77" in reasons
+
+
+@pytest.mark.slow
+def test_a_resumed_evaluation_names_what_was_left_out_before(config, tmp_path, monkeypatch):
+    """Stopped after the last batch; and once more, with nothing left to read."""
+    wrong = tmp_path / "world" / "labels" / "0000.png"
+    Image.fromarray(np.full_like(np.asarray(Image.open(wrong)), 77)).save(wrong)
+    config.run.pictures, config.run.predictions = 0, False
+    main.run(config, tmp_path / "whole")
+    work = tmp_path / "work"
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with monkeypatch.context() as stopped:
+            stopped.setattr(evaluation_stage, "report", stop)
+            with pytest.raises(KeyboardInterrupt):
+                main.run(config, work)
+    main.run(config, work)
+    text = (work / "metrics.json").read_text()
+    assert text == (tmp_path / "whole/metrics.json").read_text()
+    (reason,) = json.loads(text)["skipped"]
+    assert "label 77" in reason
+    assert not [path for path in work.iterdir() if "partial" in path.name]
+
+
+def test_labels_of_other_classes_are_no_score(config, tmp_path):
+    """Every label map has an id that is no class: nothing is printed, and mending helps."""
+    names = config.dataset.class_names
+    config.dataset.class_names = names[:2]
+    config.run.pictures, config.run.predictions = 0, False
+    with pytest.raises(ValueError, match=r"of 10 images were left out.*out of range"):
+        main.run(config, tmp_path / "work")
+    assert not (tmp_path / "work/metrics.json").exists()
+    assert not [path for path in (tmp_path / "work").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"clean": 3}', '{"clean": {"0": {"mIoU": "x"}}}'])
+def test_damaged_figures_of_robustness_are_measured_again(tmp_path, content):
+    path = tmp_path / "robustness.partial.json"
+    assert robustness._read(path, "mIoU") == {}
+    path.write_text(content)
+    assert robustness._read(path, "mIoU") == {}
+    path.write_text('{"clean": {"0": {"mIoU": 1.5, "hIoU": null}, "1": {"pAcc": 2}}}')
+    figures = robustness._read(path, "mIoU")
+    assert figures["clean"].keys() == {"0"}
+    assert np.isnan(figures["clean"]["0"]["hIoU"])
 
 
 def test_user_errors(config, tmp_path):

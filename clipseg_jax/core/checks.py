@@ -74,6 +74,18 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
         raise _wrong(name, value, " or ".join(repr(each) for each in choices))
 
 
+def check_blocks(name: str, value: Any) -> None:
+    """Checks that `value` lists different blocks of a network, at least one, counted from 0.
+
+    Raises:
+      ValueError: anything else.
+    """
+    blocks = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    whole = all(type(block) is int and block >= 0 for block in blocks)
+    if not blocks or not whole or len(set(blocks)) < len(blocks):
+        raise _wrong(name, value, "different whole numbers of at least 0, at least one")
+
+
 def _wrong(name: str, value: Any, taken: str) -> ValueError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."

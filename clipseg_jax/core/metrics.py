@@ -129,6 +129,11 @@ class SegmentationMetrics:
         }
 
 
+def metric_names(unseen: Sequence[int] = ()) -> tuple[str, ...]:
+    """The names in `SegmentationMetrics.summary`, with or without `unseen` labels."""
+    return tuple(SegmentationMetrics.from_confusion(np.eye(2)).summary(unseen and [1]))
+
+
 def percent_text(value: float | None) -> str:
     """A metric as tables show it; "-" for one that is None or NaN."""
     return "-" if value is None or np.isnan(value) else f"{value:.2f}"

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clipseg_jax.core.checks import check_number, check_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -21,6 +23,11 @@ class Group:
     pattern: str
     rate: float = 1.0  # factor of the schedule's learning rate
     weight_decay: float | None = None  # None: that of the optimiser
+
+    def __post_init__(self) -> None:
+        check_number("rate", self.rate, 0)
+        if self.weight_decay is not None:
+            check_number("weight_decay", self.weight_decay, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +55,16 @@ class OptimConfig:
     weight_decay: float = 5e-4
     clip_norm: float = 0.0  # largest global norm of a gradient; 0: no limit
     groups: tuple[Group, ...] = ()
+
+    def __post_init__(self) -> None:
+        rates = ("learning_rate", "end_learning_rate", "min_learning_rate", "warmup_ratio")
+        for name in (*rates, "power", "weight_decay", "clip_norm", "eps"):
+            check_number(name, getattr(self, name), 0)
+        for name in ("schedule_steps", "warmup_steps"):
+            check_whole(name, getattr(self, name), least=0)
+        check_whole("hold_steps", self.hold_steps)
+        for name, decay in (("momentum", self.momentum), *(("betas", beta) for beta in self.betas)):
+            check_number(name, decay, 0, 1)
 
 
 def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.ops.resize import resize
 
 _EPSILON = 1e-8
@@ -33,6 +34,13 @@ class PARConfig:
     # Weight of the position kernel relative to the colour kernel. Each sums to 1, so every
     # iteration scales masks by 1 + position_weight, as published.
     position_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_whole("iterations", self.iterations, least=0)
+        check_number("width", self.width, 0, above=True)
+        check_number("position_weight", self.position_weight, 0)
+        for dilation in self.dilations or (None,):  # an empty list is refused as well
+            check_whole("dilations", dilation)
 
     @property
     def offsets(self) -> tuple[tuple[int, int], ...]:

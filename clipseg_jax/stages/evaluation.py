@@ -18,11 +18,12 @@ from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from clipseg_jax.core.checks import check_choice
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.json_lines import append_partial, json_line, partial_files, read_partial
 from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
-from clipseg_jax.core.metrics import SegmentationMetrics
+from clipseg_jax.core.metrics import SegmentationMetrics, metric_names
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.evaluate import (
     OnLabels,
@@ -57,6 +58,7 @@ class Evaluation:
         self.dataset = find_dataset(config.dataset)
         self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
         self._published = config.evaluate.published_metric
+        check_choice("evaluate.published_metric", self._published, metric_names(self._unseen))
         self._pictures = config.run.pictures
         self._opacity = config.run.opacity
         self._predictions = config.run.predictions

@@ -47,6 +47,9 @@ def measure(
             f"the images are corrupted already (dataset.corruption is "
             f"{config.dataset.corruption!r}); leave it unset for the stage `robustness`"
         )
+    for name in ("kinds", "levels"):
+        if not chosen[name]:
+            raise ValueError(f"robustness.{name} is empty; give at least one")
     corrupted = [(kind, level) for kind in chosen.kinds for level in chosen.levels]
     for kind, level in corrupted:
         corruptions.check_corruption(kind, level)

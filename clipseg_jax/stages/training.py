@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.task import Task
@@ -93,4 +94,6 @@ def in_steps(section: ConfigDict, name: str, steps_per_epoch: int) -> int:
     steps, epochs = section[f"{name}_steps"], section[f"{name}_epochs"]
     if steps is None and epochs is None:
         raise ValueError(f"no length of training; set {name}_steps or {name}_epochs")
-    return epochs * steps_per_epoch if steps is None else steps
+    if steps is None:
+        steps = check_whole(f"{name}_epochs", epochs, least=0) * steps_per_epoch
+    return check_whole(f"{name}_steps", steps, least=0)

@@ -21,9 +21,15 @@ from rich.console import Console
 from rich.table import Table
 
 from clipseg_jax.annotate import annotate
+from clipseg_jax.core.checks import check_choice
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, replicate
-from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
+from clipseg_jax.core.metrics import (
+    SegmentationMetrics,
+    confusion_matrix,
+    metric_names,
+    percent_text,
+)
 from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import headline
 from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig
@@ -164,9 +170,13 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
 
     The best threshold is the one with the highest published metric.
     """
+    published = config.evaluate.published_metric
+    check_choice("evaluate.published_metric", published, metric_names())
+    thresholds = tuple(config.cams.thresholds) if config.cams.background else (1.0,)
+    if not thresholds:
+        raise ValueError("cams.thresholds is empty; give at least one background threshold")
     examples, missing = examples_with_cams(config, workdir)
     dataset = find_dataset(config.dataset)
-    thresholds = tuple(config.cams.thresholds) if config.cams.background else (1.0,)
     names = jnp.asarray(label_of_class(config))
     classes = dataset.num_classes
 
@@ -202,7 +212,6 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
         )
     metrics = [SegmentationMetrics.from_confusion(one) for one in sum_over_processes(confusion)]
     summaries = [one.summary() for one in metrics]
-    published = config.evaluate.published_metric
     scores = [summary[published] for summary in summaries]
     best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
     counts = {

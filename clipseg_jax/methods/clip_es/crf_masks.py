@@ -16,7 +16,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
-from PIL import Image
 from rich.console import Console
 
 from clipseg_jax.annotate import annotate
@@ -35,7 +34,7 @@ from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import label_of_class
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
-from input_pipeline.datasets.images import BadFile
+from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Example
 from input_pipeline.writing import is_whole_png
 
@@ -149,9 +148,8 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
     def count(example: Example) -> np.ndarray | None:
         try:
             _, truth = read_example(dataset, example)
-            with Image.open(_labels_path(workdir, example.name), formats=("PNG",)) as file:
-                labels = np.asarray(file)
-        except (BadFile, OSError) as error:
+            labels = read_label(_labels_path(workdir, example.name), classes)
+        except BadFile as error:
             logging.warning("not scored: %s", error)
             return None
         if truth is None or truth.shape != labels.shape:

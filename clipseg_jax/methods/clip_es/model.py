@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_blocks, check_number, check_whole
 from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
 from clipseg_jax.models.clip.dense import after_attention
 from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
@@ -37,6 +38,13 @@ class CLIPESConfig:
     propagation_steps: int = 2  # power of the affinity that is applied to the CAMs
     cover_border: bool = False  # whether boxes may have the last row and column of patches
     temperature: float = 100.0  # exp(logit_scale) of all released CLIPs
+
+    def __post_init__(self) -> None:
+        check_number("box_threshold", self.box_threshold, 0, 1)
+        check_number("temperature", self.temperature, 0, above=True)
+        for name in ("sinkhorn_iterations", "propagation_steps"):
+            check_whole(name, getattr(self, name), least=0)
+        check_blocks("affinity_blocks", self.affinity_blocks)
 
 
 class Encoding(NamedTuple):

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_choice, check_number, check_whole
 from clipseg_jax.core.modules import Keys, abstract
 from clipseg_jax.methods.clip_rc.encoder import RegionEncoder, crop_image_tower, first_regions
 from clipseg_jax.methods.clip_rc.head import Init, QueryHead
@@ -34,6 +35,13 @@ class CLIPRCConfig:
     # "reference": as the published code; "intended": an initialisation it defines but does not use.
     head_init: Init = "reference"
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+
+    def __post_init__(self) -> None:
+        for name in ("crop_px", "region_side", "decoder_blocks", "heads", "hidden"):
+            check_whole(name, getattr(self, name))
+        check_whole("prompts", self.prompts, least=0)
+        check_number("dropout", self.dropout, 0, 1)
+        check_choice("head_init", self.head_init, ("reference", "intended"))
 
 
 class CLIPRC(nnx.Module):

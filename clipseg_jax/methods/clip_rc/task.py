@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.core.optim import Group
 from clipseg_jax.methods.clip_rc.loss import mask_losses, recovery_loss
 from clipseg_jax.methods.clip_rc.model import CLIPRC
@@ -50,6 +51,12 @@ class CLIPRCTaskConfig:
     train_regions: bool = False  # published: region tokens stay as they start
     mean: tuple[float, float, float] = IMAGENET_MEAN  # pixel values, of training crops
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("mask_weight", "dice_weight", "recovery_weight"):
+            check_number(name, getattr(self, name), 0)
+        check_number("seen_offset", self.seen_offset)
+        check_whole("self_training_step", self.self_training_step, least=0)
 
 
 def build(model: CLIPRC, cfg: CLIPRCTaskConfig) -> Task:

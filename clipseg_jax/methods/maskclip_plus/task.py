@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from clipseg_jax.core.checks import check_number
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import l2_normalize
@@ -52,6 +53,9 @@ class MaskCLIPPlusConfig:
     distill_detach: bool = True  # published: that term trains nothing
     mean: tuple[float, float, float] = IMAGENET_MEAN  # pixel values, RGB, of training crops
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_number("distill_weight", self.distill_weight, 0)
 
 
 PUBLISHED = MaskCLIPPlusConfig()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.core.checks import check_number
 from clipseg_jax.methods.reclip.distill_model import Distillation, TeacherOutputs
 from clipseg_jax.methods.reclip.loss import tagged_cross_entropy
 from clipseg_jax.methods.reclip.model import (
@@ -50,6 +51,13 @@ class DistillConfig:
     exp_logit_scale: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_threshold", "test_threshold"):
+            check_number(name, getattr(self, name), 0, 1)
+        for name in ("teacher_scale", "test_scale"):
+            check_number(name, getattr(self, name), 0, above=True)
+        check_number("aux_weight", self.aux_weight, 0)
 
 
 def build(teacher: ReCLIP, student: DeepLab, cfg: DistillConfig) -> Task:

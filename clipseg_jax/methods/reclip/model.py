@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_number
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.maskclip.model import denoise_prompts
 from clipseg_jax.methods.reclip.heads import (
@@ -54,6 +55,10 @@ class ReCLIPConfig:
     # Batch statistics of the head's norms: of each image ("image"), as in the published runs with
     # batches of one image, or of the whole batch (the 2025 state on Cityscapes).
     norm_over: StatsOver = "image"
+
+    def __post_init__(self) -> None:
+        for name in ("gumbel_scale", "filter_scale", "temperature"):
+            check_number(name, getattr(self, name), 0, above=True)
 
 
 def reclip_image_tower(

@@ -20,6 +20,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_choice, check_number, check_whole
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.mesh import batch_sharding, make_mesh, replicate
 from clipseg_jax.models.clip import CLIP, l2_normalize
@@ -37,6 +38,16 @@ class TagsConfig:
     k: int = 2  # so many classes where none reaches the threshold, or the votes
     crop_px: int = 512  # "windows": of the training crop; windows are a sixth of it
     min_votes: int = 1  # "windows": so many must have a class on top
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, ("whole", "windows"))
+        if self.method == "whole":
+            check_number("threshold", self.threshold)
+            check_whole("k", self.k)
+        check_whole(
+            "crop_px", self.crop_px, least=12
+        )  # windows are a sixth of it, in steps of half
+        check_whole("min_votes", self.min_votes)
 
 
 def windows(height: int, width: int, crop_px: int) -> np.ndarray:
@@ -188,12 +199,15 @@ def read_tags(path: str | Path, classes: int, images: int | None = None) -> list
       ValueError: a line that is not a list of ids in 0..`classes` - 1, or not `images` lines; says
         which line.
     """
-    lines = Path(path).read_text("utf-8").rstrip("\n").split("\n")
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); give lists of ids") from error
     tags = []
     for number, line in enumerate(lines, 1):
         try:
             ids = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: {line[:60]!r} is not a list of ids"
             ) from error

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_blocks, check_number, check_whole
 from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
 from clipseg_jax.models.clip.dense import VALUE, last_block
 from clipseg_jax.ops.affinity import patch_affinity
@@ -44,6 +45,14 @@ class TagCLIPConfig:
     skip_empty_boxes: bool = False
     crops_at_once: int = 8  # batch size of the reidentification
     temperature: float = 100.0  # exp(logit_scale) of all released CLIPs
+
+    def __post_init__(self) -> None:
+        for name in ("relative_threshold", "mix"):
+            check_number(name, getattr(self, name), 0, 1)
+        check_number("temperature", self.temperature, 0, above=True)
+        for name in ("votes", "crops_at_once"):
+            check_whole(name, getattr(self, name))
+        check_blocks("affinity_blocks", self.affinity_blocks)
 
 
 class Local(NamedTuple):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.models.clip.transformer import Transformer
 from clipseg_jax.models.initializers import torch_linear, torch_uniform
 from clipseg_jax.ops.image import mask_padding
@@ -33,6 +34,12 @@ class HeadConfig:
     dropout: float = 0.1  # rate of whole channels of an image's fused tokens
     gate: bool = False  # WTCLIP: multiply the tokens of each patch by a gate before fusion
     wavelet_levels: int = 0  # WTCLIP: 1; levels of the block before the classifier, 0: no block
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads"):
+            check_whole(name, getattr(self, name))
+        check_number("dropout", self.dropout, 0, 1)
+        check_whole("wavelet_levels", self.wavelet_levels, least=0)
 
 
 class Decoded(NamedTuple):

@@ -19,6 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.methods.clip_es.model import CLIPES, CAMs, CLIPESConfig, Encoding
 from clipseg_jax.methods.weclip.head import Decoded, Head, affinity
 from clipseg_jax.models.clip import VisionTransformer
@@ -45,6 +46,12 @@ class WeCLIPConfig:
     edge: Literal["off", "scaled"] = "off"
     temperature: float = 100.0  # exp(logit_scale) of all released CLIPs
     par: PARConfig = PUBLISHED_PAR
+
+    def __post_init__(self) -> None:
+        check_number("box_threshold", self.box_threshold, 0, 1)
+        for name in ("early_blocks", "late_blocks"):
+            check_whole(name, getattr(self, name))
+        check_number("temperature", self.temperature, 0, above=True)
 
 
 class Features(NamedTuple):

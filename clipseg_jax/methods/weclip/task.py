@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import Group
 from clipseg_jax.methods.weclip.affinity_loss import affinity_loss, affinity_targets
@@ -56,6 +57,11 @@ class TaskConfig:
     # Pixel values, RGB. ImageNet's, although CLIP's are others: checkpoints depend on them.
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        check_whole("late_step", self.late_step, least=0)
+        check_whole("affinity_radius", self.affinity_radius)
+        check_number("affinity_weight", self.affinity_weight, 0)
 
 
 PUBLISHED = TaskConfig()

@@ -111,12 +111,16 @@ def test_files_come_back_sorted(tmp_path):
         ("[1]\n[2, 3\n", r"line 2: '\[2, 3' is not a list of ids"),
         ("[1]\n[2.5]\n", r"line 2: '\[2.5\]' is not a list of ids"),
         ("[1]\n\n[2]\n", "line 2: '' is not a list of ids"),
+        ("[1]\n\0\n", "line 2: .* is not a list of ids"),
+        ("[1]\n" + "[" * 100_000, "line 2: .* is not a list of ids"),
+        ("[1]\n[\udcff]\n", "tags.json is no text in UTF-8"),
         ("[1]\n[2]\n[3]\n", "3 lines for 2 training images"),
         ("[1]\n", "1 lines for 2 training images"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, text, message):
     path = tmp_path / "tags.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=message) as error:
         read_tags(path, 20, 2)
+    assert "\n" not in str(error.value)
