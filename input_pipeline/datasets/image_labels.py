@@ -311,9 +311,7 @@ def _load(store: Path, classes: Sequence[str]) -> dict[str, tuple[str, tuple[int
         if (content["format"], content["classes"]) != (_FORMAT, list(classes)):
             return {}
         labels = {name: (stamp, tuple(ids)) for name, (stamp, ids) in content["labels"].items()}
-        if not all(
-            type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids
-        ):
+        if not all(type(i) is int and 0 <= i < len(classes) for _, ids in labels.values() for i in ids):
             raise ValueError
         return labels
     except (FileNotFoundError, NotADirectoryError):
