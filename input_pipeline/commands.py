@@ -76,10 +76,16 @@ def exit_code(
         return 2
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 74 if isinstance(error, OSError) and error.errno in _PASSING else 2
+        return 74 if isinstance(error, OSError) and _passing(error) else 2
     except MemoryError:
         print("error: out of memory; use a machine with more, or smaller images", file=sys.stderr)
         return 74
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+
+
+def _passing(error: OSError) -> bool:
+    """Whether the error, or the one that it describes, may be gone by the next run."""
+    causes = (error, error.__cause__)
+    return any(isinstance(each, OSError) and each.errno in _PASSING for each in causes)

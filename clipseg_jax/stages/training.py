@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -71,17 +70,11 @@ def run(
 
 
 def training_mesh(config: ConfigDict, batch_size: int) -> Mesh:
-    """The first `run.devices`; by default as many as divide the batch."""
+    """The first `run.devices`; by default as many as divide the batch (preflight.py warns)."""
     count = config.run.devices
     if count is None and jax.process_count() == 1:
-        available = jax.device_count()
         rows = batch_size // config.train.accumulate_steps
-        count = max(n for n in range(1, available + 1) if rows % n == 0)
-        if count < available:
-            logging.warning(
-                "%d of %d devices are used: they share batches of %d images; a batch size that is "
-                "a multiple of %d uses all", count, available, rows, available,
-            )  # fmt: skip
+        count = max(n for n in range(1, jax.device_count() + 1) if rows % n == 0)
     return make_mesh(count, config.run.fsdp)
 
 
