@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between two runs of the same results: clocks, and what only serves resumption.
-_CLOCKS = ("seconds", "images_per_s")
+_CLOCKS = ("seconds", "images_per_second")
 _UNCOMPARED = ("tensorboard", "checkpoints")
 
 # Exit codes of a run that a signal ended: 128 + n by the program, -n by the system.
@@ -143,17 +143,18 @@ def differences(whole: Path, broken: Path) -> Iterator[str]:
     yield from (f"{path} is in one of them" for path in sorted(one ^ two))
     yield from (f"{path} is hidden" for path in sorted(two) if path.name.startswith("."))
     for path in sorted(one & two):
-        if _content(whole / path) != _content(broken / path):
+        if _content(whole, path) != _content(broken, path):
             yield f"{path} differs"
 
 
-def _content(path: Path) -> object:
-    """The bytes of a file; of records without their clocks."""
+def _content(folder: Path, path: Path) -> object:
+    """The bytes of a file, without the name of its folder; of records without their clocks."""
+    content = (folder / path).read_bytes().replace(str(folder).encode(), b"")
     if path.name.endswith(".done.json"):
-        return _without_clocks(json.loads(path.read_text()))
+        return _without_clocks(json.loads(content))
     if path.suffix == ".jsonl":
-        return [_without_clocks(json.loads(line)) for line in path.read_text().splitlines()]
-    return path.read_bytes()
+        return [_without_clocks(json.loads(line)) for line in content.splitlines()]
+    return content
 
 
 def _without_clocks(record: Mapping[str, object]) -> dict[str, object]:
