@@ -113,6 +113,7 @@ def train(
         in_shardings=(shardings, parameter_shardings(mesh, frozen), batch_sharding(mesh)),
         out_shardings=(shardings, everywhere),
     )
+    last: dict[str, float] = {}
     saved = Checkpoints(workdir / "checkpoints" / name, cfg.keep_checkpoints)
     best = _Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor, state)
     if restored := saved.restore(_stored(state), "seed"):
@@ -122,6 +123,7 @@ def train(
                 "choose another --workdir, or delete it"
             )
         state = _from_stored(restored.state)
+        last = restored.record.get("metrics", {})
         logging.info("resuming from step %d", restored.step)
     start = int(state.step)
     main_process = jax.process_index() == 0
@@ -133,7 +135,6 @@ def train(
         total=cfg.total_steps, initial=start, unit="step", desc=name, every_s=math.inf
     )
     pending: tuple[int, HostBatch, dict[str, Array]] | None = None
-    last: dict[str, float] = {}
     clock, images = time.monotonic(), 0
 
     def check() -> dict[str, float]:
@@ -149,8 +150,8 @@ def train(
         return last
 
     def save(step: int) -> None:
-        check()  # a state is saved only after its loss was found finite
-        saved.save(step, _stored(state), {"seed": cfg.seed})
+        metrics = check()  # a state is saved only after its loss was found finite
+        saved.save(step, _stored(state), {"seed": cfg.seed, "metrics": metrics})
 
     step, peers_alive = start, True
     rows: Iterator[HostBatch] | None = None

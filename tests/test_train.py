@@ -109,6 +109,8 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path):
     assert lines[-1]["loss"] == json.loads(
         (tmp_path / "whole/toy.jsonl").read_text().splitlines()[-1]
     )["loss"]  # fmt: skip
+    # Once more, as after a kill between the last checkpoint and what follows it.
+    assert run(tmp_path / "broken").metrics == again.metrics == whole.metrics
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,9 +1,8 @@
-"""CLIP-RC's recipe whole: three settings on three layouts, unseen labels, kills, devices, files."""
+"""CLIP-RC's recipe whole: three settings on three layouts, unseen labels, devices, files."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import jax
 import numpy as np
@@ -14,7 +13,6 @@ from clipseg_jax import main
 from clipseg_jax.methods.clip_rc.recipe import HALF, LAST
 from configs import coco_stuff_clip_rc, context_clip_rc, demo_clip_rc, voc_clip_rc
 from tests import folders
-from tests.kills import run_whole_and_killed, start
 from tests.weights_convert import toys
 
 MODULES = {"voc": voc_clip_rc, "context": context_clip_rc, "coco": coco_stuff_clip_rc}
@@ -176,26 +174,6 @@ def small_settings(home, **more):
     """The same as a command has it."""
     own = {"clip.weights": home / "clip.safetensors", "dataset.root": home / "voc"}
     return {k: str(v).replace(" ", "") for k, v in (SMALL | own | more).items()}
-
-
-KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
-
-
-@pytest.mark.long
-def test_killed_and_resumed(home, tmp_path):
-    """CLIPSEG_JAX_TEST_KILLS=10 for more kills."""
-    settings = small_settings(home, **{"clip_rc.total_steps": 8, "clip_rc.evaluate_every_steps": 2})
-
-    def make(workdir):
-        return start("voc_clip_rc", workdir, settings, home / "cache")
-
-    whole, broken = run_whole_and_killed(make, tmp_path, KILLS or 2)
-    for name in (HALF, LAST):
-        assert_same(whole / name, broken / name)
-    assert (whole / "metrics.json").read_text() == (broken / "metrics.json").read_text()
-    lines = (whole / "train_evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6, 8]
-    assert {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU"} <= json.loads(lines[0]).keys()
 
 
 @pytest.mark.slow

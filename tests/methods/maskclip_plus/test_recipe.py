@@ -1,9 +1,8 @@
-"""MaskCLIP+'s recipe whole: phases, layouts, kills, devices, and what users get wrong."""
+"""MaskCLIP+'s recipe whole: phases, layouts, devices, and what users get wrong."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ from clipseg_jax.methods.maskclip_plus.build import training_batches
 from configs import coco_stuff_maskclip_plus, context_maskclip_plus, demo_maskclip_plus
 from configs import voc_maskclip_plus as voc
 from tests import folders, seeded
-from tests.kills import run_whole_and_killed, start
 from weights_convert import MASKCLIP_PLUS, build_maskclip_plus, load_trained
 from weights_convert.clip.build import flat_arrays
 
@@ -268,34 +266,3 @@ def test_what_users_get_wrong(painted, tmp_path):
     names = ("background", *world.CLASSES[:11])
     background = {"dataset.class_names": names, "student.setting": "annotation_free"}
     fails("has a background, for which there is no label", **background)
-
-
-def tiny_run(root, workdir):
-    settings = {
-        "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "student.width": 8, "student.scale_px": "(64,64)", "student.crop_px": "(48,48)",
-        "student.batch_size": 4, "student.total_steps": 12, "student.evaluate_every_steps": 3,
-        "student.guided_steps": "(1,5)", "student.self_training_steps": "(6,-1)",
-        "inference.scale_px": "(64,64)", "run.batch_size": 2, "run.pictures": 2,
-        "run.checkpoint_every_steps": 2, "run.log_every_steps": 1,
-    }  # fmt: skip
-    return start("demo_maskclip_plus", workdir, settings, root / "cache")
-
-
-@pytest.mark.long
-def test_killed_and_resumed(painted, tmp_path):
-    """Kills before and after the switch change nothing. CLIPSEG_JAX_TEST_KILLS=10 for more."""
-    kills = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "3"))
-    whole, broken = run_whole_and_killed(
-        lambda workdir: tiny_run(painted, workdir), tmp_path, kills
-    )
-    for name in ("student_guided", "student"):
-        one, two = (
-            load_trained(f / f"{name}.safetensors", MASKCLIP_PLUS).arrays for f in (whole, broken)
-        )
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")
-    for suffix in ("_maskclip", "_guided", ""):
-        pair = [(folder / f"metrics{suffix}.json").read_text() for folder in (whole, broken)]
-        assert pair[0] == pair[1]

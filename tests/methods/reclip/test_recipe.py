@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 
-import numpy as np
 import pytest
 
 from clipseg_jax import main
 from clipseg_jax.demo import world
 from configs import demo_reclip, demo_reclippp
 from tests import folders
-from tests.kills import run_whole_and_killed, start
+from tests.kills import differences, run_killed, run_whole, start
 from weights_convert import RECLIP, load_trained
 
 ALL = (
@@ -166,44 +164,9 @@ def full_size_run(root, workdir):
     return start("voc_reclippp", workdir, settings, root / "cache")
 
 
-def tiny_run(root, workdir):
-    settings = {
-        "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "rectifier.scale_px": "(64,64)", "rectifier.crop_px": "(48,48)",
-        "rectifier.batch_size": 2, "rectifier.total_epochs": 4,
-        "rectifier.evaluate_every_epochs": 1,
-        "inference.scale_px": "(64,64)",
-        "student.scale_px": "(64,64)", "student.crop_px": "(48,48)", "student.width": 8,
-        "student.batch_size": 2, "student.total_epochs": 4, "student.evaluate_every_epochs": 1,
-        "run.checkpoint_every_steps": 3, "run.log_every_steps": 1,
-        "run.batch_size": 2, "run.pictures": 2,
-    }  # fmt: skip
-    return start("demo_reclippp", workdir, settings, root / "cache")
-
-
-def check_kills(make, root, folder, kills):
-    """Kills change nothing of the result."""
-    whole, broken = run_whole_and_killed(lambda workdir: make(root, workdir), folder, kills)
-    for name in ("rectified_best", "rectified_last", "distilled_best", "distilled_last"):
-        one = load_trained(whole / f"{name}.safetensors", RECLIP).arrays
-        two = load_trained(broken / f"{name}.safetensors", RECLIP).arrays
-        assert one.keys() == two.keys()
-        for key, value in one.items():
-            np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")
-    for name in ("metrics_rectified", "metrics_distilled"):
-        assert (whole / f"{name}.json").read_text() == (broken / f"{name}.json").read_text()
-
-
-KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
-
-
-@pytest.mark.slow
-def test_killed_and_resumed(painted, tmp_path):
-    """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next test."""
-    check_kills(tiny_run, painted, tmp_path, KILLS or 2)
-
-
 @pytest.mark.long
 def test_full_size_killed_and_resumed(full_size, tmp_path):
     """ViT-B/16 and ResNet-50."""
-    check_kills(full_size_run, full_size, tmp_path, KILLS or 1)
+    stages = run_whole(lambda workdir: full_size_run(full_size, workdir), tmp_path / "whole")
+    run_killed(lambda workdir: full_size_run(full_size, workdir), tmp_path / "broken", stages, 2)
+    assert not [*differences(tmp_path / "whole", tmp_path / "broken")]

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests import folders, seeded
 from tests.input_pipeline import coco_files
-from tests.kills import start
-from tests.methods.weclip.test_recipe import KILLS, check_kills, lines
+from tests.kills import differences, run_killed, run_whole, start
+from tests.methods.weclip.test_recipe import lines
 
 pytestmark = pytest.mark.long
 
@@ -48,7 +48,9 @@ def voc_run(root, workdir, name="voc_weclip"):
 
 def test_voc_at_full_size_killed_and_resumed(full_size, tmp_path):
     """ViT-B/16 on a folder in VOC's layout, across the late phase's start."""
-    check_kills(lambda workdir: voc_run(full_size, workdir), tmp_path, KILLS or 1)
+    stages = run_whole(lambda workdir: voc_run(full_size, workdir), tmp_path / "whole")
+    run_killed(lambda workdir: voc_run(full_size, workdir), tmp_path / "broken", stages, 2)
+    assert not [*differences(tmp_path / "whole", tmp_path / "broken")]
     assert [line["late"] for line in lines(tmp_path / "whole/train.jsonl")] == [0, 0, 1, 1]
 
 
@@ -94,8 +96,8 @@ def test_camouflaged_animals_at_full_size(full_size, tmp_path):
 
 
 def finished(run, workdir):
-    text, _ = run.communicate(timeout=900)
-    assert run.returncode == 0, text[-3000:]
+    code, text = run.finish()
+    assert code == 0, text[-3000:]
     assert [line["late"] for line in lines(workdir / "train.jsonl")] == [0, 0, 1, 1]
     done = json.loads((workdir / "evaluate_crf.done.json").read_text())
     assert done["images"] in (2, 3)

@@ -1,11 +1,10 @@
-"""WeCLIP's and WTCLIP's recipes whole: stages, odd images, kills, devices."""
+"""WeCLIP's and WTCLIP's recipes whole: stages, odd images, devices."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-import os
 import shutil
 
 import cv2
@@ -25,11 +24,9 @@ from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.stages.image_classes import tagged_examples
 from configs import demo_weclip, demo_wtclip
-from tests.kills import run_whole_and_killed, start
 from weights_convert import WECLIP, load_trained
 
 ALL = ("data", "text", "train", "evaluate", "evaluate_crf")
-KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
 
 
 @pytest.fixture(scope="module")
@@ -238,35 +235,3 @@ def test_devices_share_a_batch(painted, tmp_path):
             # Adam's first steps are of the rate's size, whatever the gradient's.
             apart = np.abs(other[key] - value) > 0.01 * rate
             assert apart.mean() < 0.01, key
-
-
-def tiny_run(root, workdir):
-    settings = {
-        "dataset.name": "folder", "dataset.root": root, "text.templates": "single",
-        "head.width": 32, "head.layers": 1, "head.heads": 1, "par.iterations": 2,
-        "head.crop_px": "(48,48)", "head.batch_size": 2, "head.total_steps": 12,
-        "head.late_step": 6, "head.evaluate_every_steps": 6, "inference.scale_px": "(64,64)",
-        "crf.iterations": 2,
-        "run.checkpoint_every_steps": 3, "run.log_every_steps": 1,
-        "run.batch_size": 3,
-    }  # fmt: skip
-    return start("demo_weclip", workdir, settings, root / "cache")
-
-
-def check_kills(make, folder, kills):
-    """Kills change nothing of the result."""
-    whole, broken = run_whole_and_killed(make, folder, kills)
-    names = sorted(path.name for path in whole.glob("head_*.safetensors"))
-    assert names
-    for name in names:
-        one, two = (load_trained(run / name, WECLIP).arrays for run in (whole, broken))
-        for key, value in one.items():
-            np.testing.assert_array_equal(value, two[key], err_msg=f"{name} {key}")
-    for name in ("metrics", "metrics_crf"):
-        assert (whole / f"{name}.json").read_text() == (broken / f"{name}.json").read_text()
-
-
-@pytest.mark.long
-def test_killed_and_resumed(painted, tmp_path):
-    """CLIPSEG_JAX_TEST_KILLS=10 for more kills, also of the next tests."""
-    check_kills(lambda workdir: tiny_run(painted, workdir), tmp_path, KILLS or 2)
