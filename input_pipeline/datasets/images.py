@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from input_pipeline.datasets.jpeg_scans import check_scans
 from input_pipeline.datasets.metadata import without_metadata
 from input_pipeline.text_lists import one_line
 from input_pipeline.walk import NotAFile, open_regular
@@ -98,6 +99,7 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     Raises:
       Exception: of many kinds, if the file is damaged that the image still reads from.
     """
+    check_scans(image)
     image.load()
     if image.mode == "F":
         raise ValueError("floating-point samples have no defined range; save it with 8 bits")
