@@ -334,12 +334,14 @@ def change_index(folder, key, value):
         ("names", None, "names cannot"),
         ("names", lambda names: names.append(3), "names cannot"),
         ("names", lambda names: names.append("more"), "not equally many"),
+        ("names", lambda names: names.__setitem__(0, names[1]), "names cannot"),
         ("sizes", lambda sizes: sizes.pop(), "not equally many"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3, -4]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3, 4.5]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [10**6, 10**6]), "sizes cannot"),
         ("shards", lambda shards: shards.append({}), "shards cannot"),
+        ("shards", lambda shards: shards.append(shards[0]), "shards cannot"),
         ("shards", lambda shards: shards[0].update(records=10**15), "not equally many"),
         ("shards", lambda shards: shards[0].update(records="1"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(bytes=-1), "shards cannot"),
@@ -357,6 +359,25 @@ def test_an_index_of_strangers_is_checked(copy, key, value, said):
     message = str(raised.value)
     assert message.startswith(f"{copy / records.INDEX}: damaged (")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "/a", "//a", "../a", "a/../../b", "a/..", "./a", "a//b", "a/", "a\0b", "\ud800",
+     "ä" * 128],
+)  # fmt: skip
+def test_names_of_results_elsewhere_are_refused(copy, name):
+    change_index(copy, "names", lambda names: names.__setitem__(0, name))
+    with pytest.raises(records.RecordsError, match=rf"^{copy / records.INDEX}: damaged \("):
+        VOC12_20.index(copy, "val")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "..a", "a..b/c.d", "日本/語", " ", "a\\b", "a\nb", "a" * 255]
+)
+def test_other_names_are_taken(copy, name):
+    change_index(copy, "names", lambda names: names.__setitem__(0, name))
+    assert VOC12_20.index(copy, "val")[0].name == name
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"format": {}}', b"3"])
