@@ -80,5 +80,5 @@ def _is_shard(value: Any) -> bool:
         and _is_count(value.get("bytes"))
         and isinstance(value.get("file"), str)
         and os.path.basename(value["file"]) == value["file"] not in ("", ".", "..")
-        and "\0" not in value["file"]
+        and value["file"].isprintable()  # it stands in messages
     )

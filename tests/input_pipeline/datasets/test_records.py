@@ -348,6 +348,8 @@ def change_index(folder, key, value):
         ("shards", lambda shards: shards[0].update(file="/etc/passwd"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(file="../x"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(file=".."), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="a\x1b[31m"), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="a\0"), "shards cannot"),
         ("image_labels", [[0]], "not equally many"),
         ("image_labels", "none", "image_labels cannot"),
     ],
@@ -388,6 +390,23 @@ def test_an_index_that_is_none_is_named(copy, content):
     writer.close()
     with pytest.raises(records.RecordsError, match=records.INDEX):
         VOC12_20.index(copy, "val")
+
+
+def test_an_index_that_unpacks_to_very_much_is_not_parsed(copy):
+    (copy / records.INDEX).unlink()
+    writer = array_record_module.ArrayRecordWriter(str(copy / records.INDEX), "group_size:1,zstd:3")
+    writer.write(b'{"format": 1, "a": [' + b" " * 10**7 + b"]}")
+    writer.close()
+    with pytest.raises(records.RecordsError, match=r"damaged \(it unpacks to 10,000,022 bytes\)"):
+        VOC12_20.index(copy, "val")
+
+
+def test_a_record_larger_than_an_image_is_named(places, monkeypatch):
+    image = VOC12_20.index(places[1], "val")[0].image_path
+    monkeypatch.setattr(records, "_LARGEST_RECORD", 100)
+    monkeypatch.setattr(records, "_last", threading.local())
+    with pytest.raises(BadFile, match=r"record 0 .*, more than an image; remove it"):
+        image.read_bytes()
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xff\xff", b"no example"])
