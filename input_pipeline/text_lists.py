@@ -10,11 +10,11 @@ import codecs
 import os
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from input_pipeline.walk import open_regular
 
-_MAX_BYTES = 1 << 28  # ten times COCO's lists
+_MAX_BYTES = 1 << 26  # ten times COCO's lists
+_MAX_WORDS = 1 << 23  # and lines; each takes 60 bytes
 _MAX_LINE = 1 << 14
 _MESSAGE = 500  # letters
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -47,6 +47,8 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     text = _decode(content, path).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise BadList(f"{path} is an empty list; fill it, or delete it")
+    if text.count("\n") > _MAX_WORDS:
+        raise BadList(f"{path} has more than {_MAX_WORDS} lines, no list; name another file")
     for number, line in enumerate(text.split("\n"), 1):
         control = _CONTROL.search(line)
         if control or len(line) > _MAX_LINE:
@@ -67,11 +69,14 @@ def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
       BadList: see `numbered_lines`; or a name leaves the folder that it is for.
       OSError: see `numbered_lines`.
     """
-    lines = []
+    lines, count = [], 0
     for number, line in numbered_lines(path):
         words = line.split()
+        count += len(words)
+        if count > _MAX_WORDS:
+            raise BadList(f"{path} has more than {_MAX_WORDS} words, no list; name another file")
         for word in words:
-            if ".." in PurePosixPath(word).parts:
+            if ".." in word and ".." in word.split("/"):
                 raise BadList(
                     f"{path}, line {number}: {word!r} leaves the dataset's folder; list names "
                     f"below it"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax.stages.label_list import read_label_list
+from input_pipeline import text_lists
 from input_pipeline.datasets.catalog import VOC12_21, folder
 from input_pipeline.prepare.__main__ import main
 from input_pipeline.prepare.conversions import sbd_jobs
@@ -156,3 +157,21 @@ def test_label_files_are_made_inside_the_dataset_only(tmp_path):
 def test_class_names_of_a_folder(tmp_path, names, said):
     with pytest.raises(ValueError, match=said):
         folder(tmp_path, names)
+
+
+@pytest.mark.parametrize(("text", "what"), [("a b c\n" * 40, "words"), ("\n" * 101 + "a", "lines")])
+def test_a_list_of_very_many_words_or_lines(tmp_path, monkeypatch, text, what):
+    (tmp_path / "a.txt").write_text(text)
+    assert read_list(tmp_path / "a.txt")
+    monkeypatch.setattr(text_lists, "_MAX_WORDS", 100)
+    with pytest.raises(BadList, match=rf"a\.txt has more than 100 {what}, no list; name another"):
+        read_list(tmp_path / "a.txt")
+
+
+def test_words_above_the_folder(tmp_path):
+    for word in ("..", "../a", "a/../b", "a/.."):
+        (tmp_path / "a.txt").write_text(f"x\n{word} 3\n")
+        with pytest.raises(BadList, match=r"line 2: .* leaves the dataset's folder"):
+            read_list(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("a..b ..a/b.. ...\n")
+    assert read_list(tmp_path / "a.txt") == [["a..b", "..a/b..", "..."]]
