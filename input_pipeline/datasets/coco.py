@@ -25,7 +25,8 @@ from input_pipeline.text_lists import one_line
 from input_pipeline.walk import open_regular
 
 CLASSES = 80
-_MAX_DRAWN = 1 << 36  # pixels of all objects of an image: a minute or so
+_MAX_DRAWN = 1 << 32  # pixels of all objects of an image: half a minute or so
+_LEAST_DRAWN = 1 << 20  # counted for each object: its polygons may be long in a small image
 _MAX_AREA = 1e300
 _MAX_NAME = 255  # of file systems
 _KEPT = ("id", "image_id", "category_id", "area", "segmentation")
@@ -116,12 +117,12 @@ def draw(image: AnnotatedImage) -> np.ndarray:
     """
     if image.unknown:
         raise BadLabel(f"{image.name}: category {image.unknown[0]} is not one of COCO's 80")
-    if len(image.objects) * image.size[0] * image.size[1] > _MAX_DRAWN:
+    if len(image.objects) * max(image.size[0] * image.size[1], _LEAST_DRAWN) > _MAX_DRAWN:
         raise BadLabel(
             f"{image.name}: {len(image.objects)} objects are too many for {image.size[0]} x "
             f"{image.size[1]} pixels"
         )
-    labels = np.zeros(image.size, np.uint8)
+    labels = np.zeros(image.size, np.uint8, order="F")  # as pycocotools' masks: 20 times as fast
     # Drawn from back to front. Sorting is stable, so of equal areas the first in the file is on
     # top.
     for each in reversed(sorted(image.objects, key=lambda each: each.area)):
@@ -135,8 +136,8 @@ def draw(image: AnnotatedImage) -> np.ndarray:
                 f"{each.label} ({one_line(error)}); mend or drop it"
             ) from error
         if inside is not None:
-            labels[inside.astype(bool)] = each.label + 1
-    return labels
+            labels[inside.view(bool)] = each.label + 1
+    return np.ascontiguousarray(labels)
 
 
 def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -190,12 +191,13 @@ def _add_objects(images: dict[int | str, AnnotatedImage], entries: list[dict[str
     labels = coco_stuff_171_labels()
     for entry in entries:
         number, where = entry.get("id"), entry.get("image_id")
-        category, area = entry.get("category_id"), entry.get("area")
-        if not isinstance(where, int | str) or where not in images:
+        category: Any = entry.get("category_id")
+        area: Any = entry.get("area")
+        if type(where) not in (int, str) or where not in images:
             raise ValueError(f"annotation {number} has the image_id {where!r}, no image's id")
-        if not isinstance(category, int):
+        if type(category) is not int:
             raise ValueError(f"annotation {number} has the category_id {category!r}, no number")
-        if not isinstance(area, int | float) or not -_MAX_AREA < area < _MAX_AREA:
+        if type(area) not in (int, float) or not -_MAX_AREA < area < _MAX_AREA:
             raise ValueError(f"annotation {number} has the area {area!r}, no number")
         image = images[where]
         label = int(labels[category - 1]) if 1 <= category <= 90 else 255
