@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -155,6 +156,10 @@ def test_damage(tmp_path):
         (field(100, field(1, b"x") + field(7, field(7, field(1, b"\x01" * 40)))), "a list"),
         (field(100, field(1, b"x") + field(7, old_shape)), "as a shape|a size of"),
         (layer("\x1b[2J"), "a layer's name"),
+        (layer("a", np.ones(2)) * 2, "two layers are called a"),
+        (layer("a", *[np.ones(1)] * 101), "layer a has more than 100 blobs"),
+        (layer("bn_conv1", np.ones(2), np.ones(2), np.full(1, np.nan)), "scale factor nan"),
+        (field(100, field(1, b"x") + field(7, field(5, bytes(7)))), "data of 7 bytes"),
     ]:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=said) as caught:
@@ -162,3 +167,23 @@ def test_damage(tmp_path):
         assert ("not a readable" in str(caught.value)) == (
             "DeepLabV2" not in said and "upgrade" not in said
         )
+
+
+@pytest.mark.parametrize("part", [4, 8, 400])
+def test_numbers_in_parts(tmp_path, part):
+    values = np.arange(30_000, dtype="<f4")
+    data = values.tobytes()
+    if part == 4:  # each number with its own tag
+        parts = [varint(5 << 3 | 5) + data[i : i + 4] for i in range(0, len(data), 4)]
+    else:
+        parts = [field(5, data[i : i + part]) for i in range(0, len(data), part)]
+    shape = field(7, b"".join(field(1, n) for n in (100, 300)))
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(field(100, field(1, b"a") + field(7, b"".join([*parts, shape]))))
+    tracemalloc.start()
+    try:
+        arrays = read_caffe(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(data)
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(arrays["a.weight"], values.reshape(100, 300))
