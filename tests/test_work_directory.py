@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -168,9 +167,11 @@ def test_values_that_are_new_count_when_they_are_given(config, tmp_path):
 def test_a_failed_start_locks_nothing(config, tmp_path):
     """What no finished stage has read may change: here the stage `data` is all that ran."""
     work = tmp_path / "work"
+    config.stages = ("data",)
+    main.run(config, work)
     right, config.clip.weights = config.clip.weights, str(tmp_path / "mistyped.pt")
     config.stages = ("data", "text")
-    with pytest.raises((ValueError, OSError), match="mistyped"):
+    with pytest.raises(FileNotFoundError, match="mistyped"):
         main.run(config, work)
     config.text.templates, config.clip.weights = "single", right
     work_directory.check(config, work)
@@ -188,16 +189,6 @@ def test_what_an_unfinished_stage_has_left_locks(config, tmp_path):
     config.maskclip.ks_threshold = 2.0
     with pytest.raises(ValueError, match=r"maskclip\.ks_threshold: 1\.0 -> 2\.0"):
         work_directory.check(config, work)
-
-
-def test_a_file_that_never_was_can_be_corrected_later(config, tmp_path):
-    for wrong, locked in (("mistyped.pt", False), ("random", True)):
-        config.clip.weights = wrong
-        main.run(config, tmp_path / wrong)
-        (tmp_path / wrong / "other.done.json").write_text("{}")
-        config.clip.weights = str(TINY_CLIP)
-        with pytest.raises(ValueError, match="'random' ->") if locked else nullcontext():
-            work_directory.check(config, tmp_path / wrong)
 
 
 def test_no_file_is_trusted_for_its_date(config, tmp_path):

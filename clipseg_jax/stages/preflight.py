@@ -57,7 +57,9 @@ def _check_paths(config: ConfigDict) -> None:
                 continue
             check_local(value, key := f"--config.{section}.{key}")
             if not Path(value).exists():
-                raise FileNotFoundError(f"{key}={value} does not exist; correct the path")
+                raise FileNotFoundError(
+                    f"{key}={value} does not exist; correct the path, or run first what writes it"
+                )
     root = config.dataset.root
     if not root or is_address(root):
         return

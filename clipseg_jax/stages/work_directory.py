@@ -22,7 +22,6 @@ _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
-_WORDS = ("random",)  # instead of a file
 _DATA = "data"  # the stage that reads nothing but the section `dataset`
 
 Content = dict[str, Any]  # path, digest; of files also their stamp
@@ -89,7 +88,6 @@ def _changes(
 ) -> Iterator[str]:
     """What differs between two flat configs, one line each."""
     recorded = _recorded(workdir)
-    noted = (workdir / _CONTENT).exists()
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if is_free(name):
@@ -104,7 +102,7 @@ def _changes(
             current = _content(config, name, str(new), content)
             if current is None or current["digest"] != content["digest"]:
                 yield f"{name}: {old!r} -> {new!r}" if old != new else f"{name}: other content"
-        elif old != new and not (noted and _is_missing(name, old)):
+        elif old != new:
             yield f"{name}: {old!r} -> {new!r}"
 
 
@@ -125,11 +123,6 @@ def _recorded(workdir: Path) -> dict[str, Content]:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path} is damaged ({name}: {content!r:.60}); {remedy}")
     return recorded
-
-
-def _is_missing(name: str, value: object) -> bool:
-    """Whether `value`, of which no content was noted, names no file: no stage can have read it."""
-    return _is_path(name, value) and value not in _WORDS and not Path(str(value)).exists()
 
 
 def _is_path(name: str, value: object) -> bool:

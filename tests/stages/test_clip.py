@@ -51,7 +51,7 @@ def test_weights_are_checked_without_being_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (np.full((20, 4), np.nan, np.float32), "holds NaN or infinity"),
+        (np.full((20, 4), np.nan, np.float32), "NaN or infinite"),
         (np.ones((19, 4), np.float32), r"float32 \(19, 4\) for 20 prompts"),
         (np.ones(20, np.float32), r"float32 \(20,\) for 20 prompts"),
         (np.ones((20, 4), np.int32), r"int32 \(20, 4\) for 20 prompts"),

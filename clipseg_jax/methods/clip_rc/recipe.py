@@ -173,11 +173,6 @@ def _initial_model(config: ConfigDict, workdir: Path) -> CLIPRC:
     """The model that training begins with."""
     path = config.clip_rc.init_weights
     if path:
-        if not Path(path).exists():
-            raise ValueError(
-                f"{path} is missing: a transductive run starts from the inductive run half-way; "
-                f"run that first, or pass --config.clip_rc.init_weights=.../{HALF}"
-            )
         return load_model(config, workdir, path)
     if config.clip_rc.setting == "transductive" and config.clip_rc.self_training_step == 0:
         raise ValueError(

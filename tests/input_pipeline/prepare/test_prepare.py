@@ -213,7 +213,7 @@ def test_full_disk_is_one_error(tmp_path, capsys, tiny, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writing.os, "replace", full)
-    assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 2
+    assert main(["coco_stuff_27", "--root", str(root), "--write"]) == 74
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write ")
     assert "No space left on device; free space there" in line

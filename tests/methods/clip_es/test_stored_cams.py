@@ -48,7 +48,7 @@ def test_zeros_of_a_power_failure_are_not_done(path):
         (CAM._replace(classes=np.array([99, 1], np.int32)), r"classes \[99, 1\], .* in 0\.\.3"),
         (CAM._replace(classes=np.array([-1, 1], np.int32)), r"classes \[-1, 1\]"),
         (CAM._replace(classes=np.array([1, 1], np.int32)), r"classes \[1, 1\]"),
-        (CAM._replace(classes=np.array([1.0, 2.0])), r"classes \[1\.0, 2\.0\]"),
+        (CAM._replace(classes=np.array([1.0, 2.0])), "classes of float64"),
         (CAM._replace(classes=np.array([1], np.int32)), r"maps \(2, 5, 7\) for classes \(1,\)"),
         (StoredCAM(np.zeros(0, np.int32), MAPS[:0]), r"maps \(0, 5, 7\)"),
         (CAM._replace(maps=MAPS * np.nan), r"not in 0\.\.1"),

@@ -237,7 +237,7 @@ def test_what_users_get_wrong(home, tmp_path):
     config = config_of(home, "voc", "transductive")
     config.stages = ("text", "train")
     config.clip_rc.init_weights = str(tmp_path / "none" / HALF)
-    with pytest.raises(ValueError, match="starts from the inductive run half-way; run that first"):
+    with pytest.raises(FileNotFoundError, match=r"init_weights=.* run first what writes it"):
         main.run(config, tmp_path / "a")
     config.clip_rc.init_weights = None
     with pytest.raises(

@@ -197,9 +197,9 @@ def test_label_lists(tmp_path):
     with pytest.raises(ValueError, match="'two words' is empty or contains white space"):
         write_label_list(path, [("two words", [1])])
     for text, message in (
-        ("a 3\nb 20\n", "line 2: class '20' is not in 0..19"),
-        ("a x\n", "line 1: class 'x' is not in 0..19"),
-        ("a -1\n", "line 1: class '-1' is not in"),
+        ("a 3\nb 20\n", "line 2: class 20 is not in 0..19"),
+        ("a x\n", "line 1: class x is not in 0..19"),
+        ("a -1\n", "line 1: class -1 is not in"),
         ("a 3 3\n", "line 1: a class is listed twice"),
         ("a 3\n\na 4\n", "line 3: image a is listed twice"),
     ):
