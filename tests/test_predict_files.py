@@ -193,6 +193,45 @@ def test_results_of_two_folders_have_two_names(tmp_path, capsys):
     assert np.asarray(Image.open(out / rows(out)[1]["mask"])).shape == (80, 90)
 
 
+def test_an_image_of_the_same_size_is_another(tmp_path, capsys, monkeypatch):
+    """All uncompressed pictures of a camera have equally many bytes."""
+    out, path = tmp_path / "out", paint(tmp_path / "d1/a.bmp", kind="BMP")
+    again = "images already have masks"
+    assert command(out, path) == command(out, path) == 0
+    assert f"1 of 1 {again}" in capsys.readouterr().out
+    os.utime(path, ns=(0, 7))  # replaced by a file with an older date
+    assert command(out, path) == 0
+    assert again not in capsys.readouterr().out
+    os.utime(paint(tmp_path / "d2/a.bmp", kind="BMP"), ns=(0, 9))
+    path.unlink()
+    assert command(out, tmp_path / "d2/a.bmp") == 0
+    assert again not in capsys.readouterr().out
+    assert len(rows(out)) == 2
+    # Replaced while it is segmented: the mask may be of either, so that it is made again.
+    save = predict.save
+
+    def meanwhile(result, image, *others):
+        save(result, image, *others)
+        os.utime(image, ns=(0, 11))
+
+    monkeypatch.setattr(predict, "save", meanwhile)
+    path = paint(tmp_path / "b.bmp", kind="BMP")
+    for _ in range(2):
+        assert command(out, path) == 0
+        assert again not in capsys.readouterr().out
+
+
+def test_a_summary_without_times_counts(tmp_path, capsys):
+    """As earlier versions wrote it."""
+    out, path = tmp_path / "out", paint(tmp_path / "a.png")
+    assert command(out, path) == 0
+    (row,) = rows(out)
+    del row["modified_ns"]
+    (out / "summary.jsonl").write_text(json.dumps(row) + "\n")
+    assert command(out, path) == 0
+    assert "1 of 1 images already have masks" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["line", "png", "jpeg", "gone", "double"])
 def test_results_that_are_not_whole_are_made_again(tmp_path, capsys, damage):
     out = tmp_path / "out"
