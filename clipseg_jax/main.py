@@ -12,6 +12,11 @@ and 143 stopped by Ctrl-C and SIGTERM, 1 anything else.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import contextlib
 import importlib
 import sys

@@ -13,6 +13,11 @@ if at least one image has masks, 2 if none has or the command is wrong, 130 afte
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import argparse
 import contextlib
 import errno

@@ -112,7 +112,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 after one line `error: ...` if the input is at fault."""
+    """Runs the command; returns its exit status.
+
+    0, 2 after one line `error: ...` if the input is at fault, or 130 after Ctrl-C.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
@@ -127,6 +130,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.clip is not None and not takes_clip:
         names = ", ".join(name for name, fmt in FORMATS.items() if fmt.takes_clip)
         parser.error(f"--clip is only for --export with --to {names}")
+    return commands.exit_code(lambda: _work(args), interrupted="stopped; nothing was written")
+
+
+def _work(args: argparse.Namespace) -> int:
     try:
         if args.inspect:
             print("\n".join(map(_printable, inspect(args.source))))

@@ -40,6 +40,7 @@ class Signals:
     def __init__(self) -> None:
         self._number: int | None = None  # of the first signal
         self._deferred = False
+        self._over = False  # what a signal was to stop is over
         self._agreed: jax.Array | None = None
 
     def defer(self) -> None:
@@ -54,6 +55,7 @@ class Signals:
         """
         self._deferred = False
         if self._number is not None:
+            self._over = True
             raise Interrupted(number=self._number)
 
     def stop(self) -> int | None:
@@ -71,7 +73,8 @@ class Signals:
         """The handler; Python calls it in the main thread, once that is back from C++."""
         self._number = self._number or number
         swallowed = frame is not None and frame.f_code.co_name in _CALLBACKS
-        if not self._deferred and not swallowed:
+        if not (self._deferred or self._over or swallowed):
+            self._over = True  # the next one is for `watch`: cleaning up must not be interrupted
             raise Interrupted(number=number)
 
     def watch(self, pipe: int) -> None:
@@ -126,6 +129,7 @@ def signals() -> Iterator[Signals]:
     try:
         yield _current
     finally:
+        _current._over = True
         signal.set_wakeup_fd(pipe_before)
         for number, handler in handlers.items():
             # None: a handler that Python cannot restore, such as JAX's.

@@ -72,20 +72,20 @@ def test_records_build(arguments, words, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("raised", "words"),
+    ("raised", "status", "words"),
     [
-        (ValueError("a thing"), "error: a thing"),
-        (PermissionError(13, "Permission denied", "/data/x"), "no permission for /data/x"),
-        (PermissionError("not now"), "no permission: not now"),
-        (MemoryError(), "error: out of memory"),
-        (KeyboardInterrupt(), "stopped"),
+        (ValueError("a thing"), 2, "error: a thing"),
+        (PermissionError(13, "Permission denied", "/data/x"), 2, "no permission for /data/x"),
+        (PermissionError("not now"), 2, "no permission: not now"),
+        (MemoryError(), 74, "error: out of memory"),
+        (KeyboardInterrupt(), 130, "stopped"),
     ],
 )
-def test_errors_are_one_line(raised, words, capsys):
+def test_errors_are_one_line(raised, status, words, capsys):
     def run():
         raise raised
 
-    assert commands.exit_code(run) == (130 if isinstance(raised, KeyboardInterrupt) else 2)
+    assert commands.exit_code(run) == status
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
