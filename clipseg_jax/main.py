@@ -148,7 +148,7 @@ def main(argv: list[str]) -> int:
     if _SHOW.value:
         print("\n".join(shown(_CONFIG.value, _sources())))
         return 0
-    workdir = _WORKDIR.value or f"workdir/{_config_name()}"
+    workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
         check_local(workdir, "--workdir")

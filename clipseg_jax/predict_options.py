@@ -18,7 +18,12 @@ def parser(text: str) -> argparse.ArgumentParser:
     """The parser of the command line; `text` describes the command."""
     description, _, details = text.partition("\n\n")
     result = commands.parser("clipseg_jax.predict", description, details)
-    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
+    result.add_argument(
+        "images",
+        nargs="+",
+        type=commands.given,
+        help="image files, or folders searched for images",
+    )
     result.add_argument("--classes", default="", help='class names: "cat, sofa, tv monitor"')
     result.add_argument(
         "--class",
@@ -28,13 +33,18 @@ def parser(text: str) -> argparse.ArgumentParser:
         metavar="NAME",
         help="one more class, whose name may have commas; may be repeated",
     )
-    result.add_argument("--classes-file", metavar="FILE", help="more classes, one a line")
+    result.add_argument(
+        "--classes-file", type=commands.given, metavar="FILE", help="more classes, one a line"
+    )
     result.add_argument(
         "--weights",
+        type=commands.given,
         required=True,
         help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
     )
-    result.add_argument("--out", default="masks", help="output folder (default: masks)")
+    result.add_argument(
+        "--out", type=commands.given, default="masks", help="output folder (default: masks)"
+    )
     result.add_argument(
         "--background",
         type=float,

@@ -119,6 +119,16 @@ def test_wrong_usage_is_one_line(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["images", "--weights", "--out", "--classes-file"])
+def test_an_unset_variable_is_no_path(tmp_path, capsys, name):
+    """An empty path would be the current folder."""
+    paths, more = ([tmp_path, ""], []) if name == "images" else ([tmp_path], [f"{name}="])
+    with pytest.raises(SystemExit) as stopped:
+        command(tmp_path, *paths, more=more)
+    assert stopped.value.code == 2
+    assert f"argument {name}: it is empty; is a variable" in capsys.readouterr().err
+
+
 def test_an_unwritable_folder(tmp_path, capsys, pictures):
     path = tmp_path / "a.png"
     Image.fromarray(pictures[0].image).save(path)

@@ -68,13 +68,19 @@ def _parser() -> argparse.ArgumentParser:
         "Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
         _EXAMPLES,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a directory")
+    parser.add_argument(
+        "source", metavar="SRC", type=commands.local_path, help="a checkpoint or a directory"
+    )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("-o", "--output", metavar="DST", type=Path, help="convert to this file")
+    action.add_argument(
+        "-o", "--output", metavar="DST", type=commands.local_path, help="convert to this file"
+    )
     action.add_argument(
         "--inspect", action="store_true", help="print the kind of SRC, and all its keys"
     )
-    action.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
+    action.add_argument(
+        "--export", metavar="DST", type=commands.local_path, help="write for PyTorch, with --to"
+    )
     parser.add_argument(
         "--to",
         choices=_LAYOUTS,
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip",
         metavar="CLIP",
-        type=Path,
+        type=commands.local_path,
         help="the CLIP that SRC was trained with, for exports that repeat it: required for reclip "
         "and for a clip_rc that was trained here, optional for weclip and maskclip_plus",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -48,6 +49,13 @@ def test_convert_then_export(source, tmp_path, capsys):
             loaded = weights_convert.load_clip(target)
             value = np.asarray(loaded.model.visual.proj[...])
             np.testing.assert_array_equal(value, expected["visual.proj"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "given", [["", "--inspect"], ["a.pt", "-o", ""], ["gs://bucket/a.pt", "-o", "b.pt"]]
+)
+def test_what_is_no_path_of_this_machine(given, capsys):
+    assert re.search("it is empty|is an address", _fails(capsys, *given))
 
 
 def test_interrupted(source, tmp_path, capsys, monkeypatch):
