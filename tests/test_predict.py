@@ -86,7 +86,15 @@ def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
         (["--opacity=2"], "--opacity is 2.0; give a number from 0 to 1"),
         (["--pd=-1"], "--pd is -1.0"),
         (["--ks=inf"], "--ks is inf"),
-        (["--heads=12"], "heads (12,)"),
+        *(
+            ([f"--heads={text}"], f"--heads is '{text}'; give two numbers")
+            for text in ("12", "a,b", "-1,2", "", "12,8,4", "12,0", "1.5,2")
+        ),
+        *(
+            ([f"--classes={text}"], "which would be part of the name; write plain names, cat, sofa")
+            for text in ("'boat','fish'", "('boat', 'fish')", '"boat, fish"', "[boat, fish]")
+        ),
+        (["--background-words='sky'"], "--background-words has 'sky' with a quote"),
     ],
     ids=str,
 )

@@ -322,8 +322,8 @@ def test_a_signal_stops_after_the_image(tmp_path, capfd, monkeypatch, number, st
 
 def test_class_names_with_commas_and_from_a_file(tmp_path):
     path, listed = paint(tmp_path / "a.png"), tmp_path / "classes.txt"
-    more = ["--class", "a sign, white on a pole", f"--classes-file={listed}"]
-    names = ["cow", "dog", "a sign, white on a pole", "caf\u00e9, closed", "car"]
+    more = ["--class", "a sign, white on a pole", "--class='lorry'", f"--classes-file={listed}"]
+    names = ["cow", "dog", "a sign, white on a pole", "'lorry'", "caf\u00e9, closed", "car"]
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         listed.write_bytes("# mine\n\ncaf\u00e9, closed \r\ncar".encode(encoding))
         assert command(tmp_path / encoding, path, more=more) == 0
@@ -333,7 +333,9 @@ def test_class_names_with_commas_and_from_a_file(tmp_path):
 def test_a_bad_file_of_classes_is_named(tmp_path, capsys):
     path, listed = paint(tmp_path / "a.png"), tmp_path / "classes.txt"
     for content, message in [
-        (b"caf\xe9, closed\n", "classes.txt is not UTF-8 text"),
+        (b"car\ncaf\xe9, closed\n", "classes.txt, line 2, is not UTF-8; save"),
+        (b"", "classes.txt is an empty list"),
+        (b"['car',\n'bus']", "has ['car', with a quote or bracket around it"),
         (b"# nothing\n", "classes.txt names no class"),
     ]:
         listed.write_bytes(content)

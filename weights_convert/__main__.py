@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to == RECLIP.name and args.clip is None:
         parser.error("--to reclip needs --clip CLIP")
     try:
-        args.heads = parse_heads(args.heads) if args.heads else None
+        args.heads = None if args.heads is None else parse_heads(args.heads)
     except ValueError as error:
         parser.error(str(error))
     if args.clip is not None and not takes_clip:
