@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -18,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from clipseg_jax.core.processes import leave, leaving
 
+_ONE_SIGNAL_S = 1.0  # `timeout`, terminals and schedulers may send one signal twice
 _PATIENCE_S = 3.0  # for the main thread, which may be in a long computation, to stop by itself
 _AT_ONCE = "stopped; run the same command again to resume"
 
@@ -34,7 +36,7 @@ class Signals:
     """What a signal does in the block of `signals()`.
 
     At first it raises `Interrupted`. Between `defer()` and `at_once()` it is only recorded, and
-    `stop()` says so. A second one ends the process without saving.
+    `stop()` says so. A second one, later than a second, ends the process without saving.
     """
 
     def __init__(self) -> None:
@@ -79,14 +81,17 @@ class Signals:
 
     def watch(self, pipe: int) -> None:
         """Acknowledges signals, and ends a process whose main thread does not get to `handle`."""
-        seen = False
+        first: float | None = None  # the time of the first signal
         while received := os.read(pipe, 1):
             number = received[0]
             if number not in _NUMBERS:
                 continue
-            if seen:
+            now = time.monotonic()
+            if first is not None:
+                if now < first + _ONE_SIGNAL_S:
+                    continue
                 leave(128 + number, "stopped at once")
-            seen, self._number = True, self._number or number
+            first, self._number = now, self._number or number
             if self._deferred:
                 _say("stopping after this step and saving; once more to stop at once")
             else:
