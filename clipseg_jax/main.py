@@ -83,12 +83,21 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     `given`: names of the config values that were set on the command line.
 
     Raises:
-      ValueError: unknown method or stage, or a work directory that holds another recipe's results.
+      ValueError: unknown method, unknown stages or stages out of order, or a work directory that
+        holds another recipe's results.
     """
     stages = stages_of(config.method)
     if unknown := [name for name in config.stages if name not in stages]:
         raise ValueError(
             f"unknown stages {', '.join(unknown)}; {config.method} has {', '.join(stages)}"
+        )
+    if not config.stages:
+        raise ValueError(f"no stages; set --config.stages to some of {','.join(stages)}")
+    in_order = [name for name in stages if name in config.stages]
+    if [*config.stages] != in_order:
+        raise ValueError(
+            f"stages {','.join(config.stages)} are not in the order in which they run, each once; "
+            f"set --config.stages={','.join(in_order)}"
         )
     with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run_stages(config, workdir, stages, given)

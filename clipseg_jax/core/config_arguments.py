@@ -40,7 +40,10 @@ def complete(arguments: Sequence[str], recipes: Path) -> list[str]:
     config = _load(file, string if colon else None)
     check_arguments(arguments, flat_names(config))
     out = []
-    for name, value in split:
+    last = {name: i for i, (name, _) in enumerate(split)}
+    for i, (name, value) in enumerate(split):
+        if value is not None and i < last[name]:
+            continue  # given again; absl would join two lists
         if name == "config":
             out.append(f"--config={file}{colon}{string}")
         elif name.startswith("config.") and value is not None:

@@ -26,6 +26,7 @@ def value(*arguments, config="configs/voc_reclippp.py"):
     [
         ("--config.stages=data,text", "stages", ("data", "text")),
         ("--config.stages=data,", "stages", ("data",)),
+        ("--config.stages=data,text --config.stages=evaluate", "stages", ("evaluate",)),
         ("--config.stages=evaluate", "stages", ("evaluate",)),
         ("--config.stages data,text", "stages", ("data", "text")),
         ("--config.stages=\"('data','text')\"", "stages", ("data", "text")),
