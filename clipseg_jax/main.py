@@ -35,6 +35,7 @@ from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
+from input_pipeline import commands
 from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
@@ -111,7 +112,7 @@ def _run_stages(
 
     main_process = jax.process_index() == 0
     if main_process:
-        print(processes.describe(), flush=True)
+        commands.say(processes.describe())
         check_writable(workdir)
         remove_temporary(workdir)
         work_directory.check(config, workdir, given)
@@ -125,10 +126,10 @@ def _run_stages(
             records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
             if main_process:
-                print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
+                commands.say(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue
         if main_process:
-            print(f"stage {name}", flush=True)
+            commands.say(f"stage {name}")
         started = time.time()
         record = stages[name](config, workdir)
         records[name] = record | {"seconds": round(time.time() - started, 1)}

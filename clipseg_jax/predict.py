@@ -49,6 +49,7 @@ from clipseg_jax.predict_records import (
 )
 from clipseg_jax.segmentation import Segmentation
 from clipseg_jax.segmenter import ALONE_PX, Segmenter
+from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.writing import CannotWrite, remove_temporary
 
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             if args.overwrite or not records.is_done(name, path)
         ]
         if len(todo) < len(images):
-            print(f"{len(images) - len(todo)} of {len(images)} images already have masks")
+            commands.say(f"{len(images) - len(todo)} of {len(images)} images already have masks")
         failed: LeftOut = []
         if todo:
             segmenter = Segmenter(weights=args.weights, batch_size=args.batch_size, **options)
@@ -201,11 +202,12 @@ def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
 
 def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:
     for path, reason in skipped[:_MOST_SHOWN]:
-        print(_shown(f"skipped: {path}: {reason}"), file=sys.stderr)
+        commands.say(_shown(f"skipped: {path}: {reason}"), error=True)
     if len(skipped) > _MOST_SHOWN:
-        print(f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}", file=sys.stderr)
+        more = f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}"
+        commands.say(more, error=True)
     if todo or skipped:
-        print(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
+        commands.say(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
 
 
 def _shown(text: str) -> str:
@@ -218,7 +220,8 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings are printed as one line, without the place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tqdm.write(_shown(f"warning: {message}"), file=sys.stderr)
+        with tqdm.external_write_mode(sys.stderr):
+            commands.say(_shown(f"warning: {message}"), error=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from input_pipeline.writing import CannotWrite
+
 # What a later run may find mended: the disk, the network or the machine's memory, not the command.
 _PASSING = {
     *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EREMOTEIO, errno.ENOLINK),
@@ -40,6 +42,27 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints a line to standard output or, `error`, to standard error, at once.
+
+    The work goes on where nobody reads it any more, such as `head`, and where standard error is
+    closed or full.
+
+    Raises:
+      CannotWrite: standard output is full.
+    """
+    stream = sys.stderr if error else sys.stdout
+    if stream is None:  # closed when the process started
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as failed:
+        with contextlib.suppress(OSError):  # what is buffered must not fail again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not (error or isinstance(failed, BrokenPipeError)):
+            raise CannotWrite(f"cannot write to standard output: {failed.strerror}") from failed
 
 
 def given(text: str) -> str:
@@ -102,21 +125,21 @@ def exit_code(run: Callable[[], int], *, interrupted: str = _STOPPED) -> int:
             return run()
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else f": {error}"
-        print(f"error: this user has no permission{where}; change its mode", file=sys.stderr)
+        say(f"error: this user has no permission{where}; change its mode", error=True)
         return 2
     except ModuleNotFoundError as error:
         top = (error.name or "").partition(".")[0]
         remedy = "; pip install 'clipseg_jax[data]'" if top in _DATA else ""
-        print(f"error: {error}{remedy}", file=sys.stderr)
+        say(f"error: {error}{remedy}", error=True)
         return 2
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return 74 if isinstance(error, OSError) and _passing(error) else 2
     except MemoryError:
-        print("error: out of memory; use a machine with more, or smaller images", file=sys.stderr)
+        say("error: out of memory; use smaller images or batches, or another machine", error=True)
         return 74
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        say(interrupted, error=True)
         return 130
 
 

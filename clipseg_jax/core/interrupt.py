@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from clipseg_jax.core.processes import leave, leaving
+from input_pipeline import commands
 
 _ONE_SIGNAL_S = 1.0  # `timeout`, terminals and schedulers may send one signal twice
 _PATIENCE_S = 3.0  # for the main thread, which may be in a long computation, to stop by itself
@@ -147,7 +147,7 @@ def signals() -> Iterator[Signals]:
 
 def _say(text: str) -> None:
     # A line of its own, also below a progress bar.
-    print(f"\n{text}", file=sys.stderr, flush=True)
+    commands.say(f"\n{text}", error=True)
 
 
 def _highest(number: int) -> jax.Array:
