@@ -15,7 +15,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from input_pipeline import commands
 
-    commands.stop_at_once()  # before the imports below
+    commands.begin()  # before the imports below
 
 import contextlib
 import importlib

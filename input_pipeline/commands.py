@@ -54,8 +54,6 @@ def say(text: str, *, error: bool = False) -> None:
       CannotWrite: standard output is full.
     """
     stream = sys.stderr if error else sys.stdout
-    if stream is None:  # closed when the process started
-        return
     try:
         print(text, file=stream, flush=True)
     except OSError as failed:
@@ -82,12 +80,18 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def stop_at_once() -> None:
-    """Makes Ctrl-C end this process in one line: for a command's imports, which take seconds.
+def begin() -> None:
+    """Readies the process of a command, before its imports, which take seconds.
 
-    Python would print a traceback of whatever is imported, and JAX's callbacks swallow exceptions.
-    A signal that is ignored (`nohup`) stays ignored.
+    Ctrl-C ends it in one line: Python would print a traceback of whatever is imported, and JAX's
+    callbacks swallow exceptions. A signal that is ignored (`nohup`) stays ignored. Streams that are
+    closed become null: a data file would get their number, and other libraries' messages.
     """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
 

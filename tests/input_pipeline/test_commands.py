@@ -96,7 +96,9 @@ def test_errors_are_one_line(raised, status, words, capsys):
 
 SAYS = """
 import sys
-from input_pipeline.commands import exit_code, say
+from input_pipeline.commands import begin, exit_code, say
+begin()
+assert open(__import__("os").devnull).fileno() > 2
 sys.exit(exit_code(lambda: say("a warning", error=True) or say("done") or 0))
 """
 
