@@ -67,7 +67,7 @@ def _check_values(config: ConfigDict) -> None:
         if clip.get(key) is not None:
             check_choice(f"--config.clip.{key}", clip[key], ACTIVATIONS)
     if "norm_eps" in clip:
-        check_number("--config.clip.norm_eps", clip.norm_eps, 0, 1, above=True)
+        check_number("--config.clip.norm_eps", clip["norm_eps"], 0, 1, above=True)
     try:
         weights_convert.check_choices(heads=clip.get("heads"))
     except ValueError as error:
