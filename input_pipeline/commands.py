@@ -138,7 +138,7 @@ def exit_code(run: Callable[[], int], *, interrupted: str = _STOPPED) -> int:
         return 2
     except (ValueError, OSError, ImportError) as error:
         say(f"error: {error}", error=True)
-        return 74 if isinstance(error, OSError) and _passing(error) else 2
+        return 74 if isinstance(error, OSError) and passing(error) else 2
     except MemoryError:
         say("error: out of memory; use smaller images or batches, or another machine", error=True)
         return 74
@@ -147,7 +147,7 @@ def exit_code(run: Callable[[], int], *, interrupted: str = _STOPPED) -> int:
         return 130
 
 
-def _passing(error: OSError) -> bool:
+def passing(error: OSError) -> bool:
     """Whether the error, or the one that it describes, may be gone by the next run."""
     causes = (error, error.__cause__)
     return any(isinstance(each, OSError) and each.errno in _PASSING for each in causes)

@@ -84,7 +84,10 @@ def build(
         if labelled not in (0, len(members)):
             raise ValueError(f"split {split}: {labelled} of {len(members)} images have a label")
         if shards is not None and not 1 <= shards <= len(members):
-            raise ValueError(f"--shards {shards}: split {split} has {len(members)} images")
+            raise ValueError(
+                f"--shards {shards}: split {split} has {len(members)} images; give 1 to "
+                f"{len(members)}"
+            )
     labels_of_images: dict[str, dict[str, Any]] = {
         split: {"image_labels": image_labels(dataset, root, split, examples[split]).labels}
         if has_annotations(dataset, root, split)

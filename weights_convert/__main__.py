@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status.
 
-    0, 2 after one line `error: ...` if the input is at fault, or 130 after Ctrl-C.
+    0, 2 after one line `error: ...` if the input is at fault, 74 if the disk is, 130 after Ctrl-C.
     """
     parser = _parser()
     args = parser.parse_args(argv)
@@ -160,6 +160,8 @@ def _work(args: argparse.Namespace) -> int:
         return _failed(f"{args.source}: {type(error).__name__}; there is not enough memory for it")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
+        if commands.passing(error):
+            raise
         return _failed(f"{where}{error.strerror or error}")
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import weights_convert
+from input_pipeline.writing import CannotWrite
 from tests.weights_convert import toys
 from weights_convert import __main__ as command
 from weights_convert.__main__ import main
@@ -65,6 +67,15 @@ def test_interrupted(source, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "save_converted", interrupted)
     assert main([str(source), "-o", str(tmp_path / "new.safetensors")]) == 130
     assert capsys.readouterr().err == "stopped; nothing was written\n"
+
+
+def test_a_full_disk_is_no_wrong_input(source, tmp_path, capsys, monkeypatch):
+    def full(file, arrays, **_):
+        raise CannotWrite("cannot write there: no space") from OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(command, "save_converted", full)
+    assert main([str(source), "-o", str(tmp_path / "new.safetensors")]) == 74
+    assert capsys.readouterr().err == "error: cannot write there: no space\n"
 
 
 def test_vision_only(source, tmp_path):
