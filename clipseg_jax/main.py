@@ -12,6 +12,11 @@ and 143 stopped by Ctrl-C and SIGTERM, 1 anything else.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.begin()  # before the imports below
+
 import contextlib
 import importlib
 import sys
@@ -30,6 +35,7 @@ from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
+from input_pipeline import commands
 from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
@@ -78,12 +84,21 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
     `given`: names of the config values that were set on the command line.
 
     Raises:
-      ValueError: unknown method or stage, or a work directory that holds another recipe's results.
+      ValueError: unknown method, unknown stages or stages out of order, or a work directory that
+        holds another recipe's results.
     """
     stages = stages_of(config.method)
     if unknown := [name for name in config.stages if name not in stages]:
         raise ValueError(
             f"unknown stages {', '.join(unknown)}; {config.method} has {', '.join(stages)}"
+        )
+    if not config.stages:
+        raise ValueError(f"no stages; set --config.stages to some of {','.join(stages)}")
+    in_order = [name for name in stages if name in config.stages]
+    if [*config.stages] != in_order:
+        raise ValueError(
+            f"stages {','.join(config.stages)} are not in the order in which they run, each once; "
+            f"set --config.stages={','.join(in_order)}"
         )
     with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
         return _run_stages(config, workdir, stages, given)
@@ -97,7 +112,7 @@ def _run_stages(
 
     main_process = jax.process_index() == 0
     if main_process:
-        print(processes.describe(), flush=True)
+        commands.say(processes.describe())
         check_writable(workdir)
         remove_temporary(workdir)
         work_directory.check(config, workdir, given)
@@ -111,10 +126,10 @@ def _run_stages(
             records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
             shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
             if main_process:
-                print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
+                commands.say(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue
         if main_process:
-            print(f"stage {name}", flush=True)
+            commands.say(f"stage {name}")
         started = time.time()
         record = stages[name](config, workdir)
         records[name] = record | {"seconds": round(time.time() - started, 1)}
@@ -143,7 +158,7 @@ def main(argv: list[str]) -> int:
     if _SHOW.value:
         print("\n".join(shown(_CONFIG.value, _sources())))
         return 0
-    workdir = _WORKDIR.value or f"workdir/{_config_name()}"
+    workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
         check_local(workdir, "--workdir")

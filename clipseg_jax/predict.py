@@ -13,6 +13,11 @@ if at least one image has masks, 2 if none has or the command is wrong, 130 afte
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.begin()  # before the imports below
+
 import argparse
 import contextlib
 import errno
@@ -38,11 +43,13 @@ from clipseg_jax.predict_records import (
     SKIPPED,
     Records,
     changed_settings,
+    stamp,
     write_settings,
     write_skipped,
 )
 from clipseg_jax.segmentation import Segmentation
 from clipseg_jax.segmenter import ALONE_PX, Segmenter
+from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.writing import CannotWrite, remove_temporary
 
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
             if args.overwrite or not records.is_done(name, path)
         ]
         if len(todo) < len(images):
-            print(f"{len(images) - len(todo)} of {len(images)} images already have masks")
+            commands.say(f"{len(images) - len(todo)} of {len(images)} images already have masks")
         failed: LeftOut = []
         if todo:
             segmenter = Segmenter(weights=args.weights, batch_size=args.batch_size, **options)
@@ -99,6 +106,7 @@ def _segment(
 ) -> LeftOut:
     """Segments images and stores the results; returns those that failed, with the reasons."""
     failed: LeftOut = []
+    stamps = [stamp(path) for path, _ in todo]
     with signals() as caught, tqdm(total=len(todo), unit="image", disable=None) as bar:
         caught.defer()
         for count, (i, result) in enumerate(segmenter([path for path, _ in todo]), 1):
@@ -107,7 +115,7 @@ def _segment(
                 if isinstance(result, BadImage):
                     raise result
                 save(result, path, records.out / name, opacity)
-                records.add(name, path, result.summary())
+                records.add(name, path, stamps[i], result.summary())
             except BadImage as error:
                 failed.append((path, str(error).removeprefix(f"{path}: ")))
             except CannotWrite as error:
@@ -194,11 +202,12 @@ def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
 
 def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:
     for path, reason in skipped[:_MOST_SHOWN]:
-        print(_shown(f"skipped: {path}: {reason}"), file=sys.stderr)
+        commands.say(_shown(f"skipped: {path}: {reason}"), error=True)
     if len(skipped) > _MOST_SHOWN:
-        print(f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}", file=sys.stderr)
+        more = f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}"
+        commands.say(more, error=True)
     if todo or skipped:
-        print(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
+        commands.say(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
 
 
 def _shown(text: str) -> str:
@@ -211,7 +220,8 @@ def _plain_warnings() -> Iterator[None]:
     """Warnings are printed as one line, without the place in the code."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        tqdm.write(_shown(f"warning: {message}"), file=sys.stderr)
+        with tqdm.external_write_mode(sys.stderr):
+            commands.say(_shown(f"warning: {message}"), error=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

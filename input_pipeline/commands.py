@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
+
+from input_pipeline.writing import CannotWrite
 
 # What a later run may find mended: the disk, the network or the machine's memory, not the command.
 _PASSING = {
@@ -18,6 +24,8 @@ _PASSING = {
 }
 # Packages of the extra "data".
 _DATA = {"array_record", "cv2", "pycocotools", "tensorflow", "tensorflow_datasets"}
+
+_STOPPED = "stopped; run the same command again to resume"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,6 +42,25 @@ def parser(module: str, description: str, examples: str) -> argparse.ArgumentPar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints a line to standard output or, `error`, to standard error, at once.
+
+    The work goes on where nobody reads it any more, such as `head`, and where standard error is
+    closed or full.
+
+    Raises:
+      CannotWrite: standard output is full.
+    """
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as failed:
+        with contextlib.suppress(OSError):  # what is buffered must not fail again at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not (error or isinstance(failed, BrokenPipeError)):
+            raise CannotWrite(f"cannot write to standard output: {failed.strerror}") from failed
 
 
 def given(text: str) -> str:
@@ -53,9 +80,43 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def exit_code(
-    run: Callable[[], int], *, interrupted: str = "stopped; run the same command again to resume"
-) -> int:
+def begin() -> None:
+    """Readies the process of a command, before its imports, which take seconds.
+
+    Ctrl-C ends it in one line: Python would print a traceback of whatever is imported, and JAX's
+    callbacks swallow exceptions. A signal that is ignored (`nohup`) stays ignored. Streams that are
+    closed become null: a data file would get their number, and other libraries' messages.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    with contextlib.suppress(Exception):  # the signal may have come in the middle of a print
+        sys.stdout.flush()
+    os.write(2, f"{_STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is an exception in the block, so that what is half written is removed."""
+    early = signal.getsignal(signal.SIGINT) is _stop
+    if early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if early:
+            signal.signal(signal.SIGINT, _stop)
+
+
+def exit_code(run: Callable[[], int], *, interrupted: str = _STOPPED) -> int:
     """Runs a command and returns its status; errors print one line instead of a traceback.
 
     Returns:
@@ -64,28 +125,29 @@ def exit_code(
       Ctrl-C, which prints `interrupted`.
     """
     try:
-        return run()
+        with _interruptible():
+            return run()
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else f": {error}"
-        print(f"error: this user has no permission{where}; change its mode", file=sys.stderr)
+        say(f"error: this user has no permission{where}; change its mode", error=True)
         return 2
     except ModuleNotFoundError as error:
         top = (error.name or "").partition(".")[0]
         remedy = "; pip install 'clipseg_jax[data]'" if top in _DATA else ""
-        print(f"error: {error}{remedy}", file=sys.stderr)
+        say(f"error: {error}{remedy}", error=True)
         return 2
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 74 if isinstance(error, OSError) and _passing(error) else 2
+        say(f"error: {error}", error=True)
+        return 74 if isinstance(error, OSError) and passing(error) else 2
     except MemoryError:
-        print("error: out of memory; use a machine with more, or smaller images", file=sys.stderr)
+        say("error: out of memory; use smaller images or batches, or another machine", error=True)
         return 74
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        say(interrupted, error=True)
         return 130
 
 
-def _passing(error: OSError) -> bool:
+def passing(error: OSError) -> bool:
     """Whether the error, or the one that it describes, may be gone by the next run."""
     causes = (error, error.__cause__)
     return any(isinstance(each, OSError) and each.errno in _PASSING for each in causes)

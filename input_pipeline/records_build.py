@@ -10,6 +10,11 @@ Exit status: 0, 2 after an error, which prints one line `error: ...`, 130 after 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.begin()  # before the imports below
+
 import argparse
 import dataclasses
 import os
@@ -79,7 +84,10 @@ def build(
         if labelled not in (0, len(members)):
             raise ValueError(f"split {split}: {labelled} of {len(members)} images have a label")
         if shards is not None and not 1 <= shards <= len(members):
-            raise ValueError(f"--shards {shards}: split {split} has {len(members)} images")
+            raise ValueError(
+                f"--shards {shards}: split {split} has {len(members)} images; give 1 to "
+                f"{len(members)}"
+            )
     labels_of_images: dict[str, dict[str, Any]] = {
         split: {"image_labels": image_labels(dataset, root, split, examples[split]).labels}
         if has_annotations(dataset, root, split)

@@ -186,6 +186,14 @@ def test_user_errors(config, tmp_path):
     config.stages = ("data", "train")
     with pytest.raises(ValueError, match="unknown stages train; maskclip has data, text"):
         main.run(config, tmp_path / "b")
+    for given, message in [
+        ((), "no stages; set --config.stages to some of data,text,"),
+        (("evaluate", "data", "text"), "order.*set --config.stages=data,text,evaluate$"),
+        (("data", "data"), "set --config.stages=data$"),
+    ]:
+        config.stages = given
+        with pytest.raises(ValueError, match=message):
+            main.run(config, tmp_path / "b")
     blocked = tmp_path / "file"
     blocked.write_text("")
     config.stages = ("data",)

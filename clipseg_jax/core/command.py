@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable
+
+import jax
 
 from clipseg_jax.core.interrupt import Interrupted
 from input_pipeline import commands
+
+# What devices say of too little memory; the last one is of XLA's kernels on CPUs.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "ut of memory", "YNNPACK operation failed")
 
 
 def exit_code(run: Callable[[], object]) -> int:
@@ -20,8 +25,26 @@ def exit_code(run: Callable[[], object]) -> int:
         try:
             run()
         except Interrupted as interrupted:
-            print(interrupted, file=sys.stderr)
+            commands.say(str(interrupted), error=True)
             return interrupted.exit_code
+        except jax.errors.JaxRuntimeError as error:
+            if any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise MemoryError from error
+            raise
+        except (RuntimeError, AssertionError) as error:
+            if _has_devices():
+                raise
+            raise ValueError(
+                f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}, and JAX finds no such "
+                "devices here; unset it, or for NVIDIA's GPUs: pip install 'clipseg_jax[gpu]'"
+            ) from error
         return 0
 
     return commands.exit_code(status)
+
+
+def _has_devices() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):  # of a platform that is unknown or not installed
+        return False

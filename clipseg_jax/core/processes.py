@@ -21,6 +21,8 @@ import numpy as np
 from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
+from input_pipeline import commands
+
 PEER_LOST = 75  # exit code, EX_TEMPFAIL: the same command resumes
 
 _HEARTBEAT_S = 30  # seconds without a heartbeat after which a process counts as lost
@@ -209,7 +211,7 @@ def leaving() -> bool:
 def leave(code: int, message: str = "") -> NoReturn:
     """Ends this process at once, and with it all others, with the same exit code."""
     if message:
-        print(message, file=sys.stderr)
+        commands.say(message, error=True)
     _over.set()
     if (client := _client()) is not None:
         # An error: another process was first, or the coordinator is gone.
@@ -219,8 +221,9 @@ def leave(code: int, message: str = "") -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, AttributeError):  # full, or closed when the process began
+            stream.flush()
     if _client() is not None and distributed.global_state.process_id == 0:
         time.sleep(_DELIVERY_S)  # the store ends with this process
     os._exit(code)

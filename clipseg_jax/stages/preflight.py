@@ -1,4 +1,4 @@
-"""Checks before stage one of what would stop a later stage: batches, weights, places."""
+"""Checks before stage one of what would stop a later stage: batches, weights, places, values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,24 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.checks import check_sizes, check_whole
+import weights_convert
+from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.core.files import check_local
 from clipseg_jax.inference import check_values
+from input_pipeline.batches.corruptions import check_corruption
 from input_pipeline.datasets.records import is_address
+from weights_convert.clip.choices import ACTIVATIONS
 
 # Config values that name files or folders, by their last word, and words they may be instead.
 _FILES = ("weights", "trained_weights", "init_weights", "file")
 _WORDS = ("random", "demo")
 # Stages that train one of several networks; any other training stage has the only one.
 _TRAINS = {"rectify": "rectifier", "distill": "student"}
+# The least value of whole numbers of `run`; -1: all pictures.
+_LEAST = {
+    "fsdp": 1, "max_buckets": 1, "log_every_steps": 1, "checkpoint_every_steps": 1,
+    "keep_checkpoints": 1, "pictures": -1,
+}  # fmt: skip
 
 
 def check(config: ConfigDict, stages: Collection[str]) -> None:
@@ -32,11 +40,7 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
     """
     _check_paths(config)
     _check_sizes(config)
-    if "inference" in config:
-        try:
-            check_values(config.inference)
-        except ValueError as error:
-            raise ValueError(f"--config.inference: {error}") from error
+    _check_values(config)
     if "text" in stages and not config.clip.weights:
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
@@ -48,12 +52,42 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
         _check_evaluation(config)
 
 
+def _check_values(config: ConfigDict) -> None:
+    """Values whose meaning does not depend on the method."""
+    for section in ("inference", "clip"):
+        try:
+            check_values(config.get(section) or {})
+        except ValueError as error:
+            raise ValueError(f"--config.{section}: {error}") from error
+    for section, values in config.items():
+        if isinstance(values, ConfigDict) and "dtype" in values:
+            check_choice(f"--config.{section}.dtype", values.dtype, ("float32", "bfloat16"))
+    clip = config.get("clip") or {}
+    for key in ("activation", "trained_activation"):
+        if clip.get(key) is not None:
+            check_choice(f"--config.clip.{key}", clip[key], ACTIVATIONS)
+    if "norm_eps" in clip:
+        check_number("--config.clip.norm_eps", clip["norm_eps"], 0, 1, above=True)
+    try:
+        weights_convert.check_choices(heads=clip.get("heads"))
+    except ValueError as error:
+        raise ValueError(f"--config.clip: {error}") from error
+    check_number("--config.run.opacity", config.run.opacity, 0, 1)
+    for key, least in _LEAST.items():
+        check_whole(f"--config.run.{key}", config.run[key], least)
+    if config.dataset.get("corruption"):
+        try:
+            check_corruption(config.dataset.corruption, config.dataset.corruption_level)
+        except ValueError as error:
+            raise ValueError(f"--config.dataset.corruption: {error}") from error
+
+
 def _check_paths(config: ConfigDict) -> None:
     for section, values in config.items():
         if not isinstance(values, ConfigDict):
             continue
         for key, value in values.items():
-            if key not in _FILES or not value or value in _WORDS:
+            if key not in _FILES or value is None or value in _WORDS:
                 continue
             check_local(value, key := f"--config.{section}.{key}")
             if not Path(value).exists():
@@ -61,7 +95,7 @@ def _check_paths(config: ConfigDict) -> None:
                     f"{key}={value} does not exist; correct the path, or run first what writes it"
                 )
     root = config.dataset.root
-    if not root or is_address(root):
+    if root is None or is_address(root):
         return
     check_local(root, "--config.dataset.root")
     if config.dataset.name != "demo_world" and not Path(root).exists():
@@ -86,12 +120,13 @@ def _trained(config: ConfigDict, stages: Collection[str]) -> list[str]:
     sections = [name for name, values in config.items() if "batch_size" in values and name != "run"]
     named = [_TRAINS[stage] for stage in stages if stage in _TRAINS]
     wanted = named or (sections if "train" in stages else [])
-    return [name for name in sections if name in wanted and not config[name].trained_weights]
+    # A new method's network may have no weights that are trained elsewhere.
+    return [name for name in sections if name in wanted and not config[name].get("trained_weights")]
 
 
 def _check_training(config: ConfigDict, section: str) -> None:
     """The batch of one training; in one process, devices that it does not fill are left out."""
-    if section == "student" and not config.student.init_weights:
+    if section == "student" and not config.student.get("init_weights", "random"):
         raise ValueError(
             "no initial weights; pass --config.student.init_weights=FILE (docs/checkpoints.md says "
             "where to get them), or =random for random weights"

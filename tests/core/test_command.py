@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 
+import jax
 import pytest
 
 from clipseg_jax.core.command import exit_code
@@ -33,6 +34,8 @@ def cannot_write(number):
         (Interrupted(number=signal.SIGTERM), 143),
         (Interrupted(number=signal.SIGINT), 130),
         (KeyboardInterrupt(), 130),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), 74),
+        (jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error"), 74),
     ],
     ids=repr,
 )
@@ -50,3 +53,20 @@ def test_a_missing_package_of_the_extra(capsys):
 
     assert exit_code(fail) == 2
     assert "pip install 'clipseg_jax[data]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'foo'"), AssertionError()], ids=repr
+)
+def test_platforms_that_are_not_here(error, capsys, monkeypatch):
+    def fail():
+        raise error
+
+    with pytest.raises(type(error)):  # JAX has devices: a mistake of ours, with a traceback
+        exit_code(fail)
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    assert exit_code(fail) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: JAX_PLATFORMS is 'foo', and JAX finds no such devices")
+    assert said.count("\n") == 1

@@ -1,6 +1,9 @@
 """The commands' own words: every wrong argument is one line and status 2."""
 
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -90,6 +93,35 @@ def test_errors_are_one_line(raised, code, words, capsys):
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+SAYS = """
+import sys
+from input_pipeline.commands import begin, exit_code, say
+begin()
+assert open(__import__("os").devnull).fileno() > 2
+sys.exit(exit_code(lambda: say("a warning", error=True) or say("done") or 0))
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "status"),
+    [
+        ("2>&-", 0),
+        ("2>/dev/full", 0),
+        (">&-", 0),
+        ("> >(exec true)", 0),  # a reader that has gone
+        (">/dev/full", 74),
+    ],
+)
+def test_streams_that_cannot_be_written(streams, status):
+    command = f"sleep 0.2; {shlex.quote(sys.executable)} -c {shlex.quote(SAYS)}"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) {streams}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert ("error: cannot write to standard output: No space left" in done.stderr) == bool(status)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

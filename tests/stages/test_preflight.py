@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 import configs
 from clipseg_jax.stages import preflight
@@ -77,11 +78,12 @@ def test_the_published_batch_of_one_device_runs_on_more(cluster):
     "name",
     ["clip.weights", "rectifier.trained_weights", "student.init_weights", "tags.file"],
 )
-@pytest.mark.parametrize("path", ["/nowhere/file.pt", "gs://bucket/file.pt"])
+@pytest.mark.parametrize("path", ["/nowhere/file.pt", "gs://bucket/file.pt", ""])
 def test_files_of_later_stages(name, path):
     config = demo_reclippp.get_config()
     config.update_from_flattened_dict({name: path})
-    with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}={path}"):
+    said = f"={path}" if path else " is empty"  # as a variable of the shell that is not set
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}{said}"):
         preflight.check(config, ("data",))
 
 
@@ -99,6 +101,9 @@ def test_roots(tmp_path):
     preflight.check(config, ("data", "text", "evaluate"))
     config.dataset.name, config.dataset.root = "voc12_20", "gs://bucket/records"
     preflight.check(config, ("data",))  # records are read from there
+    config.dataset.root = ""
+    with pytest.raises(ValueError, match=r"--config\.dataset\.root is empty"):
+        preflight.check(config, ("data",))
     config.dataset.root = str(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"--config\.dataset\.root=.*missing does not"):
         preflight.check(config, ("data",))
@@ -128,6 +133,17 @@ def test_weights_that_are_not_named(tmp_path):
         ({"inference.ratios": ()}, r"inference: ratios is \(\)"),
         ({"inference.background_threshold": 50.0}, "inference: background_threshold is 50.0"),
         ({"inference.temperature": 0.0}, "inference: temperature is 0.0"),
+        ({"clip.norm_eps": -1.0}, r"--config\.clip\.norm_eps is -1.0; give a number above 0"),
+        ({"clip.activation": "relu"}, r"--config\.clip\.activation is 'relu'; give 'quick"),
+        ({"clip.trained_activation": "GELU"}, r"--config\.clip\.trained_activation is 'GELU'"),
+        ({"clip.dtype": "float16"}, r"--config\.clip\.dtype is 'float16'; give 'float32' or"),
+        ({"clip.heads": (12,)}, r"--config\.clip: heads \(12,\)"),
+        ({"clip.std": (0.0, 1.0, 1.0)}, r"--config\.clip: std is"),
+        ({"run.opacity": 7.0}, r"--config\.run\.opacity is 7.0; give a number from 0 to 1"),
+        ({"run.fsdp": 0}, r"--config\.run\.fsdp is 0; give a whole number of at least 1"),
+        ({"run.pictures": -5}, r"--config\.run\.pictures is -5"),
+        ({"run.log_every_steps": 0}, r"--config\.run\.log_every_steps is 0"),
+        ({"dataset.corruption": "fog"}, r"--config\.dataset\.corruption: No corruption 'fog'"),
     ],
     ids=str,
 )
@@ -146,6 +162,17 @@ def test_pairs_of_training_are_checked():
     config.rectifier.crop_px, config.tags.crop_px = (96, 96), 0
     with pytest.raises(ValueError, match=r"--config\.tags\.crop_px is 0"):
         preflight.check(config, ())
+
+
+def test_a_network_without_weights_of_elsewhere(cluster):
+    """A new method's section may have a batch size alone (docs/new_method.md)."""
+    config = demo_maskclip.get_config()
+    with config.unlocked():
+        config.probe, config.train = ConfigDict({"batch_size": 3}), ConfigDict()
+        config.train.accumulate_steps = 1
+    cluster(2, 2)
+    with pytest.raises(ValueError, match=r"--config\.probe\.batch_size=3 cannot be shared"):
+        preflight.check(config, ("train",))
 
 
 RECIPES = sorted(path.stem for path in Path(configs.__file__).parent.glob("[a-z]*_*.py"))

@@ -27,6 +27,7 @@ from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.ops.pillow import pillow_bicubic
+from input_pipeline.text_lists import numbered_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,14 +198,12 @@ def read_tags(path: str | Path, classes: int, images: int | None = None) -> list
 
     Raises:
       ValueError: a line that is not a list of ids in 0..`classes` - 1, or not `images` lines; says
-        which line.
+        which line. Or see `numbered_lines`.
     """
-    try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}); give lists of ids") from error
-    tags = []
-    for number, line in enumerate(lines, 1):
+    tags: list[tuple[int, ...]] = []
+    for number, line in numbered_lines(path):
+        if number > len(tags) + 1:
+            raise ValueError(f"{path}, line {len(tags) + 1}: '' is not a list of ids")
         try:
             ids = json.loads(line)
         except (ValueError, RecursionError) as error:

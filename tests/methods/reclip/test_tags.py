@@ -99,6 +99,8 @@ def test_files_come_back_sorted(tmp_path):
     assert path.read_text() == "[12, 3]\n[]\n[5]\n"
     assert read_tags(path, 20, 3) == [(3, 12), (), (5,)]
     path.write_text(path.read_text().rstrip("\n"))  # the last newline may be missing
+    assert read_tags(path, 20, 3) == [(3, 12), (), (5,)]
+    path.write_text(path.read_text(), "utf-16")  # as some editors save it
     tags = read_tags(path, 20)
     np.testing.assert_array_equal(np.argwhere(tag_matrix(tags, 20)), [[0, 3], [0, 12], [2, 5]])
 
@@ -111,9 +113,11 @@ def test_files_come_back_sorted(tmp_path):
         ("[1]\n[2, 3\n", r"line 2: '\[2, 3' is not a list of ids"),
         ("[1]\n[2.5]\n", r"line 2: '\[2.5\]' is not a list of ids"),
         ("[1]\n\n[2]\n", "line 2: '' is not a list of ids"),
-        ("[1]\n\0\n", "line 2: .* is not a list of ids"),
-        ("[1]\n" + "[" * 100_000, "line 2: .* is not a list of ids"),
-        ("[1]\n[\udcff]\n", "tags.json is no text in UTF-8"),
+        ("[1]\n\0\n", "line 2 holds the control character"),
+        ("[1]\n" + "[" * 10_000, "line 2: .* is not a list of ids"),
+        ("[1]\n" + "[" * 100_000, "line 2 has 100000 characters"),
+        ("[1]\n[\udcff]\n", "tags.json, line 2, is not UTF-8"),
+        ("", "tags.json is an empty list"),
         ("[1]\n[2]\n[3]\n", "3 lines for 2 training images"),
         ("[1]\n", "1 lines for 2 training images"),
     ],
