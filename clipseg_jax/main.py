@@ -12,6 +12,11 @@ and 143 stopped by Ctrl-C and SIGTERM, 1 anything else.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import contextlib
 import importlib
 import sys
@@ -143,7 +148,7 @@ def main(argv: list[str]) -> int:
     if _SHOW.value:
         print("\n".join(shown(_CONFIG.value, _sources())))
         return 0
-    workdir = _WORKDIR.value or f"workdir/{_config_name()}"
+    workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
         check_local(workdir, "--workdir")

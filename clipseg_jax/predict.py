@@ -13,6 +13,11 @@ if at least one image has masks, 2 if none has or the command is wrong, 130 afte
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import argparse
 import contextlib
 import errno
@@ -38,6 +43,7 @@ from clipseg_jax.predict_records import (
     SKIPPED,
     Records,
     changed_settings,
+    stamp,
     write_settings,
     write_skipped,
 )
@@ -99,6 +105,7 @@ def _segment(
 ) -> LeftOut:
     """Segments images and stores the results; returns those that failed, with the reasons."""
     failed: LeftOut = []
+    stamps = [stamp(path) for path, _ in todo]
     with signals() as caught, tqdm(total=len(todo), unit="image", disable=None) as bar:
         caught.defer()
         for count, (i, result) in enumerate(segmenter([path for path, _ in todo]), 1):
@@ -107,7 +114,7 @@ def _segment(
                 if isinstance(result, BadImage):
                     raise result
                 save(result, path, records.out / name, opacity)
-                records.add(name, path, result.summary())
+                records.add(name, path, stamps[i], result.summary())
             except BadImage as error:
                 failed.append((path, str(error).removeprefix(f"{path}: ")))
             except CannotWrite as error:

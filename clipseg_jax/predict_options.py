@@ -10,15 +10,23 @@ from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words, templates
 from clipseg_jax.segmenter import DTYPES
 from input_pipeline import commands
-from input_pipeline.walk import open_regular
+from input_pipeline.text_lists import numbered_lines, printable
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads
+
+# An apostrophe may end a name, and so may a bracket: "mens'", "crane (bird)".
+_OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
 
 
 def parser(text: str) -> argparse.ArgumentParser:
     """The parser of the command line; `text` describes the command."""
     description, _, details = text.partition("\n\n")
     result = commands.parser("clipseg_jax.predict", description, details)
-    result.add_argument("images", nargs="+", help="image files, or folders searched for images")
+    result.add_argument(
+        "images",
+        nargs="+",
+        type=commands.given,
+        help="image files, or folders searched for images",
+    )
     result.add_argument("--classes", default="", help='class names: "cat, sofa, tv monitor"')
     result.add_argument(
         "--class",
@@ -28,13 +36,18 @@ def parser(text: str) -> argparse.ArgumentParser:
         metavar="NAME",
         help="one more class, whose name may have commas; may be repeated",
     )
-    result.add_argument("--classes-file", metavar="FILE", help="more classes, one a line")
+    result.add_argument(
+        "--classes-file", type=commands.given, metavar="FILE", help="more classes, one a line"
+    )
     result.add_argument(
         "--weights",
+        type=commands.given,
         required=True,
         help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
     )
-    result.add_argument("--out", default="masks", help="output folder (default: masks)")
+    result.add_argument(
+        "--out", type=commands.given, default="masks", help="output folder (default: masks)"
+    )
     result.add_argument(
         "--background",
         type=float,
@@ -79,12 +92,16 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Segmenter` but for weights and batch size, checked."""
-    names = [*_split(args.classes), *args.class_, *_names_in(args.classes_file)]
+    names = [
+        *_split("--classes", args.classes),
+        *args.class_,
+        *_names_in(args.classes_file),
+    ]
     if not names:
         raise ValueError(
             "the class list is empty; name at least one class: --classes, --class or --classes-file"
         )
-    words = _split(args.background_words)
+    words = _split("--background-words", args.background_words)
     threshold = check_number("--background", args.background, 0, 1)
     if words and threshold:
         raise ValueError(
@@ -107,34 +124,44 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         "refine": MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
         "dtype": args.dtype,
         "activation": args.activation,
-        "heads": parse_heads(args.heads) if args.heads else None,
+        "heads": None if args.heads is None else parse_heads(args.heads),
         "mode": "slide" if args.slide else "whole",
         "flip": args.flip,
     }
 
 
-def _split(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _split(option: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return _plain(option, names, "cat, sofa")
 
 
 def _names_in(path: str | None) -> list[str]:
     """The names of a file, one a line; empty lines and those that start with # are none."""
     if path is None:
         return []
+    option = f"--classes-file {path}"
     try:
-        with open_regular(path) as file:
-            content = file.read()
+        names = [line for _, line in numbered_lines(path) if not line.startswith("#")]
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"--classes-file {path} does not exist") from error
-    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # what Windows calls "Unicode"
-    try:
-        lines = content.decode("utf-16" if wide else "utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    names = [line.strip() for line in lines]
-    names = [name for name in names if name and not name.startswith("#")]
+        raise FileNotFoundError(f"{option} does not exist") from error
     if not names:
         raise ValueError(f"{path} names no class; write one name a line")
+    return _plain(option, names, "one a line")
+
+
+def _plain(option: str, names: list[str], form: str) -> list[str]:
+    """The names, if none has the quotes and brackets that Python, JSON or a shell put around it.
+
+    Raises:
+      ValueError: one has.
+    """
+    for name in names:
+        if name[0] in _OPENING or name[-1] in _CLOSING:
+            raise ValueError(
+                f"{option} has {printable(name)} with a quote or bracket around it, which would be "
+                f"part of the name; write plain names, {form}, and a name that has them with "
+                "--class"
+            )
     return names
 
 

@@ -21,9 +21,9 @@ _JPEG_END = b"\xff\xd9"
 
 
 class Records:
-    """The lines of an output folder's summary.jsonl: {"image", "mask", "bytes", "classes"}.
+    """The lines of an output folder's summary.jsonl: {"image", "mask", ..., "classes"}.
 
-    `bytes` is the size of the image file, which tells when it was replaced.
+    Between them stands the image file's `stamp`, which tells when it was replaced.
     """
 
     def __init__(self, out: Path):
@@ -42,7 +42,7 @@ class Records:
             return row is not None
         if os.path.exists(row["image"]):
             return os.path.exists(path) and os.path.samefile(row["image"], path)
-        return row.get("bytes") == _bytes(path)
+        return "bytes" in row and _has_stamp(row, path)
 
     def is_free(self, name: str, path: Path) -> bool:
         """Whether an image's results may have this name: no results of another image have it."""
@@ -52,7 +52,7 @@ class Records:
         """Whether the image is as it was and both results are whole."""
         return (
             self.holds(name, path)
-            and self.rows[name].get("bytes", _bytes(path)) == _bytes(path)
+            and _has_stamp(self.rows[name], path)
             and is_whole_png(self.out / f"{name}.png")
             and _is_whole_jpeg(self.out / f"{name}{OVERLAY}")
         )
@@ -67,9 +67,15 @@ class Records:
             write_atomic(self.out / SUMMARY, lambda file: file.write(text.encode("utf-8")))
             self._tidy = True
 
-    def add(self, name: str, path: Path, classes: Mapping[str, Any]) -> None:
-        """Appends the line of an image whose results are written."""
-        row = {"image": str(path), "mask": f"{name}.png", "bytes": _bytes(path), "classes": classes}
+    def add(
+        self, name: str, path: Path, stamped: Mapping[str, int], classes: Mapping[str, Any]
+    ) -> None:
+        """Appends the line of an image whose results are written.
+
+        `stamped`: the image's `stamp` from before it was read, so that one that is replaced
+        meanwhile is segmented again by the next run.
+        """
+        row = {"image": str(path), "mask": f"{name}.png", **stamped, "classes": classes}
         line = (json_text(row) + "\n").encode("utf-8")
         try:
             # A single call, so that a kill leaves the whole line or none.
@@ -83,6 +89,15 @@ class Records:
         if written < len(line):
             raise CannotWrite(f"cannot write {self.out / SUMMARY}: the disk is full")
         self.rows[name] = row
+
+
+def stamp(path: Path) -> dict[str, int]:
+    """Size and time of change of an image file; a moved file keeps both. Empty: there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return {}
+    return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
 def recorded_results(folder: Path) -> set[Path]:
@@ -141,11 +156,10 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     return rows, lines[-1] == b"" and len(rows) == len(lines) - 1
 
 
-def _bytes(path: Path) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None
+def _has_stamp(row: Mapping[str, Any], path: Path) -> bool:
+    """Whether an image file is the one of a line, whose stamp may be an earlier version's."""
+    now = stamp(path)
+    return bool(now) and all(row.get(key, value) == value for key, value in now.items())
 
 
 def _is_whole_jpeg(path: Path) -> bool:

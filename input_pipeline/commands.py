@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 # What a later run may find mended: the disk, the network or the machine's memory, not the command.
@@ -18,6 +22,8 @@ _PASSING = {
 }
 # Packages of the extra "data".
 _DATA = {"array_record", "cv2", "pycocotools", "tensorflow", "tensorflow_datasets"}
+
+_STOPPED = "stopped; run the same command again to resume"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,9 +59,37 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def exit_code(
-    run: Callable[[], int], *, interrupted: str = "stopped; run the same command again to resume"
-) -> int:
+def stop_at_once() -> None:
+    """Makes Ctrl-C end this process in one line: for a command's imports, which take seconds.
+
+    Python would print a traceback of whatever is imported, and JAX's callbacks swallow exceptions.
+    A signal that is ignored (`nohup`) stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    with contextlib.suppress(Exception):  # the signal may have come in the middle of a print
+        sys.stdout.flush()
+    os.write(2, f"{_STOPPED}\n".encode())
+    os._exit(128 + number)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is an exception in the block, so that what is half written is removed."""
+    early = signal.getsignal(signal.SIGINT) is _stop
+    if early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if early:
+            signal.signal(signal.SIGINT, _stop)
+
+
+def exit_code(run: Callable[[], int], *, interrupted: str = _STOPPED) -> int:
     """Runs a command and returns its status; errors print one line instead of a traceback.
 
     Returns:
@@ -64,7 +98,8 @@ def exit_code(
       Ctrl-C, which prints `interrupted`.
     """
     try:
-        return run()
+        with _interruptible():
+            return run()
     except PermissionError as error:
         where = f" for {error.filename}" if error.filename else f": {error}"
         print(f"error: this user has no permission{where}; change its mode", file=sys.stderr)

@@ -10,6 +10,11 @@ Exit status: 0, 2 after an error, which prints one line `error: ...`, 130 after 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import argparse
 import dataclasses
 import os

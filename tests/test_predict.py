@@ -86,7 +86,15 @@ def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
         (["--opacity=2"], "--opacity is 2.0; give a number from 0 to 1"),
         (["--pd=-1"], "--pd is -1.0"),
         (["--ks=inf"], "--ks is inf"),
-        (["--heads=12"], "heads (12,)"),
+        *(
+            ([f"--heads={text}"], f"--heads is '{text}'; give two numbers")
+            for text in ("12", "a,b", "-1,2", "", "12,8,4", "12,0", "1.5,2")
+        ),
+        *(
+            ([f"--classes={text}"], "which would be part of the name; write plain names, cat, sofa")
+            for text in ("'boat','fish'", "('boat', 'fish')", '"boat, fish"', "[boat, fish]")
+        ),
+        (["--background-words='sky'"], "--background-words has 'sky' with a quote"),
     ],
     ids=str,
 )
@@ -117,6 +125,16 @@ def test_wrong_usage_is_one_line(capsys):
         predict.main(["a.jpg", "--weights=demo", "--clases=cow"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["images", "--weights", "--out", "--classes-file"])
+def test_an_unset_variable_is_no_path(tmp_path, capsys, name):
+    """An empty path would be the current folder."""
+    paths, more = ([tmp_path, ""], []) if name == "images" else ([tmp_path], [f"{name}="])
+    with pytest.raises(SystemExit) as stopped:
+        command(tmp_path, *paths, more=more)
+    assert stopped.value.code == 2
+    assert f"argument {name}: it is empty; is a variable" in capsys.readouterr().err
 
 
 def test_an_unwritable_folder(tmp_path, capsys, pictures):

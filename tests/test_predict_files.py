@@ -193,6 +193,45 @@ def test_results_of_two_folders_have_two_names(tmp_path, capsys):
     assert np.asarray(Image.open(out / rows(out)[1]["mask"])).shape == (80, 90)
 
 
+def test_an_image_of_the_same_size_is_another(tmp_path, capsys, monkeypatch):
+    """All uncompressed pictures of a camera have equally many bytes."""
+    out, path = tmp_path / "out", paint(tmp_path / "d1/a.bmp", kind="BMP")
+    again = "images already have masks"
+    assert command(out, path) == command(out, path) == 0
+    assert f"1 of 1 {again}" in capsys.readouterr().out
+    os.utime(path, ns=(0, 7))  # replaced by a file with an older date
+    assert command(out, path) == 0
+    assert again not in capsys.readouterr().out
+    os.utime(paint(tmp_path / "d2/a.bmp", kind="BMP"), ns=(0, 9))
+    path.unlink()
+    assert command(out, tmp_path / "d2/a.bmp") == 0
+    assert again not in capsys.readouterr().out
+    assert len(rows(out)) == 2
+    # Replaced while it is segmented: the mask may be of either, so that it is made again.
+    save = predict.save
+
+    def meanwhile(result, image, *others):
+        save(result, image, *others)
+        os.utime(image, ns=(0, 11))
+
+    monkeypatch.setattr(predict, "save", meanwhile)
+    path = paint(tmp_path / "b.bmp", kind="BMP")
+    for _ in range(2):
+        assert command(out, path) == 0
+        assert again not in capsys.readouterr().out
+
+
+def test_a_summary_without_times_counts(tmp_path, capsys):
+    """As earlier versions wrote it."""
+    out, path = tmp_path / "out", paint(tmp_path / "a.png")
+    assert command(out, path) == 0
+    (row,) = rows(out)
+    del row["modified_ns"]
+    (out / "summary.jsonl").write_text(json.dumps(row) + "\n")
+    assert command(out, path) == 0
+    assert "1 of 1 images already have masks" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["line", "png", "jpeg", "gone", "double"])
 def test_results_that_are_not_whole_are_made_again(tmp_path, capsys, damage):
     out = tmp_path / "out"
@@ -283,8 +322,8 @@ def test_a_signal_stops_after_the_image(tmp_path, capfd, monkeypatch, number, st
 
 def test_class_names_with_commas_and_from_a_file(tmp_path):
     path, listed = paint(tmp_path / "a.png"), tmp_path / "classes.txt"
-    more = ["--class", "a sign, white on a pole", f"--classes-file={listed}"]
-    names = ["cow", "dog", "a sign, white on a pole", "caf\u00e9, closed", "car"]
+    more = ["--class", "a sign, white on a pole", "--class='lorry'", f"--classes-file={listed}"]
+    names = ["cow", "dog", "a sign, white on a pole", "'lorry'", "caf\u00e9, closed", "car"]
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         listed.write_bytes("# mine\n\ncaf\u00e9, closed \r\ncar".encode(encoding))
         assert command(tmp_path / encoding, path, more=more) == 0
@@ -294,7 +333,9 @@ def test_class_names_with_commas_and_from_a_file(tmp_path):
 def test_a_bad_file_of_classes_is_named(tmp_path, capsys):
     path, listed = paint(tmp_path / "a.png"), tmp_path / "classes.txt"
     for content, message in [
-        (b"caf\xe9, closed\n", "classes.txt is not UTF-8 text"),
+        (b"car\ncaf\xe9, closed\n", "classes.txt, line 2, is not UTF-8; save"),
+        (b"", "classes.txt is an empty list"),
+        (b"['car',\n'bus']", "has ['car', with a quote or bracket around it"),
         (b"# nothing\n", "classes.txt names no class"),
     ]:
         listed.write_bytes(content)

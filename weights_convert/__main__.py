@@ -68,13 +68,19 @@ def _parser() -> argparse.ArgumentParser:
         "Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
         _EXAMPLES,
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a directory")
+    parser.add_argument(
+        "source", metavar="SRC", type=commands.local_path, help="a checkpoint or a directory"
+    )
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("-o", "--output", metavar="DST", type=Path, help="convert to this file")
+    action.add_argument(
+        "-o", "--output", metavar="DST", type=commands.local_path, help="convert to this file"
+    )
     action.add_argument(
         "--inspect", action="store_true", help="print the kind of SRC, and all its keys"
     )
-    action.add_argument("--export", metavar="DST", type=Path, help="write for PyTorch, with --to")
+    action.add_argument(
+        "--export", metavar="DST", type=commands.local_path, help="write for PyTorch, with --to"
+    )
     parser.add_argument(
         "--to",
         choices=_LAYOUTS,
@@ -104,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip",
         metavar="CLIP",
-        type=Path,
+        type=commands.local_path,
         help="the CLIP that SRC was trained with, for exports that repeat it: required for reclip "
         "and for a clip_rc that was trained here, optional for weclip and maskclip_plus",
     )
@@ -112,7 +118,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns 0, or 2 after one line `error: ...` if the input is at fault."""
+    """Runs the command; returns its exit status.
+
+    0, 2 after one line `error: ...` if the input is at fault, or 130 after Ctrl-C.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
@@ -121,12 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to == RECLIP.name and args.clip is None:
         parser.error("--to reclip needs --clip CLIP")
     try:
-        args.heads = parse_heads(args.heads) if args.heads else None
+        args.heads = None if args.heads is None else parse_heads(args.heads)
     except ValueError as error:
         parser.error(str(error))
     if args.clip is not None and not takes_clip:
         names = ", ".join(name for name, fmt in FORMATS.items() if fmt.takes_clip)
         parser.error(f"--clip is only for --export with --to {names}")
+    return commands.exit_code(lambda: _work(args), interrupted="stopped; nothing was written")
+
+
+def _work(args: argparse.Namespace) -> int:
     try:
         if args.inspect:
             print("\n".join(map(_printable, inspect(args.source))))

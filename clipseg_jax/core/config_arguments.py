@@ -132,9 +132,9 @@ def _value(config: ConfigDict, key: str, text: str) -> str:
     if isinstance(default, ConfigDict):
         inner = ", ".join(f"{key}.{each}" for each in default)
         raise ValueError(f"--config.{key} is a section; set one of its values: {inner}")
-    if isinstance(default, tuple | list):
-        return repr(_items(key, text, tuple(default)))
     kind = section.get_type(name)
+    if kind in (tuple, list):
+        return repr(_items(key, text, default))
     if kind is str:
         return text
     try:
@@ -148,13 +148,19 @@ def _value(config: ConfigDict, key: str, text: str) -> str:
         raise ValueError(f"--config.{key}={text}: it takes {wanted}{example}") from None
 
 
-def _items(key: str, text: str, default: tuple) -> tuple:
-    """`a,b` or `('a','b')` as a tuple whose items have the types of the default's."""
+def _items(key: str, text: str, default: Sequence[Any] | None) -> tuple:
+    """`a,b`, `'a','b'` or `('a','b')` as a tuple whose items have the types of the default's.
+
+    A tuple without default is of whole numbers, such as `clip.heads`; one of no items is of words.
+    """
+    default = (1, 2) if default is None else default
     example = ",".join(map(str, default)) or "a,b"
+    if not text.strip():
+        raise ValueError(f"--config.{key} is empty; give values such as {example}, or () for none")
     wrong = ValueError(
         f"--config.{key}={text}: it takes values separated by commas, such as {example}"
     )
-    if text.strip()[:1] in ("(", "["):
+    if text.strip()[0] in "(['\"":
         try:
             items = ast.literal_eval(text)
         except (ValueError, SyntaxError):

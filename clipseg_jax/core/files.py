@@ -110,8 +110,10 @@ def check_local(path: str | Path, name: str) -> None:
     """Refuses an address such as gs://bucket, which would become a local folder of that name.
 
     Raises:
-      ValueError: an address; `name` is what the user calls it.
+      ValueError: an address, or nothing; `name` is what the user calls it.
     """
+    if not str(path).strip():
+        raise ValueError(f"{name} is empty; is a variable of the shell not set?")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
         raise ValueError(
             f"{name}={path} is an address, not a folder; mount it (for instance with gcsfuse or "

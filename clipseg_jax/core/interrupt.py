@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -18,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from clipseg_jax.core.processes import leave, leaving
 
+_ONE_SIGNAL_S = 1.0  # `timeout`, terminals and schedulers may send one signal twice
 _PATIENCE_S = 3.0  # for the main thread, which may be in a long computation, to stop by itself
 _AT_ONCE = "stopped; run the same command again to resume"
 
@@ -34,12 +36,13 @@ class Signals:
     """What a signal does in the block of `signals()`.
 
     At first it raises `Interrupted`. Between `defer()` and `at_once()` it is only recorded, and
-    `stop()` says so. A second one ends the process without saving.
+    `stop()` says so. A second one, later than a second, ends the process without saving.
     """
 
     def __init__(self) -> None:
         self._number: int | None = None  # of the first signal
         self._deferred = False
+        self._over = False  # what a signal was to stop is over
         self._agreed: jax.Array | None = None
 
     def defer(self) -> None:
@@ -54,6 +57,7 @@ class Signals:
         """
         self._deferred = False
         if self._number is not None:
+            self._over = True
             raise Interrupted(number=self._number)
 
     def stop(self) -> int | None:
@@ -71,19 +75,23 @@ class Signals:
         """The handler; Python calls it in the main thread, once that is back from C++."""
         self._number = self._number or number
         swallowed = frame is not None and frame.f_code.co_name in _CALLBACKS
-        if not self._deferred and not swallowed:
+        if not (self._deferred or self._over or swallowed):
+            self._over = True  # the next one is for `watch`: cleaning up must not be interrupted
             raise Interrupted(number=number)
 
     def watch(self, pipe: int) -> None:
         """Acknowledges signals, and ends a process whose main thread does not get to `handle`."""
-        seen = False
+        first: float | None = None  # the time of the first signal
         while received := os.read(pipe, 1):
             number = received[0]
             if number not in _NUMBERS:
                 continue
-            if seen:
+            now = time.monotonic()
+            if first is not None:
+                if now < first + _ONE_SIGNAL_S:
+                    continue
                 leave(128 + number, "stopped at once")
-            seen, self._number = True, self._number or number
+            first, self._number = now, self._number or number
             if self._deferred:
                 _say("stopping after this step and saving; once more to stop at once")
             else:
@@ -126,6 +134,7 @@ def signals() -> Iterator[Signals]:
     try:
         yield _current
     finally:
+        _current._over = True
         signal.set_wakeup_fd(pipe_before)
         for number, handler in handlers.items():
             # None: a handler that Python cannot restore, such as JAX's.

@@ -53,7 +53,7 @@ def _check_paths(config: ConfigDict) -> None:
         if not isinstance(values, ConfigDict):
             continue
         for key, value in values.items():
-            if key not in _FILES or not value or value in _WORDS:
+            if key not in _FILES or value is None or value in _WORDS:
                 continue
             check_local(value, key := f"--config.{section}.{key}")
             if not Path(value).exists():
@@ -61,7 +61,7 @@ def _check_paths(config: ConfigDict) -> None:
                     f"{key}={value} does not exist; correct the path, or run first what writes it"
                 )
     root = config.dataset.root
-    if not root or is_address(root):
+    if root is None or is_address(root):
         return
     check_local(root, "--config.dataset.root")
     if config.dataset.name != "demo_world" and not Path(root).exists():

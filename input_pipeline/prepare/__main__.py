@@ -6,6 +6,11 @@ prints one line `error: ...`, 130 after Ctrl-C.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from input_pipeline import commands
+
+    commands.stop_at_once()  # before the imports below
+
 import argparse
 import json
 import sys

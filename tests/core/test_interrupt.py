@@ -76,12 +76,56 @@ def start(code):
 
 def test_a_second_signal_ends_what_does_not_stop():
     run = start(BUSY)
-    for _ in range(2):
+    for wait in (0.3, 1.0):  # both are one, as `timeout` sends it
         run.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        time.sleep(wait)
+        assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
     _, errors = run.communicate(timeout=20)
     assert run.returncode == 143
     assert "stopped at once" in errors
+
+
+def test_a_second_signal_does_not_interrupt_what_cleans_up():
+    with signals() as caught:
+        with pytest.raises(Interrupted):
+            caught.handle(signal.SIGINT, None)
+        caught.handle(signal.SIGINT, None)  # is for `watch`, which ends the process
+    with signals() as caught:
+        caught.defer()
+        caught.handle(signal.SIGINT, None)
+        with pytest.raises(Interrupted):
+            caught.at_once()
+        caught.handle(signal.SIGINT, None)
+
+
+IMPORTING = """
+import runpy, sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("ready", flush=True)
+            time.sleep(60)
+sys.meta_path.insert(0, Slow())
+runpy.run_module({!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "clipseg_jax.main",
+        "clipseg_jax.predict",
+        "input_pipeline.prepare",
+        "input_pipeline.records_build",
+    ],
+)
+def test_commands_end_in_one_line_while_they_import(module):
+    run = start(IMPORTING.format(module))
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert errors == "stopped; run the same command again to resume\n"
 
 
 SWALLOWED = """

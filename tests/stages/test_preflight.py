@@ -77,11 +77,12 @@ def test_the_published_batch_of_one_device_runs_on_more(cluster):
     "name",
     ["clip.weights", "rectifier.trained_weights", "student.init_weights", "tags.file"],
 )
-@pytest.mark.parametrize("path", ["/nowhere/file.pt", "gs://bucket/file.pt"])
+@pytest.mark.parametrize("path", ["/nowhere/file.pt", "gs://bucket/file.pt", ""])
 def test_files_of_later_stages(name, path):
     config = demo_reclippp.get_config()
     config.update_from_flattened_dict({name: path})
-    with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}={path}"):
+    said = f"={path}" if path else " is empty"  # as a variable of the shell that is not set
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}{said}"):
         preflight.check(config, ("data",))
 
 
@@ -99,6 +100,9 @@ def test_roots(tmp_path):
     preflight.check(config, ("data", "text", "evaluate"))
     config.dataset.name, config.dataset.root = "voc12_20", "gs://bucket/records"
     preflight.check(config, ("data",))  # records are read from there
+    config.dataset.root = ""
+    with pytest.raises(ValueError, match=r"--config\.dataset\.root is empty"):
+        preflight.check(config, ("data",))
     config.dataset.root = str(tmp_path / "missing")
     with pytest.raises(FileNotFoundError, match=r"--config\.dataset\.root=.*missing does not"):
         preflight.check(config, ("data",))

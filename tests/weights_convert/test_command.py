@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import weights_convert
 from tests.weights_convert import toys
+from weights_convert import __main__ as command
 from weights_convert.__main__ import main
 from weights_convert.formats.torch_writer import write_torch
 
@@ -47,6 +49,22 @@ def test_convert_then_export(source, tmp_path, capsys):
             loaded = weights_convert.load_clip(target)
             value = np.asarray(loaded.model.visual.proj[...])
             np.testing.assert_array_equal(value, expected["visual.proj"].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "given", [["", "--inspect"], ["a.pt", "-o", ""], ["gs://bucket/a.pt", "-o", "b.pt"]]
+)
+def test_what_is_no_path_of_this_machine(given, capsys):
+    assert re.search("it is empty|is an address", _fails(capsys, *given))
+
+
+def test_interrupted(source, tmp_path, capsys, monkeypatch):
+    def interrupted(file, arrays, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "save_converted", interrupted)
+    assert main([str(source), "-o", str(tmp_path / "new.safetensors")]) == 130
+    assert capsys.readouterr().err == "stopped; nothing was written\n"
 
 
 def test_vision_only(source, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,15 +50,19 @@ def check_choices(
 
 
 def parse_heads(text: str) -> Heads:
-    """The value of `--heads`, such as "12,8".
+    """The value of `--heads`, such as "12,8" or, as in Python, "(12, 8)".
 
     Raises:
       ValueError: anything else.
     """
-    counts = tuple(int(part) if part.strip().isdecimal() else 0 for part in text.split(","))
-    check_choices(heads=counts)
-    vision, text_heads = counts
-    return vision, text_heads
+    parts = re.fullmatch(r"\(?\s*(\d{1,6})\s*,\s*(\d{1,6})\s*\)?", text.strip())
+    heads = (int(parts[1]), int(parts[2])) if parts else (0, 0)
+    if min(heads) < 1:
+        raise ValueError(
+            f"--heads is {text!r}; give two numbers, those of the image and of the text tower, "
+            "such as 12,8"
+        )
+    return heads
 
 
 def choose(config: CLIPConfig, activation: str | None, heads: Sequence[int] | None) -> CLIPConfig:
@@ -75,7 +80,9 @@ def choose(config: CLIPConfig, activation: str | None, heads: Sequence[int] | No
     try:
         check_heads(config)
     except ValueError as error:
-        raise CheckpointError(f"{error}; give its heads with `heads`, such as (12, 8)") from error
+        raise CheckpointError(
+            f"{error}; give its heads with `heads`, such as (12, 8), or --heads 12,8"
+        ) from error
     return config
 
 
