@@ -35,6 +35,7 @@ from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
+from input_pipeline.text_lists import printable
 from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
@@ -114,7 +115,8 @@ def _run_stages(
         done = _done(workdir, name)
         if processes.broadcast_from_main(done.exists()):
             records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
-            shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
+            parts = (f"{k} {v}" for k, v in records[name].items() if k != "prompts")
+            shown = printable(", ".join(parts))
             if main_process:
                 print(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue

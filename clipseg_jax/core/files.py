@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import write_atomic
 
 __all__ = [
@@ -51,7 +52,8 @@ def read_json(path: str | Path, remedy: str, *, kind: type = dict) -> Any:
       ValueError: a damaged file, or content of another type; names the file and the remedy.
       OSError: the file cannot be read.
     """
-    content = Path(path).read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
@@ -63,7 +65,7 @@ def read_json(path: str | Path, remedy: str, *, kind: type = dict) -> Any:
 
 def load_array(path: str | Path, remedy: str) -> np.ndarray:
     """The array of a .npy file; see `load_arrays`."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             array = np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:
@@ -83,7 +85,7 @@ def load_arrays(path: str | Path, remedy: str, *names: str) -> dict[str, np.ndar
       ValueError: a damaged file, or one without these arrays; names the file and the remedy.
       OSError: the file cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             with np.lib.npyio.NpzFile(file, allow_pickle=False) as saved:
                 arrays = {name: saved[name] for name in names}

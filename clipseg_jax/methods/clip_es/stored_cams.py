@@ -54,7 +54,7 @@ def write_cams(path: Path, cam: StoredCAM) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a file of CAMs is there and was not cut short; its content is not checked."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             end = file.seek(-22, os.SEEK_END)
             record = file.read()
     except OSError:
