@@ -133,3 +133,10 @@ def test_a_pipe_among_state_files_is_named_and_never_opened(tmp_path, read):
     os.mkfifo(tmp_path / "state")
     with pytest.raises(OSError, match="state is a named pipe"):
         read(tmp_path / "state")
+
+
+def test_compressed_arrays_are_not_unpacked(tmp_path):
+    """A file of some kilobytes must not fill the memory."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6))
+    with pytest.raises(ValueError, match="a is compressed, or larger than the file"):
+        load_arrays(tmp_path / "a.npz", REMEDY, "a")
