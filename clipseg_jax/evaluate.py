@@ -76,7 +76,7 @@ class Progress:
         if str(saved["plan"]) != plan:
             logging.warning("%s belongs to other batches; starting over", path)
             return fresh
-        return cls(confusion, images, batches, plan, pixels)
+        return cls(confusion.copy(), images, batches, plan, pixels)
 
     def save(self, path: Path) -> None:
         """Writes the counts atomically."""

@@ -36,6 +36,7 @@ from clipseg_jax.core.files import check_local, check_writable, read_json, write
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
 from input_pipeline import commands
+from input_pipeline.text_lists import printable
 from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
@@ -124,7 +125,8 @@ def _run_stages(
         done = _done(workdir, name)
         if processes.broadcast_from_main(done.exists()):
             records[name] = read_json(done, f"delete it and run again: stage {name} is repeated")
-            shown = ", ".join(f"{k} {v}" for k, v in records[name].items() if k != "prompts")
+            parts = (f"{k} {v}" for k, v in records[name].items() if k != "prompts")
+            shown = printable(", ".join(parts))
             if main_process:
                 commands.say(f"stage {name}: done before ({shown}); delete {done} to repeat it")
             continue

@@ -43,6 +43,7 @@ from clipseg_jax.predict_records import (
     SKIPPED,
     Records,
     changed_settings,
+    leads_to,
     stamp,
     write_settings,
     write_skipped,
@@ -185,7 +186,17 @@ def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool
 
 
 def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
-    """Checks that no result replaces an image, nor, in a new output folder, a file of the user."""
+    """Checks that no result replaces an image, nor, in a new output folder, a file of the user.
+
+    Raises:
+      ValueError: one would, or a link in the output folder leads out of it.
+    """
+    for folder in {os.path.dirname(name) for _, name in images}:
+        if elsewhere := leads_to(out, folder):
+            raise ValueError(
+                f"{out / folder} is a link that leads out of {out}, to {elsewhere}; remove it, or "
+                "choose another --out"
+            )
     inputs = {os.path.realpath(path) for path, _ in images}
     for path, name in images:
         for target in (out / f"{name}.png", out / f"{name}{OVERLAY}"):

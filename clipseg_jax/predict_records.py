@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from clipseg_jax.core.files import json_text, read_json, write_atomic, write_json
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, is_whole_png
 
 SUMMARY, SKIPPED, SETTINGS = "summary.jsonl", "skipped.jsonl", "settings.json"
 OVERLAY = "_overlay.jpg"  # after the name of an image's results
 _JPEG_END = b"\xff\xd9"
+_LONGEST_NAME = 255 - len(OVERLAY)  # bytes
 
 
 class Records:
@@ -79,7 +81,8 @@ class Records:
         line = (json_text(row) + "\n").encode("utf-8")
         try:
             # A single call, so that a kill leaves the whole line or none.
-            file = os.open(self.out / SUMMARY, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = os.open(self.out / SUMMARY, flags, 0o666)
             try:
                 written = os.write(file, line)
             finally:
@@ -139,21 +142,42 @@ def write_skipped(out: Path, skipped: Iterable[tuple[Path, str]]) -> None:
 def _read(path: Path) -> tuple[dict[str, dict[str, Any]], bool]:
     """The last line of each mask by the mask's name, and whether the file has nothing else."""
     rows: dict[str, dict[str, Any]] = {}
+    takes: dict[str, bool] = {}  # whether results may lie in a folder
     if not path.exists():
         return rows, True
-    content = path.read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     lines = content.split(b"\n")
     for line in lines[:-1]:
         try:
             row = json.loads(line)
             name = row["mask"].removesuffix(".png")
-            inside = not os.path.isabs(name) and ".." not in Path(name).parts
-            if inside and isinstance(row["image"], str):
+            folder = os.path.dirname(name)
+            if folder not in takes:
+                takes[folder] = _is_inside(path.parent, folder)
+            if takes[folder] and _is_name(os.path.basename(name)) and type(row["image"]) is str:
                 rows.pop(name, None)
                 rows[name] = row
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # torn by a kill, or by an editor: its image is made again
     return rows, lines[-1] == b"" and len(rows) == len(lines) - 1
+
+
+def leads_to(out: Path, folder: str) -> Path | None:
+    """Where `folder`, a path below `out`, really lies if that is not below `out`, by a link."""
+    real, root = Path(os.path.realpath(out / folder)), Path(os.path.realpath(out))
+    return None if real.is_relative_to(root) else real
+
+
+def _is_inside(out: Path, folder: str) -> bool:
+    """Whether `folder` is a path below `out` where results may lie: no link, no file."""
+    if os.path.isabs(folder) or ".." in Path(folder).parts or leads_to(out, folder):
+        return False
+    return os.path.isdir(out / folder) or not os.path.lexists(out / folder)
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", "..") and "\0" not in name and len(os.fsencode(name)) <= _LONGEST_NAME
 
 
 def _has_stamp(row: Mapping[str, Any], path: Path) -> bool:
@@ -164,7 +188,7 @@ def _has_stamp(row: Mapping[str, Any], path: Path) -> bool:
 
 def _is_whole_jpeg(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-len(_JPEG_END), os.SEEK_END)
             return file.read() == _JPEG_END
     except OSError:

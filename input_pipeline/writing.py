@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from input_pipeline.walk import open_regular
+
 # Of a file's temporary name, which is short because the file's own may be as long as names can be.
 _TEMPORARY = ".writing-"
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -78,7 +80,7 @@ def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
 def is_whole_png(path: Path) -> bool:
     """Whether a file ends as a PNG does; a truncated one does not."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-len(_PNG_END), os.SEEK_END)
             return file.read() == _PNG_END
     except OSError:

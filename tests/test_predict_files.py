@@ -370,3 +370,56 @@ def test_large_images_are_handled_some_rows_at_a_time(monkeypatch):
     for name, i in (("background", 0), ("dog", 2)):
         assert whole[1][name]["share"] == round(float(np.mean(labels == i)), 4)
         assert whole[1][name]["score"] == pytest.approx(scores[labels == i].mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["summary.jsonl", "settings.json", "a.png", "a_overlay.jpg"])
+def test_a_pipe_in_the_output_folder_is_never_opened(tmp_path, capsys, name):
+    paint(tmp_path / "in/a.png")
+    assert command(tmp_path / "out", tmp_path / "in") == 0
+    (tmp_path / "out" / name).unlink()
+    os.mkfifo(tmp_path / "out" / name)
+    capsys.readouterr()
+    code = command(tmp_path / "out", tmp_path / "in")
+    error = capsys.readouterr().err
+    if name.startswith("a"):  # a result that is none is made again
+        assert code == 0
+        assert (tmp_path / "out" / name).is_file()
+    else:
+        assert code == 2
+        assert f"{name} is a named pipe" in error
+
+
+def test_links_in_the_output_folder_lead_nowhere_else(tmp_path, capsys):
+    """An output folder may be a stranger's: results stay in it, whatever it holds."""
+    paint(tmp_path / "in/sub/a.png")
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.mkdir()
+    out.mkdir()
+    (out / "sub").symlink_to(victim)
+    assert command(out, tmp_path / "in") == 2
+    assert "is a link that leads out of" in capsys.readouterr().err
+    (out / "sub").unlink()
+    # A recorded name through a link is not used, nor are the lines written through one.
+    (out / "link").symlink_to(victim)
+    row = {"image": str(tmp_path / "in/sub/a.png"), "mask": "link/evil.png", "classes": {}}
+    (out / "summary.jsonl").write_text(json.dumps(row) + "\n")
+    assert command(out, tmp_path / "in", more=["--overwrite"]) == 0
+    assert masks(out) == ["sub/a.png"]
+    (out / "summary.jsonl").unlink()
+    (out / "summary.jsonl").symlink_to(victim / "new")
+    assert command(out, tmp_path / "in", more=["--overwrite"]) != 0
+    assert "summary.jsonl" in capsys.readouterr().err
+    assert not [*victim.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    ["a\0b.png", "\ud800.png", "settings.json/x.png", "../x.png", "m" * 300 + ".png", ".png"],
+)
+def test_impossible_names_in_the_records_are_not_used(tmp_path, mask):
+    image = paint(tmp_path / "in/a.png")
+    assert command(tmp_path / "out", image) == 0
+    row = {"image": str(image), "mask": mask, "classes": {}}
+    (tmp_path / "out/summary.jsonl").write_text(json.dumps(row) + "\n")
+    assert command(tmp_path / "out", image) == 0
+    assert [each["mask"] for each in rows(tmp_path / "out")] == ["a.png"]

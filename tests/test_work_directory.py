@@ -227,3 +227,10 @@ def test_a_second_run_is_refused(config, tmp_path):
         main.run(config, tmp_path)
     main.run(config, tmp_path)
     assert not [path for path in tmp_path.iterdir() if "lock" in path.name]
+
+
+def test_a_record_cannot_steer_the_terminal(config, tmp_path, capsys):
+    main.run(config, tmp_path)
+    (tmp_path / "data.done.json").write_text(json.dumps({"\x1b[31mred": "\x1b]0;title\x07"}))
+    main.run(config, tmp_path)
+    assert "\x1b" not in capsys.readouterr().out

@@ -5,15 +5,19 @@ JSON has no NaN and no infinity: both are written as null.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clipseg_jax.core.npy import parse_array
+from input_pipeline.walk import open_regular
 from input_pipeline.writing import write_atomic
 
 __all__ = [
@@ -51,7 +55,8 @@ def read_json(path: str | Path, remedy: str, *, kind: type = dict) -> Any:
       ValueError: a damaged file, or content of another type; names the file and the remedy.
       OSError: the file cannot be read.
     """
-    content = Path(path).read_bytes()
+    with open_regular(path) as file:
+        content = file.read()
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
@@ -63,9 +68,9 @@ def read_json(path: str | Path, remedy: str, *, kind: type = dict) -> Any:
 
 def load_array(path: str | Path, remedy: str) -> np.ndarray:
     """The array of a .npy file; see `load_arrays`."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
+            array = parse_array(file.read())
         except Exception as error:
             raise _damaged(path, error, remedy) from error
     return array
@@ -83,16 +88,22 @@ def load_arrays(path: str | Path, remedy: str, *names: str) -> dict[str, np.ndar
       ValueError: a damaged file, or one without these arrays; names the file and the remedy.
       OSError: the file cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
-            with np.lib.npyio.NpzFile(file, allow_pickle=False) as saved:
-                arrays = {name: saved[name] for name in names}
-        # NumPy and zipfile raise more than a dozen kinds of errors for damaged files.
+            data = file.read()
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                return {name: _member(archive, name, len(data)) for name in names}
+        # zipfile raises more than a dozen kinds of errors for damaged files.
         except Exception as error:
             raise _damaged(path, error, remedy) from error
-    if wrong := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise _damaged(path, f"no array {wrong[0]}", remedy)
-    return arrays
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """An array of an archive of `size` bytes, in which nothing is compressed."""
+    info = archive.getinfo(f"{name}.npy")
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+        raise ValueError(f"{name} is compressed, or larger than the file")
+    return parse_array(archive.read(info))
 
 
 def check_writable(folder: str | Path) -> Path:

@@ -11,6 +11,7 @@ import jax
 from absl import logging
 
 from clipseg_jax.core.files import json_text, write_atomic
+from input_pipeline.walk import open_regular
 
 
 def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
@@ -20,12 +21,17 @@ def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
       path: the file; none has no records.
       kinds: name -> Python type of the values that a record must have.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    lines = _content(path).split(b"\n") if path.exists() else []
     records = [_record(line, kinds) for line in lines if line.strip()]
     whole = [record for record in records if record is not None]
     if damaged := len(records) - len(whole):
         logging.warning("%s: %d damaged lines, as a kill leaves, are left out", path, damaged)
     return whole
+
+
+def _content(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def _record(line: bytes, kinds: Mapping[str, type]) -> dict[str, Any] | None:

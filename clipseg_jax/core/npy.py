@@ -27,14 +27,14 @@ from clipseg_jax.core.safe_pickle import (
 )
 from input_pipeline.walk import open_regular
 
-# As NumPy writes it, for all versions of the format. Its own parser evaluates Python, and reserves
-# memory for whatever shape a file names.
+# As NumPy and others write it, for all versions of the format. NumPy's own parser evaluates Python,
+# and reserves memory for whatever shape a file names.
 _HEADER = re.compile(
-    rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)\{'descr': '([^']{1,20})', "
-    rb"'fortran_order': (False|True), 'shape': \(((?:[0-9]{1,18}, ?)*[0-9]{0,18})\), \} *\n",
+    rb"\x93NUMPY(?:\x01\x00..|[\x02\x03]\x00....)\{ ?'descr': ?'([^']{1,20})', ?"
+    rb"'fortran_order': ?(False|True), ?'shape': ?\(((?:[0-9]{1,18}, ?)*[0-9]{0,18})\),? ?\} *\n",
     re.DOTALL,
 )
-_PLAIN = re.compile(r"[<>|=]?(?:[biufc][0-9]{1,2}|\?|b1)")
+_PLAIN = re.compile(r"[<>|=]?(?:[biufc][0-9]{1,2}|[US][0-9]{1,6}|\?|b1)")
 
 
 class _NumpyArray(Sealed):
@@ -82,7 +82,7 @@ def parse_array(data: bytes) -> np.ndarray:
     """
     header = _HEADER.match(data)
     if header is None or not _PLAIN.fullmatch(code := header[1].decode("latin1")):
-        raise ValueError("no .npy file of numbers")
+        raise ValueError("no .npy file of numbers or text")
     shape = sizes([int(number) for number in header[3].split(b",") if number.strip()])
     dtype = np.dtype(code)
     if len(data) - header.end() != math.prod(shape) * dtype.itemsize:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 
 import numpy as np
 import pytest
 
 from clipseg_jax.core.files import json_text, load_array, load_arrays, read_json, write_json
+from clipseg_jax.core.json_lines import read_lines
 
 REMEDY = "delete it and run again"
 
@@ -116,3 +118,25 @@ def test_json_holds_no_nan(tmp_path):
     assert json_text(value) == json.dumps(strict)
     path.write_text('{"a": NaN, "b": -Infinity}')  # as earlier versions wrote it
     assert read_json(path, REMEDY) == {"a": None, "b": None}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_json(path, "delete it"),
+        lambda path: load_array(path, "delete it"),
+        lambda path: load_arrays(path, "delete it", "a"),
+        read_lines,
+    ],
+)
+def test_a_pipe_among_state_files_is_named_and_never_opened(tmp_path, read):
+    os.mkfifo(tmp_path / "state")
+    with pytest.raises(OSError, match="state is a named pipe"):
+        read(tmp_path / "state")
+
+
+def test_compressed_arrays_are_not_unpacked(tmp_path):
+    """A file of some kilobytes must not fill the memory."""
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6))
+    with pytest.raises(ValueError, match="a is compressed, or larger than the file"):
+        load_arrays(tmp_path / "a.npz", REMEDY, "a")

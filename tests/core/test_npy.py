@@ -42,7 +42,7 @@ def test_an_array(array):
         saved(np.zeros(4)).replace(b"(4,)", b"(-4,)"),
         saved(np.zeros(4)).replace(b"'<f8'", b"'|O8'"),
         saved(np.zeros(4)).replace(b"(4,)", b"(((((4)))))"),
-        saved(np.array(["text"])),
+        saved(np.zeros(2, [("a", "f4")])),
         saved(np.array([{}], object), allow_pickle=True),
     ],
 )

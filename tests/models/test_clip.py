@@ -131,6 +131,8 @@ def test_tokenizer_limits():
     assert cut[0, -1] == 49407
     with pytest.raises(ValueError, match=r"2000 token embeddings, .*vocab\.json"):
         Tokenizer(tokenizer.merges, embeddings=2000)("cat")
+    with pytest.raises(ValueError, match="a merge is listed twice"):
+        Tokenizer([("a", "b"), ("a", "b")])
 
 
 @pytest.mark.parametrize(

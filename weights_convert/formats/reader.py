@@ -10,6 +10,7 @@ import mmap
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,11 +138,15 @@ def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
                     f"a zip archive whose directory takes {end[_DIRECTORY_BYTES]:,} bytes"
                 )
             with zipfile.ZipFile(file) as archive:
-                return {info.filename: info for info in archive.infolist()}
+                members = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise CheckpointError(
             f"a damaged zip archive ({described(error)}), probably truncated; download it again"
         ) from error
+    names = {info.filename: info for info in members}
+    if len(names) < len(members):
+        raise CheckpointError("a zip archive with two members of one name; download it again")
+    return names
 
 
 def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
@@ -170,7 +175,12 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Checkpoint:
         start += 30 + sum(struct.unpack("<HH", mapped[start + 26 : start + 30]))
         if start + info.file_size > len(mapped):
             raise CheckpointError(f"{name} extends beyond the end of the file; download it again")
-        return memoryview(mapped)[start : start + info.file_size]
+        data = memoryview(mapped)[start : start + info.file_size]
+        # 0: not computed, which PyTorch can be told.
+        if info.CRC and zlib.crc32(data) != info.CRC:
+            raise CheckpointError(f"{name} has another checksum than stated; download it again")
+        release(np.frombuffer(data, np.uint8))
+        return data
 
     storages: dict[str, Storage] = {}
     left = len(mapped)

@@ -7,9 +7,7 @@ code saves at full size is these maps upsampled, which is cheap on a device.
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.npy import parse_array
+from clipseg_jax.core.files import load_arrays, write_atomic
 from clipseg_jax.stages.data import readable_batches
 from clipseg_jax.stages.image_classes import (
     Present,
@@ -54,7 +51,7 @@ def write_cams(path: Path, cam: StoredCAM) -> None:
 def is_whole(path: Path) -> bool:
     """Whether a file of CAMs is there and was not cut short; its content is not checked."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             end = file.seek(-22, os.SEEK_END)
             record = file.read()
     except OSError:
@@ -70,36 +67,24 @@ def read_cams(path: Path, class_number: int) -> StoredCAM:
       ValueError: a damaged file, classes that do not exist, or maps that are not in [0, 1].
       OSError: no file, or one that cannot be read.
     """
-    with open_regular(path) as file:
-        data = file.read()
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            classes, maps = (_member(archive, name, len(data)) for name in ("classes", "maps"))
-        if maps.ndim != 3 or classes.shape != maps.shape[:1] or 0 in maps.shape:
-            raise ValueError(f"maps {maps.shape} for classes {classes.shape}")
-        if classes.dtype != np.int32 or maps.dtype != np.float32:
-            raise ValueError(f"maps of {maps.dtype} for classes of {classes.dtype}")
-        ids = classes.tolist()
-        if len(set(ids)) < len(ids) or not set(ids) <= set(range(class_number)):
-            raise ValueError(f"classes {ids}, not different ids in 0..{class_number - 1}")
-        if not np.all((maps >= 0) & (maps <= 1)):  # nor NaN
-            raise ValueError("values that are not in 0..1")
-    # zipfile raises more than a dozen kinds of errors for damaged archives.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        reason = reason[:200] if reason.isprintable() else ascii(reason[:200])
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {reason}); {_REMEDY}"
-        ) from error
+    classes, maps = load_arrays(path, _REMEDY, *StoredCAM._fields).values()
+    if wrong := _wrong(classes, maps, class_number):
+        raise ValueError(f"{path} is damaged ({wrong}); {_REMEDY}")
     return StoredCAM(classes, maps)
 
 
-def _member(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
-    """An array of an archive of `size` bytes, in which nothing is compressed."""
-    info = archive.getinfo(f"{name}.npy")
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
-        raise ValueError(f"{name} is compressed, or larger than the file")
-    return parse_array(archive.read(info))
+def _wrong(classes: np.ndarray, maps: np.ndarray, class_number: int) -> str:
+    """What is wrong with CAMs; "": nothing."""
+    if maps.ndim != 3 or classes.shape != maps.shape[:1] or 0 in maps.shape:
+        return f"maps {maps.shape} for classes {classes.shape}"
+    if classes.dtype != np.int32 or maps.dtype != np.float32:
+        return f"maps of {maps.dtype} for classes of {classes.dtype}"
+    ids = classes.tolist()
+    if len(set(ids)) < len(ids) or not set(ids) <= set(range(class_number)):
+        return f"classes {ids}, not different ids in 0..{class_number - 1}"
+    if not np.all((maps >= 0) & (maps <= 1)):  # nor NaN
+        return "values that are not in 0..1"
+    return ""
 
 
 def batches_with_cams(

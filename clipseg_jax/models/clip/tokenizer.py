@@ -68,6 +68,8 @@ class Tokenizer:
         self.merges: list[tuple[str, str]] = [(left, right) for left, right in merges]
         self.ids = dict(vocabulary(merges) if ids is None else ids)
         self._embeddings = embeddings
+        if len(set(self.merges)) < len(self.merges):
+            raise ValueError("a merge is listed twice")
         if ids is not None:
             _check_ids(self.merges, self.ids)
         self._rank = {pair: i for i, pair in enumerate(self.merges)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import resource
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import weights_convert
 from tests.weights_convert import toys
-from weights_convert import CheckpointError
+from weights_convert import CheckpointError, read
 from weights_convert.formats.safetensors import write
 from weights_convert.formats.torch_writer import write_torch
 
@@ -308,3 +309,22 @@ def test_a_safetensors_header_of_any_length(tmp_path):
         first.add(path.read_bytes()[0])
         toys.assert_same(weights_convert.read_state_dict(path), arrays)
     assert 0x80 in first
+
+
+def test_a_flipped_bit_in_an_archive_is_told(tmp_path):
+    path = write_torch(tmp_path / "a.pth", {"a": np.arange(1000, dtype=np.float32)})
+    content = bytearray(path.read_bytes())
+    content[content.index(np.arange(1000, dtype=np.float32).tobytes()) + 6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="data/0 has another checksum than stated"):
+        read(path)
+
+
+def test_a_member_twice_is_refused(tmp_path):
+    path = write_torch(tmp_path / "a.pth", {"a": np.arange(10, dtype=np.float32)})
+    with zipfile.ZipFile(path, "a") as archive:
+        name = next(n for n in archive.namelist() if n.endswith("data/0"))
+        with warnings.catch_warnings(action="ignore"):
+            archive.writestr(name, bytes(40))
+    with pytest.raises(CheckpointError, match="two members of one name"):
+        read(path)
