@@ -175,6 +175,7 @@ _COSTS = {
     pickle.EMPTY_SET: 224, pickle.FROZENSET: 224, pickle.EMPTY_DICT: 240, pickle.DICT: 240,
     pickle.EMPTY_LIST: 96, pickle.LIST: 96, pickle.MARK: 128, pickle.REDUCE: 300,
     pickle.NEWOBJ: 300, pickle.NEWOBJ_EX: 300, pickle.OBJ: 300, pickle.INST: 300,
+    pickle.PERSID: 300, pickle.BINPERSID: 300,
     pickle.PUT: 96, pickle.BINPUT: 96, pickle.LONG_BINPUT: 96, pickle.MEMOIZE: 96,
 }  # fmt: skip
 # Their results are as large as the file says.
@@ -342,7 +343,7 @@ for _code, _step in _PureUnpickler.dispatch.items():
 def resolve(content: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
     """A structure with plain dictionaries and lists for its containers, and `leaf` of the rest.
 
-    A part that is referred to several times is made once.
+    A part that is referred to several times is made once, a `Sealed` leaf as well.
 
     Raises:
       UnpicklingError: a container that holds itself, too many within each other, or shared parts
@@ -353,11 +354,14 @@ def resolve(content: Any, leaf: Callable[[Any], Any] = lambda value: value) -> A
 
     def walk(value: Any, depth: int) -> tuple[Any, int, int]:
         """The result, its number of entries, and how deep it is."""
-        if not isinstance(value, (dict, list, tuple, set)):
+        if not isinstance(value, (dict, list, tuple, set, Sealed)):
             return leaf(value), 1 + (len(value) // 64 if isinstance(value, (str, bytes)) else 0), 0
         if id(value) in done:
             if (found := done[id(value)]) is None:
                 raise pickle.UnpicklingError("a container that holds itself")
+            return found
+        if isinstance(value, Sealed):
+            done[id(value)] = found = leaf(value), 1, 0
             return found
         if depth == _DEEPEST:
             raise too_deep

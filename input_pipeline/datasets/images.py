@@ -13,6 +13,8 @@ from typing import BinaryIO, Protocol, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from input_pipeline.datasets.jpeg_scans import check_scans
+from input_pipeline.datasets.label_samples import label_samples
 from input_pipeline.datasets.metadata import without_metadata
 from input_pipeline.text_lists import one_line
 from input_pipeline.walk import NotAFile, open_regular
@@ -98,6 +100,7 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     Raises:
       Exception: of many kinds, if the file is damaged that the image still reads from.
     """
+    check_scans(image)
     image.load()
     if image.mode == "F":
         raise ValueError("floating-point samples have no defined range; save it with 8 bits")
@@ -169,26 +172,21 @@ def read_label(
 ) -> np.ndarray:
     """Class ids (h, w) int32 of a grey or palette PNG; `ignore_label` marks ignored pixels.
 
-    Of palette PNGs the indices are the ids; colours do not matter. A palette of greys that are not
-    the indices leaves open which of them are meant: the first such file of a folder is logged.
+    The ids are the samples as stored, whatever their bits; of palette PNGs the indices, colours do
+    not matter. A palette of greys that are not the indices leaves open which of them are meant:
+    the first such file of a folder is logged.
 
     Args:
       num_classes: ids must be below it, after `reduce_zero_label`; None: not checked.
       reduce_zero_label: in the file 0 means "no class" and i + 1 is class i.
 
     Raises:
-      BadLabel: missing or damaged, a colour image, a JPEG, or an id out of range.
+      BadLabel: missing or damaged, a colour image, a JPEG, a TIFF whose 0 is white, or an id out of
+        range.
     """
 
     def decode(image: Image.Image) -> np.ndarray:
-        if image.format in ("JPEG", "MPO"):
-            raise ValueError("it is a JPEG, which changes ids; save the ids as a grey PNG")
-        if len(image.getbands()) != 1 or image.mode == "F":
-            raise ValueError(
-                f"it is a colour image (mode {image.mode}), not class ids; save the ids as a "
-                f"grey or palette PNG"
-            )
-        ids = np.asarray(image)
+        ids = label_samples(image)
         if image.mode == "P":
             _warn_of_greys(path, image, ids)
         return ids.astype(np.int32)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from input_pipeline.datasets.images import BadFile
+from input_pipeline.datasets.images import MAX_PIXELS, BadFile
 from input_pipeline.datasets.layout import Example, Layout
 from input_pipeline.datasets.records_index import check_index
 from input_pipeline.text_lists import one_line, printable
@@ -41,6 +41,9 @@ _RANDOM_ACCESS = {
     "file_reader_buffer_size": 1 << 15,
 }
 _OPEN_SHARDS = 256
+# Bounds on what a record unpacks to; ArrayRecord has none. An index packs to a tenth.
+_TIMES_PACKED = 64
+_LARGEST_RECORD = 8 * MAX_PIXELS  # bytes: an image of 16-bit RGB, and its label map
 
 
 class RecordsError(OSError):
@@ -161,7 +164,10 @@ def read_index(home: str) -> dict[str, Any]:
     path = os.path.join(home, INDEX)
     reader = open_shard(path)
     try:
-        index = json.loads(reader.read([0])[0])
+        content = reader.read([0])[0]
+        if not is_address(path) and len(content) > _TIMES_PACKED * os.path.getsize(path):
+            raise ValueError(f"it unpacks to {len(content):,} bytes")
+        index = json.loads(content)
         if not isinstance(index, dict):
             raise ValueError("it is no dictionary")
         if index.get("format") == FORMAT:
@@ -224,6 +230,8 @@ def _record(shard: str, position: int, description: str) -> Any:
 
     try:
         content = _shard(shard).read([position])[0]
+        if len(content) > _LARGEST_RECORD:
+            raise BadFile(f"{description}: {len(content):,} bytes, more than an image; remove it")
         features = tf_example_pb2.Example.FromString(content).features.feature
     except DecodeError as error:
         raise BadFile(f"{description}: damaged; build the folder again") from error

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Callable
 from typing import Any
 
 from input_pipeline.datasets.images import MAX_PIXELS
+
+_LONGEST_FILE_NAME = 255  # bytes
 
 
 def check_index(index: dict[str, Any]) -> None:
@@ -27,9 +30,10 @@ def check_index(index: dict[str, Any]) -> None:
         checks = {
             "source": _is_list(stored.get("source"), lambda each: isinstance(each, str)),
             "labels": isinstance(stored.get("labels"), bool),
-            "names": _is_list(names, lambda each: isinstance(each, str)),
+            "names": _is_list(names, _is_name) and len(set(names)) == len(names),
             "sizes": _is_list(sizes, _is_size),
-            "shards": _is_list(shards, _is_shard),
+            "shards": _is_list(shards, _is_shard)
+            and len({shard["file"] for shard in shards}) == len(shards),
             "image_labels": _is_list(
                 stored.get("image_labels", []), lambda ids: _is_list(ids, _is_count)
             ),
@@ -43,6 +47,18 @@ def check_index(index: dict[str, Any]) -> None:
 
 def _is_list(value: Any, is_right: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(is_right, value))
+
+
+def _is_name(value: Any) -> bool:
+    """Whether results of this name are files below their folder, at a path of no other name."""
+    return (
+        isinstance(value, str)
+        and value == posixpath.normpath(value) != "."
+        and not value.startswith(("/", "../"))
+        and value != ".."
+        and "\0" not in value
+        and all(len(part.encode()) <= _LONGEST_FILE_NAME for part in value.split("/"))
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -64,5 +80,5 @@ def _is_shard(value: Any) -> bool:
         and _is_count(value.get("bytes"))
         and isinstance(value.get("file"), str)
         and os.path.basename(value["file"]) == value["file"] not in ("", ".", "..")
-        and "\0" not in value["file"]
+        and value["file"].isprintable()  # it stands in messages
     )

@@ -122,6 +122,7 @@ def test_plain_keys():
     [
         b"\x8f" * 50_000,  # sets of one byte each
         b"(" * 80_000,
+        b"NQ" * 40_000,
         text("x" * 10_000) + b"q\x000" + named("_codecs", "encode")
         + b"q\x010](" + b"h\x01h\x00\x85R" * 4000 + b"e",
     ],
@@ -129,7 +130,7 @@ def test_plain_keys():
 def test_the_budget(body, monkeypatch):
     monkeypatch.setattr(safe_pickle, "LEAST_ALLOWED", 10**7)
     with pytest.raises(pickle.UnpicklingError, match="fill the memory"):
-        load(body)
+        load(body, persistent_load=str)
 
 
 def test_the_budget_follows_the_file(monkeypatch):
@@ -146,6 +147,12 @@ def test_a_shared_part_is_made_once():
 
 def test_leaves_are_converted():
     assert resolve({"x": [1, (2.0, "y")], "z": {3}}, str) == {"x": ["1", ["2.0", "y"]], "z": ["3"]}
+
+
+def test_a_sealed_leaf_is_converted_once():
+    function, made = Function(int), []
+    resolved = resolve([function, {"a": function}], lambda value: made.append(value) or len(made))
+    assert resolved == [1, {"a": 1}]
 
 
 def nested(levels):

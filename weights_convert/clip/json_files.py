@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from weights_convert.errors import CheckpointError
+from weights_convert.formats.json_keys import once_each
 
 _MOST_BYTES = 64 * 2**20  # tokenizer.json of a large vocabulary has 20 MB
 
@@ -41,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         content = json.loads(
-            text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant
+            text, object_pairs_hook=once_each, parse_float=_finite, parse_constant=_no_constant
         )
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested too deep; download it again") from error
@@ -76,15 +77,6 @@ def whole_number(content: dict[str, Any], name: str, default: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
         raise ValueError(f"{name} is {value!r:.60}, not a whole number from 1 on")
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.60} is listed twice")
-    return content
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,7 @@ import mmap
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ _FREELY_REPEATED, _TIMES_STORED = 16 * 2**20, 4
 _LARGEST_PICKLE = 256 * 2**20  # one of 100,000 tensors takes 20 MB
 # To list an archive takes some 20 times the bytes of its directory; 100,000 members need 12 MB.
 _LARGEST_DIRECTORY = 24 * 2**20
+_LARGEST_NAMES, _BESIDE_A_NAME = 256 * 2**20, 100  # bytes; of 100,000 tensors: 20 MB
 _end_record: Any = zipfile._EndRecData  # type: ignore[attr-defined]
 _DIRECTORY_BYTES = 5  # its place in the record
 
@@ -210,20 +211,23 @@ def _same_or_new(storages: dict[str, Storage], key: str, new: Storage) -> Storag
 
 def _read_legacy(mapped: mmap.mmap) -> Any:
     storages: dict[str, Storage] = {}
-    views: list[tuple[Storage, Storage, int]] = []  # part, whole, first element
+    views: dict[tuple[str, int, int], Storage] = {}  # parts, by whole, first element and count
 
     def load_storage(kind: Any, key: str, count: Any, view: Any = None, *_: Any) -> Storage:
         whole = _same_or_new(storages, key, Storage(kind, count))
         if view is None:
             return whole
         _, offset, size = view
-        part, (offset,) = Storage(kind, size), sizes((offset,))
+        offset, size = sizes((offset, size))
+        if (key, offset, size) in views:
+            return views[key, offset, size]
+        part = Storage(kind, size)
         if offset > whole.count - part.count:
             raise CheckpointError(
                 f"elements {offset} to {offset + part.count} of storage {shown(key)}, which has "
                 f"{whole.count}; the file is damaged"
             )
-        views.append((part, whole, offset))
+        views[key, offset, size] = part
         return part
 
     def load() -> Any:  # from the map itself: a copy would be as large as the file
@@ -254,8 +258,8 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     if lost := [key for key, storage in storages.items() if storage.data is None]:
         shortened = ", ".join(map(shown, lost[:5]))
         raise CheckpointError(f"no data for the storages {shortened}; download it again")
-    for part, whole, offset in views:
-        part.data = whole.data[offset : offset + part.count]  # type: ignore[index]
+    for (key, offset, size), part in views.items():
+        part.data = storages[key].data[offset : offset + size]  # type: ignore[index]
     return resolve(content)
 
 
@@ -263,14 +267,22 @@ def tensors(content: Any, prefix: str = "") -> dict[str, np.ndarray]:
     """All arrays of nested dictionaries, by their keys joined with dots.
 
     Raises:
-      CheckpointError: a name that no terminal shows, or a very long one.
+      CheckpointError: a name that no terminal shows, a very long one, or very many.
     """
     out: dict[str, np.ndarray] = {}
-    _collect(content, prefix, out)
+    taken = 0
+    for name, array in _named(content, prefix):
+        taken += len(name) + _BESIDE_A_NAME
+        if taken > _LARGEST_NAMES:
+            raise CheckpointError(
+                f"names of tensors of more than {_LARGEST_NAMES:,} bytes, by parts that are "
+                "referred to many times; save the weights alone (model.state_dict())"
+            )
+        out[name] = array
     return out
 
 
-def _collect(content: Any, prefix: str, out: dict[str, np.ndarray]) -> None:
+def _named(content: Any, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():
@@ -280,6 +292,6 @@ def _collect(content: Any, prefix: str, out: dict[str, np.ndarray]) -> None:
         if not is_name(name):
             raise CheckpointError(f"a tensor's name {shown(name)} of {len(name)} letters")
         if isinstance(value, np.ndarray):
-            out[name] = value
+            yield name, value
         else:
-            _collect(value, f"{name}.", out)
+            yield from _named(value, f"{name}.")

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from clipseg_jax.core.safe_pickle import is_name, shown, sizes
+from weights_convert.formats.json_keys import once_each
 from weights_convert.formats.pickles import elements
 
 DTYPES: dict[str, Any] = {
@@ -46,18 +47,18 @@ def parse(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Arrays by name, as read-only views of `mapped`, and the metadata.
 
     Raises:
-      ValueError: another format, or arrays that extend beyond the end.
+      ValueError: another format, arrays that extend beyond the end or share bytes, a name twice.
       UnpicklingError, KeyError, TypeError, AttributeError, RecursionError: a damaged header.
     """
     (length,) = struct.unpack("<Q", mapped[:8])
     if not 2 <= length <= min(_LONGEST_HEADER, len(mapped) - 8) or mapped[8:9] != b"{":
         raise ValueError("no safetensors header")
-    header = json.loads(mapped[8 : 8 + length])
+    header = json.loads(mapped[8 : 8 + length], object_pairs_hook=once_each)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise ValueError("metadata of anything but text")
     start = 8 + length
-    out = {}
+    found = {}
     for name, entry in header.items():
         if not is_name(name):
             raise ValueError(f"a tensor's name {shown(name)}")
@@ -71,9 +72,31 @@ def parse(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise ValueError(
                 f"{shown(name)} extends beyond the end of the file, which is truncated"
             )
-        raw = memoryview(mapped)[start + begin : start + end]
-        out[name] = elements(raw, dtype).reshape(shape)
-    return out, metadata
+        found[name] = begin, end, dtype, shape
+    _check_places({name: place for name, (*place, _, _) in found.items()}, len(mapped) - start)
+    data = memoryview(mapped)[start:]
+    arrays = {
+        name: elements(data[begin:end], dtype).reshape(shape)
+        for name, (begin, end, dtype, shape) in found.items()
+    }
+    return arrays, metadata
+
+
+def _check_places(places: dict[str, list[int]], size: int) -> None:
+    """Every byte of the data belongs to one tensor, as the package `safetensors` has it too.
+
+    Raises:
+      ValueError: tensors that share bytes, which many of them could copy, or bytes of none.
+    """
+    position = 0
+    for name, (begin, end) in sorted(places.items(), key=lambda item: item[1]):
+        if begin < position:
+            raise ValueError(f"{shown(name)} shares bytes of the file with another tensor")
+        if begin > position:
+            raise ValueError(f"bytes {position} to {begin} of the data belong to no tensor")
+        position = end
+    if position < size:
+        raise ValueError(f"bytes {position} to {size} of the data belong to no tensor")
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

@@ -334,18 +334,22 @@ def change_index(folder, key, value):
         ("names", None, "names cannot"),
         ("names", lambda names: names.append(3), "names cannot"),
         ("names", lambda names: names.append("more"), "not equally many"),
+        ("names", lambda names: names.__setitem__(0, names[1]), "names cannot"),
         ("sizes", lambda sizes: sizes.pop(), "not equally many"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3, -4]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [3, 4.5]), "sizes cannot"),
         ("sizes", lambda sizes: sizes.__setitem__(0, [10**6, 10**6]), "sizes cannot"),
         ("shards", lambda shards: shards.append({}), "shards cannot"),
+        ("shards", lambda shards: shards.append(shards[0]), "shards cannot"),
         ("shards", lambda shards: shards[0].update(records=10**15), "not equally many"),
         ("shards", lambda shards: shards[0].update(records="1"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(bytes=-1), "shards cannot"),
         ("shards", lambda shards: shards[0].update(file="/etc/passwd"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(file="../x"), "shards cannot"),
         ("shards", lambda shards: shards[0].update(file=".."), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="a\x1b[31m"), "shards cannot"),
+        ("shards", lambda shards: shards[0].update(file="a\0"), "shards cannot"),
         ("image_labels", [[0]], "not equally many"),
         ("image_labels", "none", "image_labels cannot"),
     ],
@@ -359,6 +363,25 @@ def test_an_index_of_strangers_is_checked(copy, key, value, said):
     assert said in message
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "/a", "//a", "../a", "a/../../b", "a/..", "./a", "a//b", "a/", "a\0b", "\ud800",
+     "ä" * 128],
+)  # fmt: skip
+def test_names_of_results_elsewhere_are_refused(copy, name):
+    change_index(copy, "names", lambda names: names.__setitem__(0, name))
+    with pytest.raises(records.RecordsError, match=rf"^{copy / records.INDEX}: damaged \("):
+        VOC12_20.index(copy, "val")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "..a", "a..b/c.d", "日本/語", " ", "a\\b", "a\nb", "a" * 255]
+)
+def test_other_names_are_taken(copy, name):
+    change_index(copy, "names", lambda names: names.__setitem__(0, name))
+    assert VOC12_20.index(copy, "val")[0].name == name
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"[" * 100_000, b"\xff", b'{"format": {}}', b"3"])
 def test_an_index_that_is_none_is_named(copy, content):
     (copy / records.INDEX).unlink()
@@ -367,6 +390,23 @@ def test_an_index_that_is_none_is_named(copy, content):
     writer.close()
     with pytest.raises(records.RecordsError, match=records.INDEX):
         VOC12_20.index(copy, "val")
+
+
+def test_an_index_that_unpacks_to_very_much_is_not_parsed(copy):
+    (copy / records.INDEX).unlink()
+    writer = array_record_module.ArrayRecordWriter(str(copy / records.INDEX), "group_size:1,zstd:3")
+    writer.write(b'{"format": 1, "a": [' + b" " * 10**7 + b"]}")
+    writer.close()
+    with pytest.raises(records.RecordsError, match=r"damaged \(it unpacks to 10,000,022 bytes\)"):
+        VOC12_20.index(copy, "val")
+
+
+def test_a_record_larger_than_an_image_is_named(places, monkeypatch):
+    image = VOC12_20.index(places[1], "val")[0].image_path
+    monkeypatch.setattr(records, "_LARGEST_RECORD", 100)
+    monkeypatch.setattr(records, "_last", threading.local())
+    with pytest.raises(BadFile, match=r"record 0 .*, more than an image; remove it"):
+        image.read_bytes()
 
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xff\xff", b"no example"])
