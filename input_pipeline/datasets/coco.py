@@ -25,7 +25,7 @@ from input_pipeline.text_lists import one_line
 from input_pipeline.walk import open_regular
 
 CLASSES = 80
-_MAX_DRAWN = 1 << 36  # pixels of all objects of an image: a minute or so
+_MAX_STEPS = 1 << 31  # of all objects of an image: ten seconds or so; COCO's need 4e7
 _MAX_AREA = 1e300
 _MAX_NAME = 255  # of file systems
 _KEPT = ("id", "image_id", "category_id", "area", "segmentation")
@@ -116,17 +116,18 @@ def draw(image: AnnotatedImage) -> np.ndarray:
     """
     if image.unknown:
         raise BadLabel(f"{image.name}: category {image.unknown[0]} is not one of COCO's 80")
-    if len(image.objects) * image.size[0] * image.size[1] > _MAX_DRAWN:
+    share = _MAX_STEPS // max(len(image.objects), 1)
+    if share < image.size[0] * image.size[1]:
         raise BadLabel(
             f"{image.name}: {len(image.objects)} objects are too many for {image.size[0]} x "
             f"{image.size[1]} pixels"
         )
-    labels = np.zeros(image.size, np.uint8)
+    labels = np.zeros(image.size, np.uint8, order="F")  # as pycocotools' masks: 30 times as fast
     # Drawn from back to front. Sorting is stable, so of equal areas the first in the file is on
     # top.
     for each in reversed(sorted(image.objects, key=lambda each: each.area)):
         try:
-            inside = coco_outlines.mask(each.outline, image.size)
+            inside = coco_outlines.mask(each.outline, image.size, share)
         except ImportError:
             raise
         except Exception as error:  # pycocotools raises all kinds of errors on damaged outlines
@@ -135,8 +136,8 @@ def draw(image: AnnotatedImage) -> np.ndarray:
                 f"{each.label} ({one_line(error)}); mend or drop it"
             ) from error
         if inside is not None:
-            labels[inside.astype(bool)] = each.label + 1
-    return labels
+            np.copyto(labels, each.label + 1, where=inside.view(bool))
+    return np.ascontiguousarray(labels)
 
 
 def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

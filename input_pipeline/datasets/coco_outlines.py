@@ -14,6 +14,7 @@ import numpy as np
 
 _MAX_POLYGONS = 10_000  # of an object
 _MAX_LENGTH = 1 << 21  # of a polygon, in pixels
+_STEPS = 5  # that a pixel of an outline takes; a pixel of a mask takes one
 
 
 def pack(outline: Any) -> Any:
@@ -26,11 +27,12 @@ def pack(outline: Any) -> Any:
         return outline
 
 
-def mask(outline: Any, size: tuple[int, int]) -> np.ndarray | None:
+def mask(outline: Any, size: tuple[int, int], most: int = 1 << 31) -> np.ndarray | None:
     """Mask (h, w) uint8 of an outline; None: it has no area.
 
     Args:
       size: (height, width) of the image.
+      most: steps that the polygons may take, some nanoseconds each.
 
     Raises:
       ValueError: it cannot be drawn, or is not of an image of this size.
@@ -47,19 +49,19 @@ def mask(outline: Any, size: tuple[int, int]) -> np.ndarray | None:
     if isinstance(outline, dict):
         code = {"size": list(size), "counts": _counts(outline, size)}
         return rle.decode(rle.frPyObjects(code, height, width))
-    polygons = _polygons(outline, size)
+    polygons = _polygons(outline, size, most)
     if not polygons:
         return None
     return rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
 
 
-def _polygons(outline: Any, size: tuple[int, int]) -> list[list[float]]:
+def _polygons(outline: Any, size: tuple[int, int], most: int) -> list[list[float]]:
     """The polygons of an outline that have an area."""
     if not isinstance(outline, list):
         raise ValueError("its segmentation is neither polygons nor a run-length code")
     if len(outline) > _MAX_POLYGONS:
         raise ValueError(f"it has {len(outline)} polygons, more than {_MAX_POLYGONS}")
-    side, kept = max(size), []
+    side, kept, total = max(size), [], 0.0
     for polygon in outline:
         if not isinstance(polygon, array.array):
             raise ValueError("its segmentation is not a list of polygons, lists of numbers")
@@ -73,12 +75,15 @@ def _polygons(outline: Any, size: tuple[int, int]) -> list[list[float]]:
                 f"a polygon has the coordinate {points.flat[np.abs(points).argmax()]:g}, far "
                 f"outside of the image of {size[0]} x {size[1]}"
             )
-        if np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1, initial=0).sum() > (
-            _MAX_LENGTH
-        ):
+        length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1, initial=0).sum()
+        total += float(length)
+        if length > _MAX_LENGTH:
             raise ValueError(f"a polygon is longer than {_MAX_LENGTH} pixels")
         if len(points) > 2:  # pycocotools takes two points for a box
             kept.append(polygon.tolist())
+    # Each polygon is merged with all before it.
+    if total * (_STEPS + len(kept)) > most:
+        raise ValueError(f"its {len(kept)} polygons of {total:.0f} pixels take too long")
     return kept
 
 

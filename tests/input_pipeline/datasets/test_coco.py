@@ -105,6 +105,20 @@ def test_outlines_that_cannot_be_drawn(outline, said):
         coco.draw(image)
 
 
+@pytest.mark.parametrize(
+    ("size", "count", "outline", "said"),
+    [
+        ((13_000, 13_000), 100, box(0, 0, 9, 9), "100 objects are too many for 13000 x 13000"),
+        ((2_000, 2_000), 1, box(0, 0, 2_000, 2_000) * 600, "600 polygons of 4800000 pixels take"),
+        ((500, 500), 5_000, [box(0, 0, 500, 500)[0] * 40], "1 polygons of 80000 pixels take"),
+    ],
+)
+def test_outlines_that_take_long_are_not_drawn(size, count, outline, said, monkeypatch):
+    monkeypatch.setattr(rle, "frPyObjects", pytest.fail)
+    with pytest.raises(BadLabel, match=said):
+        coco.draw(coco.AnnotatedImage("x", size, [drawn(3, outline)] * count))
+
+
 @pytest.mark.parametrize("outline", [[], [[]], [[5, 5]], [[5, 5, 20, 10]]])
 def test_outlines_without_area_draw_nothing(outline):
     image = coco.AnnotatedImage("x", SIZE, [drawn(5, box(0, 0, 2, 2)), drawn(3, outline)])
