@@ -21,11 +21,13 @@ _TYPES = {
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
 _STRUCT, _FIRST_NUMERIC = 2, 6  # classes of arrays
 _MAX_BYTES = 1 << 28  # of a decompressed array
+_HEAD = 1 << 10  # bytes in which an array has its flags, shape and name
+_NAMES = ("LabelMap", "GTcls")
 
 
 class _Element(NamedTuple):
     kind: int
-    data: bytes
+    data: memoryview
 
 
 class _Array(NamedTuple):
@@ -47,8 +49,11 @@ def read_ids(content: bytes) -> np.ndarray:
     if order is None:
         raise ValueError("it is not a MATLAB file of version 5")
     try:
-        for element in _elements(content[_HEADER:], order):
+        for element in _elements(memoryview(content)[_HEADER:], order):
             if element.kind == _COMPRESSED:
+                # Others may be many, and each a thousand times as large as in the file.
+                if _array(_head(element.data, order), order).name not in _NAMES:
+                    continue
                 (element,) = _elements(_decompressed(element.data), order)
             array = _array(element, order)
             if array.name == "LabelMap":
@@ -60,7 +65,7 @@ def read_ids(content: bytes) -> np.ndarray:
     raise ValueError("it contains neither LabelMap nor GTcls")
 
 
-def _elements(data: bytes, order: str) -> Iterator[_Element]:
+def _elements(data: memoryview, order: str) -> Iterator[_Element]:
     at = 0
     while at < len(data):
         kind, length = struct.unpack_from(f"{order}II", data, at)
@@ -76,12 +81,19 @@ def _elements(data: bytes, order: str) -> Iterator[_Element]:
         at = end if kind == _COMPRESSED else end + -end % 8
 
 
-def _decompressed(data: bytes) -> bytes:
+def _head(data: memoryview, order: str) -> _Element:
+    """The beginning of a compressed element."""
+    head = zlib.decompressobj().decompress(data, _HEAD)
+    kind, _ = struct.unpack_from(f"{order}II", head)
+    return _Element(kind, memoryview(head)[8:])
+
+
+def _decompressed(data: memoryview) -> memoryview:
     decompressor = zlib.decompressobj()
     content = decompressor.decompress(data, _MAX_BYTES)
     if decompressor.unconsumed_tail:
         raise ValueError(f"it is damaged: an array has more than {_MAX_BYTES} bytes")
-    return content
+    return memoryview(content)
 
 
 def _array(element: _Element, order: str) -> _Array:
@@ -91,7 +103,7 @@ def _array(element: _Element, order: str) -> _Array:
     flags, shape, name = (_next(parts) for _ in range(3))
     (kind,) = struct.unpack_from(f"{order}I", flags.data)
     sizes = struct.unpack(f"{order}{len(shape.data) // 4}i", shape.data)
-    return _Array(name.data.decode("latin-1"), kind & 0xFF, sizes, parts)
+    return _Array(str(name.data, "latin-1"), kind & 0xFF, sizes, parts)
 
 
 def _next(parts: Iterator[_Element]) -> _Element:
@@ -106,7 +118,7 @@ def _field(array: _Array, name: str, order: str) -> _Array:
     if array.kind != _STRUCT or array.shape != (1, 1):
         raise ValueError(f"{array.name} is not one structure")
     (length,) = struct.unpack_from(f"{order}I", _next(array.parts).data)
-    names = _next(array.parts).data
+    names = bytes(_next(array.parts).data)
     if not 0 < length <= len(names):
         raise ValueError(f"{array.name} has no fields")
     for start in range(0, len(names), length):

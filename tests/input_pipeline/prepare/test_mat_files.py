@@ -71,6 +71,15 @@ def test_a_bomb_is_not_unpacked(monkeypatch):
         read_ids(content)
 
 
+def test_bombs_of_other_arrays_are_not_unpacked(monkeypatch):
+    """Many may lie before the ids, each of some kilobytes."""
+    content = saved({"Other": np.zeros((100, 1000)), "LabelMap": IDS}, True)
+    monkeypatch.setattr(mat_files, "_MAX_BYTES", 1 << 12)
+    np.testing.assert_array_equal(read_ids(content), IDS)
+    with pytest.raises(ValueError, match="neither LabelMap nor GTcls"):
+        read_ids(saved({"Other": np.zeros((100, 1000))}, True))
+
+
 def test_a_shape_that_lies(monkeypatch):
     content = saved({"LabelMap": IDS.astype(np.uint8)})
     at = content.index(struct.pack("<ii", *IDS.shape))
