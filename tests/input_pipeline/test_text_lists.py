@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax.stages.label_list import read_label_list
+from input_pipeline import text_lists
 from input_pipeline.datasets.catalog import VOC12_21, folder
 from input_pipeline.prepare.__main__ import main
 from input_pipeline.prepare.conversions import sbd_jobs
@@ -55,6 +56,19 @@ def test_what_is_wrong_is_said_with_the_lists_name(tmp_path, name):
     if name in BAD:
         with pytest.raises(BadList, match=said):
             read_label_list(path, 20)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("a\n" * 11, "more than 10 lines"), ("a b c d e f\n" * 2, "more than 10 words")],
+)
+def test_lists_of_too_many_entries(tmp_path, monkeypatch, content, said):
+    """Each takes much more memory than its bytes in the file."""
+    (tmp_path / "list.txt").write_text(content)
+    for limit in ("_MAX_LINES", "_MAX_WORDS"):
+        monkeypatch.setattr(text_lists, limit, 10, raising=False)
+    with pytest.raises(BadList, match=rf"list\.txt has {said}"):
+        read_list(tmp_path / "list.txt")
 
 
 def test_texts_of_files_are_shown_as_one_short_line():
