@@ -21,11 +21,13 @@ import numpy as np
 from input_pipeline.datasets import coco_outlines
 from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
 from input_pipeline.datasets.images import MAX_PIXELS, BadFile, BadLabel
+from input_pipeline.json_memory import check_json
 from input_pipeline.text_lists import one_line
 from input_pipeline.walk import open_regular
 
 CLASSES = 80
 _MAX_STEPS = 1 << 31  # of all objects of an image: ten seconds or so; COCO's need 4e7
+_MAX_BYTES = 1 << 31  # four times instances_train2017.json
 _MAX_AREA = 1e300
 _MAX_NAME = 255  # of file systems
 _KEPT = ("id", "image_id", "category_id", "area", "segmentation")
@@ -78,8 +80,7 @@ def read_instances(path: Path) -> dict[str, AnnotatedImage]:
       BadFile: missing, truncated, or not a file of COCO's objects; names the entry that is wrong.
     """
     try:
-        with open_regular(path) as file:
-            content = json.load(file, object_pairs_hook=_entry)
+        content = _content(path)
     except FileNotFoundError as error:
         raise BadFile(
             f"{path}: no such file; unpack COCO's annotations_trainval*.zip there"
@@ -138,6 +139,15 @@ def draw(image: AnnotatedImage) -> np.ndarray:
         if inside is not None:
             np.copyto(labels, each.label + 1, where=inside.view(bool))
     return np.ascontiguousarray(labels)
+
+
+def _content(path: Path) -> Any:
+    with open_regular(path) as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MB")
+    check_json(data)
+    return json.loads(data, object_pairs_hook=_entry)
 
 
 def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
