@@ -57,7 +57,10 @@ def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
                     "upgrade_net_proto_binary"
                 )
             if number == _LAYER:
-                out |= _named(*_layer(value))
+                arrays = _named(*_layer(value))
+                if twice := out.keys() & arrays.keys():
+                    raise ValueError(f"it holds {shown(min(twice))} twice")
+                out |= arrays
     except CheckpointError:
         raise
     except DAMAGE as error:
@@ -86,6 +89,8 @@ def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
     if kind == "bn":
         mean, var, count = blobs
         divisor = count.reshape(-1)[0] or np.float32(1)  # 0 if the network was never trained
+        if not 0 < divisor < np.inf:
+            raise ValueError(f"the scale factor of {shown(name)} is {divisor}")
         return _leaves(
             f"{unit}.bn", ("running_mean", "running_var"), [mean / divisor, var / divisor]
         )
@@ -113,7 +118,7 @@ def _blob(message: memoryview) -> np.ndarray:
     """A read-only view of the data of a blob."""
     shape: list[int] | None = None
     old_shape: dict[int, int] = {}
-    parts = []
+    data: memoryview | bytearray = memoryview(b"")
     for number, value in _fields(message):
         if number == _SHAPE:
             dims = [_varints(v) if isinstance(v, memoryview) else [v]
@@ -122,16 +127,22 @@ def _blob(message: memoryview) -> np.ndarray:
         elif number in _OLD_SHAPE and isinstance(value, int):
             old_shape[number] = value
         elif number == _DATA:
-            parts.append(np.frombuffer(value, "<f4"))
+            if not isinstance(value, memoryview):
+                raise ValueError("a blob with whole numbers")
+            if len(data) == 0:
+                data = value
+            else:  # unpacked, each number is a field of its own
+                data = data if isinstance(data, bytearray) else bytearray(data)
+                data += value
     if shape is None:
         shape = [old_shape.get(number, 1) for number in _OLD_SHAPE]
         while len(shape) > 1 and shape[0] == 1:  # vectors were stored as (1, 1, 1, n)
             shape.pop(0)
     shape = list(sizes(shape))
-    data = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
-    if data.size != math.prod(shape):
-        raise ValueError(f"a blob of {data.size} values for the shape {shape}")
-    return data.reshape(shape)
+    values = np.frombuffer(memoryview(data).toreadonly(), "<f4")
+    if values.size != math.prod(shape):
+        raise ValueError(f"a blob of {values.size} values for the shape {shape}")
+    return values.reshape(shape)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
