@@ -202,11 +202,11 @@ def _add_objects(images: dict[int | str, AnnotatedImage], entries: list[dict[str
     for entry in entries:
         number, where = entry.get("id"), entry.get("image_id")
         category, area = entry.get("category_id"), entry.get("area")
-        if not isinstance(where, int | str) or where not in images:
+        if type(where) not in (int, str) or where not in images:
             raise ValueError(f"annotation {number} has the image_id {where!r}, no image's id")
-        if not isinstance(category, int):
+        if type(category) is not int:
             raise ValueError(f"annotation {number} has the category_id {category!r}, no number")
-        if not isinstance(area, int | float) or not -_MAX_AREA < area < _MAX_AREA:
+        if type(area) not in (int, float) or not -_MAX_AREA < area < _MAX_AREA:
             raise ValueError(f"annotation {number} has the area {area!r}, no number")
         image = images[where]
         label = int(labels[category - 1]) if 1 <= category <= 90 else 255

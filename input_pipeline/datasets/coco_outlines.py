@@ -89,8 +89,9 @@ def _polygons(outline: Any, size: tuple[int, int], most: int) -> list[list[float
 
 def _counts(code: dict[str, Any], size: tuple[int, int]) -> Sequence[int]:
     """The runs of a run-length code of an image of this size."""
-    if code.get("size") != list(size):
-        raise ValueError(f"its run-length code is for an image of {code.get('size')}")
+    stated = code.get("size")
+    if stated != list(size) or not all(type(each) is int for each in stated):
+        raise ValueError(f"its run-length code is for an image of {stated}")
     counts = code.get("counts")
     if isinstance(counts, str):
         counts = _unpacked(counts)
