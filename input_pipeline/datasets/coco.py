@@ -21,12 +21,13 @@ import numpy as np
 from input_pipeline.datasets import coco_outlines
 from input_pipeline.datasets.class_sets import class_set, coco_stuff_171_labels
 from input_pipeline.datasets.images import MAX_PIXELS, BadFile, BadLabel
+from input_pipeline.json_memory import check_json
 from input_pipeline.text_lists import one_line
 from input_pipeline.walk import open_regular
 
 CLASSES = 80
-_MAX_DRAWN = 1 << 32  # pixels of all objects of an image: half a minute or so
-_LEAST_DRAWN = 1 << 20  # counted for each object: its polygons may be long in a small image
+_MAX_STEPS = 1 << 31  # of all objects of an image: ten seconds or so; COCO's need 4e7
+_MAX_BYTES = 1 << 31  # four times instances_train2017.json
 _MAX_AREA = 1e300
 _MAX_NAME = 255  # of file systems
 _KEPT = ("id", "image_id", "category_id", "area", "segmentation")
@@ -79,8 +80,7 @@ def read_instances(path: Path) -> dict[str, AnnotatedImage]:
       BadFile: missing, truncated, or not a file of COCO's objects; names the entry that is wrong.
     """
     try:
-        with open_regular(path) as file:
-            content = json.load(file, object_pairs_hook=_entry)
+        content = _content(path)
     except FileNotFoundError as error:
         raise BadFile(
             f"{path}: no such file; unpack COCO's annotations_trainval*.zip there"
@@ -117,17 +117,18 @@ def draw(image: AnnotatedImage) -> np.ndarray:
     """
     if image.unknown:
         raise BadLabel(f"{image.name}: category {image.unknown[0]} is not one of COCO's 80")
-    if len(image.objects) * max(image.size[0] * image.size[1], _LEAST_DRAWN) > _MAX_DRAWN:
+    share = _MAX_STEPS // max(len(image.objects), 1)
+    if share < image.size[0] * image.size[1]:
         raise BadLabel(
             f"{image.name}: {len(image.objects)} objects are too many for {image.size[0]} x "
             f"{image.size[1]} pixels"
         )
-    labels = np.zeros(image.size, np.uint8, order="F")  # as pycocotools' masks: 20 times as fast
+    labels = np.zeros(image.size, np.uint8, order="F")  # as pycocotools' masks: 30 times as fast
     # Drawn from back to front. Sorting is stable, so of equal areas the first in the file is on
     # top.
     for each in reversed(sorted(image.objects, key=lambda each: each.area)):
         try:
-            inside = coco_outlines.mask(each.outline, image.size)
+            inside = coco_outlines.mask(each.outline, image.size, share)
         except ImportError:
             raise
         except Exception as error:  # pycocotools raises all kinds of errors on damaged outlines
@@ -136,8 +137,17 @@ def draw(image: AnnotatedImage) -> np.ndarray:
                 f"{each.label} ({one_line(error)}); mend or drop it"
             ) from error
         if inside is not None:
-            labels[inside.view(bool)] = each.label + 1
+            np.copyto(labels, each.label + 1, where=inside.view(bool))
     return np.ascontiguousarray(labels)
+
+
+def _content(path: Path) -> Any:
+    with open_regular(path) as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MB")
+    check_json(data)
+    return json.loads(data, object_pairs_hook=_entry)
 
 
 def _entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 from input_pipeline.datasets.images import MAX_PIXELS, BadFile
 from input_pipeline.datasets.layout import Example, Layout
 from input_pipeline.datasets.records_index import check_index
+from input_pipeline.json_memory import check_json
 from input_pipeline.text_lists import one_line, printable
 
 INDEX = "index.array_record"
@@ -167,6 +168,7 @@ def read_index(home: str) -> dict[str, Any]:
         content = reader.read([0])[0]
         if not is_address(path) and len(content) > _TIMES_PACKED * os.path.getsize(path):
             raise ValueError(f"it unpacks to {len(content):,} bytes")
+        check_json(content)
         index = json.loads(content)
         if not isinstance(index, dict):
             raise ValueError("it is no dictionary")

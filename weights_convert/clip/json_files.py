@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from input_pipeline.json_memory import check_json
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.json_keys import once_each
 
@@ -41,6 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     try:
+        check_json(text.encode())
         content = json.loads(
             text, object_pairs_hook=once_each, parse_float=_finite, parse_constant=_no_constant
         )

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from clipseg_jax.core.safe_pickle import is_name, shown, sizes
+from input_pipeline.json_memory import check_json
 from weights_convert.formats.json_keys import once_each
 from weights_convert.formats.pickles import elements
 
@@ -53,6 +54,7 @@ def parse(mapped: mmap.mmap) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     (length,) = struct.unpack("<Q", mapped[:8])
     if not 2 <= length <= min(_LONGEST_HEADER, len(mapped) - 8) or mapped[8:9] != b"{":
         raise ValueError("no safetensors header")
+    check_json(mapped[8 : 8 + length])
     header = json.loads(mapped[8 : 8 + length], object_pairs_hook=once_each)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
