@@ -26,6 +26,8 @@ _NAME, _BLOBS = 1, 7  # of LayerParameter
 _SHAPE, _DATA = 7, 5  # of BlobProto
 _OLD_SHAPE = (1, 2, 3, 4)
 _DIM = 1  # of BlobShape
+_MOST_BLOBS = 100  # of a layer; a batch norm has 3
+_MOST_DIMS = 32  # of a blob; `sizes` refuses more
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5  # wire types
 
 _BRANCHES = {"1": "shortcut", "2a": "reduce", "2b": "conv3x3", "2c": "increase"}
@@ -57,9 +59,10 @@ def read_caffe(path: str | Path) -> dict[str, np.ndarray]:
                     "upgrade_net_proto_binary"
                 )
             if number == _LAYER:
-                arrays = _named(*_layer(value))
-                if twice := out.keys() & arrays.keys():
-                    raise ValueError(f"it holds {shown(min(twice))} twice")
+                name, blobs = _layer(value)
+                arrays = _named(name, blobs)
+                if out.keys() & arrays.keys():
+                    raise ValueError(f"two layers are called {name}")
                 out |= arrays
     except CheckpointError:
         raise
@@ -90,7 +93,7 @@ def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
         mean, var, count = blobs
         divisor = count.reshape(-1)[0] or np.float32(1)  # 0 if the network was never trained
         if not 0 < divisor < np.inf:
-            raise ValueError(f"the scale factor of {shown(name)} is {divisor}")
+            raise ValueError(f"layer {name} has the scale factor {divisor}")
         return _leaves(
             f"{unit}.bn", ("running_mean", "running_var"), [mean / divisor, var / divisor]
         )
@@ -111,38 +114,48 @@ def _layer(message: memoryview) -> tuple[str, list[np.ndarray]]:
                 raise ValueError(f"a layer's name {shown(name)}")
         elif number == _BLOBS:
             blobs.append(_blob(value))
+            if len(blobs) > _MOST_BLOBS:
+                raise ValueError(f"layer {name} has more than {_MOST_BLOBS} blobs")
     return name, blobs
 
 
 def _blob(message: memoryview) -> np.ndarray:
-    """A read-only view of the data of a blob."""
+    """The data of a blob: a view, but of data in several parts a copy."""
     shape: list[int] | None = None
     old_shape: dict[int, int] = {}
-    data: memoryview | bytearray = memoryview(b"")
+    content: memoryview | bytearray | None = None
     for number, value in _fields(message):
         if number == _SHAPE:
-            dims = [_varints(v) if isinstance(v, memoryview) else [v]
-                    for n, v in _fields(value) if n == _DIM]  # fmt: skip
-            shape = [dim for part in dims for dim in part]
+            shape = _dims(value)
         elif number in _OLD_SHAPE and isinstance(value, int):
             old_shape[number] = value
         elif number == _DATA:
-            if not isinstance(value, memoryview):
-                raise ValueError("a blob with whole numbers")
-            if len(data) == 0:
-                data = value
-            else:  # unpacked, each number is a field of its own
-                data = data if isinstance(data, bytearray) else bytearray(data)
-                data += value
+            if len(value) % 4:
+                raise ValueError(f"a blob's data of {len(value)} bytes")
+            if content is None:
+                content = value
+            else:  # each number by itself, perhaps: objects of their own would fill the memory
+                content = content if isinstance(content, bytearray) else bytearray(content)
+                content += value
     if shape is None:
         shape = [old_shape.get(number, 1) for number in _OLD_SHAPE]
         while len(shape) > 1 and shape[0] == 1:  # vectors were stored as (1, 1, 1, n)
             shape.pop(0)
     shape = list(sizes(shape))
-    values = np.frombuffer(memoryview(data).toreadonly(), "<f4")
-    if values.size != math.prod(shape):
-        raise ValueError(f"a blob of {values.size} values for the shape {shape}")
-    return values.reshape(shape)
+    data = np.frombuffer(content or b"", "<f4")
+    if data.size != math.prod(shape):
+        raise ValueError(f"a blob of {data.size} values for the shape {shape}")
+    return data.reshape(shape)
+
+
+def _dims(message: memoryview) -> list[int]:
+    dims: list[int] = []
+    for number, value in _fields(message):
+        if number == _DIM:
+            dims += [value] if isinstance(value, int) else _varints(value)
+        if len(dims) > _MOST_DIMS:
+            break
+    return dims
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
@@ -182,8 +195,9 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
 
 
 def _varints(message: memoryview) -> list[int]:
-    out, at = [], 0
-    while at < len(message):
+    out: list[int] = []
+    at = 0
+    while at < len(message) and len(out) <= _MOST_DIMS:
         value, at = _varint(message, at)
         out.append(value)
     return out
