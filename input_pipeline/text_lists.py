@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 from input_pipeline.walk import open_regular
 
-_MAX_BYTES = 1 << 26  # ten times COCO's lists
-_MAX_WORDS = 1 << 23  # and lines; each takes 60 bytes
+_MAX_BYTES = 1 << 27  # thirty times COCO's lists
+_MAX_LINES = 1 << 21  # each takes 200 bytes, however short; COCO's lists have 1.2e5
+_MAX_WORDS = 1 << 22
 _MAX_LINE = 1 << 14
 _MESSAGE = 500  # letters
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -37,7 +38,7 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     Takes UTF-8, and UTF-16 and UTF-32 with a byte order mark; lines end with LF, CRLF or CR.
 
     Raises:
-      BadList: empty, in another encoding, or no text.
+      BadList: empty, in another encoding, too large, or no text.
       OSError: missing, not a file (see `open_regular`), or not readable.
     """
     with open_regular(path) as file:
@@ -47,8 +48,8 @@ def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     text = _decode(content, path).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise BadList(f"{path} is an empty list; fill it, or delete it")
-    if text.count("\n") > _MAX_WORDS:
-        raise BadList(f"{path} has more than {_MAX_WORDS} lines, no list; name another file")
+    if text.count("\n") > _MAX_LINES:
+        raise BadList(f"{path} has more than {_MAX_LINES} lines, no list; name another file")
     for number, line in enumerate(text.split("\n"), 1):
         control = _CONTROL.search(line)
         if control or len(line) > _MAX_LINE:
@@ -75,8 +76,8 @@ def read_list(path: str | os.PathLike[str]) -> list[list[str]]:
         count += len(words)
         if count > _MAX_WORDS:
             raise BadList(f"{path} has more than {_MAX_WORDS} words, no list; name another file")
-        for word in words:
-            if ".." in word and ".." in word.split("/"):
+        for word in words if ".." in line else ():
+            if ".." in word.split("/"):
                 raise BadList(
                     f"{path}, line {number}: {word!r} leaves the dataset's folder; list names "
                     f"below it"

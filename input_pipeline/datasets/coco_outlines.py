@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 _MAX_POLYGONS = 10_000  # of an object
-# Of all polygons of an object, in pixels: pycocotools takes 100 ns for each.
-_MAX_LENGTH, _FREE_LENGTH, _PIXELS_A_LENGTH = 1 << 21, 1 << 16, 16
+_MAX_LENGTH = 1 << 21  # of a polygon, in pixels
+_STEPS = 5  # that a pixel of an outline takes; a pixel of a mask takes one
 
 
 def pack(outline: Any) -> Any:
@@ -27,11 +27,12 @@ def pack(outline: Any) -> Any:
         return outline
 
 
-def mask(outline: Any, size: tuple[int, int]) -> np.ndarray | None:
+def mask(outline: Any, size: tuple[int, int], most: int = 1 << 31) -> np.ndarray | None:
     """Mask (h, w) uint8 of an outline; None: it has no area.
 
     Args:
       size: (height, width) of the image.
+      most: steps that the polygons may take, some nanoseconds each.
 
     Raises:
       ValueError: it cannot be drawn, or is not of an image of this size.
@@ -48,20 +49,19 @@ def mask(outline: Any, size: tuple[int, int]) -> np.ndarray | None:
     if isinstance(outline, dict):
         code = {"size": list(size), "counts": _counts(outline, size)}
         return rle.decode(rle.frPyObjects(code, height, width))
-    polygons = _polygons(outline, size)
+    polygons = _polygons(outline, size, most)
     if not polygons:
         return None
     return rle.decode(rle.merge(rle.frPyObjects(polygons, height, width)))
 
 
-def _polygons(outline: Any, size: tuple[int, int]) -> list[list[float]]:
+def _polygons(outline: Any, size: tuple[int, int], most: int) -> list[list[float]]:
     """The polygons of an outline that have an area."""
     if not isinstance(outline, list):
         raise ValueError("its segmentation is neither polygons nor a run-length code")
     if len(outline) > _MAX_POLYGONS:
         raise ValueError(f"it has {len(outline)} polygons, more than {_MAX_POLYGONS}")
-    side, kept, length = max(size), [], 0.0
-    longest = min(_MAX_LENGTH, max(_FREE_LENGTH, size[0] * size[1] // _PIXELS_A_LENGTH))
+    side, kept, total = max(size), [], 0.0
     for polygon in outline:
         if not isinstance(polygon, array.array):
             raise ValueError("its segmentation is not a list of polygons, lists of numbers")
@@ -75,19 +75,23 @@ def _polygons(outline: Any, size: tuple[int, int]) -> list[list[float]]:
                 f"a polygon has the coordinate {points.flat[np.abs(points).argmax()]:g}, far "
                 f"outside of the image of {size[0]} x {size[1]}"
             )
-        steps = np.abs(np.diff(points, axis=0, append=points[:1]))
-        length += steps.max(axis=1, initial=0).sum()
-        if length > longest:
-            raise ValueError(f"its polygons are longer than {longest} pixels")
+        length = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1, initial=0).sum()
+        total += float(length)
+        if length > _MAX_LENGTH:
+            raise ValueError(f"a polygon is longer than {_MAX_LENGTH} pixels")
         if len(points) > 2:  # pycocotools takes two points for a box
             kept.append(polygon.tolist())
+    # Each polygon is merged with all before it.
+    if total * (_STEPS + len(kept)) > most:
+        raise ValueError(f"its {len(kept)} polygons of {total:.0f} pixels take too long")
     return kept
 
 
 def _counts(code: dict[str, Any], size: tuple[int, int]) -> Sequence[int]:
     """The runs of a run-length code of an image of this size."""
-    if code.get("size") != list(size) or not all(type(each) is int for each in code["size"]):
-        raise ValueError(f"its run-length code is for an image of {code.get('size')}")
+    stated = code.get("size")
+    if stated != list(size) or not all(type(each) is int for each in stated):
+        raise ValueError(f"its run-length code is for an image of {stated}")
     counts = code.get("counts")
     if isinstance(counts, str):
         counts = _unpacked(counts)

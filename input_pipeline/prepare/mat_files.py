@@ -20,7 +20,9 @@ _TYPES = {
 }
 _MATRIX, _COMPRESSED = 14, 15  # types of elements
 _STRUCT, _FIRST_NUMERIC = 2, 6  # classes of arrays
-_MAX_BYTES = 1 << 28  # of all decompressed arrays
+_MAX_BYTES = 1 << 28  # of a decompressed array
+_HEAD = 1 << 10  # bytes in which an array has its flags, shape and name
+_NAMES = ("LabelMap", "GTcls")
 
 
 class _Element(NamedTuple):
@@ -46,13 +48,13 @@ def read_ids(content: bytes) -> np.ndarray:
     order = _BYTE_ORDERS.get(content[_HEADER - 2 : _HEADER])
     if order is None:
         raise ValueError("it is not a MATLAB file of version 5")
-    left = _MAX_BYTES
     try:
         for element in _elements(memoryview(content)[_HEADER:], order):
             if element.kind == _COMPRESSED:
-                whole = _decompressed(element.data, left)
-                left -= len(whole)
-                (element,) = _elements(whole, order)
+                # Others may be many, and each a thousand times as large as in the file.
+                if _array(_head(element.data, order), order).name not in _NAMES:
+                    continue
+                (element,) = _elements(_decompressed(element.data), order)
             array = _array(element, order)
             if array.name == "LabelMap":
                 return _values(array, order)
@@ -79,11 +81,18 @@ def _elements(data: memoryview, order: str) -> Iterator[_Element]:
         at = end if kind == _COMPRESSED else end + -end % 8
 
 
-def _decompressed(data: memoryview, most: int) -> memoryview:
+def _head(data: memoryview, order: str) -> _Element:
+    """The beginning of a compressed element."""
+    head = zlib.decompressobj().decompress(data, _HEAD)
+    kind, _ = struct.unpack_from(f"{order}II", head)
+    return _Element(kind, memoryview(head)[8:])
+
+
+def _decompressed(data: memoryview) -> memoryview:
     decompressor = zlib.decompressobj()
-    content = decompressor.decompress(data, most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is damaged: its arrays have more than {_MAX_BYTES} bytes")
+    content = decompressor.decompress(data, _MAX_BYTES)
+    if decompressor.unconsumed_tail:
+        raise ValueError(f"it is damaged: an array has more than {_MAX_BYTES} bytes")
     return memoryview(content)
 
 
@@ -94,7 +103,7 @@ def _array(element: _Element, order: str) -> _Array:
     flags, shape, name = (_next(parts) for _ in range(3))
     (kind,) = struct.unpack_from(f"{order}I", flags.data)
     sizes = struct.unpack(f"{order}{len(shape.data) // 4}i", shape.data)
-    return _Array(bytes(name.data).decode("latin-1"), kind & 0xFF, sizes, parts)
+    return _Array(str(name.data, "latin-1"), kind & 0xFF, sizes, parts)
 
 
 def _next(parts: Iterator[_Element]) -> _Element:

@@ -92,7 +92,7 @@ def _named(name: str, blobs: list[np.ndarray]) -> dict[str, np.ndarray]:
     if kind == "bn":
         mean, var, count = blobs
         divisor = count.reshape(-1)[0] or np.float32(1)  # 0 if the network was never trained
-        if not np.isfinite(divisor):
+        if not 0 < divisor < np.inf:
             raise ValueError(f"layer {name} has the scale factor {divisor}")
         return _leaves(
             f"{unit}.bn", ("running_mean", "running_var"), [mean / divisor, var / divisor]

@@ -159,6 +159,7 @@ def test_damage(tmp_path):
         (layer("a", np.ones(2)) * 2, "two layers are called a"),
         (layer("a", *[np.ones(1)] * 101), "layer a has more than 100 blobs"),
         (layer("bn_conv1", np.ones(2), np.ones(2), np.full(1, np.nan)), "scale factor nan"),
+        (layer("bn_conv1", np.ones(2), np.ones(2), -np.ones(1)), "scale factor -1"),
         (field(100, field(1, b"x") + field(7, field(5, bytes(7)))), "data of 7 bytes"),
     ]:
         path.write_bytes(content)
