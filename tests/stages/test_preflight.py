@@ -84,7 +84,13 @@ def test_files_of_later_stages(name, path):
     config.update_from_flattened_dict({name: path})
     said = f"={path}" if path else " is empty"  # as a variable of the shell that is not set
     with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}{said}"):
-        preflight.check(config, ("data",))
+        preflight.check(config, ("data", "text"))
+
+
+def test_after_the_texts_a_run_may_do_without_clip():
+    config = demo_reclippp.get_config()
+    config.clip.weights = "/nowhere/file.pt"
+    preflight.check(config, ("evaluate_distilled",))
 
 
 def test_a_list_of_labels(tmp_path):
@@ -180,5 +186,5 @@ RECIPES = sorted(path.stem for path in Path(configs.__file__).parent.glob("[a-z]
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_no_recipe_is_refused(name, monkeypatch):
-    monkeypatch.setattr(preflight, "_check_paths", lambda _: None)  # of data that is not here
+    monkeypatch.setattr(preflight, "_check_paths", lambda *_: None)  # of data that is not here
     preflight.check(importlib.import_module(f"configs.{name}").get_config(), ())

@@ -257,7 +257,7 @@ def test_what_users_get_wrong(painted, tmp_path):
         with pytest.raises(ValueError, match=message):
             main.run(other, tmp_path / "text")
 
-    fails("no initial weights; pass", **{"student.init_weights": ""})
+    fails("no initial weights; pass", **{"student.init_weights": None})
     fails("is no released CLIP, the config is for rn50", **{"clip.tower": "rn50"})
     fails("setting 'few_shot'", **{"student.setting": "few_shot"})
     fails("has no published unseen classes; name some", **{"dataset.unseen": ()})
