@@ -77,7 +77,7 @@ WRONG = [
     (CLIPESConfig, {"affinity_blocks": ()}),
     (CLIPESConfig, {"affinity_blocks": (4, 4)}),
     (CLIPESConfig, {"sinkhorn_iterations": 1.5}),
-    (TagCLIPConfig, {"votes": 0}),
+    (TagCLIPConfig, {"votes": -1}),
     (TagCLIPConfig, {"relative_threshold": 2}),
     (TagCLIPConfig, {"affinity_blocks": 8}),
     (WeCLIPConfig, {"late_blocks": 0}),

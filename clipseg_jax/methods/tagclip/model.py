@@ -50,8 +50,8 @@ class TagCLIPConfig:
         for name in ("relative_threshold", "mix"):
             check_number(name, getattr(self, name), 0, 1)
         check_number("temperature", self.temperature, 0, above=True)
-        for name in ("votes", "crops_at_once"):
-            check_whole(name, getattr(self, name))
+        check_whole("votes", self.votes, 0)  # 0: every pair keeps its weight
+        check_whole("crops_at_once", self.crops_at_once)
         check_blocks("affinity_blocks", self.affinity_blocks)
 
 
