@@ -158,7 +158,7 @@ def main(argv: list[str]) -> int:
         print(f"error: unexpected arguments {' '.join(argv[1:])}; see --help", file=sys.stderr)
         return 2
     if _SHOW.value:
-        print("\n".join(shown(_CONFIG.value, _sources())))
+        commands.say("\n".join(shown(_CONFIG.value, _sources())))
         return 0
     workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
 
