@@ -11,6 +11,7 @@ python=${PYTHON:-python}
 [[ -x .venv/bin/python && -z ${PYTHON:-} ]] && python=.venv/bin/python
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 logs=${LOGS:-$(mktemp -d)}
+mkdir -p "$logs"
 command -v nvidia-smi > /dev/null || export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=${DEVICES:-1}
 
 # Ctrl-C reaches the processes through this script alone: background jobs ignore it.
