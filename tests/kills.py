@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,8 @@ ENDED = {
     number: {0, 128 + number, -number} for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 }
 
-Make = Callable[[Path], "Run"]  # starts the command in a work directory
+# Starts the command in a work directory; with `stages`, these alone.
+Make = Callable[..., "Run"]
 
 
 class Run:
@@ -66,9 +67,16 @@ class Run:
 
 
 def start(
-    config: str, workdir: Path, settings: Mapping[str, object], cache: Path, processes: int = 1
+    config: str,
+    workdir: Path,
+    settings: Mapping[str, object],
+    cache: Path,
+    processes: int = 1,
+    stages: Sequence[str] | None = None,
 ) -> Run:
     """The command of a user in processes of its own; `config` may be "file:string"."""
+    if stages:
+        settings = {**settings, "stages": ",".join(stages)}
     name, colon, string = config.partition(":")
     command = [sys.executable, "-m", "clipseg_jax.main"]
     if processes > 1:
@@ -104,6 +112,9 @@ def run_killed(
 ) -> list[str]:
     """Kills runs in `workdir` at random moments of `stages` in turn, then lets one end.
 
+    A run that is to be killed in a stage ends with that stage, so that a kill that comes too late
+    costs none of the later ones.
+
     SIGKILL, SIGTERM and SIGINT in turn; with several processes a SIGKILL meets one of them, the
     other signals the command.
 
@@ -116,9 +127,10 @@ def run_killed(
         # The first of as many equal parts of the stages, so that all are met in their order.
         stage = names[i * len(names) // kills]
         number = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[i % 3]
-        run = make(workdir)
+        run = make(workdir, stages=names[: names.index(stage) + 1])
         if run.wait_for(f"stage {stage}"):
-            time.sleep(rng.uniform(0, stages[stage]))
+            # The programs are compiled by now, so that a stage is shorter than in the whole run.
+            time.sleep(rng.uniform(0, stages[stage] / 2))
             one = processes > 1 and number == signal.SIGKILL
             run.kill(number, rng.randrange(processes) if one else None)
         code, text = run.finish(120 if processes > 1 else 900)

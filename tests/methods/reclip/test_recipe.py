@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -145,7 +146,7 @@ def full_size(tmp_path_factory):
     return folders.write_full_size(tmp_path_factory.mktemp("full"))
 
 
-def full_size_run(root, workdir):
+def full_size_run(root, workdir, stages=None):
     """The headline command on `full_size`, shortened: small crops, a few steps of each training."""
     settings = {
         "clip.weights": root / "vit_b16.safetensors",
@@ -161,12 +162,13 @@ def full_size_run(root, workdir):
         "run.checkpoint_every_steps": 2, "run.log_every_steps": 1,
         "run.batch_size": 2,
     }  # fmt: skip
-    return start("voc_reclippp", workdir, settings, root / "cache")
+    return start("voc_reclippp", workdir, settings, root / "cache", stages=stages)
 
 
 @pytest.mark.long
 def test_full_size_killed_and_resumed(full_size, tmp_path):
     """ViT-B/16 and ResNet-50."""
-    stages = run_whole(lambda workdir: full_size_run(full_size, workdir), tmp_path / "whole")
-    run_killed(lambda workdir: full_size_run(full_size, workdir), tmp_path / "broken", stages, 2)
+    make = functools.partial(full_size_run, full_size)
+    stages = run_whole(make, tmp_path / "whole")
+    run_killed(make, tmp_path / "broken", stages, 2)
     assert not [*differences(tmp_path / "whole", tmp_path / "broken")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 
@@ -39,17 +40,18 @@ def full_size_settings(root):
     }  # fmt: skip
 
 
-def voc_run(root, workdir, name="voc_weclip"):
+def voc_run(root, workdir, name="voc_weclip", stages=None):
     settings = full_size_settings(root) | {
         "dataset.root": root / "VOC2012", "head.evaluate_every_steps": 2,
     }  # fmt: skip
-    return start(name, workdir, settings, root / "cache")
+    return start(name, workdir, settings, root / "cache", stages=stages)
 
 
 def test_voc_at_full_size_killed_and_resumed(full_size, tmp_path):
     """ViT-B/16 on a folder in VOC's layout, across the late phase's start."""
-    stages = run_whole(lambda workdir: voc_run(full_size, workdir), tmp_path / "whole")
-    run_killed(lambda workdir: voc_run(full_size, workdir), tmp_path / "broken", stages, 2)
+    make = functools.partial(voc_run, full_size)
+    stages = run_whole(make, tmp_path / "whole")
+    run_killed(make, tmp_path / "broken", stages, 2)
     assert not [*differences(tmp_path / "whole", tmp_path / "broken")]
     assert [line["late"] for line in lines(tmp_path / "whole/train.jsonl")] == [0, 0, 1, 1]
 
