@@ -52,6 +52,7 @@ from clipseg_jax.segmentation import Segmentation
 from clipseg_jax.segmenter import ALONE_PX, Segmenter
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
+from input_pipeline.text_lists import escaped
 from input_pipeline.writing import CannotWrite, remove_temporary
 
 __all__ = ["find_images", "main", "run", "save"]
@@ -155,7 +156,7 @@ def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) ->
     ranked = sorted(result.summary().items(), key=lambda item: -item[1]["share"])
     entries = [
         (
-            _shown(f"{name} {part['share']:.0%} ({part['score']:.2f})"),
+            escaped(f"{name} {part['share']:.0%} ({part['score']:.2f})"),
             colours[result.names.index(name)],
         )
         for name, part in ranked
@@ -213,17 +214,12 @@ def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
 
 def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:
     for path, reason in skipped[:_MOST_SHOWN]:
-        commands.say(_shown(f"skipped: {path}: {reason}"), error=True)
+        commands.say(escaped(f"skipped: {path}: {reason}"), error=True)
     if len(skipped) > _MOST_SHOWN:
         more = f"skipped: {len(skipped) - _MOST_SHOWN} more, in {out / SKIPPED}"
         commands.say(more, error=True)
     if todo or skipped:
-        commands.say(_shown(f"{made} masks in {out}, {len(skipped)} images skipped"))
-
-
-def _shown(text: str) -> str:
-    """`text` in one line: what is not printable, such as a line feed in a file's name, escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        commands.say(escaped(f"{made} masks in {out}, {len(skipped)} images skipped"))
 
 
 @contextlib.contextmanager
@@ -232,7 +228,7 @@ def _plain_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         with tqdm.external_write_mode(sys.stderr):
-            commands.say(_shown(f"warning: {message}"), error=True)
+            commands.say(escaped(f"warning: {message}"), error=True)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

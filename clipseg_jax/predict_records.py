@@ -14,7 +14,7 @@ from typing import Any
 
 from clipseg_jax.core.files import json_text, read_json, write_atomic, write_json
 from input_pipeline.walk import open_regular
-from input_pipeline.writing import CannotWrite, is_whole_png
+from input_pipeline.writing import CannotWrite, ends_with, is_whole_png
 
 SUMMARY, SKIPPED, SETTINGS = "summary.jsonl", "skipped.jsonl", "settings.json"
 OVERLAY = "_overlay.jpg"  # after the name of an image's results
@@ -56,7 +56,7 @@ class Records:
             self.holds(name, path)
             and _has_stamp(self.rows[name], path)
             and is_whole_png(self.out / f"{name}.png")
-            and _is_whole_jpeg(self.out / f"{name}{OVERLAY}")
+            and ends_with(self.out / f"{name}{OVERLAY}", _JPEG_END)
         )
 
     def forget(self, names: Iterable[str] | None) -> None:
@@ -184,12 +184,3 @@ def _has_stamp(row: Mapping[str, Any], path: Path) -> bool:
     """Whether an image file is the one of a line, whose stamp may be an earlier version's."""
     now = stamp(path)
     return bool(now) and all(row.get(key, value) == value for key, value in now.items())
-
-
-def _is_whole_jpeg(path: Path) -> bool:
-    try:
-        with open_regular(path) as file:
-            file.seek(-len(_JPEG_END), os.SEEK_END)
-            return file.read() == _JPEG_END
-    except OSError:
-        return False

@@ -92,6 +92,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def escaped(text: str) -> str:
+    """`text` in one line that steers no terminal: each letter that is not printable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(error: BaseException) -> str:
     """Another library's message in one printable line, or the error's type if it has none."""
     return printable(" ".join(str(error).split())) or type(error).__name__

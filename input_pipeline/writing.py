@@ -79,10 +79,15 @@ def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
 
 def is_whole_png(path: Path) -> bool:
     """Whether a file ends as a PNG does; a truncated one does not."""
+    return ends_with(path, _PNG_END)
+
+
+def ends_with(path: Path, end: bytes) -> bool:
+    """Whether `path` is a file that ends with these bytes."""
     try:
         with open_regular(path) as file:
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
+            file.seek(-len(end), os.SEEK_END)
+            return file.read() == end
     except OSError:
         return False
 

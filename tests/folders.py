@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clipseg_jax.demo import world
 from tests import seeded
 from weights_convert.formats import safetensors as safetensors_file
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_painted(root, images, training):
+    """The painted world, 64 px: `images` to score, and in `train` those to train on."""
+    world.write_dataset(root, images, 64)
+    world.write_dataset(root / "train", training, 64, "train")
+    return root
 
 
 def write_voc(root, train=5, val=2, size=(72, 96), aug=0, change=lambda label: label):

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from clipseg_jax.demo import world
+from tests import folders
 from tests.kills import differences, run_killed, run_whole, start
 
 KILLS = int(os.environ.get("CLIPSEG_JAX_TEST_KILLS", "0"))
@@ -69,10 +69,7 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
     """Four pictures to score and ten to train on."""
-    root = tmp_path_factory.mktemp("world")
-    world.write_dataset(root, 4, 64)
-    world.write_dataset(root / "train", 10, 64, "train")
-    return root
+    return folders.write_painted(tmp_path_factory.mktemp("world"), 4, 10)
 
 
 def check(config, root, folder, *, processes=1, kills=0):

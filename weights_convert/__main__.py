@@ -15,6 +15,7 @@ import numpy as np
 
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from input_pipeline import commands
+from input_pipeline.text_lists import escaped
 from weights_convert.clip import layouts
 from weights_convert.clip.cache import config_from_dict
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads
@@ -142,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> int:
     try:
         if args.inspect:
-            print("\n".join(map(_printable, inspect(args.source))))
+            print("\n".join(map(escaped, inspect(args.source))))
             sys.stdout.flush()
             return 0
         target = args.output or args.export
@@ -151,7 +152,7 @@ def _work(args: argparse.Namespace) -> int:
             raise CheckpointError(f"{target} is the source itself; choose another name")
         if target.is_dir() and args.to != "huggingface":
             raise CheckpointError(f"{target} is a directory; name a file to write")
-        print(_printable(f"{target}: {_run(args, target)}"))
+        print(escaped(f"{target}: {_run(args, target)}"))
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CheckpointError as error:
@@ -193,13 +194,8 @@ def _run(args: argparse.Namespace, target: Path) -> str:
 
 
 def _failed(message: str) -> int:
-    print(f"error: {_printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"error: {escaped(' '.join(message.split()))}", file=sys.stderr)
     return 2
-
-
-def _printable(line: str) -> str:
-    """Names of files and of tensors may hold what would steer the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _summary(converted: Converted) -> str:

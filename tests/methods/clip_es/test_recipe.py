@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
-from clipseg_jax.demo import world
 from clipseg_jax.evaluate import headline
 from clipseg_jax.methods.clip_es.published_cams import read_cam
 from clipseg_jax.methods.clip_es.stored_cams import cam_path, read_cams
@@ -26,10 +25,7 @@ from weights_convert import DEEPLAB, load_trained
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    world.write_dataset(root, 3, 64)
-    world.write_dataset(root / "train", 9, 64, "train")
-    return root
+    return folders.write_painted(tmp_path_factory.mktemp("world"), 3, 9)
 
 
 @pytest.fixture(scope="module")

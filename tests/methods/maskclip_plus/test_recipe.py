@@ -24,10 +24,7 @@ CONFIGS = {"voc": voc, "context": context_maskclip_plus, "coco_stuff": coco_stuf
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    world.write_dataset(root, 4, 64)
-    world.write_dataset(root / "train", 10, 64, "train")
-    return root
+    return folders.write_painted(tmp_path_factory.mktemp("world"), 4, 10)
 
 
 def small(config, steps=6, switch=4):

@@ -28,10 +28,7 @@ ALL = (
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
-    world.write_dataset(root, 6, 64)
-    world.write_dataset(root / "train", 10, 64, "train")
-    return root
+    return folders.write_painted(tmp_path_factory.mktemp("world"), 6, 10)
 
 
 def small(module, root):

@@ -24,6 +24,7 @@ from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize
 from clipseg_jax.stages.image_classes import tagged_examples
 from configs import demo_weclip, demo_wtclip
+from tests import folders
 from weights_convert import WECLIP, load_trained
 
 ALL = ("data", "text", "train", "evaluate", "evaluate_crf")
@@ -32,9 +33,7 @@ ALL = ("data", "text", "train", "evaluate", "evaluate_crf")
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
     """Three pictures to score and nine to train on, among them the odd ones."""
-    root = tmp_path_factory.mktemp("world")
-    world.write_dataset(root, 3, 64)
-    world.write_dataset(root / "train", 9, 64, "train")
+    root = folders.write_painted(tmp_path_factory.mktemp("world"), 3, 9)
     images, labels = root / "train/images", root / "train/labels"
     empty, full, small = sorted(path.stem for path in images.iterdir())[:3]
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(labels / f"{empty}.png")
