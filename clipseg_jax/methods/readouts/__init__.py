@@ -1,0 +1,1 @@
+"""Training-free read-outs of CLIP's ViT: SCLIP, NACLIP, ClearCLIP, SC-CLIP, ResCLIP, ProxyCLIP."""
