@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -114,8 +115,11 @@ class Segmenter:
             )
         loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
         text = loaded.model.cfg.text
-        if text is None or loaded.tokenizer is None:
+        if text is None:
             raise ValueError(f"{weights} has no text tower, so it cannot read class names")
+        if loaded.tokenizer is None:
+            raise ValueError(f"{weights} has no {weights_convert.MISSING_TOKENIZER}")
+        self.config = dataclasses.replace(self.config, mean=loaded.mean, std=loaded.std)
         text_embeddings = class_embeddings(
             [*names, *words],
             text_encoder(loaded.model.text),

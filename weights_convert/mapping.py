@@ -47,6 +47,7 @@ CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 
 CONV_1X1 = Transform(lambda x: x.reshape(x.shape[:2]), lambda x: x[..., None, None])  # <-> (o, i)
 CONV_1X1_LINEAR = Transform(lambda x: CONV_1X1.forward(x).T, lambda x: CONV_1X1.inverse(x.T))
 HEAD_AXES = Transform(lambda x: x.reshape(x.shape[-1:]), lambda x: x[None, None])  # (1, 1, d) <-> d
+ONE_AXIS = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
 HEAD_AXIS = Transform(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, t, d) <-> (t, d)
 
 

@@ -93,8 +93,10 @@ def embed_words(
 ) -> dict:
     """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others."""
     clip, tokenizer, _ = load_clip(config)
-    if clip.cfg.text is None or tokenizer is None:
+    if clip.cfg.text is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
+    if tokenizer is None:
+        raise ValueError(f"{config.clip.weights} has no {weights_convert.MISSING_TOKENIZER}")
     with progress_bar(unit="prompt", desc="text") as bar:
 
         def progress(done: int, total: int) -> None:
