@@ -64,7 +64,9 @@ CONFIGS = {
         {"width": 44, "head_width": 11, "mlp_ratio": 4.3637, "patch_size": 14, "image_size": 56},
         {"heads": 4},
     ),
-    "open_clip_bigg": _open_clip({"width": 52, "head_width": 13, "mlp_ratio": 4.9231}, {"heads": 2}),
+    "open_clip_bigg": _open_clip(
+        {"width": 52, "head_width": 13, "mlp_ratio": 4.9231}, {"heads": 2}
+    ),
     "open_clip_h": _open_clip(
         {"width": 40, "head_width": 10, "patch_size": 14, "image_size": 42}, {"heads": 4},
         quick_gelu=True,
@@ -125,7 +127,9 @@ def run(name):
     model = _model(config).eval()
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = seeded.state_dict(shapes, 7)
-    model.load_state_dict({key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()})
+    model.load_state_dict(
+        {key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()}
+    )
     texts = torch.from_numpy(ids(config).astype(np.int64))
     out = {}
     with torch.no_grad():

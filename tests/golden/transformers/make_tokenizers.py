@@ -1,9 +1,10 @@
 """Small tokenizers of SigLIP's two kinds, and what transformers makes of texts with them.
 
-    python -m tests.golden.transformers.make_tokenizers   # sentencepiece 0.2.3, protobuf, transformers 5.23
+    python -m tests.golden.transformers.make_tokenizers
 
-Writes spiece.model, trained on the words of this repository's prompts, tokenizer.json with byte
-pairs in Gemma's manner, and tokenizers.json: ids of `TEXTS` by both.
+It needs sentencepiece (0.2.3), protobuf and transformers (5.23). It writes spiece.model, trained on
+this repository's prompts, tokenizer.json with byte pairs in Gemma's manner, and tokenizers.json:
+ids of `TEXTS` by both.
 """
 
 from __future__ import annotations
