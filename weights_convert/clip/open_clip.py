@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from clipseg_jax.core.safe_pickle import shown
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
 from weights_convert.clip.json_files import section, whole_number
 
@@ -120,7 +121,7 @@ def _check_supported(values: dict[str, Any], name: str) -> None:
     known = {*_READ[name], *_WITHOUT_EFFECT[name], *(_READ_IN_BOTH if name != "model_cfg" else ())}
     for key, value in values.items():
         if key not in known and value not in same.get(key, (None,)):
-            raise ValueError(f"{name}.{key:.60} is {value!r:.60}, which is not supported")
+            raise ValueError(f"{name}.{shown(key)} is {value!r:.60}, which is not supported")
 
 
 def _with_kwargs(tower: Any, values: dict[str, Any], quick: bool, name: str) -> Any:
