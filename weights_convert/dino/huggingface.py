@@ -1,6 +1,7 @@
 """The config.json of Hugging Face's DINOs.
 
-They are `facebook/dino-*`, `facebook/dinov2-*` and `facebook/dinov2-with-registers-*`. Sources: `ViTConfig`, `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers 5.23.
+They are `facebook/dino-*`, `facebook/dinov2-*` and `facebook/dinov2-with-registers-*`. Sources:
+`ViTConfig`, `Dinov2Config` and `Dinov2WithRegistersConfig` of transformers 5.23.
 """
 
 from __future__ import annotations
