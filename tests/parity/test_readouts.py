@@ -5,10 +5,10 @@ A case is recognised by the start of its name; everything else is read from its 
 
 from __future__ import annotations
 
-from tests.parity import cases, readouts_cases, readouts_postprocess_cases
+from tests.parity import cases, proxyclip_cases, readouts_cases, readouts_postprocess_cases
 
 FOLDER = "readouts"
-CHECKS = readouts_cases.CHECKS | readouts_postprocess_cases.CHECKS
+CHECKS = readouts_cases.CHECKS | readouts_postprocess_cases.CHECKS | proxyclip_cases.CHECKS
 
 
 def test_case(path, goldens):
