@@ -23,10 +23,12 @@ from clipseg_jax.core.checks import check_choice, check_number, check_sizes, che
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, unary_from_softmax, wrapped_image
 from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
+    add_margins,
     compose_resize,
     count_windows,
     crop_windows,
     grid_to_image,
+    margins_to_multiple,
     window_starts,
 )
 from clipseg_jax.ops.window_scores import Scores, map_rows, taps
@@ -54,6 +56,9 @@ class InferenceConfig:
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
+    # Windows, or whole images, are padded with zeros on all sides to a multiple of these pixels; 0:
+    # as the network pads.
+    pad_to_px: int = 0
     min_side_px: int = 1  # shortest side in pixels at the network; a shorter one raises ValueError
     ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
     # How several views are averaged: "probabilities" at full size, or "logits" on the grid of the
@@ -94,12 +99,15 @@ class InferenceConfig:
                 f"stride_px {self.stride_px} exceeds crop_px {self.crop_px}: pixels between the "
                 "windows would have no scores; give a stride from 1 to the crop"
             )
-        if self.average == "logits" and (self.mode == "slide" or not self.keep_ratio):
+        if self.average == "logits" and (
+            self.mode == "slide" or not self.keep_ratio or self.pad_to_px
+        ):
             raise ValueError(
-                "average='logits' takes whole images that keep their ratio; give mode='whole' and "
-                "keep_ratio=True, or average='probabilities'"
+                "average='logits' takes whole images that keep their ratio; give mode='whole', "
+                "keep_ratio=True and pad_to_px=0, or average='probabilities'"
             )
         check_whole("min_side_px", self.min_side_px)
+        check_whole("pad_to_px", self.pad_to_px, 0)
         if self.embedding_labels is not None:
             if not len(self.embedding_labels):
                 raise ValueError("embedding_labels is empty; give a label for each text embedding")
@@ -220,12 +228,25 @@ def image_scores(
         pixels = mirror(pixels, network_size[:, 1], axis=2)
     pixels = normalize(pixels, cfg.mean, cfg.std)
 
+    extents, frame = network_size, network_shape
+    if cfg.mode == "slide":
+        frame = cfg.crop_px
+        extents = jnp.minimum(network_size, jnp.asarray(frame))
+    multiple = cfg.pad_to_px or 1
+    margins = [margins_to_multiple(extents[:, axis], multiple) for axis in (0, 1)]
+    padded = jnp.stack([margin.sizes for margin in margins], axis=1)
+    padded_frame = -(-frame[0] // multiple) * multiple, -(-frame[1] // multiple) * multiple
+    grids = task.grid_size(padded)
+
+    def predict(window: Array) -> Array:
+        if cfg.pad_to_px:
+            window = add_margins(window, extents, margins, padded_frame)
+        return task.predict(model, window, padded)
+
+    starts: tuple[Array | None, Array | None] = (None, None)
+    crop: tuple[int | None, int | None] = (None, None)
     if cfg.mode == "whole":
-        logits = task.predict(model, pixels, network_size)
-        grids = task.grid_size(network_size)
-        starts: tuple[Array | None, Array | None] = (None, None)
-        crop: tuple[int | None, int | None] = (None, None)
-        extents, frame = network_size, network_shape
+        logits = predict(pixels)
     else:
         counts = [
             count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)
@@ -234,21 +255,25 @@ def image_scores(
             window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
             for i in (0, 1)
         )
-        crop = frame = cfg.crop_px
-        extents = jnp.minimum(network_size, jnp.asarray(crop))
-        windows = crop_windows(pixels, starts, crop)  # type: ignore[arg-type]
+        crop = cfg.crop_px
+        windows = crop_windows(pixels, starts, cfg.crop_px)  # type: ignore[arg-type]
         # One window of all images at a time: as much memory as whole images of the crop's size.
-        logits = jax.lax.map(lambda window: task.predict(model, window, extents), windows)
+        logits = jax.lax.map(predict, windows)
         ny, nx = counts
         _, b, gh, gw, c = logits.shape
         logits = logits.reshape(ny, nx, b, gh, gw, c).transpose(2, 0, 3, 1, 4, 5)
         logits = logits.reshape(b, ny * gh, nx * gw, c)
-        grids = task.grid_size(extents)
 
     counts = [1 if each is None else each.shape[1] for each in starts]
     lengths = [logits.shape[1 + axis] // counts[axis] for axis in (0, 1)]
     # Without `pixel_scores` logits are mapped to the image directly, else the windows' pixels are.
-    in_sizes, in_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
+    on_grid = task.pixel_scores is None
+    in_sizes, in_lengths = (grids, lengths) if on_grid else (extents, frame)
+
+    def with_margins(axis: int) -> dict[str, Any]:
+        if not cfg.pad_to_px:
+            return {}
+        return {"margins": margins[axis], "padded_length": padded_frame[axis]}
 
     def matrix(axis: int) -> Array:
         result = grid_to_image(
@@ -258,6 +283,7 @@ def image_scores(
             length=network_shape[axis],
             crop=crop[axis],
             starts=starts[axis],
+            **(with_margins(axis) if on_grid else {}),
         )
         if flip and axis == 1:
             result = mirror(result, network_size[:, 1], axis=1)
@@ -269,7 +295,13 @@ def image_scores(
     if task.pixel_scores is None:
         return Scores(logits, matrix(0), matrix(1))
     to_pixels = [
-        grid_to_image(grids[:, i], extents[:, i], grid_length=lengths[i], length=frame[i])
+        grid_to_image(
+            grids[:, i],
+            extents[:, i],
+            grid_length=lengths[i],
+            length=frame[i],
+            **with_margins(i),
+        )
         for i in (0, 1)
     ]
     # A bilinear resize reads two pixels, each of which lies in up to `overlap` windows.
