@@ -115,7 +115,9 @@ def _names(config: ConfigDict) -> list[tuple[str, ...]]:
 
 def text(config: ConfigDict, workdir: Path) -> dict:
     """Stage: class embeddings (rows, e) into text_embeddings.npy."""
-    return embed_words(config, workdir, row_words(config))
+    # COCO-Object's published names have "bed" twice, of the background and of its own class.
+    published = bool(config.text.get("names"))
+    return embed_words(config, workdir, row_words(config), repeated=published)
 
 
 def embed_words(
@@ -125,11 +127,16 @@ def embed_words(
     name: str = EMBEDDINGS,
     *,
     templates_name: str | None = None,
+    repeated: bool = False,
 ) -> dict:
-    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others."""
+    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others.
+
+    A word that is listed twice is refused unless words may be `repeated`.
+    """
     clip, tokenizer, _ = load_clip(config)
     if clip.cfg.text is None or tokenizer is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
+    different = list(dict.fromkeys(words)) if repeated else words
     with progress_bar(unit="prompt", desc="text") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -137,13 +144,14 @@ def embed_words(
             bar.update(done - bar.n)
 
         rows = class_embeddings(
-            words,
+            different,
             text_encoder(clip.text),
             tokenizer,
             prompt_templates=templates(templates_name or config.text.templates),
             context_length=clip.cfg.text.context_length,
             progress=progress,
         )
+    rows = rows[[different.index(word) for word in words]]
     if jax.process_index() == 0:
         write_atomic(workdir / name, lambda file: np.save(file, rows))
     return {"rows": len(rows), "prompts": list(words)}

@@ -26,7 +26,7 @@ def dataset_config(dataset: str, method: str) -> ConfigDict:
 
 
 def get_config(method: str) -> ConfigDict:
-    """A method of `CHOICES` with what it does on every dataset.
+    """A method of `CHOICES` with the sizes and the logit scale that most of them share.
 
     Raises:
       ValueError: there is no such method.
@@ -45,10 +45,8 @@ def get_config(method: str) -> ConfigDict:
     # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
     config.clip.activation = config_dict.placeholder(str)  # "gelu" or "quick_gelu"
     config.clip.heads = config_dict.placeholder(tuple)  # of both towers: (12, 8)
-    # Positions: as they are where only the number of patches is the stored one (section 2), else
-    # resized to a grid that is larger by this part of a patch (quirk 1).
-    config.clip.position_keep_count = True
-    config.clip.position_offset = 0.1
+    config.clip.position_keep_count = True  # no resize to another grid of as many patches
+    config.clip.position_offset = 0.1  # quirk 1: resized as if to a grid larger by this
     config.clip.pad_to_patch = False  # rows and columns beyond the last whole patch are dropped
     # Pixel values: CLIP's, rounded as published.
     config.clip.mean = (122.771, 116.746, 104.094)
@@ -97,11 +95,11 @@ def get_config(method: str) -> ConfigDict:
     config.inference = ConfigDict()
     config.inference.scale_px = (2048, 336)  # long and short side at most
     config.inference.keep_ratio = True
-    config.inference.mode = "slide"  # or "whole"
-    config.inference.crop_px = (224, 224)
-    config.inference.stride_px = (112, 112)
+    config.inference.mode = "slide"  # windows; "whole": the image at once
+    config.inference.crop_px = (224, 224)  # height and width of a window
+    config.inference.stride_px = (112, 112)  # between windows
     # Windows are padded on all sides to a multiple of this; 0: they are not. ClearCLIP's is the
-    # patch.
+    # patch: 14 for a ViT-L/14.
     config.inference.pad_to_px = 0
     config.inference.temperature = 40.0  # the logit scale: of cosines, before their softmax
     config.inference.background_threshold = 0.0  # less probable pixels are label 0; 0: no such rule

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
-from clipseg_jax.stages import preflight
+from clipseg_jax.stages import clip, preflight
 from clipseg_jax.stages.clip import row_labels, row_words
 from configs import (
     ade20k_readout,
@@ -137,9 +137,22 @@ def test_the_whole_recipe(module, method, layout, rows, settings, weights, tmp_p
     for path in (tmp_path / "work/predictions").rglob("*.png"):
         labels = np.asarray(Image.open(path))
         assert labels.max() < dataset.num_classes
-        # Random weights are sure of nothing, where there is a background to fall back to.
-        if config.inference.background_threshold > 0.1:
-            assert (labels == 0).any()
+
+
+def test_a_published_name_of_two_classes(weights, tmp_path):
+    """COCO-Object's "bed", a class and a word of the background: equal rows in two places."""
+    config = small(coco_object_readout.get_config("sclip"), weights, tmp_path)
+    words, labels = row_words(config), row_labels(config)
+    first, second = (i for i, word in enumerate(words) if word == "bed")
+    assert labels[first] == 0
+    assert catalog.COCO_OBJECT.class_names[labels[second]] == "bed"
+    clip.text(config, tmp_path)
+    rows = clip.read_embeddings(config, tmp_path)
+    np.testing.assert_array_equal(rows[first], rows[second])
+    assert not np.allclose(rows[second], rows[second + 1])
+    config.text.names, config.text.background_words = "", ("wall", "bed")
+    with pytest.raises(ValueError, match="class 'bed' is listed twice"):
+        clip.text(config, tmp_path)
 
 
 def test_every_method_and_dataset_runs():
