@@ -20,8 +20,8 @@ from clipseg_jax.models.clip import (
     ViTConfig,
 )
 from weights_convert.clip.choices import check_heads
-from weights_convert.clip.json_files import read_json, section, whole_number
-from weights_convert.clip.open_clip import check_sizes, epsilon, image_numbers, open_clip_config
+from weights_convert.clip.json_files import fraction, read_json, section, whole_number
+from weights_convert.clip.open_clip import check_sizes, image_numbers, open_clip_config
 from weights_convert.clip.shards import INDEX_FILES
 from weights_convert.clip.siglip_tokenizer_files import SIGLIP_TOKENIZER_FILES
 from weights_convert.clip.tokenizer_files import TOKENIZER_FILES
@@ -193,7 +193,7 @@ def _huggingface(config: CLIPConfig, content: dict[str, Any], defaults: _Default
             sizes,
             heads=whole_number(values, "num_attention_heads", heads),
             activation=_ACTIVATIONS[activation],
-            norm_eps=epsilon(values, "layer_norm_eps", defaults.layer_norm_eps),
+            norm_eps=fraction(values, "layer_norm_eps", defaults.layer_norm_eps),
         )
         return _with_image_px(changed, values) if name == "vision_config" else changed
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from clipseg_jax.core.safe_pickle import shown
 from clipseg_jax.models.clip import CLIPConfig, ViTConfig
-from weights_convert.clip.json_files import section, whole_number
+from weights_convert.clip.json_files import fraction, section, whole_number
 
 _EPSILON = 1e-5
 _HEAD_WIDTH, _TEXT_HEADS, _MLP_RATIO = 64, 8, 4.0
@@ -144,7 +144,7 @@ def _with_kwargs(tower: Any, values: dict[str, Any], quick: bool, name: str) -> 
     return dataclasses.replace(
         tower,
         activation="quick_gelu" if quick else by_error_function,
-        norm_eps=epsilon(norm, "eps", _EPSILON),
+        norm_eps=fraction(norm, "eps", _EPSILON),
     )
 
 
@@ -157,18 +157,6 @@ def check_sizes(values: dict[str, Any], sizes: Iterable[tuple[str, int]], name: 
     for key, size in sizes:
         if (said := values.get(key)) not in (None, size):
             raise ValueError(f"{name}.{key} is {said!r:.60}, the weights have {size}")
-
-
-def epsilon(values: dict[str, Any], key: str, default: float) -> float:
-    """The norm epsilon `values[key]`.
-
-    Raises:
-      ValueError: no number above 0 and below 1.
-    """
-    eps = values.get(key, default)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ValueError(f"{key} is {eps!r:.60}, not a number above 0 and below 1")
-    return float(eps)
 
 
 def image_numbers(values: dict[str, Any], key: str, least: float) -> tuple[float, ...] | None:
