@@ -17,7 +17,8 @@ from clipseg_jax.models.clip import (
     SigLIPVisionConfig,
     with_class_token,
 )
-from clipseg_jax.models.clip.dense import CLIP_BLOCK, dense_features
+from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.read_outs import CLIP_BLOCK
 
 VISION = SigLIPVisionConfig(image_px=32, patch_px=8, width=32, layers=2, heads=2, mlp_width=56)
 TEXT = SigLIPTextConfig(

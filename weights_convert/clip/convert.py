@@ -118,7 +118,7 @@ def _convert(path: Path, vision_only: bool) -> Converted:
     named, config, arrays, guessed = fit(checkpoint, path, weights_path, vision_only=vision_only)
     check_finite(named.stored, str(path))
     tokenizer = None
-    if named.layout == "siglip":
+    if named.layout in layouts.SIGLIP_LAYOUTS:
         tokenizer = tokenizer_record(weights_path.parent) if config.text else None
     elif config.text and _has_tokenizer(path, weights_path, named.layout, config.text.vocabulary):
         tokenizer = tokenizer_to_dict(read_tokenizer(weights_path.parent))
@@ -157,6 +157,8 @@ def fit(
         whole = layouts.identify(checkpoint.content)
         named = layouts.vision_only(whole) if vision_only else whole
         sizes = config_of(layouts.sketch(named))
+        if named.layout == "siglip2":
+            sizes = sizes.replace(position_resize="bilinear_antialias")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     config, known = sizes, _is_openai(checkpoint, whole)
@@ -164,7 +166,7 @@ def fit(
         config, said = with_side_files(sizes, named.layout, weights_path)
         known = known or said
     guessed = [] if known else ["activation", "heads"]
-    if named.layout == "siglip" and not known:
+    if named.layout in layouts.SIGLIP_LAYOUTS and not known:
         guessed = ["heads"]  # the activation is that of all SigLIPs
     weights = layouts.weights(named, expected_shapes(sizes), str(path))
     arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))

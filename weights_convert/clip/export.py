@@ -28,7 +28,7 @@ from weights_convert.clip.build import clip_to_state_dict, config_of
 from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
 from weights_convert.clip.choices import lost_choices
 from weights_convert.clip.huggingface import HIDDEN_ACT
-from weights_convert.clip.keys import OPENAI
+from weights_convert.clip.keys import HUGGINGFACE, NAFLEX, OPENAI, SIGLIP
 from weights_convert.clip.siglip_tokenizer_files import tokenizer_file
 from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
@@ -152,17 +152,25 @@ def _write_huggingface(
     vision, text = config.vision, config.text
     if isinstance(vision, ResNetConfig) or text is None:
         raise CheckpointError("Hugging Face's CLIP supports only ViT towers, with a text tower")
-    renamed = layouts.to_huggingface(weights) | dict(extra)
+    siglip = isinstance(vision, SigLIPVisionConfig)
+    naflex = siglip and vision.position_resize == "bilinear_antialias"
+    table = NAFLEX if naflex else SIGLIP if siglip else HUGGINGFACE
+    renamed = layouts.to_huggingface(weights, table) | dict(extra)
     write_atomic(
         directory / "model.safetensors",
         lambda file: safetensors_file.write(file, renamed, {"format": "pt"}),
     )
     if isinstance(text, SigLIPTextConfig):
+        kind, model = ("siglip2", "Siglip2Model") if naflex else ("siglip", "SiglipModel")
+        towers = [_tower(text, f"{kind}_text_model"), _tower(vision, f"{kind}_vision_model")]
+        if naflex:
+            del towers[1]["image_size"]
+            towers[1]["num_patches"] = vision.grid**2
         content: dict[str, Any] = {
-            "architectures": ["SiglipModel"],
-            "model_type": "siglip",
-            "text_config": _tower(text, "siglip_text_model") | {"projection_size": text.embed_dim},
-            "vision_config": _tower(vision, "siglip_vision_model"),
+            "architectures": [model],
+            "model_type": kind,
+            "text_config": towers[0] | {"projection_size": text.embed_dim},
+            "vision_config": towers[1],
         }
     else:
         # By these ids transformers finds the end of a text.

@@ -37,7 +37,7 @@ _WEIGHTS = (
 _HF_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
 _CONFIGS = {
-    "huggingface": _HF_CONFIG, "siglip": _HF_CONFIG,
+    "huggingface": _HF_CONFIG, "siglip": _HF_CONFIG, "siglip2": _HF_CONFIG,
     "openai": _OPEN_CLIP_CONFIG, "open_clip": _OPEN_CLIP_CONFIG,
 }  # fmt: skip
 # Read with the weights; a cached conversion is outdated once they change.
@@ -47,10 +47,10 @@ SIDE_FILES = (
     _PREPROCESSOR,
     *dict.fromkeys((*TOKENIZER_FILES, *SIGLIP_TOKENIZER_FILES)),
 )
-_MODEL_TYPES = ("clip", "clipseg", "siglip")  # CLIPSeg's folder holds a whole CLIP
+# CLIPSeg's folder holds a whole CLIP; SigLIP 2 of a fixed resolution is of type siglip.
+_MODEL_TYPES = ("clip", "clipseg", "siglip", "siglip2")
 # Their config.json is the tower's section.
-_TOWER_TYPES = {"clip_vision_model": "vision_config", "siglip_vision_model": "vision_config"}
-_NAFLEX = "siglip2"  # checkpoints of SigLIP 2 of a fixed resolution are of type siglip
+_TOWER_TYPES = {f"{name}_vision_model": "vision_config" for name in ("clip", "siglip", "siglip2")}
 
 
 class _Defaults(NamedTuple):
@@ -62,9 +62,11 @@ class _Defaults(NamedTuple):
     text_heads: int
 
 
+_SIGLIP_DEFAULTS = _Defaults("gelu_pytorch_tanh", 1e-6, 12, 12)
 _DEFAULTS = {
     "huggingface": _Defaults("quick_gelu", 1e-5, 12, 8),
-    "siglip": _Defaults("gelu_pytorch_tanh", 1e-6, 12, 12),
+    "siglip": _SIGLIP_DEFAULTS,
+    "siglip2": _SIGLIP_DEFAULTS,
 }
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 HIDDEN_ACT = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
@@ -109,11 +111,6 @@ def check_model_type(weights_path: Path) -> None:
     if weights_path.name not in _WEIGHTS or not path.exists():
         return
     kind = read_json(path).get("model_type")
-    if kind == _NAFLEX:
-        raise CheckpointError(
-            f"{path} says that this is SigLIP 2's NaFlex (model_type {kind!r}), which is not "
-            "supported; give a SigLIP 2 of a fixed resolution, such as siglip2-base-patch16-256"
-        )
     if kind is not None and kind not in (*_MODEL_TYPES, *_TOWER_TYPES):
         raise CheckpointError(
             f"{path} says that this is a model of type {kind!r:.60}; only CLIP is supported"
@@ -140,7 +137,8 @@ def with_side_files(config: CLIPConfig, layout: str, weights_path: Path) -> tupl
     try:
         if of_transformers:
             kind = str(content.get("model_type"))
-            if kind.startswith("siglip") != (layout == "siglip") and kind != "None":
+            of_siglip = kind.removesuffix("_vision_model") if kind.startswith("siglip") else None
+            if kind != "None" and of_siglip != (layout if layout.startswith("siglip") else None):
                 raise ValueError(f"it is of model_type {kind!r}, the weights have {layout}'s names")
             updated = _huggingface(config, content, _DEFAULTS[layout])
         else:
@@ -223,6 +221,8 @@ def _with_image_px(
 
     SigLIP's SO400M/14 at 384 px has 27 x 27 patches, and drops the 6 pixels beyond them.
     """
+    if isinstance(sizes, SigLIPVisionConfig):  # NaFlex has this in place of an image size
+        check_sizes(values, [("num_patches", sizes.grid**2)], "vision_config")
     side = whole_number(values, "image_size", sizes.image_px)
     if side // sizes.patch_px != sizes.grid:
         raise ValueError(f"vision_config.image_size is {side}, the weights have {sizes.image_px}")

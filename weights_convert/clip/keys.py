@@ -5,7 +5,17 @@ Spec clip, section 10.
 
 from __future__ import annotations
 
-from weights_convert.mapping import CONV, HEAD_AXES, LINEAR, ONE_AXIS, KeyMap, Rule
+from weights_convert.mapping import (
+    CONV,
+    HEAD_AXES,
+    LINEAR,
+    ONE_AXIS,
+    PATCHES,
+    SAME,
+    KeyMap,
+    Rule,
+    Transform,
+)
 
 
 def block(left: str, right: str) -> list[Rule]:
@@ -152,28 +162,39 @@ HUGGINGFACE = KeyMap(
 _HEAD = f"{_HF_VISION}.head"
 _LEAF = "{leaf:weight|bias}"
 
-# Hugging Face's SigLIP -> names in OpenAI's manner.
-SIGLIP = KeyMap(
-    [
-        Rule("logit_scale", "logit_scale", ONE_AXIS),
-        Rule("logit_bias", "logit_bias", ONE_AXIS),
-        Rule(f"{_HF_TEXT}.embeddings.token_embedding.weight", "token_embedding.weight"),
-        Rule(f"{_HF_TEXT}.embeddings.position_embedding.weight", "positional_embedding"),
-        Rule(f"{_HF_TEXT}.final_layer_norm.{_LEAF}", f"ln_final.{_LEAF}"),
-        Rule(f"{_HF_TEXT}.head.{_LEAF}", f"text_projection.{_LEAF}"),
-        Rule(f"{_HF_VISION}.embeddings.patch_embedding.{_LEAF}", f"visual.conv1.{_LEAF}"),
-        Rule(f"{_HF_VISION}.embeddings.position_embedding.weight", "visual.positional_embedding"),
-        Rule(f"{_HF_VISION}.post_layernorm.{_LEAF}", f"visual.ln_post.{_LEAF}"),
-        Rule(f"{_HEAD}.probe", "visual.head.probe", HEAD_AXES),
-        Rule(f"{_HEAD}.attention.in_proj_{_LEAF}", f"visual.head.attn.in_proj_{_LEAF}"),
-        Rule(f"{_HEAD}.attention.out_proj.{_LEAF}", f"visual.head.attn.out_proj.{_LEAF}"),
-        Rule(f"{_HEAD}.layernorm.{_LEAF}", f"visual.head.ln.{_LEAF}"),
-        Rule(f"{_HEAD}.mlp.fc1.{_LEAF}", f"visual.head.mlp.c_fc.{_LEAF}"),
-        Rule(f"{_HEAD}.mlp.fc2.{_LEAF}", f"visual.head.mlp.c_proj.{_LEAF}"),
-        *_hf_layer(_HF_TEXT, "transformer"),
-        *_hf_layer(_HF_VISION, "visual.transformer"),
-    ]
-)
+_PATCHES = f"{_HF_VISION}.embeddings.patch_embedding"
+
+
+def _siglip(patches: Transform) -> KeyMap:
+    """Hugging Face's SigLIP -> names in OpenAI's manner."""
+    return KeyMap(
+        [
+            Rule("logit_scale", "logit_scale", ONE_AXIS),
+            Rule("logit_bias", "logit_bias", ONE_AXIS),
+            Rule(f"{_HF_TEXT}.embeddings.token_embedding.weight", "token_embedding.weight"),
+            Rule(f"{_HF_TEXT}.embeddings.position_embedding.weight", "positional_embedding"),
+            Rule(f"{_HF_TEXT}.final_layer_norm.{_LEAF}", f"ln_final.{_LEAF}"),
+            Rule(f"{_HF_TEXT}.head.{_LEAF}", f"text_projection.{_LEAF}"),
+            Rule(f"{_PATCHES}.weight", "visual.conv1.weight", patches),
+            Rule(f"{_PATCHES}.bias", "visual.conv1.bias"),
+            Rule(
+                f"{_HF_VISION}.embeddings.position_embedding.weight", "visual.positional_embedding"
+            ),
+            Rule(f"{_HF_VISION}.post_layernorm.{_LEAF}", f"visual.ln_post.{_LEAF}"),
+            Rule(f"{_HEAD}.probe", "visual.head.probe", HEAD_AXES),
+            Rule(f"{_HEAD}.attention.in_proj_{_LEAF}", f"visual.head.attn.in_proj_{_LEAF}"),
+            Rule(f"{_HEAD}.attention.out_proj.{_LEAF}", f"visual.head.attn.out_proj.{_LEAF}"),
+            Rule(f"{_HEAD}.layernorm.{_LEAF}", f"visual.head.ln.{_LEAF}"),
+            Rule(f"{_HEAD}.mlp.fc1.{_LEAF}", f"visual.head.mlp.c_fc.{_LEAF}"),
+            Rule(f"{_HEAD}.mlp.fc2.{_LEAF}", f"visual.head.mlp.c_proj.{_LEAF}"),
+            *_hf_layer(_HF_TEXT, "transformer"),
+            *_hf_layer(_HF_VISION, "visual.transformer"),
+        ]
+    )
+
+
+SIGLIP = _siglip(SAME)
+NAFLEX = _siglip(PATCHES)  # of SigLIP 2
 
 # Released files by the first 16 digits of their sha256.
 RELEASED = {

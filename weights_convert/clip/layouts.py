@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weights_convert.clip.build import is_carried
-from weights_convert.clip.keys import HUGGINGFACE, SIGLIP
+from weights_convert.clip.keys import HUGGINGFACE, NAFLEX, SIGLIP
 from weights_convert.clip.maskclip_keys import (
     BACKBONE_PREFIX,
     RESNET_STATE_DICT,
@@ -46,6 +46,7 @@ _PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
 _POOL_GRIDS = {64: 7, 80: 9, 96: 12, 128: 14}
 _IN_PROJ = re.compile(r"\.resblocks\.\d+\.attn\.in_proj_(weight|bias)$")
 # What SigLIP has in place of a class token, and what no CLIP has.
+SIGLIP_LAYOUTS = ("siglip", "siglip2")  # the second: of SigLIP 2's NaFlex
 _OF_SIGLIP = ("vision_model.head.", "vision_model.embeddings.patch_embedding.bias")
 # Entries of a MaskCLIP state dict that are not of the CLIP.
 _NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
@@ -54,7 +55,8 @@ _NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
 class Named(NamedTuple):
     """The arrays of a checkpoint, and its layout."""
 
-    # "openai", "open_clip", "huggingface", "siglip", "maskclip" (weights), "maskclip state dict"
+    # "openai", "open_clip", "huggingface", "siglip", "siglip2", "maskclip" (weights),
+    # "maskclip state dict"
     layout: str
     stored: dict[str, np.ndarray]  # weights by the layout's names
     carried: dict[str, np.ndarray]  # what exports need beside weights; OpenAI's names
@@ -89,11 +91,7 @@ def identify(content: Any) -> Named:
     if any(key.startswith(_OF_SIGLIP) for key in stored):
         patches = stored.get("vision_model.embeddings.patch_embedding.weight")
         if patches is not None and patches.ndim == 2:
-            raise CheckpointError(
-                "the weights of SigLIP 2's NaFlex, whose patch embedding is a matrix "
-                f"{patches.shape}; give a SigLIP 2 of a fixed resolution, such as "
-                "siglip2-base-patch16-256"
-            )
+            return _split("siglip2", stored, NAFLEX)
         return _split("siglip", stored, SIGLIP)
     if any(key.startswith(("vision_model.", "text_model.")) for key in stored):
         return _split("huggingface", stored, HUGGINGFACE)
@@ -207,7 +205,7 @@ def _split(
     carried = {
         key: value
         for key, value in stored.items()
-        if is_carried(key) and not (layout == "siglip" and key == "logit_bias")
+        if is_carried(key) and not (layout in SIGLIP_LAYOUTS and key == "logit_bias")
     }
     weights = {key: value for key, value in stored.items() if key not in carried}
     return Named(layout, weights, carried, table, absent)
@@ -242,7 +240,7 @@ def _nan(renamed: Mapping[str, np.ndarray], absent: tuple[str, ...]) -> dict[str
 
 def _parts(key: str, shape: Shape, layout: str) -> list[tuple[str, Shape]]:
     """The parts of a weight in a layout: Hugging Face stores query, key and value separately."""
-    if layout in ("huggingface", "siglip") and _IN_PROJ.search(key):
+    if layout in ("huggingface", *SIGLIP_LAYOUTS) and _IN_PROJ.search(key):
         return [(f"{key}#{n}", (shape[0] // 3, *shape[1:])) for n in range(3)]
     return [(key, shape)]
 
@@ -257,8 +255,10 @@ def join_parts(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights of a ViT or of SigLIP by Hugging Face's names, from OpenAI's.
+def to_huggingface(
+    weights: Mapping[str, np.ndarray], table: KeyMap = HUGGINGFACE
+) -> dict[str, np.ndarray]:
+    """Weights of a ViT or of SigLIP by Hugging Face's names, from OpenAI's; `table` is of them.
 
     Raises:
       CheckpointError: a ResNet, which Hugging Face does not support.
@@ -270,7 +270,7 @@ def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             parts[key] = value
     try:
-        return (SIGLIP if "visual.head.probe" in parts else HUGGINGFACE).to_left(parts)
+        return table.to_left(parts)
     except KeyError as error:
         raise CheckpointError(
             "Hugging Face's CLIP supports only ViT towers, not ResNets"

@@ -40,7 +40,7 @@ _VIT = entries(
     },
     {
         "mlp_width": maybe(_WIDTH), "activation": _ACTIVATION, "norm_eps": _EPSILON,
-        "block_norm_eps": maybe(_EPSILON),
+        "block_norm_eps": maybe(_EPSILON), "position_offset": number(0, 1),
         "position_resize": _RESIZE, "position_half": _BOOL, "position_half_stored": _BOOL,
         "position_keep_count": _BOOL, "pad_to_patch": _BOOL, "dtype": _DTYPE,
     },
@@ -66,7 +66,8 @@ _SIGLIP = entries(
     {
         "image_px": _PIXELS, "patch_px": _PIXELS, "width": _WIDTH, "layers": _LAYERS,
         "heads": _WIDTH, "mlp_width": _WIDTH, "activation": _ACTIVATION, "norm_eps": _EPSILON,
-        "position_resize": _RESIZE, "pad_to_patch": _BOOL, "dtype": _DTYPE,
+        "position_resize": one_of("bicubic", "bilinear_antialias"), "pad_to_patch": _BOOL,
+        "dtype": _DTYPE,
     },
     {},
 )  # fmt: skip

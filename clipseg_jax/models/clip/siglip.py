@@ -5,7 +5,8 @@ attention pool with a learned query; a text tower whose tokens see each other in
 and whose feature is the output at the last token, padding or not.
 
 Sources: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", 2023; Tschannen et al.,
-"SigLIP 2", 2025; `transformers.SiglipModel`, whose parameters these are by OpenAI's kind of names.
+"SigLIP 2", 2025; `transformers.SiglipModel` and `Siglip2Model` (NaFlex), whose parameters these are
+by names in OpenAI's manner.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class SigLIPVisionConfig:
     mlp_width: int  # of the hidden layers of perceptrons
     activation: Activation = "gelu_tanh"
     norm_eps: float = 1e-6
-    position_resize: Literal["bicubic", "bilinear"] = "bicubic"
+    # "bilinear_antialias": SigLIP 2's NaFlex, trained on images of many grids.
+    position_resize: Literal["bicubic", "bilinear_antialias"] = "bicubic"
     pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
     dtype: str = "float32"  # of matrix products; parameters are float32
 

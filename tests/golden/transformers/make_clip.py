@@ -35,6 +35,13 @@ def _siglip(vision, text):
     }
 
 
+def _naflex(vision, text):
+    config = _siglip(vision, text) | {"model_type": "siglip2"}
+    del config["vision_config"]["image_size"]
+    config["vision_config"]["num_patches"] = 16
+    return config
+
+
 def _open_clip(vision, text, **model):
     vision = {"width": 48, "layers": 2, "image_size": 64, "patch_size": 16} | vision
     text = {"width": 32, "layers": 2, "context_length": 16, "vocab_size": 99} | text
@@ -91,6 +98,10 @@ CONFIGS = {
         {"hidden_size": 48, "intermediate_size": 100, "num_attention_heads": 3,
          "projection_size": 64, "vocab_size": 150},
     ),
+    "naflex": _naflex(
+        {"intermediate_size": 100, "num_attention_heads": 3},
+        {"intermediate_size": 192, "num_attention_heads": 2},
+    ),
 }  # fmt: skip
 
 
@@ -98,7 +109,8 @@ def sizes(config):
     """Heights and widths of the two images of a case: the model's own, and another grid."""
     towers = config.get("model_cfg", config)
     vision = towers.get("vision_config") or towers["vision_cfg"]
-    side, patch = vision["image_size"], vision["patch_size"]
+    patch = vision["patch_size"]
+    side = vision.get("image_size", 4 * patch)
     return [(side, side), (side + 2 * patch, side - patch)]
 
 
@@ -134,13 +146,13 @@ def run(name):
     out = {}
     with torch.no_grad():
         for i, image in enumerate(images(config)):
-            pixels = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
-            pooled, tokens = _image_features(model, pixels)
+            pooled, tokens = _image_features(model, _inputs(config, image))
             out |= {f"image{i}": pooled, f"tokens{i}": tokens}
         out["text"] = _text_features(model, texts)
         if "model_cfg" not in config:
-            pixels = torch.from_numpy(np.moveaxis(images(config)[0], -1, 1).copy())
-            out["logits"] = model(pixel_values=pixels, input_ids=texts).logits_per_image
+            inputs = _inputs(config, images(config)[0])
+            inputs.pop("interpolate_pos_encoding", None)
+            out["logits"] = model(**inputs, input_ids=texts).logits_per_image
     return {key: value.numpy() for key, value in out.items()}, shapes
 
 
@@ -156,20 +168,39 @@ def _model(config):
     kinds = {
         "clip": (transformers.CLIPConfig, transformers.CLIPModel),
         "siglip": (transformers.SiglipConfig, transformers.SiglipModel),
+        "siglip2": (transformers.Siglip2Config, transformers.Siglip2Model),
     }
     config_class, model_class = kinds[config["model_type"]]
     return model_class(config_class(**{k: v for k, v in config.items() if k != "model_type"}))
 
 
-def _image_features(model, pixels):
+def _inputs(config, image):
+    """What an image tower takes of an image (1, h, w, 3)."""
+    import torch
+
+    if config.get("model_type") != "siglip2":
+        pixels = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
+        return {"pixel_values": pixels, "interpolate_pos_encoding": True}
+    side = config["vision_config"]["patch_size"]
+    _, h, w, _ = image.shape
+    rows, columns = h // side, w // side
+    patches = image.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    return {
+        "pixel_values": torch.from_numpy(patches.reshape(1, rows * columns, -1).copy()),
+        "pixel_attention_mask": torch.ones(1, rows * columns, dtype=torch.int64),
+        "spatial_shapes": torch.tensor([[rows, columns]]),
+    }
+
+
+def _image_features(model, inputs):
     """Image features, and the tokens that our towers give as well."""
     if not hasattr(model, "vision_model"):  # OpenCLIP's
         kept = []
         hook = model.visual.transformer.register_forward_hook(lambda *x: kept.append(x[-1]))
-        pooled = model.encode_image(pixels)
+        pooled = model.encode_image(inputs["pixel_values"])
         hook.remove()
         return pooled, kept[0]
-    out = model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True)
+    out = model.vision_model(**inputs)
     if hasattr(model, "visual_projection"):
         return model.visual_projection(out.pooler_output), out.last_hidden_state
     return out.pooler_output, out.last_hidden_state

@@ -195,7 +195,7 @@ def test_damaged_files_are_named_in_one_line(name, data, folder):
 def test_other_models_are_named(folder):
     for kind, said in {
         "metaclip_2": r"config\.json says .* type 'metaclip_2'; only CLIP",
-        "siglip2": r"config\.json says .* NaFlex .* give a SigLIP 2 of a fixed resolution",
+        "siglip2": r"config\.json .* model_type 'siglip2', the weights have huggingface's names",
         "siglip": r"config\.json .* model_type 'siglip', the weights have huggingface's names",
     }.items():
         change(folder / "config.json", lambda content, kind=kind: content.update(model_type=kind))

@@ -123,10 +123,13 @@ def test_missing_and_unexpected_keys_are_listed_by_their_own_names(folder):
     assert "+ vision_model.head.more (2,): unexpected" in listed
 
 
-def test_naflex_is_named(folder):
+def test_naflex_and_fixed_sizes_are_told_apart(folder):
     key = "vision_model.embeddings.patch_embedding.weight"
     save(folder, weights() | {key: np.ones((48, 768), np.float32)})
-    with pytest.raises(CheckpointError, match=r"NaFlex, whose patch embedding is a matrix"):
+    with pytest.raises(CheckpointError, match=r"model_type 'siglip', the weights have siglip2's"):
+        weights_convert.convert(folder)
+    save(folder, weights() | {key: np.ones((48, 770), np.float32)})
+    with pytest.raises(CheckpointError, match=r"not the weights of a CLIP"):
         weights_convert.convert(folder)
 
 
