@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,7 @@ from clipseg_jax.models.clip import (
 )
 from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.models.clip.read_outs import CLIP_BLOCK
+from weights_convert import with_config
 
 VISION = SigLIPVisionConfig(image_px=32, patch_px=8, width=32, layers=2, heads=2, mlp_width=56)
 TEXT = SigLIPTextConfig(
@@ -36,8 +39,11 @@ def images(*shape):
     return jax.random.normal(jax.random.key(1), (*shape, 3))
 
 
-def test_a_padded_batch_is_its_single_images(model):
-    visual, batch = model.visual, images(3, 40, 64)
+@pytest.mark.parametrize("position_resize", ["bicubic", "bilinear_antialias"])
+def test_a_padded_batch_is_its_single_images(position_resize, model):
+    cfg = dataclasses.replace(VISION, position_resize=position_resize)
+    visual = with_config(model, CLIPConfig(cfg, TEXT)).visual
+    batch = images(3, 40, 64)
     sizes = jnp.asarray(SIZES)
     pooled, _ = visual(batch, sizes)
     dense = dense_features(visual, batch, sizes)

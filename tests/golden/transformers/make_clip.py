@@ -142,6 +142,13 @@ def run(name):
     model.load_state_dict(
         {key: torch.from_numpy(np.asarray(value)) for key, value in weights.items()}
     )
+    return features(model, CONFIGS[name]), shapes
+
+
+def features(model, config):
+    """What tests compare, by names, of a model with its weights."""
+    import torch
+
     texts = torch.from_numpy(ids(config).astype(np.int64))
     out = {}
     with torch.no_grad():
@@ -153,7 +160,7 @@ def run(name):
             inputs = _inputs(config, images(config)[0])
             inputs.pop("interpolate_pos_encoding", None)
             out["logits"] = model(**inputs, input_ids=texts).logits_per_image
-    return {key: value.numpy() for key, value in out.items()}, shapes
+    return {key: value.numpy() for key, value in out.items()}
 
 
 def _model(config):

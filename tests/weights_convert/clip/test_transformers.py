@@ -53,8 +53,9 @@ def outputs(name, model):
     return out
 
 
-def assert_equal(found, expected):
-    for key, value in expected.items():
+def assert_equal(found, expected, keys=None):
+    for key in keys or expected:
+        value = expected[key]
         assert found[key].shape == value.shape, key
         np.testing.assert_allclose(
             found[key], value, rtol=0, atol=1e-5 * max(1, np.abs(value).max()), err_msg=key
@@ -101,6 +102,17 @@ def test_converted_and_exported_it_is_the_same(name, tmp_path):
         toys.assert_same(
             weights_convert.read_state_dict(exported / "model.safetensors"), state_dict(name)
         )
+
+
+@pytest.mark.parametrize("name", ["clip_14", "open_clip_g", "siglip_14", "siglip2", "naflex"])
+def test_transformers_reads_what_is_exported(name, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "source").mkdir()
+    converted = weights_convert.convert(directory(name, tmp_path / "source"))
+    exported = weights_convert.export(converted, tmp_path / "hf", "huggingface")
+    model = transformers.AutoModel.from_pretrained(exported).eval()
+    assert_equal(golden(name), make_clip.features(model, make_clip.CONFIGS[name]), golden(name))
 
 
 def test_the_widths_of_perceptrons_are_those_of_the_weights(tmp_path):
