@@ -88,7 +88,7 @@ WRITE = {
     "cityscapes": lambda root: prepared.whole(root, "cityscapes"),
     "ade20k": lambda root: prepared.whole(root, "ade20k"),
 }
-# Every dataset, and every method at least once; numbers of text rows by the spec.
+# Every dataset, and every method at least once; numbers of text rows as published.
 RUNS = [
     (voc21_readout, "scclip", "voc", 56, {}),
     (voc20_readout, "naclip", "voc", 30, {"inference.refine": "pamr"}),
