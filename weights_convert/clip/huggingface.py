@@ -13,7 +13,7 @@ from typing import Any
 
 from clipseg_jax.models.clip import CLIPConfig, TextConfig, ViTConfig
 from weights_convert.clip.choices import ACTIVATIONS, check_heads
-from weights_convert.clip.json_files import read_json, section, whole_number
+from weights_convert.clip.json_files import fraction, read_json, section, whole_number
 from weights_convert.clip.shards import INDEX_FILES
 from weights_convert.clip.tokenizer_files import TOKENIZER_FILES
 from weights_convert.errors import CheckpointError
@@ -34,7 +34,7 @@ SIDE_FILES = (_HF_CONFIG, _OPEN_CLIP_CONFIG, *TOKENIZER_FILES)
 _MODEL_TYPES = ("clip", "clipseg")  # CLIPSeg's folder holds a whole CLIP
 _TOWER_TYPES = {"clip_vision_model": "vision_config"}  # its config.json is the tower's section
 # transformers omits its defaults in config.json: those of ViT-B/32.
-_HF_DEFAULTS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_HF_DEFAULTS: dict[str, Any] = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _HF_HEADS = {"vision_config": 12, "text_config": 8}
 _OPEN_CLIP_TEXT_HEADS = 8
 # What open_clip's models may have beyond CLIP without a tensor that shows it, and CLIP's values.
@@ -197,7 +197,4 @@ def _check_sizes(values: dict[str, Any], sizes: Any, name: str) -> None:
 
 
 def _epsilon(values: dict[str, Any], key: str) -> float:
-    eps = values.get(key, _HF_DEFAULTS["layer_norm_eps"])
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ValueError(f"{key} is {eps!r:.60}, not a number above 0 and below 1")
-    return float(eps)
+    return fraction(values, key, _HF_DEFAULTS["layer_norm_eps"])

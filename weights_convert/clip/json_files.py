@@ -81,6 +81,18 @@ def whole_number(content: dict[str, Any], name: str, default: int) -> int:
     return value
 
 
+def fraction(content: dict[str, Any], name: str, default: float) -> float:
+    """The number `content[name]`, above 0 and below 1; `default` where it is absent.
+
+    Raises:
+      ValueError: something else.
+    """
+    value = content.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise ValueError(f"{name} is {value!r:.60}, not a number above 0 and below 1")
+    return float(value)
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):

@@ -117,7 +117,7 @@ def sketch(named: Named) -> dict[str, np.ndarray]:
     if named.table is None:
         return named.stored
     renamed, _ = named.table.rename(named.stored)
-    return _join(renamed) | _nan(renamed, named.absent)
+    return join_parts(renamed) | _nan(renamed, named.absent)
 
 
 def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
@@ -135,7 +135,7 @@ def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str,
         for part, shape in _parts(key, whole, named.layout)
     }
     renamed = named.table.to_right(named.stored, parts, source)
-    return _join(renamed) | _nan(renamed, named.absent)
+    return join_parts(renamed) | _nan(renamed, named.absent)
 
 
 def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -231,7 +231,7 @@ def _parts(key: str, shape: Shape, layout: str) -> list[tuple[str, Shape]]:
     return [(key, shape)]
 
 
-def _join(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def join_parts(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Concatenates "name#0", "name#1", "name#2" along the first axis as "name"."""
     out = {key: value for key, value in renamed.items() if "#" not in key}
     for whole in dict.fromkeys(key.split("#")[0] for key in renamed if "#" in key):
