@@ -108,6 +108,8 @@ def get_config(method: str) -> ConfigDict:
     config.inference.area_threshold = 0.0
     # "pamr", "par" or "crf" follows the edges of the image; NACLIP's headline row: "pamr".
     config.inference.refine = ""
+    # Longest side in pixels at which larger images are refined; None: all at their own size.
+    config.inference.refine_px = config_dict.placeholder(int)
     config.inference.pamr = ConfigDict()  # section 7; of the feedback, too
     config.inference.pamr.steps = 10
     config.inference.pamr.dilations = (8, 16)

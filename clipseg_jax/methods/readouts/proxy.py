@@ -15,7 +15,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_number
-from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
+from clipseg_jax.models.clip import (
+    ModifiedResNet,
+    VisionTransformer,
+    as_text_embeddings,
+    l2_normalize,
+)
 from clipseg_jax.models.dino import DINO
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
@@ -89,7 +94,7 @@ class ProxyCLIP(nnx.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer,
+        visual: VisionTransformer | ModifiedResNet,
         dino: DINO,
         text_embeddings: ArrayLike,
         cfg: ProxyConfig | None = None,
@@ -160,7 +165,7 @@ def dino_input(images: Array) -> Array:
 
 
 def build_proxy(
-    visual: VisionTransformer,
+    visual: VisionTransformer | ModifiedResNet,
     dino: DINO,
     text_embeddings: ArrayLike,
     cfg: ProxyConfig | None = None,
