@@ -87,11 +87,13 @@ def check_window(model, case, arrays, size, ending):
     ending = ending.format(*size)
     image = jnp.asarray(seeded.image(*size, case["image_seed"]))[None]
     pixels = normalize(image, *constants(case))
-    made = {
-        "proxy": jax.jit(lambda x: model.dino(dino_input(x)))(pixels)[0],
-        "dense": jax.jit(model.features)(pixels)[0],
-        "logits": jnp.moveaxis(jax.jit(model)(pixels)[0], -1, 0),
-    }
+
+    @jax.jit
+    def run(model, pixels):
+        return model.dino(dino_input(pixels)), model.features(pixels), model(pixels)
+
+    proxy, dense, cosines = run(model, pixels)
+    made = {"proxy": proxy[0], "dense": dense[0], "logits": jnp.moveaxis(cosines[0], -1, 0)}
     made["up"] = jnp.moveaxis(resize(jnp.moveaxis(made["logits"], 0, -1)[None], size)[0], -1, 0)
     for name, value in made.items():
         if name + ending in arrays:
