@@ -22,7 +22,8 @@ LAYERS = [
     ["networks"],
     ["clipseg_jax.train", "clipseg_jax.evaluate", "clipseg_jax.prompts"],
     ["clipseg_jax.train_step", "clipseg_jax.inference", "clipseg_jax.annotate"],
-    ["clipseg_jax.segmentation"],
+    ["clipseg_jax.segmentation", "clipseg_jax.labels"],
+    ["clipseg_jax.inference_config"],
     ["clipseg_jax.views", "clipseg_jax.task"],
     ["clipseg_jax.models"],
     ["clipseg_jax.demo"],
@@ -30,7 +31,7 @@ LAYERS = [
     ["clipseg_jax.core"],
     ["input_pipeline"],
 ]
-NETWORKS = ("model", "head", "heads", "encoder", "distill_model")
+NETWORKS = ("model", "head", "heads", "encoder", "distill_model", "feedback", "proxy")
 # Inside a method's folder, from the bottom; other files go by their own imports.
 ORDER = ("model", "loss", "task", "build", "recipe")
 # Which methods a method may import.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipseg_jax import inference
+from clipseg_jax import labels as labels_module
 from clipseg_jax.inference import (
     InferenceConfig,
     check_values,
@@ -75,7 +75,7 @@ def test_a_bucket_equals_each_image_alone(vision, choices):
 def test_row_blocks_change_nothing(monkeypatch):
     task, image = tiny.task(), tiny.images([(50, 70)])[0]
     whole = alone(task, CFG, image)
-    monkeypatch.setattr(inference, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
+    monkeypatch.setattr(labels_module, "_SCORES_AT_ONCE", 5 * 70 * 7)  # seven rows at a time
     for actual, expected in zip(alone(task, CFG, image), whole, strict=True):
         # Products of other shapes add up in another order: a few units in the last place.
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
@@ -281,7 +281,10 @@ def test_a_ratio_that_is_listed_twice_counts_twice():
         ({"embedding_labels": (0, 1.5)}, "embedding_labels is 1.5"),
         ({"mean": (0, 0)}, "three numbers each"),
         ({"std": (1, 1, 0)}, "std is 0; give a number above 0"),
-        ({"crf": True}, "crf is True"),
+        ({"refine": True}, "refine is True; give a PAMRConfig, a PARConfig, a CRFConfig or None"),
+        ({"refine": "pamr"}, "refine is 'pamr'"),
+        ({"refine_px": 0}, "refine_px is 0; give a whole number of at least 1"),
+        ({"area_threshold": 1.5}, "area_threshold is 1.5; give a number from 0 to 1"),
         ({"crf_image": "grey"}, "crf_image is 'grey'"),
     ],
     ids=str,

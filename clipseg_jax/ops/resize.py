@@ -63,7 +63,8 @@ def resize_matrix(
       align_corners: map the centres of the corner pixels onto each other, as in PyTorch.
       scale_factor: compute source positions from this factor instead of the sizes, as PyTorch does
         when it is called with `scale_factor`.
-      size_offset: compute source positions as if `out_size` were this much larger (DINO: 0.1).
+      size_offset: compute source positions as if `out_size` were this much larger (0.1: the
+        positions of DINO and of CLIP's read-outs).
       in_length, out_length: static sizes of the matrix; default: `in_size` and `out_size`.
 
     Raises:

@@ -4,6 +4,8 @@ Linear scores need two matrices (`ops/window.py`). If a nonlinear function (CLIP
 applied to the logits of a window's pixels before windows are averaged, logits are upsampled first,
 then the function is applied, and then windows are averaged and resized to the image. The last two
 steps read few pixels for each row and column of the result: its taps. Spec clip_rc, section 10.
+
+Maps that were computed at full or nearly full size (`resized_maps`) are read by taps as well.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from clipseg_jax.ops.resize import resize_matrix
 
 PixelScores = Callable[[Array], Array]
 
@@ -31,7 +35,8 @@ class Scores(NamedTuple):
     """Class scores of images in factored form: pixel scores are `rows @ logits @ columns^T`.
 
     With a function `pixel_scores` of the windows' pixels, for all windows together:
-    `rows @ pixel_scores(to_pixels[0] @ logits @ to_pixels[1]^T) @ columns^T`.
+    `rows @ pixel_scores(to_pixels[0] @ logits @ to_pixels[1]^T) @ columns^T`. Rows and columns are
+    taps then; they may be without the function as well.
     """
 
     logits: Array  # (b, g, k, c)
@@ -51,9 +56,10 @@ class Scores(NamedTuple):
         """Size of the largest array when computing one row of scores of one image."""
         width = self.shape[2]
         if isinstance(self.rows, Taps):
-            assert self.to_pixels is not None
-            _, pixels, grid = self.to_pixels[1].shape
-            in_windows = self.logits.shape[2] // grid * pixels
+            in_windows = self.logits.shape[2]
+            if self.to_pixels is not None:
+                _, pixels, grid = self.to_pixels[1].shape
+                in_windows = in_windows // grid * pixels
             width = max(width, self.rows.indices.shape[2] * in_windows)
         return width * self.logits.shape[-1]
 
@@ -61,12 +67,28 @@ class Scores(NamedTuple):
         """Scores (b, r, width, c) of a subset of `self.rows`."""
         if isinstance(rows, Taps):
             assert isinstance(self.columns, Taps)
+            if self.pixel_scores is None:
+                return jax.vmap(_read)(self.logits, rows, self.columns)
             assert self.to_pixels is not None
-            assert self.pixel_scores is not None
             return tapped_rows(self.logits, *self.to_pixels, rows, self.columns, self.pixel_scores)
         return jnp.einsum(
             "brg,bgkc,bwk->brwc", rows, self.logits, self.columns, precision="highest"
         )
+
+    def sampled(self, sizes: Array, out_sizes: Array, shape: tuple[int, int]) -> Scores:
+        """The scores of the pixels nearest to those of smaller images, (b, *shape) pixels.
+
+        Scores are smooth: there is nothing that averaging would add. `sizes` and `out_sizes`:
+        (b, 2) real pixels before and after.
+        """
+
+        def taken(matrix: Array | Taps, axis: int) -> Array | Taps:
+            size, out_size = sizes[:, axis, None], out_sizes[:, axis, None]
+            index = (2 * jnp.arange(shape[axis]) + 1) * size // (2 * out_size)
+            index = jnp.minimum(index, size - 1)[..., None]
+            return jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), matrix)
+
+        return self._replace(rows=taken(self.rows, 0), columns=taken(self.columns, 1))
 
 
 def map_rows(
@@ -96,6 +118,27 @@ def map_rows(
 
     one, two = jax.lax.map(block, [jax.tree.map(split, v.rows) for v in views])
     return join(one), join(two)
+
+
+def resized_maps(maps: Array, sizes: Array, out_sizes: Array, out_shape: tuple[int, int]) -> Scores:
+    """Scores of padded maps (b, h, w, c), each resized bilinearly, to (b, *out_shape) pixels.
+
+    `sizes` and `out_sizes`: (b, 2) real rows and columns before and after. Maps that have
+    `out_shape` already are not resized.
+    """
+
+    def read(axis: int) -> Taps:
+        b, length = maps.shape[0], maps.shape[1 + axis]
+        if maps.shape[1:3] == out_shape:
+            index = jnp.broadcast_to(jnp.arange(length)[:, None], (b, length, 1))
+            return Taps(jnp.ones(index.shape), index)
+
+        def matrix(size: Array, out_size: Array) -> Array:
+            return resize_matrix(size, out_size, in_length=length, out_length=out_shape[axis])
+
+        return taps(jax.vmap(matrix)(sizes[:, axis], out_sizes[:, axis]), 2)
+
+    return Scores(maps, read(0), read(1))
 
 
 def taps(matrices: Array, most: int) -> Taps:
@@ -146,8 +189,19 @@ def _tapped_rows(
         jnp.einsum("rngc,wg->rnwc", lines, to_columns, precision="highest")
     ).reshape(r, k, nx * width, c)
     pixels = jnp.einsum("rk,rkxc->rxc", rows.weights, pixels, precision="highest")
+    return _weighted(pixels, columns, axis=1)
+
+
+def _read(maps: Array, rows: Taps, columns: Taps) -> Array:
+    """Rows and columns (r, w, c) of maps (g, k, c)."""
+    return _weighted(_weighted(maps, rows, axis=0), columns, axis=1)
+
+
+def _weighted(x: Array, read: Taps, axis: int) -> Array:
+    """Weighted sums of the tapped entries of `x` (g, k, c) along axis 0 or 1."""
+    weights = read.weights[:, :, None, None] if axis == 0 else read.weights[:, :, None]
     parts = [
-        columns.weights[:, j, None] * pixels[:, columns.indices[:, j]]
-        for j in range(columns.indices.shape[1])
+        weights[:, j] * jnp.take(x, read.indices[:, j], axis=axis)
+        for j in range(read.indices.shape[1])
     ]
     return jnp.sum(jnp.stack(parts), axis=0)

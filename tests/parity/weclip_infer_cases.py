@@ -14,12 +14,12 @@ from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.inference import (
     InferenceConfig,
     Scores,
-    crf_label_maps,
     label_maps,
     make_segment_fn,
     network_shapes,
     network_sizes,
 )
+from clipseg_jax.labels import Guide
 from clipseg_jax.methods.weclip import task as weclip
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
@@ -148,11 +148,14 @@ def _check_crf(case, arrays, image, cfg):
         theta_gamma=told["pos_xy_std"], w2=told["pos_w"], theta_alpha=told["bi_xy_std"],
         theta_beta=told["bi_rgb_std"], w1=told["bi_w"], iterations=told["iter_max"],
     )  # fmt: skip
-    cfg = dataclasses.replace(cfg, crf=crf, crf_image="raw")
+    cfg = dataclasses.replace(cfg, refine=crf, crf_image="raw")
     size = image.shape[1:3]
-    labels = jax.jit(
-        lambda scores, image: crf_label_maps([scores], image, jnp.asarray([size]), cfg)[0]
-    )
+
+    @jax.jit
+    def labels(scores, image):
+        guide = Guide(image, image, jnp.asarray([size]))
+        return label_maps([scores], cfg, guide=guide)[0]
+
     made = labels(_scores(logits, size), jnp.asarray(image))
     cases.same_labels(made[0], arrays["crf_label"], share=LABELS, name="crf_label")
 

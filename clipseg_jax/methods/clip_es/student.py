@@ -152,7 +152,7 @@ def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a CRF after it: metrics_student_crf.json."""
     cfg = dataclasses.replace(
-        inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
     )
     return _evaluate(config, workdir, "_student_crf", cfg)
 
@@ -163,6 +163,7 @@ def inference(config: ConfigDict) -> InferenceConfig:
         mean=MEAN,
         std=STD,
         scale_px=None,
+        temperature=1.0,  # logits of a trained network
         ratios=tuple(config.student.ratios),
         flip=config.student.flip,
     )

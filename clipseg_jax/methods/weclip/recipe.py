@@ -143,7 +143,7 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
         evaluate(config, workdir)
         barrier("metrics")
     cfg = dataclasses.replace(
-        inference(config), crf=CRFConfig(**config.crf.to_dict()), crf_image="raw"
+        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
     record = _evaluate(config, workdir, "_crf", cfg)
     published = config.evaluate.published_metric
