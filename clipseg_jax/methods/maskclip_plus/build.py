@@ -12,13 +12,12 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.methods.maskclip.recipe import with_choices
 from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, Student, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import ResNetConfig, ViTConfig
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from clipseg_jax.stages.clip import load_clip, read_embeddings
+from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
