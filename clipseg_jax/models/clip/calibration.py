@@ -17,7 +17,6 @@ from clipseg_jax.models.clip.last_block import attend
 from clipseg_jax.models.clip.read_outs import ReadOut, block_index
 from clipseg_jax.models.clip.vit import MASKED, VisionTransformer
 
-
 _SMALLEST = 1e-20  # a squared distance whose inverse can be summed
 
 
