@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,12 @@ from clipseg_jax.inference_config import InferenceConfig, check_values
 from clipseg_jax.labels import Guide, label_maps
 from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
+    add_margins,
     compose_resize,
     count_windows,
     crop_windows,
     grid_to_image,
+    margins_to_multiple,
     window_starts,
 )
 from clipseg_jax.ops.window_scores import Scores, taps
@@ -144,12 +147,25 @@ def image_scores(
     if flip:
         pixels = mirror(pixels, network_size[:, 1], axis=2)
 
+    extents, frame = network_size, network_shape
+    if cfg.mode == "slide":
+        frame = cfg.crop_px
+        extents = jnp.minimum(network_size, jnp.asarray(frame))
+    multiple = cfg.pad_to_px or 1
+    margins = [margins_to_multiple(extents[:, axis], multiple) for axis in (0, 1)]
+    padded = jnp.stack([margin.sizes for margin in margins], axis=1)
+    padded_frame = -(-frame[0] // multiple) * multiple, -(-frame[1] // multiple) * multiple
+    grids = task.grid_size(padded)
+
+    def predict(window: Array) -> Array:
+        if cfg.pad_to_px:
+            window = add_margins(window, extents, margins, padded_frame)
+        return task.predict(model, window, padded)
+
+    starts: tuple[Array | None, Array | None] = (None, None)
+    crop: tuple[int | None, int | None] = (None, None)
     if cfg.mode == "whole":
-        logits = task.predict(model, pixels, network_size)
-        grids = task.grid_size(network_size)
-        starts: tuple[Array | None, Array | None] = (None, None)
-        crop: tuple[int | None, int | None] = (None, None)
-        extents, frame = network_size, network_shape
+        logits = predict(pixels)
     else:
         counts = [
             count_windows(*n) for n in zip(network_shape, cfg.crop_px, cfg.stride_px, strict=True)
@@ -158,21 +174,25 @@ def image_scores(
             window_starts(network_size[:, i], counts[i], cfg.crop_px[i], cfg.stride_px[i])
             for i in (0, 1)
         )
-        crop = frame = cfg.crop_px
-        extents = jnp.minimum(network_size, jnp.asarray(crop))
-        windows = crop_windows(pixels, starts, crop)  # type: ignore[arg-type]
+        crop = cfg.crop_px
+        windows = crop_windows(pixels, starts, cfg.crop_px)  # type: ignore[arg-type]
         # One window of all images at a time: as much memory as whole images of the crop's size.
-        logits = jax.lax.map(lambda window: task.predict(model, window, extents), windows)
+        logits = jax.lax.map(predict, windows)
         ny, nx = counts
         _, b, gh, gw, c = logits.shape
         logits = logits.reshape(ny, nx, b, gh, gw, c).transpose(2, 0, 3, 1, 4, 5)
         logits = logits.reshape(b, ny * gh, nx * gw, c)
-        grids = task.grid_size(extents)
 
     counts = [1 if each is None else each.shape[1] for each in starts]
     lengths = [logits.shape[1 + axis] // counts[axis] for axis in (0, 1)]
     # Without `pixel_scores` logits are mapped to the image directly, else the windows' pixels are.
-    in_sizes, in_lengths = (grids, lengths) if task.pixel_scores is None else (extents, frame)
+    on_grid = task.pixel_scores is None
+    in_sizes, in_lengths = (grids, lengths) if on_grid else (extents, frame)
+
+    def with_margins(axis: int) -> dict[str, Any]:
+        if not cfg.pad_to_px:
+            return {}
+        return {"margins": margins[axis], "padded_length": padded_frame[axis]}
 
     def matrix(axis: int) -> Array:
         result = grid_to_image(
@@ -182,6 +202,7 @@ def image_scores(
             length=network_shape[axis],
             crop=crop[axis],
             starts=starts[axis],
+            **(with_margins(axis) if on_grid else {}),
         )
         if flip and axis == 1:
             result = mirror(result, network_size[:, 1], axis=1)
@@ -193,7 +214,13 @@ def image_scores(
     if task.pixel_scores is None:
         return Scores(logits, matrix(0), matrix(1))
     to_pixels = [
-        grid_to_image(grids[:, i], extents[:, i], grid_length=lengths[i], length=frame[i])
+        grid_to_image(
+            grids[:, i],
+            extents[:, i],
+            grid_length=lengths[i],
+            length=frame[i],
+            **with_margins(i),
+        )
         for i in (0, 1)
     ]
     # A bilinear resize reads two pixels, each of which lies in up to `overlap` windows.

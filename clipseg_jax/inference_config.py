@@ -32,6 +32,9 @@ class InferenceConfig:
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
+    # Windows, or whole images, are padded with zeros on all sides to a multiple of these pixels; 0:
+    # as the network pads.
+    pad_to_px: int = 0
     min_side_px: int = 1  # shortest side in pixels at the network; a shorter one raises ValueError
     ratios: tuple[float, ...] = (1.0,)  # test-time scales of scale_px
     # What of several views is averaged: "probabilities" (softmax without temperature, as MaskCLIP,
@@ -82,12 +85,15 @@ class InferenceConfig:
                 f"stride_px {self.stride_px} exceeds crop_px {self.crop_px}: pixels between the "
                 "windows would have no scores; give a stride from 1 to the crop"
             )
-        if self.average == "logits" and (self.mode == "slide" or not self.keep_ratio):
+        if self.average == "logits" and (
+            self.mode == "slide" or not self.keep_ratio or self.pad_to_px
+        ):
             raise ValueError(
-                "average='logits' takes whole images that keep their ratio; give mode='whole' and "
-                "keep_ratio=True, or average='probabilities'"
+                "average='logits' takes whole images that keep their ratio; give mode='whole', "
+                "keep_ratio=True and pad_to_px=0, or average='probabilities'"
             )
         check_whole("min_side_px", self.min_side_px)
+        check_whole("pad_to_px", self.pad_to_px, 0)
         if self.embedding_labels is not None:
             if not len(self.embedding_labels):
                 raise ValueError("embedding_labels is empty; give a label for each text embedding")

@@ -31,7 +31,7 @@ LAYERS = [
     ["clipseg_jax.core"],
     ["input_pipeline"],
 ]
-NETWORKS = ("model", "head", "heads", "encoder", "distill_model")
+NETWORKS = ("model", "head", "heads", "encoder", "distill_model", "feedback", "proxy")
 # Inside a method's folder, from the bottom; other files go by their own imports.
 ORDER = ("model", "loss", "task", "build", "recipe")
 # Which methods a method may import.

@@ -35,7 +35,8 @@ from clipseg_jax.models.clip import (
     ViTConfig,
     l2_normalize,
 )
-from clipseg_jax.models.clip.dense import CLIP_BLOCK, VALUE, last_block
+from clipseg_jax.models.clip.last_block import last_block
+from clipseg_jax.models.clip.read_outs import CLIP_BLOCK, VALUE
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 
 TEXT_TOKENS = 20  # captions are shorter; the text tower is causal, so the rest can be cut

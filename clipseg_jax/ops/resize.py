@@ -47,6 +47,7 @@ def resize_matrix(
     *,
     align_corners: bool = False,
     scale_factor: float | None = None,
+    size_offset: float = 0.0,
     in_length: int | None = None,
     out_length: int | None = None,
 ) -> Array:
@@ -60,6 +61,8 @@ def resize_matrix(
       align_corners: map the centres of the corner pixels onto each other, as in PyTorch.
       scale_factor: compute source positions from this factor instead of the sizes, as PyTorch does
         when it is called with `scale_factor`.
+      size_offset: added to `out_size` where source positions are computed, and only there (0.1: the
+        position embeddings of DINO and of CLIP's read-outs).
       in_length, out_length: static sizes of the matrix; default: `in_size` and `out_size`.
 
     Raises:
@@ -69,7 +72,9 @@ def resize_matrix(
     out_length = int(out_size) if out_length is None else out_length  # type: ignore[arg-type]
     n_in = jnp.asarray(in_size, jnp.float32)
     n_out = jnp.asarray(out_size, jnp.float32)
-    step = n_in / n_out if scale_factor is None else jnp.float32(1.0 / scale_factor)
+    step = n_in / (n_out + size_offset)
+    if scale_factor is not None:
+        step = jnp.float32(1.0 / scale_factor)
     position = jnp.arange(out_length, dtype=jnp.float32)
     last = jnp.asarray(in_size, jnp.int32) - 1
 
@@ -99,10 +104,11 @@ def resize(
     *,
     align_corners: bool = False,
     scale_factor: tuple[float, float] | None = None,
+    size_offset: float = 0.0,
 ) -> Array:
     """Images (b, h, w, c) resized to (b, *size, c) float32, as `torch.nn.functional.interpolate`.
 
-    `scale_factor` (height, width): see `resize_matrix`.
+    `scale_factor` (height, width), `size_offset`: see `resize_matrix`.
     """
     scales = (None, None) if scale_factor is None else scale_factor
     rows, columns = (
@@ -112,6 +118,7 @@ def resize(
             mode,
             align_corners=align_corners,
             scale_factor=scales[axis],
+            size_offset=size_offset,
         )
         for axis in (0, 1)
     )
@@ -127,6 +134,7 @@ def resize_within(
     *,
     align_corners: bool = False,
     scale_factor: float | None = None,
+    size_offset: float = 0.0,
 ) -> Array:
     """Padded images (b, h, w, c), each resized by its own ratio, to (b, *out_shape, c) float32.
 
@@ -143,6 +151,7 @@ def resize_within(
                 mode,
                 align_corners=align_corners,
                 scale_factor=scale_factor,
+                size_offset=size_offset,
                 in_length=image.shape[axis],
                 out_length=out_shape[axis],
             )

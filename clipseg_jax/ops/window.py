@@ -8,6 +8,10 @@ Spec maskclip, section 7.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -51,6 +55,34 @@ def crop_windows(images: Array, starts: tuple[Array, Array], crop: tuple[int, in
     return windows.reshape(-1, *windows.shape[2:])
 
 
+class Margins(NamedTuple):
+    """Zeros around windows, along one axis."""
+
+    sizes: Array  # (b,) pixels with the zeros on both sides
+    before: Array  # (b,) zeros on the first side
+
+
+def margins_to_multiple(sizes: Array, multiple: int) -> Margins:
+    """The margins that centre `sizes` (b,) in a multiple of pixels; an odd zero goes behind."""
+    padded = -(-sizes // multiple) * multiple
+    return Margins(padded, (padded - sizes) // 2)
+
+
+def add_margins(
+    images: Array, sizes: Array, margins: Sequence[Margins], shape: tuple[int, int]
+) -> Array:
+    """Padded images (b, h, w, c) of `sizes` (b, 2) -> (b, *shape, c), zeros outside each image."""
+    for axis, margin in enumerate(margins):
+
+        def shift(image: Array, size: Array, before: Array, axis: int = axis) -> Array:
+            index = jnp.arange(shape[axis]) - before
+            inside = ((index >= 0) & (index < size)).reshape(-1, *(1,) * (image.ndim - 1 - axis))
+            return jnp.where(inside, jnp.take(image, index, axis=axis, mode="clip"), 0)
+
+        images = jax.vmap(shift)(images, sizes[:, axis], margin.before)
+    return images
+
+
 def grid_to_image(
     grids: Array,
     sizes: Array,
@@ -59,6 +91,8 @@ def grid_to_image(
     length: int,
     crop: int | None = None,
     starts: Array | None = None,
+    margins: Margins | None = None,
+    padded_length: int | None = None,
 ) -> Array:
     """Matrices (b, length, n * grid_length) from the grids of n windows to pixels, along one axis.
 
@@ -71,18 +105,26 @@ def grid_to_image(
       length: static length of the image axis in pixels.
       crop: window size in pixels; None: one window that is the whole image.
       starts: (b, n) first pixel of each window, from `window_starts`; None if `crop` is.
+      margins: of each window, where grids are those of windows with margins.
+      padded_length: static length of a window with its margins.
     """
 
-    def whole(grid: Array, size: Array) -> Array:
-        return resize_matrix(grid, size, in_length=grid_length, out_length=length)
+    def window(grid: Array, extent: Array, margins: Margins | None, length: int) -> Array:
+        if margins is None or padded_length is None:
+            return resize_matrix(grid, extent, in_length=grid_length, out_length=length)
+        padded = resize_matrix(grid, margins.sizes, in_length=grid_length, out_length=padded_length)
+        index = jnp.arange(length)
+        rows = jnp.take(padded, index + margins.before, axis=0, mode="clip")
+        return jnp.where((index < extent)[:, None], rows, 0)
 
     if crop is None or starts is None:
-        return jax.vmap(whole)(grids, sizes)
+        whole = functools.partial(window, length=length)
+        return jax.vmap(whole)(grids, sizes, margins)
     n = starts.shape[1]
 
-    def windows(grid: Array, size: Array, start: Array) -> Array:
+    def windows(grid: Array, size: Array, start: Array, margins: Margins | None) -> Array:
         extent = jnp.minimum(crop, size)
-        upsampling = resize_matrix(grid, extent, in_length=grid_length, out_length=crop)
+        upsampling = window(grid, extent, margins, crop)
         offset = jnp.arange(length)[:, None] - start[None, :]  # (length, n)
         # Surplus windows repeat the last one: count each start once.
         fresh = jnp.concatenate([jnp.ones(1, bool), start[1:] != start[:-1]])
@@ -91,7 +133,7 @@ def grid_to_image(
         cover_count = jnp.maximum(jnp.sum(covers, axis=1), 1)[:, None, None]
         return (placed / cover_count).reshape(length, n * grid_length)
 
-    return jax.vmap(windows)(grids, sizes, starts)
+    return jax.vmap(windows)(grids, sizes, starts, margins)
 
 
 def compose_resize(matrices: Array, sizes: Array, out_sizes: Array, out_length: int) -> Array:

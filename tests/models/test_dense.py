@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipseg_jax.models.clip.dense import (
+from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.last_block import last_block
+from clipseg_jax.models.clip.read_outs import (
     CLIP_BLOCK,
     VALUE,
     ReadOut,
-    dense_features,
-    last_block,
 )
 from clipseg_jax.ops.attention import attention_maps, join_heads, split_heads
 from tests import tiny

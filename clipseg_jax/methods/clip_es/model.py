@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_blocks, check_number, check_whole
 from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
-from clipseg_jax.models.clip.dense import after_attention
+from clipseg_jax.models.clip.last_block import after_attention
 from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
 from clipseg_jax.ops.cam import activation_maps, box_masks, min_max_normalize, upsample
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask

@@ -21,7 +21,8 @@ from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_blocks, check_number, check_whole
 from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
-from clipseg_jax.models.clip.dense import VALUE, last_block
+from clipseg_jax.models.clip.last_block import last_block
+from clipseg_jax.models.clip.read_outs import VALUE
 from clipseg_jax.ops.affinity import patch_affinity
 from clipseg_jax.ops.cam import box_masks, min_max_normalize
 from clipseg_jax.ops.components import bounding_box

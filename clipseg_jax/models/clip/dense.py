@@ -2,75 +2,23 @@
 
 CLIP is trained with one feature per image, of the class token (ViT) or the attention pool (ResNet).
 A dense read-out changes the last attention only, so that each position keeps its own content.
-Source: Zhou et al. 2022 (MaskCLIP); spec maskclip, section 4; spec readouts, sections 1 and 13.
+Source: Zhou et al. 2022 (MaskCLIP), and those of `read_outs`; spec maskclip, section 4; spec
+readouts, sections 3 to 5 and 13.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from clipseg_jax.models.clip.calibration import calibrated_tokens
+from clipseg_jax.models.clip.last_block import Feedback, LastBlock, last_block, neighbour_map
+from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 from clipseg_jax.models.clip.resnet import ModifiedResNet
 from clipseg_jax.models.clip.vit import VisionTransformer
 from clipseg_jax.ops.image import valid_mask
-
-Scores = Literal["qk", "qq", "kk"]  # the projections whose products are the attention scores
-
-
-@dataclasses.dataclass(frozen=True)
-class ReadOut:
-    """How the last block of a ViT attends (spec readouts, section 13)."""
-
-    # The attention map is the mean of one softmax for each; (): each token attends to itself.
-    scores: tuple[Scores, ...] = ()
-    residual: bool = True  # add the input of the block
-    mlp: bool = True  # apply the perceptron of the block
-
-
-VALUE = ReadOut()  # of MaskCLIP and TagCLIP
-CLIP_BLOCK = ReadOut(("qk",))  # of CLIP itself
-
-
-class LastBlock(NamedTuple):
-    """Tokens after the last block and `ln_post`, and the block's projections, (b, t, d) each."""
-
-    tokens: Array
-    queries: Array
-    keys: Array
-    values: Array
-
-
-def last_block(
-    visual: VisionTransformer, x: Array, read_out: ReadOut, bias: Array | None = None
-) -> LastBlock:
-    """Runs the last block of a ViT with a dense read-out.
-
-    Args:
-      x: tokens (b, t, d) before the block. Without `scores` in the read-out tokens do not interact,
-        and a subset of them may be given.
-      bias: (1 or b, 1 or t, t), added to all scores; it masks padding.
-    """
-    block = visual.transformer.resblocks[-1]
-    attn = block.attn
-    q, k, v = attn.qkv(block.ln_1(x))
-    if read_out.scores:
-        pairs = {"qk": (q, k), "qq": (q, q), "kk": (k, k)}
-        mixtures = [attn.mix(*pairs[name], v, bias) for name in read_out.scores]
-        mixed = sum(mixtures[1:], mixtures[0]) / len(mixtures)
-    else:
-        mixed = attn.out_proj(v)
-    mixed = x + mixed if read_out.residual else mixed
-    tokens = after_attention(visual, mixed) if read_out.mlp else visual.ln_post(mixed)
-    return LastBlock(tokens, q, k, v)
-
-
-def after_attention(visual: VisionTransformer, x: Array) -> Array:
-    """Applies the last block's perceptron and `ln_post` to tokens (b, t, d) after its attention."""
-    block = visual.transformer.resblocks[-1]
-    return visual.ln_post(x + block.mlp(block.ln_2(x)))
 
 
 class Dense(NamedTuple):
@@ -80,6 +28,15 @@ class Dense(NamedTuple):
     values: Array  # (b, hp, wp, d) before the projection to the joint space
     keys: Array  # (b, hp, wp, d) for key smoothing (spec maskclip, section 6)
     real: Array  # (b, hp, wp) bool, False in the padding
+
+
+class Encoded(NamedTuple):
+    """Images before the last block of a ViT."""
+
+    x: Array  # (b, t, d)
+    bias: Array | None  # (b, 1, t), masks padding
+    real: Array  # (b, hp, wp) bool, False in the padding
+    parts: dict[str, Array]  # of earlier blocks, by the names of `Transformer`
 
 
 def dense_features(
@@ -98,23 +55,70 @@ def dense_features(
       attn_pooling: ResNets only: full attention of mean token and positions instead of values.
 
     Raises:
-      ValueError: a read-out other than `VALUE` of a ResNet, which has no last block.
+      ValueError: a read-out other than `VALUE` of a ResNet, which has no last block, or one that
+        reads earlier blocks of a ViT that has one block.
     """
     if isinstance(visual, ModifiedResNet):
         if read_out != VALUE:
             raise ValueError(f"{read_out} needs a ViT's last block; this CLIP has a ResNet")
         return _dense_resnet(visual, images, sizes, attn_pooling)
-    return _dense_vit(visual, images, sizes, read_out)
+    return read(visual, encode(visual, images, sizes, read_out=read_out), read_out)
 
 
-def _dense_vit(
-    visual: VisionTransformer, images: Array, sizes: Array | None, read_out: ReadOut
-) -> Dense:
+def encode(
+    visual: VisionTransformer, images: Array, sizes: Array | None = None, *, read_out: ReadOut
+) -> Encoded:
+    """All blocks of a ViT but the last, on normalised images (b, h, w, 3).
+
+    Raises:
+      ValueError: the read-out reads earlier blocks, and the ViT has one block.
+    """
     grid = visual.grid_shape(images.shape[1], images.shape[2])
     x, bias = visual.embed(images, sizes)
-    x, _ = visual.transformer(x, bias, stop=-1)
-    if read_out.scores:
-        last = LastBlock(*(part[:, 1:] for part in last_block(visual, x, read_out, bias)))
+    names = _parts(visual, read_out)
+    x, parts = visual.transformer(x, bias, stop=-1, read=names)
+    real = _real(None if sizes is None else visual.grid_sizes(sizes), images.shape[0], grid)
+    return Encoded(x, bias, real, parts)
+
+
+def _parts(visual: VisionTransformer, read_out: ReadOut) -> set[str]:
+    """What a read-out reads of earlier blocks."""
+    layers = visual.cfg.layers
+    if layers < 2 and (read_out.cross_blocks or read_out.calibration):
+        raise ValueError(f"{read_out} reads earlier blocks; this ViT has {layers}")
+    names = {f"{part}{i}" for i in read_out.cross_indices(layers) for part in "qk"}
+    if read_out.calibration is not None:
+        names |= {f"block{i}" for i in read_out.calibration.indices(layers)}
+    return names
+
+
+def read(
+    visual: VisionTransformer,
+    encoded: Encoded,
+    read_out: ReadOut,
+    *,
+    feedback: Feedback | None = None,
+) -> Dense:
+    """The last block of a ViT with a read-out; `encoded` is made for the same one."""
+    x, bias, real, parts = encoded
+    grid = (real.shape[1], real.shape[2])
+    # The keys are those of the plain block; not computed under jit unless they are used.
+    if read_out.calibration is not None:
+        tokens = calibrated_tokens(visual, x, real, parts, read_out)
+        last = last_block(visual, x[:, 1:], VALUE)._replace(tokens=tokens)
+    elif read_out.scores:
+        last = last_block(
+            visual,
+            x,
+            read_out,
+            bias,
+            neighbours=neighbour_map(grid, read_out.neighbours) if read_out.neighbours else None,
+            earlier=[
+                (parts[f"q{i}"], parts[f"k{i}"]) for i in read_out.cross_indices(visual.cfg.layers)
+            ],
+            feedback=feedback,
+        )
+        last = LastBlock(*(part[:, 1:] for part in last))
     else:  # nothing attends: the class token is not needed from here on
         last = last_block(visual, x[:, 1:], read_out)
     # The published code applies the output projection to the keys before smoothing.
@@ -123,7 +127,6 @@ def _dense_vit(
     def spatial(tokens: Array) -> Array:
         return tokens.reshape(tokens.shape[0], *grid, -1).astype(jnp.float32)
 
-    real = _real(None if sizes is None else visual.grid_sizes(sizes), images.shape[0], grid)
     features = last.tokens @ visual.proj[...]
     return Dense(spatial(features), spatial(last.tokens), spatial(keys), real)
 

@@ -51,10 +51,14 @@ class Attention(nnx.Module):
         q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
         return q, k, v
 
+    def gather(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+        """Attention output (b, t, d) before the output projection, from `qkv`'s results."""
+        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
+        return join_heads(attention(q, [KeyValues(k, v, bias)]))
+
     def mix(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
         """Attention output (b, t, d) after the output projection, from `qkv`'s results."""
-        q, k, v = (split_heads(x, self.heads) for x in (q, k, v))
-        return self.out_proj(join_heads(attention(q, [KeyValues(k, v, bias)])))
+        return self.out_proj(self.gather(q, k, v, bias))
 
     def mix_and_map(
         self, q: Array, k: Array, v: Array, bias: Array | None = None

@@ -17,7 +17,7 @@ from clipseg_jax.models.clip.transformer import Activation, Transformer
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
-_MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
+MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ViTConfig:
     norm_eps: float = 1e-5
     block_norm_eps: float | None = None  # of norms inside blocks (ReCLIP); None: norm_eps
     position_resize: Literal["bicubic", "bilinear"] = "bicubic"
+    position_offset: float = 0.0  # `size_offset` of that resize (read-outs: 0.1)
     position_half: bool = False  # round positions to float16 (CLIP-ES, TagCLIP, WeCLIP)
     position_half_stored: bool = True  # also for images of `image_px` (TagCLIP: False)
     position_keep_count: bool = False  # no resizing to a grid of as many patches (MaskCLIP)
@@ -98,12 +99,17 @@ class VisionTransformer(nnx.Module):
         if grids is None:
             same_grid = jnp.asarray([grid == (side, side)])
             kept = grid == (side, side) or (count_kept and grid[0] * grid[1] == side * side)
-            spatial = table[None, 1:] if kept else resize(stored, grid, cfg.position_resize)
+            spatial = table[None, 1:]
+            if not kept:
+                offset = cfg.position_offset
+                spatial = resize(stored, grid, cfg.position_resize, size_offset=offset)
         else:
             b = grids.shape[0]
             stored = jnp.broadcast_to(stored, (b, *stored.shape[1:]))
             sides = jnp.full((b, 2), side, jnp.int32)
-            spatial = resize_within(stored, sides, grids, grid, cfg.position_resize)
+            spatial = resize_within(
+                stored, sides, grids, grid, cfg.position_resize, size_offset=cfg.position_offset
+            )
             # The stored embeddings in row-major order of each image's grid.
             rows, columns = jnp.arange(grid[0])[:, None], jnp.arange(grid[1])[None, :]
             index = rows * grids[:, 1, None, None] + columns
@@ -141,7 +147,7 @@ class VisionTransformer(nnx.Module):
         tokens = self.ln_pre(tokens + self.positions(grid, grids))
         real = valid_mask(grids, grid).reshape(b, -1)
         real = jnp.concatenate([jnp.ones((b, 1), bool), real], axis=1)
-        return tokens, jnp.where(real, 0.0, _MASKED)[:, None, :]
+        return tokens, jnp.where(real, 0.0, MASKED)[:, None, :]
 
     def pool(self, x: Array) -> Array:
         """Tokens (b, t, d) -> image features (b, e) of the class token, not normalised."""
