@@ -19,6 +19,7 @@ from clipseg_jax.models.clip import (
 from tests.fuzz.harness import INPUTS, Folder, check_reader
 from tests.golden.transformers.make_tokenizers import HERE
 from tests.weights_convert import toys
+from tests.weights_convert.dino import toys as dino_toys
 from weights_convert.clip.export import write_tokenizer
 from weights_convert.formats.safetensors import write
 from weights_convert.formats.torch_writer import write_torch
@@ -30,6 +31,11 @@ _SIZES = {"width": 8, "layers": 1, "patch": 4, "grid": 2, "embed": 4, "layers_of
 def read_folder(path: Path) -> None:
     """Reads everything of a folder but builds no model, which takes a second."""
     weights_convert.convert(path)
+
+
+def read_dino_folder(path: Path) -> None:
+    """The same of a DINO's."""
+    weights_convert.convert_dino(path)
 
 
 def _content(folder: Path) -> dict[str, bytes]:
@@ -102,7 +108,19 @@ def siglip2(folder: Path) -> Folder:
     return siglip(folder, "tokenizer.json")
 
 
+def dino(folder: Path) -> Folder:
+    """model.safetensors and config.json of a DINOv2 with registers."""
+    weights = dino_toys.state_dict(v2=True, registers=1, layers=1)
+    converted = weights_convert.convert_dino(write_torch(folder / "d.pth", weights))
+    return _content(weights_convert.export_dino(converted, folder / "dino", "dino_huggingface"))
+
+
 @pytest.mark.parametrize("inputs", INPUTS)
 @pytest.mark.parametrize("make", [huggingface, sharded, open_clip, siglip, siglip2])
 def test_folder(make, inputs, tmp_path):
     check_reader(read_folder, [make(tmp_path)], inputs, ("CheckpointError",))
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_dino_folder(inputs, tmp_path):
+    check_reader(read_dino_folder, [dino(tmp_path)], inputs, ("CheckpointError",))

@@ -250,7 +250,7 @@ def join_parts(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     out = {key: value for key, value in renamed.items() if "#" not in key}
     for whole in dict.fromkeys(key.split("#")[0] for key in renamed if "#" in key):
         parts = [renamed[key] for n in range(3) if (key := f"{whole}#{n}") in renamed]
-        same = len(parts) == 3 and len({part.shape for part in parts}) == 1
+        same = len(parts) == 3 and len({part.shape for part in parts}) == 1 and parts[0].ndim > 0
         out[whole] = np.concatenate(parts) if same else parts[0]
     return out
 

@@ -40,9 +40,10 @@ _VIT = entries(
     },
     {
         "mlp_width": maybe(_WIDTH), "activation": _ACTIVATION, "norm_eps": _EPSILON,
-        "block_norm_eps": maybe(_EPSILON), "position_offset": number(0, 1),
+        "block_norm_eps": maybe(_EPSILON),
         "position_resize": _RESIZE, "position_half": _BOOL, "position_half_stored": _BOOL,
-        "position_keep_count": _BOOL, "pad_to_patch": _BOOL, "dtype": _DTYPE,
+        "position_keep_count": _BOOL, "position_offset": number(0, 1), "pad_to_patch": _BOOL,
+        "dtype": _DTYPE,
     },
 )  # fmt: skip
 _RESNET = entries(

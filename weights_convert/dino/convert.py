@@ -27,7 +27,6 @@ from weights_convert.dino.keys import AUTHORS, MASK_TOKEN
 from weights_convert.dino.layouts import (
     config_of,
     identify,
-    is_dino,
     sketch,
     to_huggingface,
     weights,
@@ -38,9 +37,7 @@ from weights_convert.formats.converted import (
     Converted,
     is_converted,
     load_converted,
-    stored_format,
 )
-from weights_convert.formats.reader import tensors
 from weights_convert.formats.record import (
     check_arrays,
     check_record,
@@ -157,28 +154,6 @@ def export_dino(converted: Converted, path: str | Path, layout: str = "dino") ->
     )
     write_json(directory / CONFIG, config_json(config))
     return directory
-
-
-def holds_dino(path: Path) -> bool:
-    """Whether a file or directory holds a DINO, by its record or its keys.
-
-    Raises:
-      CheckpointError: not a checkpoint. FileNotFoundError: no file.
-    """
-    weights_path = weights_file(path)
-    if is_converted(weights_path):
-        return stored_format(weights_path) == FORMAT
-    return is_dino(tensors(read_weights(weights_path).content))
-
-
-def describe(config: DINOConfig) -> str:
-    """A tower's sizes in one line."""
-    version = "DINOv2" if config.layer_scale else "DINO"
-    registers = f", {config.registers} registers" if config.registers else ""
-    return (
-        f"{version}, patch {config.patch_px}, width {config.width}, {config.layers} layers, "
-        f"{config.heads} heads, {config.mlp}{registers}, {config.image_px} px"
-    )
 
 
 def _fit(

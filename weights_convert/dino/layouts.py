@@ -133,8 +133,9 @@ def config_of(weights: Mapping[str, np.ndarray], source: str, heads: int | None)
         raise CheckpointError(
             f"{source}: {len(found)} blocks, numbered to {layers - 1}; check that it is complete"
         )
-    registers = weights.get("register_tokens")
-    count = 0 if registers is None else registers.shape[registers.ndim // 2]
+    registers = 0
+    if "register_tokens" in weights:
+        registers = required_shape(weights, "register_tokens", 3, source)[1]
     if heads is None and width % 64:
         raise CheckpointError(
             f"{source}: width {width} is no multiple of 64, the usual width of a head; give its "
@@ -149,8 +150,8 @@ def config_of(weights: Mapping[str, np.ndarray], source: str, heads: int | None)
             heads=width // 64 if heads is None else heads,
             mlp="swiglu" if any(".mlp.w12." in key for key in weights) else "gelu",
             layer_scale=any(".ls1." in key for key in weights),
-            registers=count,
-            position_antialias=count > 0,
+            registers=registers,
+            position_antialias=registers > 0,
         )
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}") from error

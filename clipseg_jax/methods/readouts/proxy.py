@@ -15,11 +15,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_number
-from clipseg_jax.models.clip import VisionTransformer, as_text_embeddings, l2_normalize
+from clipseg_jax.models.clip import (
+    ImageTower,
+    VisionTransformer,
+    as_text_embeddings,
+    l2_normalize,
+)
 from clipseg_jax.models.dino import DINO
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
-from clipseg_jax.task import Task
 
 # Of DINO's input, on the scale of `CLIP_MEAN`: here without rounding, as the published code.
 _DINO_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -89,7 +93,7 @@ class ProxyCLIP(nnx.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer,
+        visual: ImageTower,
         dino: DINO,
         text_embeddings: ArrayLike,
         cfg: ProxyConfig | None = None,
@@ -101,8 +105,8 @@ class ProxyCLIP(nnx.Module):
         """
         if not isinstance(visual, VisionTransformer):
             raise ValueError(
-                "ProxyCLIP needs the last block of a ViT with a class token; this one is a "
-                f"{type(visual).__name__}: give a CLIP with a ViT"
+                f"ProxyCLIP needs a CLIP with a ViT, and this one has a {type(visual).__name__}; "
+                "give ViT weights, or use method maskclip"
             )
         self.cfg = cfg or ProxyConfig()
         self.visual = visual
@@ -160,22 +164,3 @@ def dino_input(images: Array) -> Array:
     """Images (b, h, w, 3) normalised for CLIP, normalised for DINO instead."""
     mean, std = jnp.asarray(CLIP_MEAN), jnp.asarray(CLIP_STD)
     return (images * std + mean - jnp.asarray(_DINO_MEAN)) / jnp.asarray(_DINO_STD)
-
-
-def build_proxy(
-    visual: VisionTransformer,
-    dino: DINO,
-    text_embeddings: ArrayLike,
-    cfg: ProxyConfig | None = None,
-) -> Task:
-    """A frozen CLIP image tower, a frozen DINO and text rows (q, e) as a segmentation task.
-
-    Raises:
-      ValueError: see `ProxyCLIP`.
-    """
-    model = ProxyCLIP(visual, dino, text_embeddings, cfg)
-    return Task(
-        model=model,
-        predict=lambda model, images, sizes: model(images, sizes),
-        grid_size=model.grid_sizes,
-    )

@@ -15,8 +15,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 import weights_convert
-from clipseg_jax.methods.readouts import proxy, task
+from clipseg_jax.methods.readouts import task
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
+from clipseg_jax.methods.readouts.proxy import ProxyConfig
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.pamr import PAMRConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
@@ -32,7 +33,7 @@ def build(config: ConfigDict, workdir: Path) -> Task:
     section = config.read_out
     if section.name == "proxyclip":
         dino = weights_convert.load_dino(config.dino.weights, dtype=config.dino.dtype)
-        return proxy.build_proxy(visual, dino, rows, options(proxy.ProxyConfig, section.proxy))
+        return task.build_proxy(visual, dino, rows, options(ProxyConfig, section.proxy))
     read_out = READ_OUTS[section.name]
     if section.cross is not None:
         read_out = dataclasses.replace(read_out, cross=section.cross)

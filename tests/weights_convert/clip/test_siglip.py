@@ -55,9 +55,12 @@ def test_masks_for_words(folder):
     for i, picture in enumerate(pictures):
         assert results[i].labels.shape == picture.shape[:2]
         assert set(np.unique(results[i].labels)) <= {1, 2, 3}
-    one = Segmenter(WORDS, weights=folder, short_side_px=64, prompt_templates="single")
-    ((_, alone),) = one([pictures[0]])
+    ((_, alone),) = segmenter([pictures[0]])
     np.testing.assert_array_equal(alone.labels, results[0].labels)
+    with pytest.raises(
+        ValueError, match="'naclip' reads .* has SigLIP's attention pool; give meth"
+    ):
+        Segmenter(WORDS, weights=folder, method="naclip")
 
 
 def test_the_tokenizer_goes_both_ways(folder, tmp_path):
