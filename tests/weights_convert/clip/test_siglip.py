@@ -58,7 +58,7 @@ def test_masks_for_words(folder):
     ((_, alone),) = segmenter([pictures[0]])
     np.testing.assert_array_equal(alone.labels, results[0].labels)
     with pytest.raises(
-        ValueError, match="'naclip' reads .* has SigLIP's attention pool; give meth"
+        ValueError, match=r"'naclip' reads .* has SigLIP's attention pool; give meth"
     ):
         Segmenter(WORDS, weights=folder, method="naclip")
 
