@@ -113,7 +113,8 @@ def check_model_type(weights_path: Path) -> None:
     kind = read_json(path).get("model_type")
     if kind is not None and kind not in (*_MODEL_TYPES, *_TOWER_TYPES):
         raise CheckpointError(
-            f"{path} says that this is a model of type {kind!r:.60}; only CLIP is supported"
+            f"{path} says that this is a model of type {kind!r:.60}; only CLIP and SigLIP are "
+            "supported"
         )
 
 

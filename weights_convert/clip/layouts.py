@@ -192,7 +192,7 @@ def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             prefix[:-1], len(beside), beside[0],
         )  # fmt: skip
     if (model := other_model(stored)) is not None:
-        raise CheckpointError(f"the weights of {model}; only CLIP is supported")
+        raise CheckpointError(f"the weights of {model}; only CLIP and SigLIP are supported")
     return stored
 
 

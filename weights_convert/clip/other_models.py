@@ -9,7 +9,8 @@ DINO = "a DINO, which load_dino reads, or another plain ViT"
 _MODELS = {
     r"bert\.|text_model\.encoder\.layer\.\d": "Chinese-CLIP, AltCLIP or another with a BERT",
     r"visual\.blocks\.": "EVA-CLIP",
-    r"visual\.trunk\.|visual\.head\.": "OpenCLIP with an image tower of timm, such as SigLIP",
+    r"visual\.trunk\.|visual\.head\.": "OpenCLIP with an image tower of timm (SigLIP is read by "
+    "Hugging Face's names, such as google/siglip-base-patch16-224)",
     r"visual\.attn_pool\.|text_decoder\.": "CoCa, BLIP or another with a text decoder",
     r"text\.transformer\.(embeddings|encoder|layer|shared)\.": "OpenCLIP with another text tower",
     r"visual_encoder\.|vision_model\.encoder\.layers\.\d+\.self_attn\.qkv\.": "BLIP or ALBEF",

@@ -70,6 +70,8 @@ def test_the_tokenizer_goes_both_ways(folder, tmp_path):
         weights_convert.load_converted(stored), tmp_path / "hf", "huggingface"
     )
     assert (exported / "spiece.model").read_bytes() == (folder / "spiece.model").read_bytes()
+    tower = weights_convert.load_clip(stored, vision_only=True)
+    assert tower.tokenizer is tower.model.cfg.text is None
     for path in (folder, folder / "model.safetensors", stored, exported):
         ids = weights_convert.load_clip(path).tokenizer("a photo of a cat.")
         assert ids[0, :10].tolist() == [3, 9, 8, 7, 11, 4, 6, 3, 37, 1]
