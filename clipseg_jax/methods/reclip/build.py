@@ -12,6 +12,7 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.reclip import distill_task, task
 from clipseg_jax.methods.reclip.model import ReCLIP, ReCLIPConfig, frozen_reference, reference_ids
+from clipseg_jax.models.clip import Tokenizer, with_class_token
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
@@ -25,7 +26,8 @@ from weights_convert.trained.reclip.format import METHODS
 def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
     """An untrained rectifier around the config's CLIP, and the sha256 of that CLIP's file."""
     clip, tokenizer, meta = load_clip(config)
-    if tokenizer is None:
+    with_class_token(clip.visual, "ReCLIP")
+    if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{config.clip.weights} has no text tower; ReCLIP's prompt runs it")
     cfg = ReCLIPConfig(
         plus_plus=config.model == "reclip++",
