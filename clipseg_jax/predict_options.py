@@ -8,6 +8,7 @@ from typing import Any
 from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words, templates
+from clipseg_jax.segment_options import DEFAULT_METHOD, MASKCLIP, METHODS, REFINEMENTS
 from clipseg_jax.segmenter import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
@@ -60,17 +61,35 @@ def parser(text: str) -> argparse.ArgumentParser:
         help='class names that count as background: "sky, wall, grass"',
     )
     result.add_argument(
-        "--templates", default="maskclip_85", help="name of a set of prompt templates"
+        "--method",
+        choices=METHODS,
+        help=f"how CLIP is read (default: {DEFAULT_METHOD}; {MASKCLIP} of a ResNet)",
+    )
+    result.add_argument(
+        "--refine",
+        choices=("auto", *REFINEMENTS, "none"),
+        default="auto",
+        help="what makes masks follow the image's edges (auto: pamr; with maskclip none)",
+    )
+    result.add_argument(
+        "--templates", help="name of a set of prompt templates (default: the method's)"
     )
     result.add_argument(
         "--short-side",
         type=int,
-        default=512,
-        help="short side in pixels at which images reach the network",
+        help="short side in pixels at which images reach the network (default: the method's)",
     )
-    result.add_argument("--pd", type=float, default=0.0, help="prompt denoising threshold (0: off)")
-    result.add_argument("--ks", type=float, default=0.0, help="key smoothing threshold (0: off)")
-    result.add_argument("--slide", action="store_true", help="sliding windows of 512 pixels")
+    result.add_argument(
+        "--pd", type=float, default=0.0, help=f"prompt denoising threshold of {MASKCLIP} (0: off)"
+    )
+    result.add_argument(
+        "--ks", type=float, default=0.0, help=f"key smoothing threshold of {MASKCLIP} (0: off)"
+    )
+    result.add_argument(
+        "--slide",
+        action="store_true",
+        help=f"sliding windows of 512 pixels with {MASKCLIP}; the others always have windows",
+    )
     result.add_argument("--flip", action="store_true", help="average with the mirror image")
     result.add_argument(
         "--activation", choices=ACTIVATIONS, help="of the weights, where their file does not say it"
@@ -109,23 +128,33 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         )
     background = words or threshold or None
     read_words(names, background)
-    templates(args.templates)
-    check_whole("--short-side", args.short_side)
+    if args.templates is not None:
+        templates(args.templates)
+    if args.short_side is not None:
+        check_whole("--short-side", args.short_side)
     if args.batch_size is not None:
         check_whole("--batch-size", args.batch_size)
     check_number("--opacity", args.opacity, 0, 1)
     check_number("--pd", args.pd, 0)
     check_number("--ks", args.ks, 0)
+    maskclip = None
+    if args.pd or args.ks:
+        if args.method != MASKCLIP:
+            option = "--pd" if args.pd else "--ks"
+            raise ValueError(f"{option} is of {MASKCLIP} alone; add --method {MASKCLIP}")
+        maskclip = MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks)
     return {
         "class_names": names,
         "background": background,
+        "method": args.method,
+        "refine": None if args.refine == "none" else args.refine,
+        "maskclip": maskclip,
         "prompt_templates": args.templates,
         "short_side_px": args.short_side,
-        "refine": MaskCLIPConfig(pd_threshold=args.pd, ks_threshold=args.ks),
         "dtype": args.dtype,
         "activation": args.activation,
         "heads": None if args.heads is None else parse_heads(args.heads),
-        "mode": "slide" if args.slide else "whole",
+        "mode": "slide" if args.slide else None,
         "flip": args.flip,
     }
 
@@ -167,10 +196,11 @@ def _plain(option: str, names: list[str], form: str) -> list[str]:
 
 def settings_of(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """What masks depend on, as settings.json has it."""
-    keys = ("weights", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
+    keys = ("weights", "refine", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
     chosen = ("activation", "heads")
     return (
         {"classes": options["class_names"], "background": options["background"]}
+        | {"method": args.method or DEFAULT_METHOD}
         | {key: str(getattr(args, key)) for key in keys}
         | {key: options[key] for key in chosen if options[key] is not None}
     )

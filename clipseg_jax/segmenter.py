@@ -1,7 +1,8 @@
-"""Segments images by class names with a frozen CLIP (MaskCLIP), without dataset or config."""
+"""Segments images by class names with a frozen CLIP, without dataset or config."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -17,22 +18,16 @@ import weights_convert
 from clipseg_jax.core.checks import check_choice, check_whole
 from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
 from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.inference import (
-    InferenceConfig,
-    make_segment_fn,
-    network_shapes,
-    network_size,
-    network_sizes,
-)
-from clipseg_jax.methods.maskclip import task as maskclip
+from clipseg_jax.inference import make_segment_fn, network_shapes, network_size, network_sizes
+from clipseg_jax.inference_config import Refinement
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.ops.crf import CRFConfig
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
-from clipseg_jax.prompts import class_embeddings, read_words, templates, text_encoder
+from clipseg_jax.prompts import class_embeddings, read_words, text_encoder
+from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmentation import Segmentation
+from clipseg_jax.segmenter_images import read_batch
 from input_pipeline.batches.buckets import PlannedBatch, plan_batches
-from input_pipeline.datasets.images import BadImage, read_image
-from input_pipeline.pictures import Picture, picture_list, picture_size, rgb_array
+from input_pipeline.datasets.images import BadImage
+from input_pipeline.pictures import Picture, picture_list, picture_size
 
 DTYPES = ("float32", "bfloat16")
 ALONE_PX = 2**25  # pixels of an image from which on it makes a batch of its own
@@ -50,22 +45,22 @@ class Segmenter:
         *,
         weights: str | Path,
         background: float | Sequence[str] | None = None,
-        prompt_templates: str = "maskclip_85",
-        short_side_px: int = 512,
-        refine: MaskCLIPConfig | None = None,
+        method: str | None = None,
+        refine: Refinement | str | None = "auto",
+        maskclip: MaskCLIPConfig | None = None,
+        prompt_templates: str | None = None,
+        short_side_px: int | None = None,
+        mode: Literal["whole", "slide"] | None = None,
+        crop_px: tuple[int, int] | None = None,
+        stride_px: tuple[int, int] | None = None,
+        ratios: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        temperature: float | None = None,
         batch_size: int | None = None,
         dtype: str = "float32",
         activation: str | None = None,
         heads: tuple[int, int] | None = None,
         devices: int | None = None,
-        mode: Literal["whole", "slide"] = "whole",
-        crop_px: tuple[int, int] = (512, 512),
-        stride_px: tuple[int, int] = (341, 341),
-        ratios: tuple[float, ...] = (1.0,),
-        flip: bool = False,
-        temperature: float = 100.0,
-        crf: CRFConfig | None = None,
-        crf_image: Literal["wrapped", "raw"] = "wrapped",
     ):
         """See `segment` for the arguments; all of them are checked before the weights are read.
 
@@ -73,34 +68,26 @@ class Segmenter:
           ValueError: an argument without meaning, or weights that are not a CLIP with a text tower.
         """
         names, words, threshold = read_words(class_names, background)
-        if not isinstance(prompt_templates, str):
-            raise ValueError(f"prompt_templates is {prompt_templates!r}; give the name of a set")
-        filled = templates(prompt_templates)
-        check_whole("short_side_px", short_side_px)
-        check_choice("dtype", dtype, DTYPES)
-        weights_convert.check_choices(activation, heads)
-        if batch_size is not None:
-            check_whole("batch_size", batch_size)
-        if devices is not None:
-            check_whole("devices", devices)
-        if refine is not None and not isinstance(refine, MaskCLIPConfig):
-            raise ValueError(f"refine is {refine!r}; give a MaskCLIPConfig or None")
-        self.names = ("background", *names)
-        self.config = InferenceConfig(
-            mean=CLIP_MEAN,
-            std=CLIP_STD,
-            scale_px=(4 * short_side_px, short_side_px),
-            embedding_labels=(*range(1, len(names) + 1), *(0 for _ in words)),
-            background_threshold=threshold,
+        options = SegmentOptions(
+            method=method,
+            refine=refine,
+            maskclip=maskclip,
+            prompt_templates=prompt_templates,
+            short_side_px=short_side_px,
             mode=mode,
             crop_px=crop_px,
             stride_px=stride_px,
             ratios=ratios,
             flip=flip,
             temperature=temperature,
-            crf=crf,
-            crf_image=crf_image,
         )
+        check_choice("dtype", dtype, DTYPES)
+        weights_convert.check_choices(activation, heads)
+        if batch_size is not None:
+            check_whole("batch_size", batch_size)
+        if devices is not None:
+            check_whole("devices", devices)
+        self.names = ("background", *names)
         self._mesh = make_mesh(devices)
         if batch_size is None:
             batch_size = 1 if self._mesh.devices.flat[0].platform == "cpu" else 4
@@ -114,16 +101,22 @@ class Segmenter:
             )
         loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
         text = loaded.model.cfg.text
-        if text is None or loaded.tokenizer is None:
+        if text is None:
             raise ValueError(f"{weights} has no text tower, so it cannot read class names")
+        if loaded.tokenizer is None:
+            raise ValueError(f"{weights} has no {weights_convert.MISSING_TOKENIZER}")
+        vision = loaded.model.cfg.vision
+        labels = (*range(1, len(names) + 1), *(0 for _ in words))
+        inference = options.inference(vision, labels, threshold)
+        self.config = dataclasses.replace(inference, mean=loaded.mean, std=loaded.std)
         text_embeddings = class_embeddings(
             [*names, *words],
             text_encoder(loaded.model.text),
             loaded.tokenizer,
-            prompt_templates=filled,
+            prompt_templates=options.templates(vision),
             context_length=text.context_length,
         )
-        task = maskclip.build(loaded.model.visual, text_embeddings, refine)
+        task = options.task(loaded.model, text_embeddings)
         state, segment_fn = make_segment_fn(task, self.config, np.uint8)
         self._state = replicate(self._mesh, state)
         self._segment_fn = jax.jit(segment_fn, static_argnums=4)
@@ -186,7 +179,17 @@ class Segmenter:
     ) -> Iterator[tuple[int, Segmentation | BadImage]]:
         """Results of a batch, whose indices are positions in `indices`, those of its pictures."""
         chosen = [indices[i] for i in batch.indices]
-        arrays, failed = self._read(batch, mesh, pictures, chosen, sizes)
+        pixels, failed = read_batch(batch, pictures, chosen, sizes)
+        at_network = [network_sizes(sizes[i], self.config) for i in chosen]
+        arrays = shard_batch(
+            mesh,
+            {
+                "images": pixels,
+                "sizes": np.asarray([sizes[i] for i in chosen], np.int32),
+                "network": np.asarray(at_network, np.int32),
+            },
+        )
+        del pixels
         state = self._state if mesh is self._mesh else replicate(mesh, self._state)
         labels, scores = jax.device_get(
             self._segment_fn(
@@ -207,44 +210,6 @@ class Segmenter:
             h, w = sizes[index]
             yield index, Segmentation(labels[row, :h, :w], scores[row, :h, :w], self.names)
 
-    def _read(
-        self,
-        batch: PlannedBatch,
-        mesh: Mesh,
-        pictures: Sequence[Picture],
-        chosen: Sequence[int],
-        sizes: Mapping[int, tuple[int, int]],
-    ) -> tuple[dict[str, jax.Array], dict[int, BadImage]]:
-        """The batch's arrays on the devices, and the errors by row."""
-        pixels = np.zeros((len(chosen), *batch.bucket_hw, 3), np.uint8)
-        failed: dict[int, BadImage] = {}
-        for row, index in enumerate(chosen):
-            if not batch.valid[row]:
-                continue
-            h, w = sizes[index]
-            try:
-                picture = pictures[index]
-                if isinstance(picture, np.ndarray):
-                    image = rgb_array(picture)
-                else:
-                    image = read_image(picture)
-                if image.shape[:2] != (h, w):
-                    was = " x ".join(map(str, image.shape[:2]))
-                    raise BadImage(
-                        f"{picture}: has {was} pixels now and had {h} x {w} when this run "
-                        "began; run again when nothing writes to it"
-                    )
-                pixels[row, :h, :w] = image
-            except BadImage as error:
-                failed[row] = error
-        at_network = [network_sizes(sizes[i], self.config) for i in chosen]
-        arrays: dict[str, np.ndarray] = {
-            "images": pixels,
-            "sizes": np.asarray([sizes[i] for i in chosen], np.int32),
-            "network": np.asarray(at_network, np.int32),
-        }
-        return shard_batch(mesh, arrays), failed
-
 
 def segment(
     images: Iterable[Picture] | Picture,
@@ -252,24 +217,24 @@ def segment(
     *,
     weights: str | Path,
     background: float | Sequence[str] | None = None,
-    prompt_templates: str = "maskclip_85",
-    short_side_px: int = 512,
-    refine: MaskCLIPConfig | None = None,
+    method: str | None = None,
+    refine: Refinement | str | None = "auto",
+    maskclip: MaskCLIPConfig | None = None,
+    prompt_templates: str | None = None,
+    short_side_px: int | None = None,
+    mode: Literal["whole", "slide"] | None = None,
+    crop_px: tuple[int, int] | None = None,
+    stride_px: tuple[int, int] | None = None,
+    ratios: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    temperature: float | None = None,
     batch_size: int | None = None,
     dtype: str = "float32",
     activation: str | None = None,
     heads: tuple[int, int] | None = None,
     devices: int | None = None,
-    mode: Literal["whole", "slide"] = "whole",
-    crop_px: tuple[int, int] = (512, 512),
-    stride_px: tuple[int, int] = (341, 341),
-    ratios: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    temperature: float = 100.0,
-    crf: CRFConfig | None = None,
-    crf_image: Literal["wrapped", "raw"] = "wrapped",
 ) -> list[Segmentation]:
-    """Segments `images` into `class_names` with a frozen CLIP (MaskCLIP).
+    """Segments `images` into `class_names` with a frozen CLIP.
 
     Loads the weights on every call; for repeated calls build a `segmenter.Segmenter` once.
 
@@ -282,22 +247,27 @@ def segment(
       background: None: every pixel gets a class. A number from 0 to 1, with several classes: pixels
         whose best class probability is lower are background. Words (["sky", "wall"]): classes that
         count as background.
+      method: how the image tower is read: "scclip", "naclip", "sclip", "clearclip", "resclip",
+        "value" (all of ViTs), or "maskclip". None: the best that this CLIP can, `scclip`, or
+        `maskclip` of a ResNet. Arguments left None take what is published with the method, see
+        `segment_options.protocol`.
+      refine: what makes masks follow the edges of an image: "pamr", "par", "crf", the config of one
+        (`PAMRConfig`, `PARConfig`, `CRFConfig`), None: off. "auto": PAMR, with `maskclip` off.
+        Images of more than 1024 pixels are refined at that size.
+      maskclip: key smoothing and prompt denoising of method "maskclip"; None: off.
       prompt_templates: name of a set; see `prompts.templates`.
       short_side_px: short side in pixels at which images reach the network.
-      refine: MaskCLIP's key smoothing and prompt denoising; off by default.
+      mode: "whole" images, or "slide": overlapping windows whose scores are averaged.
+      crop_px, stride_px: (height, width) of the windows and of their steps, in pixels.
+      ratios: test-time scales of `short_side_px`, whose results are averaged.
+      flip: average with the mirror image.
+      temperature: multiplies scores before the softmax that gives `Segmentation.scores` and the
+        probability that `background` is compared with.
       batch_size: images per batch; None: 4, or on CPUs one per device.
       dtype: of the network's computations, "float32" or "bfloat16".
       activation, heads: of the weights, where their file does not say them; see
         `weights_convert.load_clip`.
       devices: how many devices to use; None: all.
-      mode: "whole" images, or "slide": overlapping windows whose scores are averaged.
-      crop_px, stride_px: (height, width) of the windows and of their steps, in pixels.
-      ratios: test-time scales of `short_side_px`; their probabilities are averaged.
-      flip: average with the mirror image.
-      temperature: multiplies scores before the softmax that gives `Segmentation.scores` and the
-        probability that `background` is compared with.
-      crf: parameters of a dense CRF on the probabilities, for example `ops.crf.CLIP_ES`; None: off.
-      crf_image: the image that the CRF takes; see `InferenceConfig`.
 
     Returns:
       One `Segmentation` per image, in order.
@@ -313,22 +283,22 @@ def segment(
         class_names,
         weights=weights,
         background=background,
+        method=method,
+        refine=refine,
+        maskclip=maskclip,
         prompt_templates=prompt_templates,
         short_side_px=short_side_px,
-        refine=refine,
-        batch_size=batch_size,
-        dtype=dtype,
-        activation=activation,
-        heads=heads,
-        devices=devices,
         mode=mode,
         crop_px=crop_px,
         stride_px=stride_px,
         ratios=ratios,
         flip=flip,
         temperature=temperature,
-        crf=crf,
-        crf_image=crf_image,
+        batch_size=batch_size,
+        dtype=dtype,
+        activation=activation,
+        heads=heads,
+        devices=devices,
     )
     for i, result in segmenter(pictures):
         if isinstance(result, BadImage):

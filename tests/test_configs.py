@@ -141,7 +141,7 @@ def check_readouts(config):
         assert (cfg.pad_to_px > 0) == (config.read_out.name in ("clearclip", "proxyclip"))
 
 
-# Columns of the spec's table of results, whose order is that of docs/results.md.
+# Columns of the specification's table of results, whose order is that of docs/results.md.
 READOUTS = ("voc21", "context60", "coco_object", "voc20", "cityscapes", "context59", "ade20k",
             "coco_stuff")  # fmt: skip
 SPEC = (ROOT / "docs/specs/readouts.md").read_text("utf-8")
@@ -161,7 +161,7 @@ PROTOCOLS = cells(SPEC, "## 9. Protocol")
 
 @pytest.mark.parametrize("dataset", READOUTS)
 def test_readout_protocols(dataset):
-    """Spec readouts, section 9: every cell, beside what section 1 says of each method."""
+    """Spec readouts, sections 1 and 9: every cell, and what holds of each method."""
     names = ("VOC21", "Context60", "COCO-Object", "VOC20", "Cityscapes", "Context59", "ADE20K",
              "COCO-Stuff 164k")  # fmt: skip
     head, rows = PROTOCOLS

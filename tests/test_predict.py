@@ -24,6 +24,7 @@ def command(tmp_path, *paths, classes="sheep, tent, bus", more=()):
             *map(str, paths),
             f"--classes={classes}",
             "--weights=demo",
+            "--method=maskclip",
             f"--out={tmp_path / 'masks'}",
             "--templates=demo_world",
             "--short-side=64",
@@ -85,6 +86,7 @@ def test_a_folder_from_the_command_line(tmp_path, pictures, capsys):
         (["--batch-size=0"], "--batch-size is 0"),
         (["--opacity=2"], "--opacity is 2.0; give a number from 0 to 1"),
         (["--pd=-1"], "--pd is -1.0"),
+        (["--pd=0.5", "--method=sclip"], "--pd is of maskclip alone; add --method maskclip"),
         (["--ks=inf"], "--ks is inf"),
         *(
             ([f"--heads={text}"], f"--heads is '{text}'; give two numbers")

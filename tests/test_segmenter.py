@@ -12,6 +12,7 @@ from PIL import Image
 import clipseg_jax
 from clipseg_jax import segmenter as module
 from clipseg_jax.demo import world
+from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words
 from clipseg_jax.segmenter import Segmenter
 from input_pipeline.datasets.images import BadImage
@@ -19,6 +20,7 @@ from input_pipeline.datasets.images import BadImage
 NAMES = list(world.CLASSES)
 OPTIONS = {
     "weights": "demo",
+    "method": "maskclip",
     "background": list(world.SCENERY),
     "prompt_templates": "demo_world",
     "short_side_px": 96,
@@ -168,8 +170,17 @@ def test_a_summary_is_plain_numbers(pictures, segmenter):
         ({"mode": "sliding"}, "mode is 'sliding'; give 'whole' or 'slide'"),
         ({"mode": "slide", "crop_px": (8, 8), "stride_px": (8, 9)}, "exceeds crop_px"),
         ({"ratios": ()}, "ratios is"),
-        ({"refine": {"pd_threshold": 1}}, "refine is"),
-        ({"crf": "CLIP_ES"}, "crf is 'CLIP_ES'"),
+        ({"method": "proxyclip"}, "method is 'proxyclip'; give 'maskclip' or 'value' or 'sclip'"),
+        ({"method": 3}, "method is 3"),
+        ({"refine": {"steps": 1}}, "refine is {'steps': 1}; give 'auto', 'pamr', 'par', 'crf', a"),
+        ({"refine": "CLIP_ES"}, "refine is 'CLIP_ES'; give 'auto', 'pamr'"),
+        ({"refine": True}, "refine is True"),
+        ({"refine": MaskCLIPConfig()}, "give a MaskCLIPConfig as maskclip="),
+        ({"maskclip": {"pd_threshold": 1}, "method": "maskclip"}, "maskclip is {'pd_threshold'"),
+        ({"maskclip": MaskCLIPConfig()}, "maskclip is given with method None; give method='maskcl"),
+        ({"maskclip": MaskCLIPConfig(), "method": "sclip"}, "with method 'sclip'"),
+        ({"crop_px": (0, 8)}, r"crop_px is \(0, 8\)"),
+        ({"stride_px": 8}, "stride_px is 8"),
         ({"temperature": 0}, "temperature is 0; give a number above 0"),
         ({"activation": "relu"}, "activation 'relu'"),
         ({"heads": (0, 8)}, "heads"),
@@ -182,7 +193,8 @@ def test_arguments_are_checked_before_the_weights_are_read(monkeypatch, given, m
         raise AssertionError("the weights were read")
 
     monkeypatch.setattr(module.weights_convert, "load_clip", unexpected)
-    arguments = {"class_names": ["cow", "dog"], **OPTIONS, "background": None, **given}
+    usual = {**OPTIONS, "background": None, "method": None}
+    arguments = {"class_names": ["cow", "dog"], **usual, **given}
     with pytest.raises(ValueError, match=message):
         Segmenter(**arguments)
 

@@ -9,7 +9,7 @@ from weights_convert.clip.build import (
     with_config,
 )
 from weights_convert.clip.choices import check_choices
-from weights_convert.clip.convert import LoadedCLIP, convert, load_clip
+from weights_convert.clip.convert import MISSING_TOKENIZER, LoadedCLIP, convert, load_clip
 from weights_convert.clip.export import export, export_huggingface, to_state_dict
 from weights_convert.clip.huggingface import weights_file
 from weights_convert.clip.layouts import read_state_dict
@@ -35,6 +35,7 @@ __all__ = [
     "CLIP_RC",
     "DEEPLAB",
     "MASKCLIP_PLUS",
+    "MISSING_TOKENIZER",
     "RECLIP",
     "WECLIP",
     "Checkpoint",

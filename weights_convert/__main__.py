@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipseg_jax.models.clip import CLIPConfig, ViTConfig
+from clipseg_jax.models.clip import CLIPConfig, SigLIPVisionConfig, ViTConfig
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
 from weights_convert.clip import layouts
@@ -217,9 +217,10 @@ def _summary(converted: Converted) -> str:
 def describe(config: CLIPConfig) -> str:
     """A model's sizes in one line."""
     vision, text = config.vision, config.text
-    if isinstance(vision, ViTConfig):
+    if isinstance(vision, (ViTConfig, SigLIPVisionConfig)):
+        name = "ViT" if isinstance(vision, ViTConfig) else "SigLIP's ViT"
         towers = (
-            f"ViT, patch {vision.patch_px}, width {vision.width}, {vision.layers} layers, "
+            f"{name}, patch {vision.patch_px}, width {vision.width}, {vision.layers} layers, "
             f"{vision.heads} heads, {vision.activation}"
         )
     else:

@@ -88,7 +88,7 @@ class Block(nnx.Module):
         if cfg.mlp == "swiglu":
             self.mlp: SwiGLU | MLP = SwiGLU(d, cfg.dtype, rngs=rngs)
         else:
-            self.mlp = MLP(d, "gelu", cfg.dtype, rngs=rngs)
+            self.mlp = MLP(d, 4 * d, "gelu", cfg.dtype, rngs=rngs)
         self.ls1 = nnx.Param(jnp.ones(d)) if cfg.layer_scale else None
         self.ls2 = nnx.Param(jnp.ones(d)) if cfg.layer_scale else None
 

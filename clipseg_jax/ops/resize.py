@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-Mode = Literal["bilinear", "bicubic", "bicubic_antialias"]
+Mode = Literal["bilinear", "bicubic", "bilinear_antialias", "bicubic_antialias"]
 _CUBIC_A = -0.75  # of PyTorch and OpenCV
 _CUBIC_A_ANTIALIAS = -0.5  # of Pillow, and of PyTorch with `antialias`
 
@@ -58,8 +58,8 @@ def resize_matrix(
       in_size, out_size: pixels before and after: Python ints, or traced scalars of at most the
         static `in_length` and `out_length`. Rows from `out_size` on and columns from `in_size` on
         are zero.
-      mode: "bilinear", "bicubic", or "bicubic_antialias", whose kernel is as wide as the step when
-        shrinking, and normalised within the image.
+      mode: "bilinear", "bicubic", or one of these with "_antialias", whose kernel is as wide as the
+        step when shrinking, and normalised within the image.
       align_corners: map the centres of the corner pixels onto each other, as in PyTorch.
       scale_factor: compute source positions from this factor instead of the sizes, as PyTorch does
         when it is called with `scale_factor`.
@@ -93,18 +93,20 @@ def resize_matrix(
         for k in (-1, 0, 1, 2):  # four taps; those outside repeat the border pixel
             weight = _cubic(fraction - k, _CUBIC_A)[:, None]
             weights += weight * _onehot(jnp.clip(low + k, 0, last), in_length)
-    elif mode == "bicubic_antialias":
+    elif mode in ("bilinear_antialias", "bicubic_antialias"):
         source = _source(position, n_in, n_out, step, align_corners)
         distance = (source[:, None] - jnp.arange(in_length)) / jnp.maximum(step, 1.0)
-        weights = jnp.where(
-            jnp.arange(in_length) <= last, _cubic(distance, _CUBIC_A_ANTIALIAS), 0.0
-        )
+        if mode == "bicubic_antialias":
+            kernel = _cubic(distance, _CUBIC_A_ANTIALIAS)
+        else:
+            kernel = jnp.maximum(1 - jnp.abs(distance), 0.0)
+        weights = jnp.where(jnp.arange(in_length) <= last, kernel, 0.0)
         # Rows beyond `out_size` may have no weight; they are zeroed below.
         total = jnp.sum(weights, axis=1, keepdims=True)
         weights = weights / jnp.where(total == 0, 1.0, total)
     else:
         raise ValueError(
-            f"unknown resize mode {mode!r}; choose bilinear, bicubic or bicubic_antialias"
+            f"unknown resize mode {mode!r}; choose bilinear or bicubic, or one with _antialias"
         )
     return jnp.where((position < n_out)[:, None], weights, 0.0)
 

@@ -134,8 +134,10 @@ def embed_words(
     A word that is listed twice is refused unless words may be `repeated`.
     """
     clip, tokenizer, _ = load_clip(config)
-    if clip.cfg.text is None or tokenizer is None:
+    if clip.cfg.text is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
+    if tokenizer is None:
+        raise ValueError(f"{config.clip.weights} has no {weights_convert.MISSING_TOKENIZER}")
     different = list(dict.fromkeys(words)) if repeated else words
     with progress_bar(unit="prompt", desc="text") as bar:
 

@@ -7,10 +7,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.checks import check_choice
-from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.ops.crf import CLIP_ES
+from clipseg_jax.inference_config import InferenceConfig
+from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.pamr import PAMRConfig
-from clipseg_jax.ops.par import PARConfig
+from clipseg_jax.ops.par import PUBLISHED
 from clipseg_jax.stages.clip import row_labels
 
 
@@ -34,6 +34,7 @@ def inference_values(section: ConfigDict) -> dict[str, Any]:
     if "refine" not in values:
         return values
     pamr = PAMRConfig(**values.pop("pamr"))
-    choices = {"": None, "pamr": pamr, "par": PARConfig(), "crf": CLIP_ES}
+    # Of PAR and CRF those of `segment`; this CRF's image is as it is.
+    choices = {"": None, "pamr": pamr, "par": PUBLISHED, "crf": WECLIP_TEST}
     check_choice("refine", values["refine"], tuple(choices))
-    return {**values, "refine": choices[values["refine"]]}
+    return {**values, "refine": choices[values["refine"]], "crf_image": "raw"}

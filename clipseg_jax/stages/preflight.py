@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.core.files import check_local
-from clipseg_jax.inference import check_values
+from clipseg_jax.inference_config import check_values
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.stages.clip import row_words
 from clipseg_jax.stages.inference import inference_values

@@ -94,7 +94,7 @@ def get_config(method: str) -> ConfigDict:
 
     config.inference = ConfigDict()
     config.inference.scale_px = (2048, 336)  # long and short side at most
-    config.inference.keep_ratio = True
+    config.inference.keep_ratio = True  # False: (width, height) exactly
     config.inference.mode = "slide"  # windows; "whole": the image at once
     config.inference.crop_px = (224, 224)  # height and width of a window
     config.inference.stride_px = (112, 112)  # between windows
@@ -108,9 +108,11 @@ def get_config(method: str) -> ConfigDict:
     config.inference.area_threshold = 0.0
     # "pamr", "par" or "crf" follows the edges of the image; NACLIP's headline row: "pamr".
     config.inference.refine = ""
+    # Longest side in pixels at which larger images are refined; None: all at their own size.
+    config.inference.refine_px = config_dict.placeholder(int)
     config.inference.pamr = ConfigDict()  # section 7; of the feedback, too
-    config.inference.pamr.steps = 10
-    config.inference.pamr.dilations = (8, 16)
+    config.inference.pamr.steps = 10  # rounds over all pixels
+    config.inference.pamr.dilations = (8, 16)  # pixels, of its eight neighbours each
 
     config.evaluate = loops.evaluate()
     config.run = loops.run()

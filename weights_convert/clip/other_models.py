@@ -8,7 +8,6 @@ from collections.abc import Iterable
 DINO = "a DINO, which load_dino reads, or another plain ViT"
 _MODELS = {
     r"bert\.|text_model\.encoder\.layer\.\d": "Chinese-CLIP, AltCLIP or another with a BERT",
-    r"vision_model\.head\.|vision_model\.embeddings\.patch_embedding\.bias": "SigLIP",
     r"visual\.blocks\.": "EVA-CLIP",
     r"visual\.trunk\.|visual\.head\.": "OpenCLIP with an image tower of timm, such as SigLIP",
     r"visual\.attn_pool\.|text_decoder\.": "CoCa, BLIP or another with a text decoder",

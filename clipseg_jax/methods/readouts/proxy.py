@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_number
 from clipseg_jax.models.clip import (
-    ModifiedResNet,
+    ImageTower,
     VisionTransformer,
     as_text_embeddings,
     l2_normalize,
@@ -93,7 +93,7 @@ class ProxyCLIP(nnx.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer | ModifiedResNet,
+        visual: ImageTower,
         dino: DINO,
         text_embeddings: ArrayLike,
         cfg: ProxyConfig | None = None,

@@ -7,14 +7,14 @@ from jax.typing import ArrayLike
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.methods.readouts.model import ReadOutModel
 from clipseg_jax.methods.readouts.proxy import ProxyCLIP, ProxyConfig
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
+from clipseg_jax.models.clip import ImageTower
 from clipseg_jax.models.clip.read_outs import ReadOut
 from clipseg_jax.models.dino import DINO
 from clipseg_jax.task import Task
 
 
 def build(
-    visual: VisionTransformer | ModifiedResNet,
+    visual: ImageTower,
     text_embeddings: ArrayLike,
     read_out: ReadOut,
     *,
@@ -34,7 +34,7 @@ def build(
 
 
 def build_proxy(
-    visual: VisionTransformer | ModifiedResNet,
+    visual: ImageTower,
     dino: DINO,
     text_embeddings: ArrayLike,
     cfg: ProxyConfig | None = None,

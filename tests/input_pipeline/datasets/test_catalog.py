@@ -107,7 +107,7 @@ DATASET_OF_NAMES = {
 
 @pytest.mark.parametrize("name", READOUT_NAMES)
 def test_readout_rows(name):
-    """The spec's rows, a class each; label 0 is the background where the dataset has one."""
+    """As specified, a class each; label 0 is the background where the dataset has one."""
     rows, spec = readout_rows(name), READOUT_NAMES[name]
     assert [list(names) for names in rows] == spec["rows"]
     assert sum(map(len, rows)) == spec["text_rows"]

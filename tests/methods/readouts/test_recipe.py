@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
+from clipseg_jax.core.config_show import shown
 from clipseg_jax.stages import clip, preflight
 from clipseg_jax.stages.clip import row_labels, row_words
 from configs import (
@@ -88,7 +89,7 @@ WRITE = {
     "cityscapes": lambda root: prepared.whole(root, "cityscapes"),
     "ade20k": lambda root: prepared.whole(root, "ade20k"),
 }
-# Every dataset, and every method at least once; numbers of text rows by the spec.
+# Every dataset, and every method at least once; numbers of text rows as published.
 RUNS = [
     (voc21_readout, "scclip", "voc", 56, {}),
     (voc20_readout, "naclip", "voc", 30, {"inference.refine": "pamr"}),
@@ -206,6 +207,17 @@ def test_values_without_meaning(method, settings, message, monkeypatch):
     config.update_from_flattened_dict(settings)
     with pytest.raises(ValueError, match=message):
         preflight.check(config, ())
+
+
+def test_every_value_is_explained():
+    """What `--show` prints of the sections that are the read-outs' own."""
+    folder = Path(demo_readout.__file__).parent
+    sources = [folder / name for name in ("base/loops.py", "base/readouts.py", "voc21_readout.py")]
+    lines = [*shown(voc21_readout.get_config("naclip"), sources)]
+    own = [line for line in lines if line.startswith(("read_out.", "inference.", "text.", "dino."))]
+    assert {line.partition(".")[0] for line in own} == {"read_out", "inference", "text", "dino"}
+    templates = "text.templates"  # speaks for itself
+    assert not [line for line in own if "  # " not in line and not line.startswith(templates)]
 
 
 def test_unknown_methods():
