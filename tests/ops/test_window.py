@@ -16,7 +16,7 @@ from clipseg_jax.ops.window import (
 
 
 def test_margins_are_on_both_sides():
-    """The published rule: the half, rounded down, before; the rest behind (section 6)."""
+    """As published: half of them, rounded down, before; the rest behind."""
     margins = margins_to_multiple(jnp.asarray([100, 112, 113, 7]), 16)
     np.testing.assert_array_equal(margins.sizes, [112, 112, 128, 16])
     np.testing.assert_array_equal(margins.before, [6, 0, 7, 4])
