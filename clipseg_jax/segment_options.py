@@ -25,7 +25,7 @@ from clipseg_jax.task import Task
 
 MASKCLIP = "maskclip"
 METHODS = (MASKCLIP, "value", "sclip", "naclip", "clearclip", "scclip", "resclip")
-DEFAULT_METHOD = "scclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
+DEFAULT_METHOD = "naclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
 REFINEMENTS: Mapping[str, Refinement] = {"pamr": NACLIP, "par": PUBLISHED, "crf": WECLIP_TEST}
 REFINE_PX = 1024  # longest side at which photos are refined
 

@@ -2,14 +2,17 @@ import dataclasses
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks import (
     clip_es_cam,
     clip_es_memory,
     clip_rc_step,
+    demo_readouts,
     dense_crf,
     dense_vit,
     maskclip_plus_step,
+    readouts,
     reclip_counts,
     reclip_scaling,
     reclip_sides,
@@ -19,6 +22,8 @@ from benchmarks import (
     weclip_step,
 )
 from benchmarks.sides import HAS_TORCH
+from clipseg_jax.models.clip.read_outs import READ_OUTS
+from tests import folders
 
 
 def measured(main, tmp_path, capsys, *words):
@@ -43,6 +48,32 @@ def test_dense_vit(tmp_path, capsys):
     assert all(row["memory_bytes"] > 0 for row in section["rows"])
     if HAS_TORCH:
         assert section["differences"]["logits"] < 1e-5
+
+
+def test_readouts(tmp_path, capsys):
+    out = tmp_path / "metrics.json"
+    readouts.main(["--tiny", "--batch=1,2", "--size=64", "--repeats=1", f"--out={out}"])
+    sections = json.loads(out.read_text())["sections"]
+    assert "time / first" in capsys.readouterr().out
+    for section in sections:
+        names = [row["side"] for row in section["rows"]]
+        assert names == [*READ_OUTS, "resclip, feedback", "proxyclip"]
+        assert section["rows"][0]["times_first"] == 1
+        assert all(row["times_first"] > 0 for row in section["rows"])
+
+
+@pytest.mark.slow
+def test_demo_readouts(tmp_path, capsys, monkeypatch):
+    """One read-out and one refinement of few images; all: the command's own time."""
+    monkeypatch.setattr(demo_readouts, "METHODS", ("value",))
+    monkeypatch.setattr(demo_readouts, "DRAWN", ("value",))
+    monkeypatch.setattr(demo_readouts, "REFINEMENTS", ("", "pamr"))
+    folders.write_painted(tmp_path / "demo_world", 6, 1)
+    sheet = tmp_path / "sheet.png"
+    photo = next((tmp_path / "demo_world/images").iterdir())
+    demo_readouts.main([f"--workdir={tmp_path}", f"--picture={sheet}", f"--photo={photo}"])
+    assert "| value |" in capsys.readouterr().out
+    assert Image.open(sheet).width > 3 * demo_readouts.CELL_PX
 
 
 def test_flops_grow_with_images_and_blocks():

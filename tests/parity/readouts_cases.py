@@ -263,7 +263,7 @@ def check_classes(classes, labels, suffix, case, arrays):
 
 
 def check_variants(case, arrays, goldens):
-    """Each attention of section 3 with the whole block and with the attention alone."""
+    """Each attention of spec readouts, section 3, with the whole block and without."""
     visual = image_tower(case, goldens)
     pixels = network_input(*case["size"], case["image_seed"])
     chosen = {name: variant(name, case["arrays"][name]["meaning"]) for name in arrays}

@@ -38,7 +38,7 @@ def read_config_json(path: Path) -> ConfigJSON | None:
     kind = content.get("model_type")
     if kind is None:
         return None
-    if kind not in _EPSILON:
+    if not isinstance(kind, str) or kind not in _EPSILON:
         raise CheckpointError(
             f"{path} says that this is a model of type {kind!r:.60}; DINO's are "
             f"{', '.join(_EPSILON)}"

@@ -34,6 +34,7 @@ def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
         gumbel_scale=config.rectifier.gumbel_scale,
         filter_scale=config.inference.filter_scale,
         norm_over=config.rectifier.norm_over,
+        read_out=config.rectifier.read_out,
     )
     model = task.init_reclip(
         clip,
@@ -64,6 +65,12 @@ def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
             "%s does not say which state of the code it is of; it is read as %s. If its figures "
             "are far from the published ones, try the other state's config string",
             *(path, config.revision),
+        )
+    trained_on = loaded.record.get("read_out", "value")
+    if trained_on != config.rectifier.read_out:
+        raise ValueError(
+            f"{path} was trained on the read-out {trained_on!r} of CLIP; set "
+            f"--config.rectifier.read_out={trained_on}, not {config.rectifier.read_out}"
         )
     install(model, loaded.arrays, complete=("reference.prompt", "head."))
     return frozen_reference(model), clip_sha256

@@ -69,7 +69,10 @@ def dense_features(
         return _dense_siglip(visual, images, sizes)
     if isinstance(visual, ModifiedResNet):
         if read_out != VALUE:
-            raise ValueError(f"{read_out} needs a ViT's last block; this CLIP has a ResNet")
+            raise ValueError(
+                "this CLIP has a ResNet, which has no last block to read out; take the read-out "
+                "'value', or give the weights of a ViT"
+            )
         return _dense_resnet(visual, images, sizes, attn_pooling)
     return read(visual, encode(visual, images, sizes, read_out=read_out), read_out)
 

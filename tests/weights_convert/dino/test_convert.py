@@ -145,6 +145,7 @@ def test_all_wrong_keys_of_hugging_face(tmp_path):
         ({"layer_norm_eps": 2}, "layer_norm_eps is 2"),
         ({"num_attention_heads": 5}, "5 heads don't divide width 64"),
         ({"model_type": "clip"}, "a model of type 'clip'"),
+        ({"model_type": ["vit"]}, r"a model of type \['vit'\]"),
     ],
 )
 def test_config_json(change, message, tmp_path):
