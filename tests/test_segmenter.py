@@ -11,6 +11,7 @@ from PIL import Image
 
 import clipseg_jax
 from clipseg_jax import segmenter as module
+from clipseg_jax import segmenter_images
 from clipseg_jax.demo import world
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words
@@ -236,12 +237,12 @@ def test_large_images_are_segmented_alone(monkeypatch, pictures, segmenter):
 def test_a_file_that_changes_meanwhile_is_named(monkeypatch, pictures, segmenter, tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(pictures[0].image).save(tmp_path / name)
-    read = module.read_image
+    read = segmenter_images.read_image
 
     def grown(path):
         return np.zeros((300, 200, 3), np.uint8) if path.name == "a.png" else read(path)
 
-    monkeypatch.setattr(module, "read_image", grown)
+    monkeypatch.setattr(segmenter_images, "read_image", grown)
     results = dict(segmenter([tmp_path / "a.png", tmp_path / "b.png"]))
     assert "a.png: has 300 x 200 pixels now and had 128 x 128" in str(results[0])
     assert isinstance(results[0], BadImage)
