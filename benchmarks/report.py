@@ -35,6 +35,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "share_of_peak": ("of peak", "{:.1%}".format),
     "memory_bytes": ("memory", lambda value: f"{value / 2**20:.0f} MB"),
     "ratio": ("ratio", "{:.2f}".format),
+    "times_first": ("time / first", "{:.2f}".format),
 }
 console = Console(width=100, markup=False, highlight=False)
 
@@ -174,4 +175,9 @@ def finish(
     if rows and all(row["side"] == "ours" for row in rows):
         console.print(f"peer: not measured; it needs {peer}")
     if out:
-        out.write_text(json.dumps(metrics, indent=1) + "\n")
+        write(metrics, out)
+
+
+def write(metrics: Metrics, out: Path) -> None:
+    """Writes the results as JSON."""
+    out.write_text(json.dumps(metrics, indent=1) + "\n")

@@ -62,7 +62,9 @@ RECIPES = Path(__file__).resolve().parent.parent / "configs"
 # The module of each method's recipe. Imported when it runs: all but --help needs the extra "data".
 METHODS = {
     name: f"clipseg_jax.methods.{name}.recipe"
-    for name in ("maskclip", "maskclip_plus", "reclip", "clip_es", "weclip", "clip_rc")
+    for name in (
+        *("maskclip", "maskclip_plus", "readouts", "reclip", "clip_es", "weclip", "clip_rc"),
+    )
 }
 
 Stage = Callable[[ConfigDict, Path], dict]

@@ -14,7 +14,13 @@ import numpy as np
 from jax import Array
 
 from clipseg_jax.core.checks import check_number
-from clipseg_jax.models.clip import TextTransformer, Tokenizer, l2_normalize
+from clipseg_jax.models.clip import (
+    SigLIPText,
+    SigLIPTokenizer,
+    TextTransformer,
+    Tokenizer,
+    l2_normalize,
+)
 
 _MOST_CLASSES = 254  # with the background and 255, what an index PNG holds
 
@@ -37,7 +43,7 @@ def templates(name: str) -> tuple[str, ...]:
     return tuple(sets[name])
 
 
-def text_encoder(text: TextTransformer) -> TextEncoder:
+def text_encoder(text: TextTransformer | SigLIPText) -> TextEncoder:
     """The jitted forward pass of a text tower: ids (n, t) int32 -> features (n, e)."""
     from flax import nnx
 
@@ -53,7 +59,7 @@ def text_encoder(text: TextTransformer) -> TextEncoder:
 def class_embeddings(
     class_names: Sequence[str],
     encoder: TextEncoder,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | SigLIPTokenizer,
     *,
     prompt_templates: Sequence[str] = ("a photo of a {}.",),
     context_length: int = 77,
@@ -63,7 +69,8 @@ def class_embeddings(
     """L2-normalised text embeddings (classes, e) float32: means over templates of unit features.
 
     All batches of prompts have one shape, truncated to the longest prompt: the text tower is
-    causal, so removing padding does not change its output. Spec clip, sections 4 and 9.
+    causal, so removing padding does not change its output (SigLIP's is not, and keeps it). Spec
+    clip, sections 4 and 9.
 
     Args:
       class_names: inserted into each template.
@@ -81,7 +88,8 @@ def class_embeddings(
     class_names = check_class_names(class_names)
     filled = [template.format(name) for name in class_names for template in prompt_templates]
     ids = tokenizer(filled, context_length)
-    ids = ids[:, : int((np.argmax(ids, axis=1)).max()) + 1]
+    if isinstance(tokenizer, Tokenizer):
+        ids = ids[:, : int((np.argmax(ids, axis=1)).max()) + 1]
     batch_size = min(batch_size, len(filled))
     embeddings = []
     for start in range(0, len(filled), batch_size):

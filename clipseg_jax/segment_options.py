@@ -14,7 +14,7 @@ from clipseg_jax.inference_config import InferenceConfig, Refinement
 from clipseg_jax.methods.maskclip import task as maskclip_task
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.readouts import task as readouts_task
-from clipseg_jax.models.clip import CLIP, ResNetConfig, ViTConfig
+from clipseg_jax.models.clip import CLIP, ResNetConfig, VisionConfig, ViTConfig
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
@@ -28,8 +28,6 @@ METHODS = (MASKCLIP, "value", "sclip", "naclip", "clearclip", "scclip", "resclip
 DEFAULT_METHOD = "scclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
 REFINEMENTS: Mapping[str, Refinement] = {"pamr": NACLIP, "par": PUBLISHED, "crf": WECLIP_TEST}
 REFINE_PX = 1024  # longest side at which photos are refined
-
-Vision = ViTConfig | ResNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Protocol:
 _MASKCLIP = Protocol("maskclip_85", 512, "whole", 512, 2 / 3, 100.0, None, "probabilities")
 
 
-def protocol(method: str, vision: Vision) -> Protocol:
+def protocol(method: str, vision: VisionConfig) -> Protocol:
     """The published protocol of a method (spec maskclip, section 7; spec readouts, section 9).
 
     That of the read-outs is in terms of the side in pixels that the image tower was trained at,
@@ -61,9 +59,10 @@ def protocol(method: str, vision: Vision) -> Protocol:
     if method == MASKCLIP:
         return _MASKCLIP
     if not isinstance(vision, ViTConfig):
+        has = "a ResNet" if isinstance(vision, ResNetConfig) else "SigLIP's attention pool"
         raise ValueError(
-            f"method {method!r} reads the last block of a ViT, and this CLIP has a ResNet; give "
-            "method='maskclip', or omit it"
+            f"method {method!r} reads the last block of a ViT, and this CLIP has {has}; "
+            "give method='maskclip', or omit it"
         )
     side = vision.image_px
     return Protocol("imagenet_80", 3 * side // 2, "slide", side, 1 / 2, 40.0, "pamr", "scores")
@@ -119,18 +118,18 @@ class SegmentOptions:
         side = max((2, *(self.stride_px or ())))
         self.inference(ViTConfig(side, side, width=1, layers=1, heads=1, embed_dim=1), (1,), 0.0)
 
-    def method_of(self, vision: Vision) -> str:
+    def method_of(self, vision: VisionConfig) -> str:
         """The method for an image tower: the one given, or the best that the tower can."""
         return self.method or (DEFAULT_METHOD if isinstance(vision, ViTConfig) else MASKCLIP)
 
-    def templates(self, vision: Vision) -> tuple[str, ...]:
+    def templates(self, vision: VisionConfig) -> tuple[str, ...]:
         """The prompt templates for an image tower."""
         return templates(
             self.prompt_templates or protocol(self.method_of(vision), vision).prompt_templates
         )
 
     def inference(
-        self, vision: Vision, embedding_labels: tuple[int, ...], background_threshold: float
+        self, vision: VisionConfig, embedding_labels: tuple[int, ...], background_threshold: float
     ) -> InferenceConfig:
         """How images reach an image tower, and how its scores become labels.
 

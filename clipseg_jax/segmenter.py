@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -100,11 +101,14 @@ class Segmenter:
             )
         loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
         text = loaded.model.cfg.text
-        if text is None or loaded.tokenizer is None:
+        if text is None:
             raise ValueError(f"{weights} has no text tower, so it cannot read class names")
+        if loaded.tokenizer is None:
+            raise ValueError(f"{weights} has no {weights_convert.MISSING_TOKENIZER}")
         vision = loaded.model.cfg.vision
         labels = (*range(1, len(names) + 1), *(0 for _ in words))
-        self.config = options.inference(vision, labels, threshold)
+        inference = options.inference(vision, labels, threshold)
+        self.config = dataclasses.replace(inference, mean=loaded.mean, std=loaded.std)
         text_embeddings = class_embeddings(
             [*names, *words],
             text_encoder(loaded.model.text),

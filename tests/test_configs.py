@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -44,9 +45,12 @@ from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
 from clipseg_jax.stages import clip as clip_es_models
+from clipseg_jax.stages import preflight
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.image_classes import class_count, label_of_class
+from clipseg_jax.stages.inference import inference_config
 from clipseg_jax.stages.sections import options
+from configs.base import readouts
 
 ROOT = Path(__file__).resolve().parent.parent
 # The towers by what configs call them, and the demo's.
@@ -85,6 +89,8 @@ def strings(path):
     if path.stem.endswith("_maskclip_plus"):
         demo = "demo" in path.stem
         return ("annotation_free", "zero_shot") if demo else ("", *ROWS[path.stem])
+    if path.stem.endswith("_readout"):
+        return readouts.CHOICES[:-1] if "demo" in path.stem else readouts.CHOICES
     return ("2024", "2025") if "reclip" in path.stem and "demo" not in path.stem else (None,)
 
 
@@ -111,6 +117,7 @@ def test_recipe(path, string):
         "clip_es": check_clip_es,
         "weclip": check_weclip,
         "clip_rc": check_clip_rc,
+        "readouts": check_readouts,
     }
     checks[config.method](config)
 
@@ -121,6 +128,103 @@ def check_maskclip(config):
         mean=tuple(config.clip.mean), std=tuple(config.clip.std), **config.inference.to_dict()
     )
     assert min(network_size(375, 500, cfg)) > 0
+
+
+def check_readouts(config):
+    """Every class has a row; the protocol makes what inference takes."""
+    config.dino.weights = "stands in"
+    preflight._check_read_out(config)
+    cfg = inference_config(config)
+    assert set(cfg.embedding_labels) == set(range(find_dataset(config.dataset).num_classes))
+    assert min(network_size(375, 500, cfg)) > 0
+    if config.dataset.name != "demo_world":
+        assert (cfg.pad_to_px > 0) == (config.read_out.name in ("clearclip", "proxyclip"))
+
+
+# Columns of the specification's table of results, whose order is that of docs/results.md.
+READOUTS = ("voc21", "context60", "coco_object", "voc20", "cityscapes", "context59", "ade20k",
+            "coco_stuff")  # fmt: skip
+SPEC = (ROOT / "docs/specs/readouts.md").read_text("utf-8")
+
+
+def cells(text, heading):
+    """The rows of the first table behind a heading, without its two lines of head."""
+    lines = text[text.index(f"\n{heading}\n") :].splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    split = [[cell.strip(" *") for cell in row.strip("|").split("|")] for row in rows]
+    return split[0], split[2:]
+
+
+PROTOCOLS = cells(SPEC, "## 9. Protocol")
+
+
+@pytest.mark.parametrize("dataset", READOUTS)
+def test_readout_protocols(dataset):
+    """Spec readouts, sections 1 and 9: every cell, and what holds of each method."""
+    names = ("VOC21", "Context60", "COCO-Object", "VOC20", "Cityscapes", "Context59", "ADE20K",
+             "COCO-Stuff 164k")  # fmt: skip
+    head, rows = PROTOCOLS
+    assert [row[0] for row in rows] == list(names)
+    row = rows[READOUTS.index(dataset)]
+    module = load(ROOT / f"configs/{dataset}_readout.py")
+    assert module.get_config() == module.get_config("scclip")
+    for method, cell in zip(head[2:], row[2:], strict=True):
+        config = module.get_config(method.lower().replace("-", ""))
+        clear, proxy = method == "ClearCLIP", method == "ProxyCLIP"
+        whole = method in ("NACLIP", "ResCLIP") and dataset.startswith("voc")
+        window, stride = (448, 224) if clear else (336, 112) if proxy else (224, 112)
+        side, numbers = 448 if clear else 336, []
+        scale, *others = re.split(r"[;,] ?", cell.replace("*", ""))
+        for part in others:
+            if part == "whole":
+                assert whole
+            elif part.startswith(("crop ", "stride ")):
+                value = int(part.split()[1])
+                window, stride = (value, stride) if part[0] == "c" else (window, value)
+            elif re.fullmatch(r"\d{3}", part):
+                side = int(part)
+            else:
+                numbers += map(float, part.split())
+        thresholds = [float(n) for n in re.findall(r"[\d.]+", scale)] + [0.0, 0.0]
+        inference = config.inference
+        assert [
+            inference.temperature, inference.background_threshold, inference.area_threshold,
+        ] == thresholds[:3]  # fmt: skip
+        assert inference.scale_px == (2048, side)
+        assert inference.mode == ("whole" if whole else "slide")
+        assert (inference.crop_px, inference.stride_px) == ((window, window), (stride, stride))
+        if numbers:
+            feedback = config.read_out.feedback
+            assert feedback.enabled
+            assert [
+                feedback.threshold, config.read_out.cross, feedback.gain, feedback.share,
+            ] == numbers  # fmt: skip
+        assert bool(numbers) == (method == "ResCLIP")
+        used = json.loads((ROOT / "docs/specs/readouts_classes.json").read_text())["sets"]
+        assert method in used[config.text.names]["used_by"]
+    for name in ("clip", "value"):  # as SCLIP's authors ran them
+        ours, theirs = (module.get_config(each) for each in (name, "sclip"))
+        ours.read_out.name = "sclip"
+        assert ours == theirs
+
+
+def test_readout_results():
+    """Spec readouts, section 10, in docs/results.md and, rounded, in the configs' docstrings."""
+    published = {
+        row[0]: row[1:] for row in cells(SPEC, "## 10. Published results (mIoU, ViT-B/16)")[1]
+    }
+    head, rows = cells((ROOT / "docs/results.md").read_text("utf-8"), "## Read-outs of CLIP")
+    assert tuple(head[1:9]) == READOUTS
+    assert [row[1:10] for row in rows] == [row.copy() for row in published.values()]
+    words = ("clip", "value", "sclip", None, "clearclip", "naclip", "refine=pamr`", "resclip",
+             "default)", "proxyclip")  # fmt: skip
+    for column, dataset in enumerate(READOUTS):
+        text = " ".join((ROOT / f"configs/{dataset}_readout.py").read_text("utf-8").split())
+        text = text.replace(" (MaskCLIP in this protocol)", "")
+        for word, row in zip(words, rows, strict=True):
+            if word is not None:
+                assert f"{word} {float(row[1 + column]):.1f}" in text
 
 
 def check_maskclip_plus(config):

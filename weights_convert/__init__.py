@@ -9,10 +9,16 @@ from weights_convert.clip.build import (
     with_config,
 )
 from weights_convert.clip.choices import check_choices
-from weights_convert.clip.convert import LoadedCLIP, convert, load_clip
+from weights_convert.clip.convert import MISSING_TOKENIZER, LoadedCLIP, convert, load_clip
 from weights_convert.clip.export import export, export_huggingface, to_state_dict
 from weights_convert.clip.huggingface import weights_file
 from weights_convert.clip.layouts import read_state_dict
+from weights_convert.dino.convert import (
+    convert_dino,
+    dino_from_state_dict,
+    export_dino,
+    load_dino,
+)
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted, load_converted, save_converted
 from weights_convert.formats.reader import Checkpoint, read
@@ -29,6 +35,7 @@ __all__ = [
     "CLIP_RC",
     "DEEPLAB",
     "MASKCLIP_PLUS",
+    "MISSING_TOKENIZER",
     "RECLIP",
     "WECLIP",
     "Checkpoint",
@@ -43,7 +50,10 @@ __all__ = [
     "clip_from_state_dict",
     "clip_to_state_dict",
     "convert",
+    "convert_dino",
+    "dino_from_state_dict",
     "export",
+    "export_dino",
     "export_huggingface",
     "export_imagenet",
     "export_trained",
@@ -52,6 +62,7 @@ __all__ = [
     "load_clip",
     "load_converted",
     "load_deeplab_backbone",
+    "load_dino",
     "load_imagenet",
     "load_trained",
     "read",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipseg_jax.models.clip import CLIPConfig, ViTConfig
+from clipseg_jax.models.clip import CLIPConfig, SigLIPVisionConfig, ViTConfig
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
 from weights_convert.clip import layouts
@@ -24,6 +24,7 @@ from weights_convert.clip.export import LAYOUTS, export, to_state_dict
 from weights_convert.clip.huggingface import weights_file
 from weights_convert.clip.record import load_converted_clip
 from weights_convert.clip.shards import read_weights
+from weights_convert.dino import command as dino
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import (
     Converted,
@@ -39,8 +40,8 @@ _EXAMPLES = """\
 SRC is one of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
 open_clip directory, MaskCLIP's *_clip_weights.pth, a trained MaskCLIP+, ReCLIP's best_weight.pth,
 WeCLIP's or WTCLIP's *_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth,
-DeepLab's .caffemodel, or a file written by this command. Neither PyTorch nor Caffe is needed, and
-no code contained in a file is run.
+DeepLab's .caffemodel, DINO's or DINOv2's .pth or Hugging Face directory, or a file written by this
+command. Neither PyTorch nor Caffe is needed, and no code contained in a file is run.
 
 examples:
   python -m weights_convert --inspect ViT-B-16.pt
@@ -58,15 +59,17 @@ examples:
       --clip ViT-B-16.pt
   python -m weights_convert student.safetensors --export iter_4000.pth --to maskclip_plus \\
       --clip RN50.pt
+  python -m weights_convert dino_vitbase8_pretrain.pth -o dino_b8.safetensors
+  python -m weights_convert dino_b8.safetensors --export dino-vitb8 --to dino_huggingface
 """
 
-_LAYOUTS = (*LAYOUTS, *FORMATS)
+_LAYOUTS = (*LAYOUTS, *FORMATS, *dino.LAYOUTS)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
         "weights_convert",
-        "Convert, inspect or export checkpoints of CLIP and of networks trained on it.",
+        "Convert, inspect or export checkpoints of CLIP, of networks trained on it, and of DINO.",
         _EXAMPLES,
     )
     parser.add_argument(
@@ -87,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=_LAYOUTS,
         help="layout of --export: a state dict (openai), a directory (huggingface), MaskCLIP's "
         "*_clip_weights.pth or *_clip_backbone.pth, ReCLIP's best_weight.pth, or a checkpoint of "
-        "MaskCLIP+ (mmsegmentation), WeCLIP or WTCLIP, CLIP-RC, deeplab-pytorch",
+        "MaskCLIP+ (mmsegmentation), WeCLIP or WTCLIP, CLIP-RC, deeplab-pytorch; of a DINO its "
+        "authors' state dict (dino) or a directory (dino_huggingface)",
     )
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export only the image tower"
@@ -100,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--heads",
         metavar="N,N",
-        help="heads of SRC's image and text towers, such as 12,8, for files that don't say them",
+        help="heads of SRC's image and text towers, such as 12,8, for files that don't say them; "
+        "of a DINO the first number",
     )
     parser.add_argument(
         "--revision",
@@ -150,7 +155,7 @@ def _work(args: argparse.Namespace) -> int:
         sources = {os.path.realpath(path) for path in (args.source, weights_file(args.source))}
         if os.path.realpath(target) in sources:
             raise CheckpointError(f"{target} is the source itself; choose another name")
-        if target.is_dir() and args.to != "huggingface":
+        if target.is_dir() and args.to not in ("huggingface", "dino_huggingface"):
             raise CheckpointError(f"{target} is a directory; name a file to write")
         print(escaped(f"{target}: {_run(args, target)}"))
     except BrokenPipeError:  # the reader of our output, such as head, has closed it
@@ -169,6 +174,8 @@ def _work(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, target: Path) -> str:
     """Converts or exports; returns a summary of what was written."""
+    if args.to in dino.LAYOUTS or (args.output and dino.holds_dino(args.source)):
+        return dino.run(args, target)
     fmt = FORMATS.get(args.to) if args.to else format_of(args.source)
     if fmt is not None and (args.activation or args.heads):
         raise CheckpointError(f"--activation and --heads are for CLIPs, not for {fmt.name}")
@@ -210,9 +217,10 @@ def _summary(converted: Converted) -> str:
 def describe(config: CLIPConfig) -> str:
     """A model's sizes in one line."""
     vision, text = config.vision, config.text
-    if isinstance(vision, ViTConfig):
+    if isinstance(vision, (ViTConfig, SigLIPVisionConfig)):
+        name = "ViT" if isinstance(vision, ViTConfig) else "SigLIP's ViT"
         towers = (
-            f"ViT, patch {vision.patch_px}, width {vision.width}, {vision.layers} layers, "
+            f"{name}, patch {vision.patch_px}, width {vision.width}, {vision.layers} layers, "
             f"{vision.heads} heads, {vision.activation}"
         )
     else:
@@ -234,7 +242,9 @@ def inspect(source: Path) -> list[str]:
       CheckpointError, FileNotFoundError: it cannot be read.
     """
     path = weights_file(source)
-    if (fmt := format_of(path)) is not None:
+    if dino.holds_dino(path):
+        arrays, facts = dino.inspect(path)
+    elif (fmt := format_of(path)) is not None:
         arrays, facts = _inspect_trained(path, fmt)
     elif is_converted(path):
         arrays, record = load_converted_clip(path)

@@ -6,6 +6,7 @@ same text on both sides.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -47,6 +48,12 @@ CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 
 CONV_1X1 = Transform(lambda x: x.reshape(x.shape[:2]), lambda x: x[..., None, None])  # <-> (o, i)
 CONV_1X1_LINEAR = Transform(lambda x: CONV_1X1.forward(x).T, lambda x: CONV_1X1.inverse(x.T))
 HEAD_AXES = Transform(lambda x: x.reshape(x.shape[-1:]), lambda x: x[None, None])  # (1, 1, d) <-> d
+ONE_AXIS = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
+# Patches flattened as (row, column, colour) <-> the kernel of a convolution.
+PATCHES = Transform(
+    lambda x: x.reshape(len(x), *2 * [math.isqrt(x.shape[1] // 3)], 3).transpose(0, 3, 1, 2),
+    lambda x: x.transpose(0, 2, 3, 1).reshape(len(x), -1),
+)
 HEAD_AXIS = Transform(lambda x: x.reshape(x.shape[-2:]), lambda x: x[None])  # (1, t, d) <-> (t, d)
 
 

@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=120)
     args = parser.parse_args()
     loaded = weights_convert.load_clip(args.weights)
-    assert loaded.tokenizer is not None
+    assert isinstance(loaded.tokenizer, Tokenizer)
     trained, iou = evaluate_clip(loaded.model, loaded.tokenizer, pictures=args.pictures)
     control, _ = evaluate_clip(training.initial(0), vocabulary.tokenizer(), pictures=args.pictures)
     table = Table("", "trained", "untrained")

@@ -1,11 +1,11 @@
 """PyTorch's bilinear and bicubic `interpolate` as a pair of weight matrices per resize.
 
 Every separable interpolation is `rows @ image @ columns^T`, so one function that computes an
-(out, in) matrix serves both modes, both `align_corners` rules, a given scale factor, and sizes that
+(out, in) matrix serves all modes, both `align_corners` rules, a given scale factor, and sizes that
 are traced values. Sizes are (height, width); images are (b, h, w, c).
 
-`jax.image.resize` is not used: its bicubic kernel has another constant (-0.5, PyTorch's is -0.75),
-and it antialiases by default.
+`jax.image.resize` is not used: its bicubic kernel has another constant (-0.5, PyTorch's is -0.75
+unless it antialiases), and it takes no traced sizes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-Mode = Literal["bilinear", "bicubic"]
-_CUBIC_A = -0.75  # of PyTorch and OpenCV; Pillow uses -0.5
+Mode = Literal["bilinear", "bicubic", "bilinear_antialias", "bicubic_antialias"]
+_CUBIC_A = -0.75  # of PyTorch and OpenCV
+_CUBIC_A_ANTIALIAS = -0.5  # of Pillow, and of PyTorch with `antialias`
 
 
-def _cubic(x: Array) -> Array:
-    """Keys' cubic convolution kernel at distance `x`."""
-    x, a = jnp.abs(x), _CUBIC_A
+def _cubic(x: Array, a: float) -> Array:
+    """Keys' cubic convolution kernel of constant `a` at distance `x`."""
+    x = jnp.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)
     return jnp.where(x <= 1, near, jnp.where(x < 2, far, 0.0))
@@ -57,12 +58,13 @@ def resize_matrix(
       in_size, out_size: pixels before and after: Python ints, or traced scalars of at most the
         static `in_length` and `out_length`. Rows from `out_size` on and columns from `in_size` on
         are zero.
-      mode: "bilinear" or "bicubic".
+      mode: "bilinear", "bicubic", or one of these with "_antialias", whose kernel is as wide as the
+        step when shrinking, and normalised within the image.
       align_corners: map the centres of the corner pixels onto each other, as in PyTorch.
       scale_factor: compute source positions from this factor instead of the sizes, as PyTorch does
         when it is called with `scale_factor`.
-      size_offset: added to `out_size` where source positions are computed, and only there (0.1: the
-        position embeddings of DINO and of CLIP's read-outs).
+      size_offset: compute source positions as if `out_size` were this much larger (0.1: the
+        positions of DINO and of CLIP's read-outs).
       in_length, out_length: static sizes of the matrix; default: `in_size` and `out_size`.
 
     Raises:
@@ -73,8 +75,7 @@ def resize_matrix(
     n_in = jnp.asarray(in_size, jnp.float32)
     n_out = jnp.asarray(out_size, jnp.float32)
     step = n_in / (n_out + size_offset)
-    if scale_factor is not None:
-        step = jnp.float32(1.0 / scale_factor)
+    step = step if scale_factor is None else jnp.float32(1.0 / scale_factor)
     position = jnp.arange(out_length, dtype=jnp.float32)
     last = jnp.asarray(in_size, jnp.int32) - 1
 
@@ -90,10 +91,23 @@ def resize_matrix(
         fraction = source - low
         weights = jnp.zeros((out_length, in_length), jnp.float32)
         for k in (-1, 0, 1, 2):  # four taps; those outside repeat the border pixel
-            weight = _cubic(fraction - k)[:, None]
+            weight = _cubic(fraction - k, _CUBIC_A)[:, None]
             weights += weight * _onehot(jnp.clip(low + k, 0, last), in_length)
+    elif mode in ("bilinear_antialias", "bicubic_antialias"):
+        source = _source(position, n_in, n_out, step, align_corners)
+        distance = (source[:, None] - jnp.arange(in_length)) / jnp.maximum(step, 1.0)
+        if mode == "bicubic_antialias":
+            kernel = _cubic(distance, _CUBIC_A_ANTIALIAS)
+        else:
+            kernel = jnp.maximum(1 - jnp.abs(distance), 0.0)
+        weights = jnp.where(jnp.arange(in_length) <= last, kernel, 0.0)
+        # Rows beyond `out_size` may have no weight; they are zeroed below.
+        total = jnp.sum(weights, axis=1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1.0, total)
     else:
-        raise ValueError(f"unknown resize mode {mode!r}; choose bilinear or bicubic")
+        raise ValueError(
+            f"unknown resize mode {mode!r}; choose bilinear or bicubic, or one with _antialias"
+        )
     return jnp.where((position < n_out)[:, None], weights, 0.0)
 
 
@@ -108,7 +122,7 @@ def resize(
 ) -> Array:
     """Images (b, h, w, c) resized to (b, *size, c) float32, as `torch.nn.functional.interpolate`.
 
-    `scale_factor` (height, width), `size_offset`: see `resize_matrix`.
+    `scale_factor` (height, width) and `size_offset`: see `resize_matrix`.
     """
     scales = (None, None) if scale_factor is None else scale_factor
     rows, columns = (

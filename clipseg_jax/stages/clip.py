@@ -15,12 +15,14 @@ import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.models.clip import VisionTransformer
+from clipseg_jax.models.clip import CLIP, VisionTransformer, ViTConfig
 from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
-from input_pipeline.datasets.class_sets import prompt_set
+from input_pipeline.datasets.class_sets import prompt_set, readout_rows
 
 EMBEDDINGS = "text_embeddings.npy"
+# Choices of the image tower that a config may make, by the names of `ViTConfig`.
+_TOWER_CHOICES = ("norm_eps", "position_keep_count", "position_offset", "pad_to_patch")
 
 
 def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
@@ -63,24 +65,59 @@ def _choices(config: ConfigDict) -> dict[str, Any]:
     }
 
 
+def with_choices(clip: CLIP, config: ConfigDict) -> CLIP:
+    """`clip` with the image tower's choices of the config; the text tower is unchanged."""
+    if not isinstance(clip.cfg.vision, ViTConfig):
+        return clip
+    choices = {name: config.clip[name] for name in _TOWER_CHOICES if name in config.clip}
+    if "trained_activation" in config.clip:  # `activation` is that of the image tower alone
+        choices["activation"] = config.clip.activation
+    vision = dataclasses.replace(clip.cfg.vision, **choices)
+    return weights_convert.with_config(clip, dataclasses.replace(clip.cfg, vision=vision))
+
+
 def row_words(config: ConfigDict) -> list[str]:
-    """Words of the classifier's rows: the classes' prompts, then background words."""
-    return [*find_dataset(config.dataset).prompts, *config.text.background_words]
+    """Words of the classifier's rows: the names of each class, then background words.
+
+    Raises:
+      ValueError: `config.text.names` is of other classes, or there is no such set.
+    """
+    names = [name for names in _names(config) for name in names]
+    return [*names, *config.text.background_words]
 
 
 def row_labels(config: ConfigDict) -> tuple[int, ...]:
     """The label of each row of the classifier.
 
-    Prompt i is label i, or i + 1 beside a background class; background words are label 0.
+    Every name of a class has its label; background words are label 0.
     """
+    names = _names(config)
+    # The prompts of a dataset have none for its background.
+    first = find_dataset(config.dataset).num_classes - len(names)
+    labels = (label for label, each in enumerate(names, first) for _ in each)
+    return (*labels, *(0 for _ in config.text.background_words))
+
+
+def _names(config: ConfigDict) -> list[tuple[str, ...]]:
+    """The names of each class, in label order: those of `config.text.names`, or the prompts."""
     dataset = find_dataset(config.dataset)
-    first = dataset.num_classes - len(dataset.prompts)
-    return (*range(first, dataset.num_classes), *(0 for _ in config.text.background_words))
+    published = config.text.get("names")
+    if not published:
+        return [(prompt,) for prompt in dataset.prompts]
+    names = readout_rows(published)
+    if len(names) != dataset.num_classes:
+        raise ValueError(
+            f"--config.text.names={published} has {len(names)} classes, {dataset.name} "
+            f"{dataset.num_classes}; choose that dataset's, or none: --config.text.names="
+        )
+    return list(names)
 
 
 def text(config: ConfigDict, workdir: Path) -> dict:
     """Stage: class embeddings (rows, e) into text_embeddings.npy."""
-    return embed_words(config, workdir, row_words(config))
+    # COCO-Object's published names have "bed" twice, of the background and of its own class.
+    published = bool(config.text.get("names"))
+    return embed_words(config, workdir, row_words(config), repeated=published)
 
 
 def embed_words(
@@ -90,11 +127,18 @@ def embed_words(
     name: str = EMBEDDINGS,
     *,
     templates_name: str | None = None,
+    repeated: bool = False,
 ) -> dict:
-    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others."""
+    """Embeddings (words, e) into the file `name`; in the templates of `config.text` or others.
+
+    A word that is listed twice is refused unless words may be `repeated`.
+    """
     clip, tokenizer, _ = load_clip(config)
-    if clip.cfg.text is None or tokenizer is None:
+    if clip.cfg.text is None:
         raise ValueError(f"{config.clip.weights} has no text tower to make class embeddings with")
+    if tokenizer is None:
+        raise ValueError(f"{config.clip.weights} has no {weights_convert.MISSING_TOKENIZER}")
+    different = list(dict.fromkeys(words)) if repeated else words
     with progress_bar(unit="prompt", desc="text") as bar:
 
         def progress(done: int, total: int) -> None:
@@ -102,13 +146,14 @@ def embed_words(
             bar.update(done - bar.n)
 
         rows = class_embeddings(
-            words,
+            different,
             text_encoder(clip.text),
             tokenizer,
             prompt_templates=templates(templates_name or config.text.templates),
             context_length=clip.cfg.text.context_length,
             progress=progress,
         )
+    rows = rows[[different.index(word) for word in words]]
     if jax.process_index() == 0:
         write_atomic(workdir / name, lambda file: np.save(file, rows))
     return {"rows": len(rows), "prompts": list(words)}

@@ -13,7 +13,10 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.core.files import check_local
-from clipseg_jax.inference import check_values
+from clipseg_jax.inference_config import check_values
+from clipseg_jax.models.clip.read_outs import READ_OUTS
+from clipseg_jax.stages.clip import row_words
+from clipseg_jax.stages.inference import inference_values
 from input_pipeline.batches.corruptions import check_corruption
 from input_pipeline.datasets.records import is_address
 from weights_convert.clip.choices import ACTIVATIONS
@@ -41,6 +44,8 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
     _check_paths(config, stages)
     _check_sizes(config)
     _check_values(config)
+    if "read_out" in config:
+        _check_read_out(config)
     if "text" in stages and not (config.clip.weights or config.text.get("file")):
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
@@ -56,7 +61,7 @@ def _check_values(config: ConfigDict) -> None:
     """Values whose meaning does not depend on the method."""
     for section in ("inference", "clip"):
         try:
-            check_values(config.get(section) or {})
+            check_values(inference_values(config.get(section) or ConfigDict()))
         except ValueError as error:
             raise ValueError(f"--config.{section}: {error}") from error
     for section, values in config.items():
@@ -80,6 +85,34 @@ def _check_values(config: ConfigDict) -> None:
             check_corruption(config.dataset.corruption, config.dataset.corruption_level)
         except ValueError as error:
             raise ValueError(f"--config.dataset.corruption: {error}") from error
+
+
+def _check_read_out(config: ConfigDict) -> None:
+    """How the last block of a CLIP is read out."""
+    section, key = config.read_out, "--config.read_out"
+    check_choice(f"{key}.name", section.name, (*READ_OUTS, "proxyclip"))
+    read_out = READ_OUTS.get(section.name)
+    if read_out is None and not config.dino.weights:
+        raise ValueError(
+            "no DINO weights; pass --config.dino.weights=FILE (the authors' .pth, such as "
+            "dino_vitbase8_pretrain.pth, or a Hugging Face directory)"
+        )
+    attends = read_out is not None and read_out.scores and read_out.calibration is None
+    if section.feedback.enabled and not attends:
+        raise ValueError(
+            f"{key}.feedback.enabled=True changes attention scores, which {section.name} has not; "
+            "set it to False, or choose resclip, naclip, sclip or clearclip"
+        )
+    if section.cross is not None:
+        check_number(f"{key}.cross", section.cross, 0, 1)
+        if read_out is None or not read_out.cross_blocks:
+            raise ValueError(f"{key}.cross is for resclip, not for {section.name}; omit it")
+    check_number(f"{key}.feedback.threshold", section.feedback.threshold, 0, 1)
+    check_number(f"{key}.feedback.gain", section.feedback.gain, 0, above=True)
+    check_number(f"{key}.feedback.share", section.feedback.share, 0, 1)
+    check_number(f"{key}.proxy.beta", section.proxy.beta, 0)
+    check_number(f"{key}.proxy.gamma", section.proxy.gamma, 0, above=True)
+    row_words(config)  # refuses names of other classes
 
 
 def _check_paths(config: ConfigDict, stages: Collection[str]) -> None:
@@ -112,7 +145,7 @@ def _check_sizes(config: ConfigDict) -> None:
             if not key.endswith("_px") or value is None:
                 continue
             if isinstance(value, int):
-                check_whole(name, value)
+                check_whole(name, value, 0 if key == "pad_to_px" else 1)
             else:
                 check_sizes(name, value, "(two sides, as the config has them)")
 

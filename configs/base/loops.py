@@ -40,6 +40,18 @@ def evaluate(*, published_metric: str = "mIoU") -> ConfigDict:
     return section
 
 
+def robustness() -> ConfigDict:
+    """Corrupted images: kinds of input_pipeline/batches/corruptions.py at levels 1 to 5."""
+    section = ConfigDict()
+    section.kinds = (
+        *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+        *("gaussian_blur", "defocus_blur", "spatter", "jpeg_compression"),
+    )
+    section.levels = (1, 2, 3, 4, 5)
+    section.seed = 0  # of the noise, with each picture's place in the split
+    return section
+
+
 def run(*, log_every_steps: int = 20) -> ConfigDict:
     """What changes only speed, memory, or how much is kept or shown."""
     section = ConfigDict()

@@ -38,13 +38,7 @@ def get_config() -> ConfigDict:
     config.dataset.corruption_level = 1
 
     # All of them, by the stage: --config.stages=data,text,robustness
-    config.robustness = ConfigDict()
-    config.robustness.kinds = (
-        *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
-        *("gaussian_blur", "defocus_blur", "spatter", "jpeg_compression"),
-    )
-    config.robustness.levels = (1, 2, 3, 4, 5)
-    config.robustness.seed = 0  # of the noise, with each picture's place in the split
+    config.robustness = loops.robustness()
 
     config.text = ConfigDict()
     config.text.templates = "maskclip_85"

@@ -134,6 +134,8 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     # First and last step, from 1, at which MaskCLIP and at which the student itself labels.
     config.student.guided_steps = (1, -1)  # -1: to the end
     config.student.self_training_steps = (-1, -1)  # never
+    # How a ViT teaches: a name of clipseg_jax/models/clip/read_outs.py, such as "naclip".
+    config.student.teacher_read_out = "value"
     # Section 16, quirk 6: what the ground truth ignores (VOC's background) trains nothing. False:
     # it is labelled as well; the annotation-free setting then reads no label files.
     config.student.use_gt_ignore = True

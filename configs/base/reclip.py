@@ -139,6 +139,8 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     # Where the learning rate would reach 0; 0: at the end.
     config.rectifier.schedule_epochs = 0
     config.rectifier.batch_size = 1
+    # How CLIP is read: a name of clipseg_jax/models/clip/read_outs.py, such as "naclip".
+    config.rectifier.read_out = "value"
     # Each image's own statistics, so that a batch of n is the mean of n published steps; "batch":
     # of the whole batch.
     config.rectifier.norm_over = "image"

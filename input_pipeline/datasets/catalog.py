@@ -193,6 +193,8 @@ COCO_STUFF_27 = _record(
     # CLIP-ES and TagCLIP name the 171 classes in its images.
     image_class_labels=tuple(coco_stuff_171_to_27().tolist()),
 )
+# Made from COCO-Stuff's maps, so that crowds and overlaps differ from COCO17_81's.
+COCO_OBJECT = _record("COCO_OBJECT", "coco81", layouts.COCO_OBJECT, background=True)
 ADE20K = _record("ADE20K", "ade", layouts.ADE, reduce_zero_label=True)
 CITYSCAPES = _record("CITYSCAPES", "city", layouts.CITYSCAPES)
 
@@ -200,6 +202,7 @@ BY_NAME = {
     record.name.lower(): record
     for record in (
         *(VOC07_20, VOC12_20, VOC12_21, VOC12_AUG, CONTEXT_59, CONTEXT_60),
-        *(COCO14_81, COCO17_81, COD_65, COCO_STUFF_164K, COCO_STUFF_27, ADE20K, CITYSCAPES),
+        *(COCO14_81, COCO17_81, COD_65, COCO_STUFF_164K, COCO_STUFF_27, COCO_OBJECT),
+        *(ADE20K, CITYSCAPES),
     )
 }

@@ -1,4 +1,4 @@
-"""Class names, prompts, palettes and tables of label ids, from two .json files."""
+"""Class names, prompts, palettes and tables of label ids, from three .json files."""
 
 from __future__ import annotations
 
@@ -95,6 +95,22 @@ def prompt_set(name: str, *, synonyms: bool) -> PromptSet:
         background = entry.get("cam_background", background)
     prompts = [entry["synonyms"].get(n, n) for n in names] if synonyms else names
     return PromptSet(tuple(names), tuple(prompts), tuple(background))
+
+
+@functools.cache
+def readout_rows(name: str) -> tuple[tuple[str, ...], ...]:
+    """The names of each class in label order, as the read-outs of CLIP use them.
+
+    Every name is a text row of its own. A set is called after its dataset and, where the methods
+    differ, the methods: "context59", "voc21.sclip". Spec readouts, section 8.
+
+    Raises:
+      ValueError: there is no such set; the message lists all sets.
+    """
+    sets = _data("readout_rows.json")["sets"]
+    if name not in sets:
+        raise ValueError(f"No read-out names {name!r}; choose one of: {', '.join(sets)}.")
+    return tuple(tuple(names.split(", ")) for names in sets[name])
 
 
 def coco_stuff_171_labels() -> np.ndarray:

@@ -143,6 +143,13 @@ COCO_STUFF_27 = Layout(
     remedy="python -m input_pipeline.prepare coco_stuff_27 --root DIR --write makes the labels; "
     "imageset/cocostuff/val.txt is TagCLIP's.",
 )
+# COCO's 80 objects as the read-outs of CLIP are scored on them: of val alone, no pixel ignored.
+COCO_OBJECT = Layout(
+    (("val", Split((Part("images/val2017", "annotations/val2017"),), 5000)),),
+    ("coco_stuff164k",),
+    label_suffix="_instanceTrainIds.png",
+    remedy="python -m input_pipeline.prepare coco_object --root DIR --write makes the labels.",
+)
 ADE = Layout(
     _scan("images/{}", "annotations/{}", ("training", 20210), ("validation", 2000)),
     ("ade/ADEChallengeData2016", "ADEChallengeData2016"),

@@ -33,6 +33,7 @@ UNKNOWN = -1  # in a table: an id that must not occur in raw maps
 _CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 _CITYSCAPES_IDS = 34
 _COCO_STUFF_IDS = 182
+_THINGS = 80
 _CONTEXT_IDS = 460
 _VOC_IDS = 21
 
@@ -68,6 +69,15 @@ def coco_stuff_171_table() -> np.ndarray:
 def coco_stuff_27_table() -> np.ndarray:
     """(256,) raw id of COCO-Stuff -> super-class 0..26; unlabelled stays 255."""
     return _coco_stuff_table(coco_stuff_27_labels())
+
+
+def coco_object_table() -> np.ndarray:
+    """(256,) raw id of COCO-Stuff -> 1..80 of the things; stuff and unlabelled pixels become 0.
+
+    Spec readouts, section 9: no pixel is ignored.
+    """
+    labels = coco_stuff_171_labels().astype(np.int16)  # things are 0..79
+    return _coco_stuff_table(np.where(labels < _THINGS, labels + 1, 0))
 
 
 def _coco_stuff_table(labels: np.ndarray) -> np.ndarray:

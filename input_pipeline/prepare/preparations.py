@@ -17,6 +17,7 @@ from input_pipeline.datasets.catalog import (
     CITYSCAPES,
     COCO14_81,
     COCO17_81,
+    COCO_OBJECT,
     COCO_STUFF_27,
     COCO_STUFF_164K,
     CONTEXT_59,
@@ -75,8 +76,8 @@ def _expected(
 
 def _same_folder(record: Dataset, raw_suffix: str) -> Jobs:
     """Jobs for raw maps in the folders of the label files, which differ in their suffixes."""
-    splits = [dict(record.layout.splits)[name] for name in ("train", "val")]
-    folders = [part.labels for split in splits for part in split.parts if part.labels is not None]
+    parts = [part for _, split in record.layout.splits for part in split.parts]
+    folders = dict.fromkeys(part.labels for part in parts if part.labels is not None)
 
     def jobs(root: Path, _: Path | None) -> list[Job]:
         suffix = record.layout.label_suffix
@@ -247,6 +248,19 @@ PREPARATIONS = {
         ("train", "val"),
         "train2014.zip, val2014.zip and annotations_trainval2014.zip",
         lists=_COCO14_LISTS,
+    ),
+    "coco_object": Preparation(
+        _expected(
+            COCO_OBJECT,
+            ("val",),
+            (0, 0.4, 0.9),
+            (255, 0.0, 0.0),  # nothing is ignored: such labels are of another rule
+            source="Unpack val2017.zip in images/, stuffthingmaps_trainval2017.zip in "
+            "annotations/; then --write makes the label files.",
+            raw=(range(81, 182), "COCO-Stuff's raw ids (0 to 181), not labels 0 to 80"),
+        ),
+        _same_folder(COCO_OBJECT, ".png"),
+        lambda: by_table(conversions.coco_object_table()),
     ),
     # TagCLIP needs only val.
     "coco17": _coco(COCO17_81, ("val",), "val2017.zip and annotations_trainval2017.zip"),

@@ -15,11 +15,13 @@ from clipseg_jax.methods.clip_es.stored_cams import read_cams
 from clipseg_jax.stages.label_list import read_label_list
 from tests.fuzz.harness import INPUTS, check_reader
 from tests.weights_convert import toys
-from weights_convert import load_trained, read
+from tests.weights_convert.dino import toys as dino_toys
+from weights_convert import convert_dino, load_trained, read, save_converted
 from weights_convert.__main__ import inspect
 from weights_convert.clip.record import load_converted_clip
 from weights_convert.formats import safetensors
 from weights_convert.formats.caffe import read_caffe
+from weights_convert.formats.torch_writer import write_torch
 from weights_convert.trained.deeplab import build_deeplab
 from weights_convert.trained.kinds import FORMATS, format_of
 from weights_convert.trained.maskclip_plus.format import build_maskclip_plus
@@ -59,6 +61,13 @@ def small_caffe():
     weight = np.ones((4, 3, 1, 1), np.float32)
     bn = [np.ones(4, np.float32), np.ones(4, np.float32), np.ones(1, np.float32)]
     return layer("conv1", weight, weight[:, 0, 0, 0]) + layer("bn2a_branch1", *bn)
+
+
+def small_dino(folder):
+    """A DINO as its authors store it, and converted."""
+    published = write_torch(folder / "dino.pth", dino_toys.state_dict(layers=1))
+    converted = save_converted(folder / "dino.safetensors", convert_dino(published))
+    return published.read_bytes(), converted.read_bytes()
 
 
 def small_npy(content, protocol=4):
@@ -136,6 +145,10 @@ def read_converted(path):
     load_converted_clip(path)
 
 
+def read_dino(path):
+    convert_dino(path)
+
+
 def read_trained(path):
     fmt = format_of(path) or FORMATS["weclip"]
     trained = load_trained(path, fmt)
@@ -198,3 +211,12 @@ def test_converted(inputs):
 def test_trained(inputs):
     seeds = golden(*(STORED / f"{name}.safetensors" for name in TRAINED))
     check_reader(read_trained, seeds, inputs, ERROR, suffix=".safetensors", repair=hostile_record)
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_dino(inputs, tmp_path):
+    published, converted = small_dino(tmp_path)
+    check_reader(read_dino, [published], inputs, ERROR, suffix=".pth")
+    check_reader(
+        read_dino, [converted], inputs, ERROR, suffix=".safetensors", repair=hostile_record
+    )

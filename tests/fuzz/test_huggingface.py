@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 
 import weights_convert
-from clipseg_jax.models.clip import Tokenizer
+from clipseg_jax.core.modules import initialised
+from clipseg_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    SigLIPTextConfig,
+    SigLIPVisionConfig,
+    Tokenizer,
+)
 from tests.fuzz.harness import INPUTS, Folder, check_reader
+from tests.golden.transformers.make_tokenizers import HERE
 from tests.weights_convert import toys
+from tests.weights_convert.dino import toys as dino_toys
 from weights_convert.clip.export import write_tokenizer
 from weights_convert.formats.safetensors import write
 from weights_convert.formats.torch_writer import write_torch
@@ -22,6 +31,11 @@ _SIZES = {"width": 8, "layers": 1, "patch": 4, "grid": 2, "embed": 4, "layers_of
 def read_folder(path: Path) -> None:
     """Reads everything of a folder but builds no model, which takes a second."""
     weights_convert.convert(path)
+
+
+def read_dino_folder(path: Path) -> None:
+    """The same of a DINO's."""
+    weights_convert.convert_dino(path)
 
 
 def _content(folder: Path) -> dict[str, bytes]:
@@ -75,7 +89,38 @@ def open_clip(folder: Path) -> Folder:
     }
 
 
+def siglip(folder: Path, tokenizer: str = "spiece.model") -> Folder:
+    """SigLIP's model.safetensors, config.json, preprocessor_config.json and its tokenizer."""
+    vision = SigLIPVisionConfig(image_px=8, patch_px=4, width=8, layers=1, heads=2, mlp_width=8)
+    text = SigLIPTextConfig(
+        context_length=8, vocabulary=500, width=8, layers=1, heads=1, embed_dim=8, mlp_width=8
+    )
+    model = initialised(lambda rngs: CLIP(CLIPConfig(vision, text), rngs=rngs), 0)
+    numbers = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    return _content(weights_convert.export_huggingface(model, folder / "hf")) | {
+        "preprocessor_config.json": json.dumps(numbers).encode(),
+        tokenizer: (HERE / tokenizer).read_bytes(),
+    }
+
+
+def siglip2(folder: Path) -> Folder:
+    """The same with byte pairs."""
+    return siglip(folder, "tokenizer.json")
+
+
+def dino(folder: Path) -> Folder:
+    """model.safetensors and config.json of a DINOv2 with registers."""
+    weights = dino_toys.state_dict(v2=True, registers=1, layers=1)
+    converted = weights_convert.convert_dino(write_torch(folder / "d.pth", weights))
+    return _content(weights_convert.export_dino(converted, folder / "dino", "dino_huggingface"))
+
+
 @pytest.mark.parametrize("inputs", INPUTS)
-@pytest.mark.parametrize("make", [huggingface, sharded, open_clip])
+@pytest.mark.parametrize("make", [huggingface, sharded, open_clip, siglip, siglip2])
 def test_folder(make, inputs, tmp_path):
     check_reader(read_folder, [make(tmp_path)], inputs, ("CheckpointError",))
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_dino_folder(inputs, tmp_path):
+    check_reader(read_dino_folder, [dino(tmp_path)], inputs, ("CheckpointError",))

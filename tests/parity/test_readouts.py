@@ -5,14 +5,14 @@ A case is recognised by the start of its name; everything else is read from its 
 
 from __future__ import annotations
 
-from tests.parity import cases
+from tests.parity import cases, proxyclip_cases, readouts_cases, readouts_postprocess_cases
 
 FOLDER = "readouts"
+CHECKS = readouts_cases.CHECKS | readouts_postprocess_cases.CHECKS | proxyclip_cases.CHECKS
 
 
 def test_case(path, goldens):
-    checks: dict = {}
-    found = [check for stem, check in checks.items() if path.stem.startswith(stem)]
+    found = [check for stem, check in CHECKS.items() if path.stem.startswith(stem)]
     assert len(found) == 1, f"no check for a case named {path.stem}"
     case, arrays = cases.load(path)
     found[0](case, arrays, goldens)

@@ -12,11 +12,12 @@ from clipseg_jax.stages import clip
 from tests.weights_convert import toys
 from weights_convert.formats.torch_writer import write_torch
 
-RECIPES = ["maskclip", "maskclip_plus", "reclip", "clip_es", "weclip", "clip_rc"]
+METHODS = ("maskclip", "maskclip_plus", "reclip", "clip_es", "weclip", "clip_rc")
+RECIPES = [*(f"voc_{method}" for method in METHODS), "voc21_readout"]
 
 
 def recipe(name):
-    return importlib.import_module(f"configs.voc_{name}").get_config()
+    return importlib.import_module(f"configs.{name}").get_config()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -32,8 +33,25 @@ def test_every_recipe_takes_activation_and_heads(name, tmp_path, caplog):
     assert not caplog.records
 
 
+def test_choices_of_the_image_tower(tmp_path):
+    """MaskCLIP's are its own; the read-outs leave activation and eps as the weights have them."""
+    path = str(write_torch(tmp_path / "a.pt", toys.vit()))
+    towers = {}
+    for name in ("voc_maskclip", "voc21_readout"):
+        config = recipe(name)
+        config.clip.weights = path
+        towers[name] = clip.with_choices(clip.load_clip(config).model, config).cfg
+    theirs, ours = (tower.vision for tower in towers.values())
+    assert (theirs.activation, theirs.norm_eps, theirs.pad_to_patch) == ("gelu", 1e-6, True)
+    assert (ours.activation, ours.norm_eps, ours.pad_to_patch) == ("quick_gelu", 1e-5, False)
+    assert (theirs.position_offset, ours.position_offset) == (0.0, 0.1)
+    assert theirs.position_keep_count
+    assert ours.position_keep_count
+    assert len({tower.text for tower in towers.values()}) == 1
+
+
 def test_weights_are_checked_without_being_read(tmp_path, monkeypatch):
-    config = recipe("clip_es")
+    config = recipe("voc_clip_es")
     with pytest.raises(ValueError, match=r"no CLIP weights; pass --config\.clip\.weights"):
         clip.check_weights(config)
     config.clip.weights = str(tmp_path / "misspelt.pt")
@@ -65,5 +83,5 @@ def test_stored_embeddings_are_checked(rows, message, tmp_path):
     else:
         np.save(path, rows)
     with pytest.raises(ValueError, match=message) as caught:
-        clip.read_embeddings(recipe("maskclip"), tmp_path)
+        clip.read_embeddings(recipe("voc_maskclip"), tmp_path)
     assert str(path) in str(caught.value)

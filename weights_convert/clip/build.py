@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from clipseg_jax.core.modules import abstract as abstract_module
-from clipseg_jax.models.clip import CLIP, CLIPConfig, ViTConfig
+from clipseg_jax.models.clip import CLIP, CLIPConfig, ResNetConfig
 from weights_convert.clip.keys import OPENAI
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.reader import release
@@ -175,10 +175,11 @@ def config_of(weights: Mapping[str, np.ndarray]) -> CLIPConfig:
     """
     shapes = {key: tuple(value.shape) for key, value in weights.items()}
     try:
-        _fill(shapes)
+        if "visual.head.probe" not in shapes:
+            _fill(shapes)
         config = CLIPConfig.from_shapes(shapes)
         vision, text = config.vision, config.text
-        if isinstance(vision, ViTConfig):
+        if not isinstance(vision, ResNetConfig):
             vision = dataclasses.replace(vision, layers=_layers(shapes, "visual."))
         if text is not None:
             text = dataclasses.replace(text, layers=_layers(shapes, ""), embed_dim=vision.embed_dim)
@@ -202,7 +203,7 @@ def _check_sizes(config: CLIPConfig) -> None:
             if any(type(count) is int and count < 1 for count in counts):
                 raise ValueError(f"{field} of the {name} tower is {value}")
     vision = config.vision
-    if vision.grid < 1 or (not isinstance(vision, ViTConfig) and vision.width < 2):
+    if vision.grid < 1 or (isinstance(vision, ResNetConfig) and vision.width < 2):
         raise ValueError(f"an image tower of width {vision.width} for {vision.image_px} pixels")
 
 

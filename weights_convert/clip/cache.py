@@ -11,15 +11,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipseg_jax.models.clip import CLIPConfig, ResNetConfig, TextConfig, Tokenizer, ViTConfig
+from clipseg_jax.models.clip import (
+    CLIPConfig,
+    ResNetConfig,
+    SigLIPTextConfig,
+    SigLIPTokenizer,
+    SigLIPVisionConfig,
+    TextConfig,
+    Tokenizer,
+    ViTConfig,
+)
 from clipseg_jax.models.clip.tokenizer import vocabulary
 from weights_convert.clip.huggingface import SIDE_FILES
 from weights_convert.clip.shards import weight_files
+from weights_convert.clip.siglip_tokenizer_files import tokenizer_of
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, load_converted, save_converted
 
 _CACHED_FROM_BYTES = 32 * 2**20  # smaller files are converted faster than looked up
-_CHECKED = 2  # conversions of earlier versions were not checked for all that this one checks
+_CHECKED = 3  # conversions of earlier versions were not checked for all that this one checks
 _log = logging.getLogger(__name__)
 
 
@@ -72,21 +82,23 @@ def _cache_folder(cache_dir: str | Path | None) -> Path | None:
         return None
 
 
+_KINDS = {"vit": ViTConfig, "resnet": ResNetConfig, "siglip": SigLIPVisionConfig}
+
+
 def config_to_dict(config: CLIPConfig) -> dict[str, Any]:
     """A config as JSON."""
-    kind = "vit" if isinstance(config.vision, ViTConfig) else "resnet"
+    (kind,) = (name for name, tower in _KINDS.items() if type(config.vision) is tower)
     text = None if config.text is None else dataclasses.asdict(config.text)
     return {"kind": kind, "vision": dataclasses.asdict(config.vision), "text": text}
 
 
 def config_from_dict(content: Mapping[str, Any]) -> CLIPConfig:
     """The config of `config_to_dict`."""
-    sizes = content["vision"]
-    if content["kind"] == "vit":
-        vision: ViTConfig | ResNetConfig = ViTConfig(**sizes)
-    else:
-        vision = ResNetConfig(**{**sizes, "blocks": tuple(sizes["blocks"])})
-    return CLIPConfig(vision, TextConfig(**content["text"]) if content["text"] else None)
+    sizes, text = dict(content["vision"]), content["text"]
+    if content["kind"] == "resnet":
+        sizes["blocks"] = tuple(sizes["blocks"])
+    text_config = SigLIPTextConfig if content["kind"] == "siglip" else TextConfig
+    return CLIPConfig(_KINDS[content["kind"]](**sizes), text_config(**text) if text else None)
 
 
 def tokenizer_to_dict(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
@@ -98,14 +110,16 @@ def tokenizer_to_dict(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return {"merges": merges, "ids": None if tokenizer.ids == vocabulary(merges) else tokenizer.ids}
 
 
-def tokenizer_from_dict(content: Mapping[str, Any] | None) -> Tokenizer:
-    """The tokenizer of `tokenizer_to_dict`.
+def tokenizer_from_dict(content: Mapping[str, Any] | None) -> Tokenizer | SigLIPTokenizer:
+    """The tokenizer of `tokenizer_to_dict`, or of SigLIP's `tokenizer_record`.
 
     Raises:
       CheckpointError: a damaged record.
     """
     if content is None:
         return Tokenizer.openai()
+    if "content" in content:
+        return tokenizer_of(content)
     try:
         return Tokenizer([(left, right) for left, right in content["merges"]], content["ids"])
     except (ValueError, TypeError, KeyError) as error:

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipseg_jax.models.clip import CLIPConfig, ResNetConfig, ViTConfig
+from clipseg_jax.models.clip import CLIPConfig, ResNetConfig, SigLIPVisionConfig
 from weights_convert.errors import CheckpointError
 
-ACTIVATIONS = ("quick_gelu", "gelu")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _DTYPES = ("float32", "bfloat16", "float16")
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def choose(config: CLIPConfig, activation: str | None, heads: Sequence[int] | No
     Raises:
       CheckpointError: heads that do not divide a tower's width.
     """
-    if activation is not None and (config.text or isinstance(config.vision, ViTConfig)):
+    if activation is not None and (config.text or not isinstance(config.vision, ResNetConfig)):
         config = config.replace(activation=activation)
     if heads is not None:
         vision = dataclasses.replace(config.vision, heads=heads[0])
@@ -109,7 +109,13 @@ def warn_of_guesses(path: Path, config: CLIPConfig, guessed: Sequence[str]) -> N
         assumed.append(f"activation {transformer.activation}")
     if "heads" in guessed:
         assumed.append(f"heads {vision.heads}" + (f",{text.heads}" if text else ""))
-    if assumed:
+    if isinstance(vision, SigLIPVisionConfig) and "heads" in guessed:
+        _log.warning(
+            "%s does not say its heads; 64 channels each are assumed: %s. Put its config.json "
+            "beside it, or give `heads` (such as --heads 16,16)",
+            path, assumed[-1],
+        )  # fmt: skip
+    elif assumed:
         _log.warning(
             "%s does not say its activation or heads; OpenAI's are assumed: %s. For another model "
             "put its config.json or open_clip_config.json beside it, or give `activation` and "

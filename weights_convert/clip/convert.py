@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clipseg_jax.models.clip import CLIP, CLIPConfig, TextConfig, Tokenizer
+from clipseg_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    SigLIPTokenizer,
+    SigLIPVision,
+    Tokenizer,
+)
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from weights_convert.clip import layouts
 from weights_convert.clip.build import abstract, build, check_finite, config_of, expected_shapes
 from weights_convert.clip.cache import (
@@ -20,24 +27,53 @@ from weights_convert.clip.cache import (
     tokenizer_to_dict,
 )
 from weights_convert.clip.choices import Heads, check_choices, choose, warn_of_guesses
-from weights_convert.clip.huggingface import check_model_type, weights_file, with_side_files
+from weights_convert.clip.huggingface import (
+    check_model_type,
+    image_statistics,
+    weights_file,
+    with_side_files,
+)
 from weights_convert.clip.keys import OPENAI, RELEASED
 from weights_convert.clip.record import load_converted_clip
 from weights_convert.clip.shards import read_weights, sha256
+from weights_convert.clip.siglip_tokenizer_files import tokenizer_record
 from weights_convert.clip.tokenizer_files import read_tokenizer
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, is_converted
 from weights_convert.formats.reader import Checkpoint
 
 _log = logging.getLogger(__name__)
+MISSING_TOKENIZER = (  # of SigLIP, which has no usual one
+    "tokenizer, so it cannot read class names; put its tokenizer.json or spiece.model beside its "
+    "weights"
+)
+Channels = tuple[float, float, float]
+_SIGLIP_STATISTICS: Channels = (127.5, 127.5, 127.5)  # mean and deviation of all released SigLIPs
 
 
 class LoadedCLIP(NamedTuple):
     """A CLIP ready to use."""
 
     model: CLIP
-    tokenizer: Tokenizer | None  # None: an image tower alone
+    # None: an image tower alone, or a SigLIP without its tokenizer's file.
+    tokenizer: Tokenizer | SigLIPTokenizer | None
     meta: dict[str, Any]  # source, sha256, kind, layout, model, parameters, bytes, config
+
+    @property
+    def mean(self) -> Channels:
+        """Mean of each channel with which images are normalised, of pixels from 0 to 255."""
+        return self._statistic("image_mean", CLIP_MEAN)
+
+    @property
+    def std(self) -> Channels:
+        """Standard deviation of each channel, likewise."""
+        return self._statistic("image_std", CLIP_STD)
+
+    def _statistic(self, name: str, of_clip: Channels) -> Channels:
+        if (shares := self.meta.get(name)) is not None:
+            red, green, blue = (255 * share for share in shares)
+            return red, green, blue
+        return _SIGLIP_STATISTICS if isinstance(self.model.visual, SigLIPVision) else of_clip
 
 
 class Fitted(NamedTuple):
@@ -82,8 +118,12 @@ def _convert(path: Path, vision_only: bool) -> Converted:
     named, config, arrays, guessed = fit(checkpoint, path, weights_path, vision_only=vision_only)
     check_finite(named.stored, str(path))
     tokenizer = None
-    if config.text is not None and _has_tokenizer(path, weights_path, named.layout, config.text):
-        tokenizer = read_tokenizer(weights_path.parent)
+    if named.layout in layouts.SIGLIP_LAYOUTS:
+        tokenizer = tokenizer_record(weights_path.parent) if config.text else None
+    elif config.text and _has_tokenizer(path, weights_path, named.layout, config.text.vocabulary):
+        tokenizer = tokenizer_to_dict(read_tokenizer(weights_path.parent))
+    known = path.is_dir() or not _is_openai(checkpoint, named)
+    mean, std = (known and image_statistics(named.layout, weights_path)) or (None, None)
     digest = sha256(weights_path)
     record = {
         "format": FORMAT,
@@ -96,7 +136,9 @@ def _convert(path: Path, vision_only: bool) -> Converted:
         "absent": list(named.absent),
         "config": config_to_dict(config),
         "guessed": guessed,
-        "tokenizer": tokenizer_to_dict(tokenizer),
+        "tokenizer": tokenizer,
+        "image_mean": mean and list(mean),
+        "image_std": std and list(std),
         "carried": {k: [str(v.dtype), v.tolist()] for k, v in named.carried.items()},
     }
     return Converted(arrays, record)
@@ -115,6 +157,8 @@ def fit(
         whole = layouts.identify(checkpoint.content)
         named = layouts.vision_only(whole) if vision_only else whole
         sizes = config_of(layouts.sketch(named))
+        if named.layout == "siglip2":
+            sizes = sizes.replace(position_resize="bilinear_antialias")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     config, known = sizes, _is_openai(checkpoint, whole)
@@ -122,6 +166,8 @@ def fit(
         config, said = with_side_files(sizes, named.layout, weights_path)
         known = known or said
     guessed = [] if known else ["activation", "heads"]
+    if named.layout in layouts.SIGLIP_LAYOUTS and not known:
+        guessed = ["heads"]  # the activation is that of all SigLIPs
     weights = layouts.weights(named, expected_shapes(sizes), str(path))
     arrays = OPENAI.to_right(weights, abstract(sizes)[1], str(path))
     return Fitted(named, config, arrays, guessed)
@@ -141,7 +187,7 @@ def _is_openai(checkpoint: Checkpoint, named: layouts.Named) -> bool:
     return conv1 is not None and conv1.dtype == np.float16 and numbers <= named.carried.keys()
 
 
-def _has_tokenizer(path: Path, weights_path: Path, layout: str, text: TextConfig) -> bool:
+def _has_tokenizer(path: Path, weights_path: Path, layout: str, vocabulary: int) -> bool:
     """Whether a tokenizer beside the weights is theirs.
 
     It is in a directory that was given as such and beside a file of Hugging Face's names; beside
@@ -149,7 +195,7 @@ def _has_tokenizer(path: Path, weights_path: Path, layout: str, text: TextConfig
     """
     if path.is_dir() or layout == "huggingface":
         return True
-    fits = text.vocabulary == len(Tokenizer.openai().ids)
+    fits = vocabulary == len(Tokenizer.openai().ids)
     return not fits and (weights_path.parent / "vocab.json").exists()
 
 
@@ -224,21 +270,29 @@ def load_clip(
     replaced = {"norm_eps": norm_eps, "dtype": dtype}
     replaced = {name: value for name, value in replaced.items() if value is not None}
     config = config_from_dict(record["config"]).replace(**replaced)
-    tokenizer = None
-    if config.text is not None:
+    tokenizer, siglip = None, record["config"]["kind"] == "siglip"
+    if config.text is not None and not (siglip and record["tokenizer"] is None):
         tokenizer = _tokenizer(path, record, config.text.vocabulary)
     model = build(arrays, config)
     meta = {k: v for k, v in record.items() if k not in ("carried", "tokenizer")}
     return LoadedCLIP(model, tokenizer, meta)
 
 
-def _tokenizer(path: Path, record: dict[str, Any], rows: int) -> Tokenizer:
+def _tokenizer(path: Path, record: dict[str, Any], rows: int) -> Tokenizer | SigLIPTokenizer:
     """The tokenizer of a record for a table of `rows` embeddings.
 
     One from beside the weights must fit that table. OpenAI's is assumed without one; if it does not
     fit, only texts cannot be read.
     """
     tokenizer = tokenizer_from_dict(record["tokenizer"])
+    if isinstance(tokenizer, SigLIPTokenizer):
+        if tokenizer.embeddings > rows:
+            raise CheckpointError(
+                f"{path} has {rows} token embeddings, and its tokenizer ids up to "
+                f"{tokenizer.embeddings - 1}; put the {record['tokenizer']['file']} that it was "
+                "trained with beside it"
+            )
+        return tokenizer
     highest = max(tokenizer.ids.values())
     if record["tokenizer"] is not None and highest >= rows:
         raise CheckpointError(

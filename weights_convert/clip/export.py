@@ -12,13 +12,24 @@ from typing import Any, BinaryIO, Literal, get_args
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic, write_json
-from clipseg_jax.models.clip import CLIP, CLIPConfig, Tokenizer, ViTConfig
+from clipseg_jax.models.clip import (
+    CLIP,
+    CLIPConfig,
+    ResNetConfig,
+    SigLIPTextConfig,
+    SigLIPVisionConfig,
+    TextConfig,
+    Tokenizer,
+    ViTConfig,
+)
 from clipseg_jax.models.clip.tokenizer import END, START
 from weights_convert.clip import layouts
 from weights_convert.clip.build import clip_to_state_dict, config_of
 from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
 from weights_convert.clip.choices import lost_choices
-from weights_convert.clip.keys import OPENAI
+from weights_convert.clip.huggingface import HIDDEN_ACT
+from weights_convert.clip.keys import HUGGINGFACE, NAFLEX, OPENAI, SIGLIP
+from weights_convert.clip.siglip_tokenizer_files import tokenizer_file
 from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
 from weights_convert.formats.converted import Converted
@@ -30,7 +41,13 @@ _log = logging.getLogger(__name__)
 
 
 def to_state_dict(converted: Converted) -> dict[str, np.ndarray]:
-    """The source's state dict by OpenAI's names, bit for bit, including entries beside weights."""
+    """The source's state dict by OpenAI's names, bit for bit, including entries beside weights.
+
+    Raises:
+      CheckpointError: SigLIP, which has no such names.
+    """
+    if converted.record["config"]["kind"] == "siglip":
+        raise CheckpointError("SigLIP has no names of OpenAI's; export it with --to huggingface")
     return _weights(converted) | {
         key: value
         for key, value in _carried(converted).items()
@@ -51,26 +68,35 @@ def export(converted: Converted, path: str | Path, layout: str = "openai") -> Pa
       OSError: it cannot be written.
     """
     if layout in LAYOUTS and layout != "huggingface":
+        content: dict[str, Any] = to_state_dict(converted)
         _warn_of_losses(converted, Path(path), layout)
-    if layout == "openai":
-        return write_torch(path, to_state_dict(converted))
-    if layout in ("maskclip", "maskclip_backbone"):
-        content = layouts.to_maskclip(
-            to_state_dict(converted), backbone=layout == "maskclip_backbone"
-        )
+        if layout != "openai":
+            content = layouts.to_maskclip(content, backbone=layout == "maskclip_backbone")
         return write_torch(path, content)
     if layout == "huggingface":
-        config = config_from_dict(converted.record["config"])
+        record = converted.record
+        config, tokenizer = config_from_dict(record["config"]), record["tokenizer"]
         ids = {k: v for k, v in _carried(converted).items() if k.endswith("position_ids")}
-        tokenizer = tokenizer_from_dict(converted.record["tokenizer"])
-        directory = _write_huggingface(Path(path), _weights(converted), config, ids, tokenizer)
-        write_tokenizer(tokenizer, directory)
+        directory, weights = Path(path), _weights(converted)
+        if record["config"]["kind"] == "siglip":
+            _write_huggingface(directory, weights, config, ids, None)
+            if tokenizer is not None:
+                name, data = tokenizer_file(tokenizer)
+                write_atomic(directory / name, lambda file: file.write(data))
+        else:
+            of_clip = tokenizer_from_dict(tokenizer)
+            assert isinstance(of_clip, Tokenizer)
+            _write_huggingface(directory, weights, config, ids, of_clip)
+            write_tokenizer(of_clip, directory)
+        if record.get("image_mean") is not None:
+            numbers = {key: record[key] for key in ("image_mean", "image_std")}
+            write_json(directory / "preprocessor_config.json", numbers)
         return directory
     raise ValueError(f"unknown layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
 
 
 def export_huggingface(model: CLIP, directory: str | Path, *, dtype: Any = np.float32) -> Path:
-    """Writes model.safetensors and config.json as `transformers.CLIPModel` reads them.
+    """Writes model.safetensors and config.json as transformers' CLIPModel or SiglipModel does.
 
     The tokenizer is written apart, by `write_tokenizer`; its end token is taken to be the last id.
 
@@ -124,52 +150,65 @@ def _write_huggingface(
     tokenizer: Tokenizer | None,
 ) -> Path:
     vision, text = config.vision, config.text
-    if not isinstance(vision, ViTConfig) or text is None:
+    if isinstance(vision, ResNetConfig) or text is None:
         raise CheckpointError("Hugging Face's CLIP supports only ViT towers, with a text tower")
-    renamed = layouts.to_huggingface(weights) | dict(extra)
+    siglip = isinstance(vision, SigLIPVisionConfig)
+    naflex = siglip and vision.position_resize == "bilinear_antialias"
+    table = NAFLEX if naflex else SIGLIP if siglip else HUGGINGFACE
+    renamed = layouts.to_huggingface(weights, table) | dict(extra)
     write_atomic(
         directory / "model.safetensors",
         lambda file: safetensors_file.write(file, renamed, {"format": "pt"}),
     )
-    # By these ids transformers finds the end of a text.
-    start, end = text.vocabulary - 2, text.vocabulary - 1
-    if tokenizer is not None and tokenizer.ids[END] < text.vocabulary:
-        start, end = tokenizer.ids[START], tokenizer.ids[END]
-    content = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": vision.embed_dim,
-        "logit_scale_init_value": 2.6592,
-        "text_config": {
-            "model_type": "clip_text_model",
-            "hidden_act": text.activation,
-            "layer_norm_eps": text.norm_eps,
-            "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.context_length,
-            "hidden_size": text.width,
-            "intermediate_size": 4 * text.width,
-            "num_hidden_layers": text.layers,
-            "num_attention_heads": text.heads,
-            "projection_dim": text.embed_dim,
-            "bos_token_id": start,
-            "eos_token_id": end,
-            "pad_token_id": end,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_act": vision.activation,
-            "layer_norm_eps": vision.norm_eps,
-            "image_size": vision.image_px,
-            "patch_size": vision.patch_px,
-            "hidden_size": vision.width,
-            "intermediate_size": 4 * vision.width,
-            "num_hidden_layers": vision.layers,
-            "num_attention_heads": vision.heads,
-            "projection_dim": vision.embed_dim,
-        },
-    }
+    if isinstance(text, SigLIPTextConfig):
+        kind, model = ("siglip2", "Siglip2Model") if naflex else ("siglip", "SiglipModel")
+        towers = [_tower(text, f"{kind}_text_model"), _tower(vision, f"{kind}_vision_model")]
+        if naflex:
+            del towers[1]["image_size"]
+            towers[1]["num_patches"] = vision.grid**2
+        content: dict[str, Any] = {
+            "architectures": [model],
+            "model_type": kind,
+            "text_config": towers[0] | {"projection_size": text.embed_dim},
+            "vision_config": towers[1],
+        }
+    else:
+        # By these ids transformers finds the end of a text.
+        start, end = text.vocabulary - 2, text.vocabulary - 1
+        if tokenizer is not None and tokenizer.ids[END] < text.vocabulary:
+            start, end = tokenizer.ids[START], tokenizer.ids[END]
+        ids = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+        projection = {"projection_dim": vision.embed_dim}
+        content = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            **projection,
+            "logit_scale_init_value": 2.6592,
+            "text_config": _tower(text, "clip_text_model") | projection | ids,
+            "vision_config": _tower(vision, "clip_vision_model") | projection,
+        }
     write_json(directory / "config.json", content)
     return directory
+
+
+def _tower(
+    tower: ViTConfig | TextConfig | SigLIPVisionConfig | SigLIPTextConfig, model_type: str
+) -> dict[str, Any]:
+    """A tower's section of config.json."""
+    if isinstance(tower, (ViTConfig, SigLIPVisionConfig)):
+        sizes = {"image_size": tower.image_px, "patch_size": tower.patch_px}
+    else:
+        sizes = {"vocab_size": tower.vocabulary, "max_position_embeddings": tower.context_length}
+    return {
+        "model_type": model_type,
+        "hidden_act": HIDDEN_ACT[tower.activation],
+        "layer_norm_eps": tower.norm_eps,
+        **sizes,
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_width or 4 * tower.width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+    }
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Directories of Hugging Face and open_clip: their weights file, and the JSON files beside it.
 
-Sources: spec clip, sections 10.4 and 10.5; the defaults of `transformers.CLIPConfig` and of
-`open_clip.CLIPTextCfg`.
+Sources: spec clip, sections 10.4 and 10.5; the defaults of `transformers.CLIPConfig` and
+`transformers.SiglipConfig`. OpenCLIP's own config: `open_clip.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from clipseg_jax.models.clip import CLIPConfig, TextConfig, ViTConfig
-from weights_convert.clip.choices import ACTIVATIONS, check_heads
-from weights_convert.clip.json_files import read_json, section, whole_number
+from clipseg_jax.models.clip import (
+    CLIPConfig,
+    ResNetConfig,
+    SigLIPTextConfig,
+    SigLIPVisionConfig,
+    TextConfig,
+    ViTConfig,
+)
+from weights_convert.clip.choices import check_heads
+from weights_convert.clip.json_files import fraction, read_json, section, whole_number
+from weights_convert.clip.open_clip import check_sizes, image_numbers, open_clip_config
 from weights_convert.clip.shards import INDEX_FILES
+from weights_convert.clip.siglip_tokenizer_files import SIGLIP_TOKENIZER_FILES
 from weights_convert.clip.tokenizer_files import TOKENIZER_FILES
 from weights_convert.errors import CheckpointError
 
@@ -26,31 +35,42 @@ _WEIGHTS = (
     *INDEX_FILES,
 )
 _HF_CONFIG, _OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 _CONFIGS = {
-    "huggingface": _HF_CONFIG, "openai": _OPEN_CLIP_CONFIG, "open_clip": _OPEN_CLIP_CONFIG
+    "huggingface": _HF_CONFIG, "siglip": _HF_CONFIG, "siglip2": _HF_CONFIG,
+    "openai": _OPEN_CLIP_CONFIG, "open_clip": _OPEN_CLIP_CONFIG,
 }  # fmt: skip
 # Read with the weights; a cached conversion is outdated once they change.
-SIDE_FILES = (_HF_CONFIG, _OPEN_CLIP_CONFIG, *TOKENIZER_FILES)
-_MODEL_TYPES = ("clip", "clipseg")  # CLIPSeg's folder holds a whole CLIP
-_TOWER_TYPES = {"clip_vision_model": "vision_config"}  # its config.json is the tower's section
-# transformers omits its defaults in config.json: those of ViT-B/32.
-_HF_DEFAULTS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-_HF_HEADS = {"vision_config": 12, "text_config": 8}
-_OPEN_CLIP_TEXT_HEADS = 8
-# What open_clip's models may have beyond CLIP without a tensor that shows it, and CLIP's values.
-_OPEN_CLIP_SAME: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vision_cfg": {
-        "timm_model_name": (None, ""),
-        "attentional_pool": (None, False),
-        "pool_type": (None, "tok"),
-        "no_ln_pre": (None, False),
-    },
-    "text_cfg": {
-        "hf_model_name": (None, ""),
-        "pool_type": (None, "argmax"),
-        "no_causal_mask": (None, False),
-    },
+SIDE_FILES = (
+    _HF_CONFIG,
+    _OPEN_CLIP_CONFIG,
+    _PREPROCESSOR,
+    *dict.fromkeys((*TOKENIZER_FILES, *SIGLIP_TOKENIZER_FILES)),
+)
+# CLIPSeg's folder holds a whole CLIP; SigLIP 2 of a fixed resolution is of type siglip.
+_MODEL_TYPES = ("clip", "clipseg", "siglip", "siglip2")
+# Their config.json is the tower's section.
+_TOWER_TYPES = {f"{name}_vision_model": "vision_config" for name in ("clip", "siglip", "siglip2")}
+
+
+class _Defaults(NamedTuple):
+    """What transformers omits in config.json: of ViT-B/32, or of SigLIP's base model."""
+
+    hidden_act: str
+    layer_norm_eps: float
+    image_heads: int
+    text_heads: int
+
+
+_SIGLIP_DEFAULTS = _Defaults("gelu_pytorch_tanh", 1e-6, 12, 12)
+_DEFAULTS = {
+    "huggingface": _Defaults("quick_gelu", 1e-5, 12, 8),
+    "siglip": _SIGLIP_DEFAULTS,
+    "siglip2": _SIGLIP_DEFAULTS,
 }
+_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+HIDDEN_ACT = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+LEAST_STD = 1e-6  # pixels are divided by it
 _NOT_OURS = ("tf_model.h5", "flax_model.msgpack")
 
 
@@ -100,7 +120,7 @@ def check_model_type(weights_path: Path) -> None:
 def with_side_files(config: CLIPConfig, layout: str, weights_path: Path) -> tuple[CLIPConfig, bool]:
     """`config` with the heads, activation and norm epsilon of a JSON file beside the weights.
 
-    For the layout "huggingface" that is config.json, for OpenAI's names open_clip_config.json. Also
+    For Hugging Face's layouts that is config.json, for OpenAI's names open_clip_config.json. Also
     whether there is one, so that nothing of it is a guess.
 
     Raises:
@@ -111,93 +131,99 @@ def with_side_files(config: CLIPConfig, layout: str, weights_path: Path) -> tupl
     if layout not in _CONFIGS or not path.exists():
         return config, False
     content = read_json(path)
-    if layout == "huggingface" and not ("model_type" in content or "vision_config" in content):
+    of_transformers = layout in _DEFAULTS
+    if of_transformers and not ("model_type" in content or "vision_config" in content):
         return config, False  # another program's config.json
     try:
-        updated = (_huggingface if layout == "huggingface" else _open_clip)(config, content)
+        if of_transformers:
+            kind = str(content.get("model_type"))
+            of_siglip = kind.removesuffix("_vision_model") if kind.startswith("siglip") else None
+            if kind != "None" and of_siglip != (layout if layout.startswith("siglip") else None):
+                raise ValueError(f"it is of model_type {kind!r}, the weights have {layout}'s names")
+            updated = _huggingface(config, content, _DEFAULTS[layout])
+        else:
+            updated = open_clip_config(config, content)
         check_heads(updated)
     except ValueError as error:
         raise CheckpointError(f"{path} is not the config of these weights: {error}") from error
     return updated, True
 
 
-def _huggingface(config: CLIPConfig, content: dict[str, Any]) -> CLIPConfig:
+def image_statistics(
+    layout: str, weights_path: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation per channel, of pixels from 0 to 1, as a JSON file beside weights says.
+
+    That is preprocessor_config.json, or OpenCLIP's own config; None: no file says them.
+
+    Raises:
+      CheckpointError: the JSON file is damaged.
+    """
+    own = _CONFIGS.get(layout) == _OPEN_CLIP_CONFIG
+    path = weights_path.parent / (_OPEN_CLIP_CONFIG if own else _PREPROCESSOR)
+    if layout not in _CONFIGS or not path.exists():
+        return None
+    try:
+        content = read_json(path)
+        content = section(content, "preprocess_cfg") if own else content
+        keys = ("mean", "std") if own else ("image_mean", "image_std")
+        mean, std = (image_numbers(content, key, LEAST_STD * i) for i, key in enumerate(keys))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return None if mean is None or std is None else (mean, std)
+
+
+def _huggingface(config: CLIPConfig, content: dict[str, Any], defaults: _Defaults) -> CLIPConfig:
     own = _TOWER_TYPES.get(str(content.get("model_type")))
     content = {own: content} if own else content
 
-    def tower(sizes: Any, name: str) -> Any:
+    def tower(sizes: Any, name: str, heads: int) -> Any:
         # Files of early versions have the sections under another name.
         values = section(content, name) or section(content, f"{name}_dict")
-        _check_sizes(values, _huggingface_sizes(sizes), name)
-        activation = values.get("hidden_act", _HF_DEFAULTS["hidden_act"])
-        if activation not in ACTIVATIONS:
+        check_sizes(values, _huggingface_sizes(sizes), name)
+        activation = values.get("hidden_act", defaults.hidden_act)
+        if not isinstance(activation, str) or activation not in _ACTIVATIONS:
             raise ValueError(
                 f"the activation {activation!r:.60} of {name}; supported are "
-                f"{' and '.join(ACTIVATIONS)}"
+                f"{', '.join(_ACTIVATIONS)}"
             )
-        return dataclasses.replace(
+        changed = dataclasses.replace(
             sizes,
-            heads=whole_number(values, "num_attention_heads", _HF_HEADS[name]),
-            activation=activation,
-            norm_eps=_epsilon(values, "layer_norm_eps"),
+            heads=whole_number(values, "num_attention_heads", heads),
+            activation=_ACTIVATIONS[activation],
+            norm_eps=fraction(values, "layer_norm_eps", defaults.layer_norm_eps),
         )
+        return _with_image_px(changed, values) if name == "vision_config" else changed
 
     vision = config.vision
-    if isinstance(vision, ViTConfig):
-        vision = tower(vision, "vision_config")
-    return CLIPConfig(vision, config.text and tower(config.text, "text_config"))
+    if not isinstance(vision, ResNetConfig):
+        vision = tower(vision, "vision_config", defaults.image_heads)
+    text = config.text and tower(config.text, "text_config", defaults.text_heads)
+    return CLIPConfig(vision, text)
 
 
-def _huggingface_sizes(sizes: ViTConfig | TextConfig) -> Iterator[tuple[str, int]]:
+def _huggingface_sizes(
+    sizes: ViTConfig | SigLIPVisionConfig | TextConfig | SigLIPTextConfig,
+) -> Iterator[tuple[str, int]]:
     yield "hidden_size", sizes.width
     yield "num_hidden_layers", sizes.layers
-    if isinstance(sizes, ViTConfig):
+    yield "intermediate_size", sizes.mlp_width or 4 * sizes.width
+    if isinstance(sizes, (ViTConfig, SigLIPVisionConfig)):
         yield "patch_size", sizes.patch_px
-        yield "image_size", sizes.image_px
     else:
         yield "max_position_embeddings", sizes.context_length
 
 
-def _open_clip(config: CLIPConfig, content: dict[str, Any]) -> CLIPConfig:
-    model = section(content, "model_cfg")
-    if not model:
-        raise ValueError("it has no model_cfg")
-    sections = {name: section(model, name) for name in _OPEN_CLIP_SAME}
-    for name, same in _OPEN_CLIP_SAME.items():
-        for key, values in same.items():
-            if (value := sections[name].get(key)) not in values:
-                raise ValueError(f"{name}.{key} is {value!r:.60}, which is not supported")
-    quick = model.get("quick_gelu", False)
-    if not isinstance(quick, bool):
-        raise ValueError(f"quick_gelu is {quick!r:.60}, not true or false")
-    config = config.replace(activation="quick_gelu" if quick else "gelu")
-    vision, text = config.vision, config.text
-    _check_sizes(sections["vision_cfg"], [("width", vision.width)], "vision_cfg")
-    head_width = whole_number(sections["vision_cfg"], "head_width", 64)
-    if isinstance(vision, ViTConfig):
-        eps = _epsilon(section(sections["vision_cfg"], "norm_kwargs"), "eps")
-        vision = dataclasses.replace(vision, heads=vision.width // head_width, norm_eps=eps)
-    else:
-        vision = dataclasses.replace(vision, heads=32 * vision.width // head_width)
-    if text is not None:
-        text_cfg = sections["text_cfg"]
-        _check_sizes(text_cfg, [("width", text.width), ("layers", text.layers)], "text_cfg")
-        text = dataclasses.replace(
-            text,
-            heads=whole_number(text_cfg, "heads", _OPEN_CLIP_TEXT_HEADS),
-            norm_eps=_epsilon(section(text_cfg, "norm_kwargs"), "eps"),
-        )
-    return CLIPConfig(vision, text)
+def _with_image_px(
+    sizes: ViTConfig | SigLIPVisionConfig, values: dict[str, Any]
+) -> ViTConfig | SigLIPVisionConfig:
+    """`sizes` with the image size of a config: by shapes, all that is known is the whole patches.
 
-
-def _check_sizes(values: dict[str, Any], sizes: Any, name: str) -> None:
-    for key, size in sizes:
-        if (said := values.get(key)) not in (None, size):
-            raise ValueError(f"{name}.{key} is {said!r:.60}, the weights have {size}")
-
-
-def _epsilon(values: dict[str, Any], key: str) -> float:
-    eps = values.get(key, _HF_DEFAULTS["layer_norm_eps"])
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ValueError(f"{key} is {eps!r:.60}, not a number above 0 and below 1")
-    return float(eps)
+    SigLIP's SO400M/14 at 384 px has 27 x 27 patches, and drops the 6 pixels beyond them.
+    """
+    if isinstance(sizes, SigLIPVisionConfig):  # NaFlex has this in place of an image size
+        check_sizes(values, [("num_patches", sizes.grid**2)], "vision_config")
+    side = whole_number(values, "image_size", sizes.image_px)
+    if side // sizes.patch_px != sizes.grid:
+        raise ValueError(f"vision_config.image_size is {side}, the weights have {sizes.image_px}")
+    return dataclasses.replace(sizes, image_px=side)

@@ -5,7 +5,17 @@ Spec clip, section 10.
 
 from __future__ import annotations
 
-from weights_convert.mapping import CONV, LINEAR, KeyMap, Rule
+from weights_convert.mapping import (
+    CONV,
+    HEAD_AXES,
+    LINEAR,
+    ONE_AXIS,
+    PATCHES,
+    SAME,
+    KeyMap,
+    Rule,
+    Transform,
+)
 
 
 def block(left: str, right: str) -> list[Rule]:
@@ -35,6 +45,24 @@ def batch_norm(left: str, right: str) -> list[Rule]:
         Rule(f"{left}.running_var", f"{right}.var"),
     ]
 
+
+# SigLIP was not released by names like these; they let it go the way of all CLIPs.
+_SIGLIP_ROWS = [
+    Rule("visual.conv1.bias", "visual.conv1.bias"),
+    Rule("visual.head.probe", "visual.head.probe"),
+    Rule("visual.head.attn.in_proj_weight", "visual.head.attn.in_proj.kernel", LINEAR),
+    Rule("visual.head.attn.in_proj_bias", "visual.head.attn.in_proj.bias"),
+    Rule("visual.head.attn.out_proj.weight", "visual.head.attn.out_proj.kernel", LINEAR),
+    Rule("visual.head.attn.out_proj.bias", "visual.head.attn.out_proj.bias"),
+    *_layer_norm("visual.head.ln", "visual.head.ln"),
+    Rule(
+        "visual.head.mlp.{p:c_fc|c_proj}.weight", "visual.head.mlp.{p:c_fc|c_proj}.kernel", LINEAR
+    ),
+    Rule("visual.head.mlp.{p:c_fc|c_proj}.bias", "visual.head.mlp.{p:c_fc|c_proj}.bias"),
+    Rule("text_projection.weight", "text.text_projection.kernel", LINEAR),
+    Rule("text_projection.bias", "text.text_projection.bias"),
+    Rule("logit_bias", "logit_bias"),
+]
 
 OPENAI = KeyMap(
     [
@@ -79,6 +107,7 @@ OPENAI = KeyMap(
         Rule("text_projection", "text.text_projection"),
         *_layer_norm("ln_final", "text.ln_final"),
         *block("transformer", "text.transformer"),
+        *_SIGLIP_ROWS,
     ]
 )
 
@@ -129,6 +158,43 @@ HUGGINGFACE = KeyMap(
         *_hf_layer(_HF_VISION, "visual.transformer"),
     ]
 )
+
+_HEAD = f"{_HF_VISION}.head"
+_LEAF = "{leaf:weight|bias}"
+
+_PATCHES = f"{_HF_VISION}.embeddings.patch_embedding"
+
+
+def _siglip(patches: Transform) -> KeyMap:
+    """Hugging Face's SigLIP -> names in OpenAI's manner."""
+    return KeyMap(
+        [
+            Rule("logit_scale", "logit_scale", ONE_AXIS),
+            Rule("logit_bias", "logit_bias", ONE_AXIS),
+            Rule(f"{_HF_TEXT}.embeddings.token_embedding.weight", "token_embedding.weight"),
+            Rule(f"{_HF_TEXT}.embeddings.position_embedding.weight", "positional_embedding"),
+            Rule(f"{_HF_TEXT}.final_layer_norm.{_LEAF}", f"ln_final.{_LEAF}"),
+            Rule(f"{_HF_TEXT}.head.{_LEAF}", f"text_projection.{_LEAF}"),
+            Rule(f"{_PATCHES}.weight", "visual.conv1.weight", patches),
+            Rule(f"{_PATCHES}.bias", "visual.conv1.bias"),
+            Rule(
+                f"{_HF_VISION}.embeddings.position_embedding.weight", "visual.positional_embedding"
+            ),
+            Rule(f"{_HF_VISION}.post_layernorm.{_LEAF}", f"visual.ln_post.{_LEAF}"),
+            Rule(f"{_HEAD}.probe", "visual.head.probe", HEAD_AXES),
+            Rule(f"{_HEAD}.attention.in_proj_{_LEAF}", f"visual.head.attn.in_proj_{_LEAF}"),
+            Rule(f"{_HEAD}.attention.out_proj.{_LEAF}", f"visual.head.attn.out_proj.{_LEAF}"),
+            Rule(f"{_HEAD}.layernorm.{_LEAF}", f"visual.head.ln.{_LEAF}"),
+            Rule(f"{_HEAD}.mlp.fc1.{_LEAF}", f"visual.head.mlp.c_fc.{_LEAF}"),
+            Rule(f"{_HEAD}.mlp.fc2.{_LEAF}", f"visual.head.mlp.c_proj.{_LEAF}"),
+            *_hf_layer(_HF_TEXT, "transformer"),
+            *_hf_layer(_HF_VISION, "visual.transformer"),
+        ]
+    )
+
+
+SIGLIP = _siglip(SAME)
+NAFLEX = _siglip(PATCHES)  # of SigLIP 2
 
 # Released files by the first 16 digits of their sha256.
 RELEASED = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weights_convert.clip.build import is_carried
-from weights_convert.clip.keys import HUGGINGFACE
+from weights_convert.clip.keys import HUGGINGFACE, NAFLEX, SIGLIP
 from weights_convert.clip.maskclip_keys import (
     BACKBONE_PREFIX,
     RESNET_STATE_DICT,
@@ -44,7 +44,10 @@ _POOL_POSITIONS = "visual.attnpool.positional_embedding"
 _PREFIXED_TEXT = tuple(f"text.{key}" for key in _TEXT)
 # Side of the attention pool's grid by tower width: MaskCLIP's files omit its positions.
 _POOL_GRIDS = {64: 7, 80: 9, 96: 12, 128: 14}
-_IN_PROJ = re.compile(r"\.attn\.in_proj_(weight|bias)$")
+_IN_PROJ = re.compile(r"\.resblocks\.\d+\.attn\.in_proj_(weight|bias)$")
+# What SigLIP has in place of a class token, and what no CLIP has.
+SIGLIP_LAYOUTS = ("siglip", "siglip2")  # the second: of SigLIP 2's NaFlex
+_OF_SIGLIP = ("vision_model.head.", "vision_model.embeddings.patch_embedding.bias")
 # Entries of a MaskCLIP state dict that are not of the CLIP.
 _NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
 
@@ -52,7 +55,9 @@ _NO_WEIGHTS = ("decode_head.text_embeddings", "decode_head._iter_counter")
 class Named(NamedTuple):
     """The arrays of a checkpoint, and its layout."""
 
-    layout: str  # "openai", "open_clip", "huggingface", "maskclip" (weights), "maskclip state dict"
+    # "openai", "open_clip", "huggingface", "siglip", "siglip2", "maskclip" (weights),
+    # "maskclip state dict"
+    layout: str
     stored: dict[str, np.ndarray]  # weights by the layout's names
     carried: dict[str, np.ndarray]  # what exports need beside weights; OpenAI's names
     table: KeyMap | None = None  # from the layout's names to OpenAI's; None: the same
@@ -83,6 +88,11 @@ def identify(content: Any) -> Named:
       CheckpointError: not a CLIP, several of them, or a MaskCLIP backbone without its projections.
     """
     stored = _find(tensors(content))
+    if any(key.startswith(_OF_SIGLIP) for key in stored):
+        patches = stored.get("vision_model.embeddings.patch_embedding.weight")
+        if patches is not None and patches.ndim == 2:
+            return _split("siglip2", stored, NAFLEX)
+        return _split("siglip", stored, SIGLIP)
     if any(key.startswith(("vision_model.", "text_model.")) for key in stored):
         return _split("huggingface", stored, HUGGINGFACE)
     if any(key.startswith(("clip.layer", "backbone.layer")) for key in stored):
@@ -117,7 +127,7 @@ def sketch(named: Named) -> dict[str, np.ndarray]:
     if named.table is None:
         return named.stored
     renamed, _ = named.table.rename(named.stored)
-    return _join(renamed) | _nan(renamed, named.absent)
+    return join_parts(renamed) | _nan(renamed, named.absent)
 
 
 def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str, np.ndarray]:
@@ -135,7 +145,7 @@ def weights(named: Named, shapes: Mapping[str, Shape], source: str) -> dict[str,
         for part, shape in _parts(key, whole, named.layout)
     }
     renamed = named.table.to_right(named.stored, parts, source)
-    return _join(renamed) | _nan(renamed, named.absent)
+    return join_parts(renamed) | _nan(renamed, named.absent)
 
 
 def _find(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -192,7 +202,11 @@ def _split(
     table: KeyMap | None = None,
     absent: tuple[str, ...] = (),
 ) -> Named:
-    carried = {key: value for key, value in stored.items() if is_carried(key)}
+    carried = {
+        key: value
+        for key, value in stored.items()
+        if is_carried(key) and not (layout in SIGLIP_LAYOUTS and key == "logit_bias")
+    }
     weights = {key: value for key, value in stored.items() if key not in carried}
     return Named(layout, weights, carried, table, absent)
 
@@ -226,23 +240,25 @@ def _nan(renamed: Mapping[str, np.ndarray], absent: tuple[str, ...]) -> dict[str
 
 def _parts(key: str, shape: Shape, layout: str) -> list[tuple[str, Shape]]:
     """The parts of a weight in a layout: Hugging Face stores query, key and value separately."""
-    if layout == "huggingface" and _IN_PROJ.search(key):
+    if layout in ("huggingface", *SIGLIP_LAYOUTS) and _IN_PROJ.search(key):
         return [(f"{key}#{n}", (shape[0] // 3, *shape[1:])) for n in range(3)]
     return [(key, shape)]
 
 
-def _join(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def join_parts(renamed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Concatenates "name#0", "name#1", "name#2" along the first axis as "name"."""
     out = {key: value for key, value in renamed.items() if "#" not in key}
     for whole in dict.fromkeys(key.split("#")[0] for key in renamed if "#" in key):
         parts = [renamed[key] for n in range(3) if (key := f"{whole}#{n}") in renamed]
-        same = len(parts) == 3 and len({part.shape for part in parts}) == 1
+        same = len(parts) == 3 and len({part.shape for part in parts}) == 1 and parts[0].ndim > 0
         out[whole] = np.concatenate(parts) if same else parts[0]
     return out
 
 
-def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights of a ViT by Hugging Face's names, from OpenAI's.
+def to_huggingface(
+    weights: Mapping[str, np.ndarray], table: KeyMap = HUGGINGFACE
+) -> dict[str, np.ndarray]:
+    """Weights of a ViT or of SigLIP by Hugging Face's names, from OpenAI's; `table` is of them.
 
     Raises:
       CheckpointError: a ResNet, which Hugging Face does not support.
@@ -254,7 +270,7 @@ def to_huggingface(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             parts[key] = value
     try:
-        return HUGGINGFACE.to_left(parts)
+        return table.to_left(parts)
     except KeyError as error:
         raise CheckpointError(
             "Hugging Face's CLIP supports only ViT towers, not ResNets"

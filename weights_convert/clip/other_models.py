@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+DINO = "a DINO, which load_dino reads, or another plain ViT"
 _MODELS = {
     r"bert\.|text_model\.encoder\.layer\.\d": "Chinese-CLIP, AltCLIP or another with a BERT",
-    r"vision_model\.head\.|vision_model\.embeddings\.patch_embedding\.bias": "SigLIP",
     r"visual\.blocks\.": "EVA-CLIP",
     r"visual\.trunk\.|visual\.head\.": "OpenCLIP with an image tower of timm, such as SigLIP",
     r"visual\.attn_pool\.|text_decoder\.": "CoCa, BLIP or another with a text decoder",
@@ -16,6 +16,7 @@ _MODELS = {
     r"(q_?former|language_model|language_projection)\.": "BLIP-2 or LLaVA",
     r"vision_model\.encoder\.stages\.": "GroupViT",
     r"visual\.transformer\.resblocks\.\d+\.ls_1\.": "OpenCLIP with layer scale",
+    r"patch_embed\.proj\.|embeddings\.patch_embeddings\.projection\.": DINO,
 }
 _PATTERNS = {re.compile(rf"(?:^|\.)(?:{pattern})"): name for pattern, name in _MODELS.items()}
 

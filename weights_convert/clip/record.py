@@ -7,6 +7,9 @@ from typing import Any
 
 from weights_convert.clip.build import abstract
 from weights_convert.clip.cache import config_from_dict, tokenizer_from_dict
+from weights_convert.clip.choices import ACTIVATIONS
+from weights_convert.clip.huggingface import LEAST_STD
+from weights_convert.clip.siglip_tokenizer_files import SIGLIP_TOKENIZER_FILES
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted, load_converted
 from weights_convert.formats.reader import DAMAGE, described
@@ -27,7 +30,7 @@ _WIDTH, _LAYERS, _PIXELS = whole(1, 2**16), whole(0, 10_000), whole(1, 2**14)
 _DTYPE = one_of("float32", "bfloat16", "float16")
 _BOOL = one_of(True, False)
 _RESIZE = one_of("bicubic", "bilinear")
-_ACTIVATION = one_of("quick_gelu", "gelu")
+_ACTIVATION = one_of(*ACTIVATIONS)
 _EPSILON = number(0, 1)
 
 _VIT = entries(
@@ -36,9 +39,11 @@ _VIT = entries(
         "heads": _WIDTH, "embed_dim": _WIDTH,
     },
     {
-        "activation": _ACTIVATION, "norm_eps": _EPSILON, "block_norm_eps": maybe(_EPSILON),
+        "mlp_width": maybe(_WIDTH), "activation": _ACTIVATION, "norm_eps": _EPSILON,
+        "block_norm_eps": maybe(_EPSILON),
         "position_resize": _RESIZE, "position_half": _BOOL, "position_half_stored": _BOOL,
-        "position_keep_count": _BOOL, "pad_to_patch": _BOOL, "dtype": _DTYPE,
+        "position_keep_count": _BOOL, "position_offset": number(0, 1), "pad_to_patch": _BOOL,
+        "dtype": _DTYPE,
     },
 )  # fmt: skip
 _RESNET = entries(
@@ -53,21 +58,50 @@ _TEXT = entries(
         "context_length": _PIXELS, "vocabulary": whole(1, 2**24), "width": _WIDTH,
         "layers": _LAYERS, "heads": _WIDTH, "embed_dim": _WIDTH,
     },
-    {"activation": _ACTIVATION, "norm_eps": _EPSILON, "dtype": _DTYPE},
+    {
+        "mlp_width": maybe(_WIDTH), "activation": _ACTIVATION, "norm_eps": _EPSILON,
+        "dtype": _DTYPE,
+    },
 )  # fmt: skip
+_SIGLIP = entries(
+    {
+        "image_px": _PIXELS, "patch_px": _PIXELS, "width": _WIDTH, "layers": _LAYERS,
+        "heads": _WIDTH, "mlp_width": _WIDTH, "activation": _ACTIVATION, "norm_eps": _EPSILON,
+        "position_resize": one_of("bicubic", "bilinear_antialias"), "pad_to_patch": _BOOL,
+        "dtype": _DTYPE,
+    },
+    {},
+)  # fmt: skip
+_SIGLIP_TEXT = entries(
+    {
+        "context_length": _PIXELS, "vocabulary": whole(1, 2**24), "width": _WIDTH,
+        "layers": _LAYERS, "heads": _WIDTH, "embed_dim": _WIDTH, "mlp_width": _WIDTH,
+        "activation": _ACTIVATION, "norm_eps": _EPSILON, "dtype": _DTYPE,
+    },
+    {},
+)  # fmt: skip
+_TOWERS = {"vit": (_VIT, _TEXT), "resnet": (_RESNET, _TEXT), "siglip": (_SIGLIP, _SIGLIP_TEXT)}
 
 
-def _vision(value: Any, at: str) -> None:
-    (_RESNET if isinstance(value, dict) and "blocks" in value else _VIT)(value, at)
+def _config(value: Any, at: str) -> None:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    vision, text_tower = _TOWERS[kind if isinstance(kind, str) and kind in _TOWERS else "vit"]
+    parts = {"kind": one_of(*_TOWERS), "vision": vision, "text": maybe(text_tower)}
+    entries(parts, {})(value, at)
 
 
-_TOKENIZER = entries(
+_BYTE_PAIRS = entries(
     {
         "merges": list_of(list_of(text(), 2, 2), most=10_000_000),
         "ids": maybe(mapping_of(whole(0, 2**31))),
     },
     {},
 )
+_TOKENIZER_FILE = entries({"file": one_of(*SIGLIP_TOKENIZER_FILES), "content": text(2**26)}, {})
+
+
+def _tokenizer(value: Any, at: str) -> None:
+    (_TOKENIZER_FILE if isinstance(value, dict) and "file" in value else _BYTE_PAIRS)(value, at)
 
 
 def _scalar(value: Any, at: str) -> None:
@@ -94,13 +128,15 @@ _CLIP = entries(
         "parameters": whole(0, 2**62),
         "bytes": whole(0, 2**62),
         "absent": list_of(text(), most=100),
-        "config": entries(
-            {"kind": one_of("vit", "resnet"), "vision": _vision, "text": maybe(_TEXT)}, {}
-        ),
-        "tokenizer": maybe(_TOKENIZER),
+        "config": _config,
+        "tokenizer": maybe(_tokenizer),
         "carried": mapping_of(_scalar, most=100_000),
     },
-    {"guessed": list_of(text(), most=10)},
+    {
+        "guessed": list_of(text(), most=10),
+        "image_mean": maybe(list_of(number(0, 1), 3, 3)),
+        "image_std": maybe(list_of(number(LEAST_STD, 1), 3, 3)),
+    },
 )
 
 

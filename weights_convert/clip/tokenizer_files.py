@@ -79,21 +79,36 @@ def _read_both(path: Path) -> tuple[Merges, dict[str, Any]]:
         # Older files don't name the type; only byte pairs have merges.
         if model.get("type", "BPE") != "BPE" or not isinstance(model.get("merges"), list):
             raise ValueError(f"the model {model.get('type')!r:.60} with merges, not BPE")
-        merges = [_pair(merge) for merge in model["merges"]]
-        added = content.get("added_tokens") or []
-        if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
-            raise ValueError("added_tokens is not a list of objects")
-        ids = dict(section(model, "vocab"))
-        for token in added:
-            symbol, i = token.get("content"), token.get("id")
-            if not isinstance(symbol, str) or ids.setdefault(symbol, i) != i:
-                raise ValueError(f"the added token {symbol!r:.60} has two ids, or is no text")
+        merges = [merge_pair(merge) for merge in model["merges"]]
+        ids = ids_with_added(content, section(model, "vocab"))
     except ValueError as error:
         raise CheckpointError(f"{path} is no tokenizer of a CLIP: {error}") from error
     return merges, ids
 
 
-def _pair(merge: Any) -> tuple[str, str]:
+def ids_with_added(content: dict[str, Any], vocabulary: dict[str, Any]) -> dict[str, Any]:
+    """Ids of a vocabulary and of the added tokens of a tokenizer.json.
+
+    Raises:
+      ValueError: a damaged list, or a symbol of two ids.
+    """
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise ValueError("added_tokens is not a list of objects")
+    ids = dict(vocabulary)
+    for token in added:
+        symbol, i = token.get("content"), token.get("id")
+        if not isinstance(symbol, str) or ids.setdefault(symbol, i) != i:
+            raise ValueError(f"the added token {symbol!r:.60} has two ids, or is no text")
+    return ids
+
+
+def merge_pair(merge: Any) -> tuple[str, str]:
+    """A merge, which is a list of two or a text with a space.
+
+    Raises:
+      ValueError: something else.
+    """
     parts = merge.split(" ") if isinstance(merge, str) else merge
     match parts:
         case [str(left), str(right)]:

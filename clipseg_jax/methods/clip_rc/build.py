@@ -10,6 +10,7 @@ import weights_convert
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig, init_clip_rc
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
+from clipseg_jax.models.clip import with_class_token
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.sections import options
@@ -53,7 +54,8 @@ def build_model(config: ConfigDict, workdir: Path) -> CLIPRC:
     """
     rows = read_embeddings(config, workdir, class_words(config))
     cfg = model_config(config)
-    return init_clip_rc(load_clip(config).model.visual, rows, cfg, seed=config.train.seed)
+    visual = with_class_token(load_clip(config).model.visual, "CLIP-RC")
+    return init_clip_rc(visual, rows, cfg, seed=config.train.seed)
 
 
 def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:

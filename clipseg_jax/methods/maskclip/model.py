@@ -18,12 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_choice, check_number
-from clipseg_jax.models.clip import (
-    ModifiedResNet,
-    VisionTransformer,
-    as_text_embeddings,
-    l2_normalize,
-)
+from clipseg_jax.models.clip import ImageTower, as_text_embeddings, l2_normalize
 from clipseg_jax.models.clip.dense import Dense, dense_features
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removes
@@ -107,7 +102,7 @@ class MaskCLIP(nnx.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer | ModifiedResNet,
+        visual: ImageTower,
         text_embeddings: ArrayLike,
         cfg: MaskCLIPConfig | None = None,
     ):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from jax.typing import ArrayLike
 
 from clipseg_jax.methods.maskclip.model import MaskCLIP, MaskCLIPConfig
-from clipseg_jax.models.clip import ModifiedResNet, VisionTransformer
+from clipseg_jax.models.clip import ImageTower
 from clipseg_jax.task import Task
 
 
 def build(
-    visual: VisionTransformer | ModifiedResNet,
+    visual: ImageTower,
     text_embeddings: ArrayLike,
     cfg: MaskCLIPConfig | None = None,
 ) -> Task:

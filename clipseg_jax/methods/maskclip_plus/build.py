@@ -12,13 +12,12 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.methods.maskclip.recipe import with_choices
 from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, Student, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
-from clipseg_jax.models.clip import ResNetConfig, ViTConfig
+from clipseg_jax.models.clip import ResNetConfig, ViTConfig, with_class_token
 from clipseg_jax.models.resnet import DilatedResNetConfig
-from clipseg_jax.stages.clip import load_clip, read_embeddings
+from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
@@ -44,7 +43,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[MaskCLIPPlus, str]:
       ValueError: another CLIP than the config is for.
     """
     clip, _, meta = load_clip(config)
-    tower = tower_name(clip.cfg.vision)
+    tower = tower_name(with_class_token(clip.visual, "MaskCLIP+").cfg)
     if config.clip.tower not in ("", tower):
         raise ValueError(
             f"{config.clip.weights} is {tower or 'no released CLIP'}, the config is for "
@@ -55,7 +54,7 @@ def build(config: ConfigDict, workdir: Path) -> tuple[MaskCLIPPlus, str]:
     seed = config.train.seed
     student = initialised(lambda rngs: student_of(config, rows.shape[1], rngs), seed)
     background = find_dataset(config.dataset).background
-    visual = with_choices(clip, config).visual
+    visual = with_class_token(with_choices(clip, config).visual, "MaskCLIP+")
     model = MaskCLIPPlus(student, rows, visual, background=background, rngs=nnx.Rngs(seed))
     return model, meta["sha256"]
 

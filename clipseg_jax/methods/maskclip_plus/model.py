@@ -21,6 +21,7 @@ from clipseg_jax.models.clip import (
     l2_normalize,
 )
 from clipseg_jax.models.clip.dense import Dense, dense_features
+from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 from clipseg_jax.models.deeplab import DeepLab, DeepLabV3Plus
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import mask_padding
@@ -100,10 +101,10 @@ class MaskCLIPPlus(nnx.Module):
         """Student features (b, g, k, e), not normalised -> logits (b, g, k, classes)."""
         return jnp.matmul(features, self.class_embeddings().T)
 
-    def teach(self, images: Array) -> Dense:
+    def teach(self, images: Array, read_out: ReadOut = VALUE) -> Dense:
         """Dense features of normalised images (b, h, w, 3) by the teacher, stop-gradiented."""
         assert self.teacher is not None, "training needs a teacher"
-        return jax.lax.stop_gradient(dense_features(self.teacher, images))
+        return jax.lax.stop_gradient(dense_features(self.teacher, images, read_out=read_out))
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
         """Logits (b, g, k, classes) of the student, for evaluation.

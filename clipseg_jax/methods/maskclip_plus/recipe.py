@@ -40,6 +40,7 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import text
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.inference import inference_config
 from clipseg_jax.stages.robustness import measure
 from clipseg_jax.task import Task
 
@@ -55,7 +56,7 @@ def data(config: ConfigDict, workdir: Path) -> dict:
 
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
     """The teacher by itself, under the same protocol: metrics_maskclip.json."""
-    evaluation = _evaluation(config, maskclip.inference(config))
+    evaluation = _evaluation(config, inference_config(config))
     return evaluation.write(maskclip.build(config, workdir), workdir, "_maskclip")
 
 

@@ -17,6 +17,7 @@ from clipseg_jax.core.checks import check_number
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip import l2_normalize
+from clipseg_jax.models.clip.read_outs import read_out
 from clipseg_jax.ops.cross_entropy import (
     IGNORED,
     upsampled_cross_entropy_and_accuracy,
@@ -46,6 +47,8 @@ class MaskCLIPPlusConfig:
     use_gt_ignore: bool = True
     # Of the teacher's scores of `unlabelled_classes`.
     refine: MaskCLIPConfig = dataclasses.field(default_factory=MaskCLIPConfig)
+    # How the teacher, a ViT, is read: a name of `models/clip/read_outs.py`. Published: "value".
+    teacher_read_out: str = "value"
     # Instead of labels, the teacher's features for targets, beside the given labels.
     distill: bool = False
     distill_labelled: bool = True  # at labelled pixels as well, not only at unlabelled ones
@@ -56,6 +59,7 @@ class MaskCLIPPlusConfig:
 
     def __post_init__(self) -> None:
         check_number("distill_weight", self.distill_weight, 0)
+        read_out(self.teacher_read_out)
 
 
 PUBLISHED = MaskCLIPPlusConfig()
@@ -124,7 +128,8 @@ def teacher_targets(
     labels = given_labels(model, batch, cfg)
     if cfg.distill:
         at = labels != IGNORED if cfg.distill_labelled else labels == UNLABELLED
-        distilled = l2_normalize(model.teach(images).features)
+        taught = model.teach(images, read_out(cfg.teacher_read_out))
+        distilled = l2_normalize(taught.features)
         return Targets(features, logits, _without(labels), distilled, at)
     labels = completed_labels(model, images, features, labels, step, cfg)
     return Targets(features, logits, labels, None, None)
@@ -163,7 +168,8 @@ def completed_labels(
         return jnp.full(labels.shape, IGNORED, jnp.int32)
 
     def guided() -> Array:
-        scores = classify(model.teach(images), rows, cfg.refine)
+        taught = model.teach(images, read_out(cfg.teacher_read_out))
+        scores = classify(taught, rows, cfg.refine)
         return classes[upsampled_argmax(scores, size)]
 
     def alone() -> Array:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig, feedback_of
 from clipseg_jax.models.clip import (
-    ModifiedResNet,
+    ImageTower,
     VisionTransformer,
     as_text_embeddings,
     l2_normalize,
@@ -26,7 +26,7 @@ class ReadOutModel(nnx.Module):
 
     def __init__(
         self,
-        visual: VisionTransformer | ModifiedResNet,
+        visual: ImageTower,
         text_embeddings: ArrayLike,
         read_out: ReadOut,
         feedback: FeedbackConfig | None = None,

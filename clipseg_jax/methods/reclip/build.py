@@ -12,6 +12,7 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.reclip import distill_task, task
 from clipseg_jax.methods.reclip.model import ReCLIP, ReCLIPConfig, frozen_reference, reference_ids
+from clipseg_jax.models.clip import Tokenizer, with_class_token
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
@@ -25,13 +26,15 @@ from weights_convert.trained.reclip.format import METHODS
 def build_rectifier(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
     """An untrained rectifier around the config's CLIP, and the sha256 of that CLIP's file."""
     clip, tokenizer, meta = load_clip(config)
-    if tokenizer is None:
+    with_class_token(clip.visual, "ReCLIP")
+    if not isinstance(tokenizer, Tokenizer):
         raise ValueError(f"{config.clip.weights} has no text tower; ReCLIP's prompt runs it")
     cfg = ReCLIPConfig(
         plus_plus=config.model == "reclip++",
         gumbel_scale=config.rectifier.gumbel_scale,
         filter_scale=config.inference.filter_scale,
         norm_over=config.rectifier.norm_over,
+        read_out=config.rectifier.read_out,
     )
     model = task.init_reclip(
         clip,
@@ -62,6 +65,12 @@ def load_rectified(config: ConfigDict, workdir: Path) -> tuple[ReCLIP, str]:
             "%s does not say which state of the code it is of; it is read as %s. If its figures "
             "are far from the published ones, try the other state's config string",
             *(path, config.revision),
+        )
+    trained_on = loaded.record.get("read_out", "value")
+    if trained_on != config.rectifier.read_out:
+        raise ValueError(
+            f"{path} was trained on the read-out {trained_on!r} of CLIP; set "
+            f"--config.rectifier.read_out={trained_on}, not {config.rectifier.read_out}"
         )
     install(model, loaded.arrays, complete=("reference.prompt", "head."))
     return frozen_reference(model), clip_sha256

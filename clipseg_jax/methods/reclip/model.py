@@ -38,6 +38,7 @@ from clipseg_jax.models.clip import (
     l2_normalize,
 )
 from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.read_outs import read_out
 from clipseg_jax.models.clip.transformer import Activation
 from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
 
@@ -55,8 +56,11 @@ class ReCLIPConfig:
     # Batch statistics of the head's norms: of each image ("image"), as in the published runs with
     # batches of one image, or of the whole batch (the 2025 state on Cityscapes).
     norm_over: StatsOver = "image"
+    # How the frozen CLIP is read: a name of `models/clip/read_outs.py`. Published: "value".
+    read_out: str = "value"
 
     def __post_init__(self) -> None:
+        read_out(self.read_out)
         for name in ("gumbel_scale", "filter_scale", "temperature"):
             check_number(name, getattr(self, name), 0, above=True)
 
@@ -202,7 +206,7 @@ class ReCLIP(nnx.Module):
 
     def raw_features(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array]:
         """Dense features (b, hp, wp, e), not normalised, and the mask (b, hp, wp) of real ones."""
-        dense = dense_features(self.visual, images, sizes)
+        dense = dense_features(self.visual, images, sizes, read_out=read_out(self.cfg.read_out))
         return jax.lax.stop_gradient(dense.features), dense.real
 
     def from_raw_features(

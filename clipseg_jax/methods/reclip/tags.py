@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from clipseg_jax.core.checks import check_choice, check_number, check_whole
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.mesh import batch_sharding, make_mesh, replicate
-from clipseg_jax.models.clip import CLIP, l2_normalize
+from clipseg_jax.models.clip import CLIP, l2_normalize, with_class_token
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.ops.pillow import pillow_bicubic
@@ -101,7 +101,7 @@ class Classifier:
         self._mesh = make_mesh(devices, local=True)
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.image_px = clip.cfg.vision.image_px
-        graph, state = nnx.split(clip.visual)
+        graph, state = nnx.split(with_class_token(clip.visual, "the tagger"))
         scale = jnp.exp(clip.logit_scale[...])
         rows = scale * jnp.asarray(text_embeddings, jnp.float32)
         self._fixed = replicate(self._mesh, (state, rows))

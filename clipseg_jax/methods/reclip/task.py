@@ -23,7 +23,7 @@ from clipseg_jax.methods.reclip.model import (
     filter_classes,
     reclip_image_tower,
 )
-from clipseg_jax.models.clip import CLIP
+from clipseg_jax.models.clip import CLIP, TextTransformer, with_class_token
 from clipseg_jax.models.clip.transformer import Activation
 from clipseg_jax.ops.gumbel import gumbel_noise
 from clipseg_jax.ops.image import network_input
@@ -59,7 +59,8 @@ def init_reclip(
             f"{jnp.shape(text_embeddings)[0]} text embeddings for {classes} class names; make "
             "both from the same class list"
         )
-    visual = reclip_image_tower(clip.visual, activation, class_token)
+    visual = reclip_image_tower(with_class_token(clip.visual, "ReCLIP"), activation, class_token)
+    assert isinstance(clip.text, TextTransformer)
     sizes = visual.cfg.width, visual.cfg.embed_dim, classes
     head = BiasDecoder(*sizes, rngs=rngs) if cfg.plus_plus else PositionNet(*sizes, rngs=rngs)
     temperature = temperature or float(jnp.exp(clip.logit_scale[...]))

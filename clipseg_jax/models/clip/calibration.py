@@ -17,6 +17,8 @@ from clipseg_jax.models.clip.last_block import attend
 from clipseg_jax.models.clip.read_outs import ReadOut, block_index
 from clipseg_jax.models.clip.vit import MASKED, VisionTransformer
 
+_SMALLEST = 1e-20  # a squared distance whose inverse can be summed
+
 
 def calibrated_tokens(
     visual: VisionTransformer,
@@ -38,8 +40,9 @@ def calibrated_tokens(
     assert cfg is not None
     block = visual.transformer.resblocks[-1]
     among_real = real.reshape(len(real), 1, -1)
-    # Padding attends to itself, so that none of its rows is empty.
-    seen = among_real | jnp.eye(among_real.shape[-1], dtype=bool)
+    # Each patch attends to itself at least: in the padding, and where all are equal to rounding.
+    itself = jnp.eye(among_real.shape[-1], dtype=bool)
+    seen = among_real | itself
     bias = jnp.where(seen, 0.0, MASKED)
 
     def output(number: int) -> Array:
@@ -61,7 +64,7 @@ def calibrated_tokens(
     similarity = similarity_of(fill_outliers(output(cfg.similarity)[:, 1:], outlier, real))
     pairs = among_real & among_real.mT
     mean = jnp.mean(similarity, axis=(1, 2), keepdims=True, where=pairs)
-    above = jnp.where(similarity >= mean, cfg.sharpen * (similarity - mean), -jnp.inf)
+    above = jnp.where((similarity >= mean) | itself, cfg.sharpen * (similarity - mean), -jnp.inf)
     shared = jax.nn.softmax(above, axis=-1)
     patches = fill_outliers(x[:, 1:], outlier, real)
     patches = aggregate(patches, similarity, cfg.threshold)
@@ -90,7 +93,7 @@ def outlier_scores(patches: Array, real: Array, neighbours: int) -> Array:
     nearest = -jax.lax.top_k(-distances, max(min(neighbours, count - 1), 1))[0]
     farthest = jnp.max(nearest, axis=-1, where=jnp.isfinite(nearest), initial=0)
     # Patches that are equal, as in an image of one colour, are no outliers.
-    farthest = jnp.maximum(farthest, jnp.finfo(jnp.float32).tiny)
+    farthest = jnp.maximum(farthest, _SMALLEST)
     near = others & (distances <= farthest[:, :, None])
     inverse = jnp.mean(jnp.broadcast_to(1 / farthest[:, None, :], near.shape), axis=-1, where=near)
     factor = jnp.where(jnp.any(near, axis=-1), farthest * inverse, 1.0)

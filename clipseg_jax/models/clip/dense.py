@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from clipseg_jax.models.clip.calibration import calibrated_tokens
+from clipseg_jax.models.clip.clip import ImageTower
 from clipseg_jax.models.clip.last_block import Feedback, LastBlock, last_block, neighbour_map
 from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 from clipseg_jax.models.clip.resnet import ModifiedResNet
+from clipseg_jax.models.clip.siglip import SigLIPVision
 from clipseg_jax.models.clip.vit import VisionTransformer
 from clipseg_jax.ops.image import valid_mask
 
@@ -40,7 +42,7 @@ class Encoded(NamedTuple):
 
 
 def dense_features(
-    visual: VisionTransformer | ModifiedResNet,
+    visual: ImageTower,
     images: Array,
     sizes: Array | None = None,
     *,
@@ -55,12 +57,22 @@ def dense_features(
       attn_pooling: ResNets only: full attention of mean token and positions instead of values.
 
     Raises:
-      ValueError: a read-out other than `VALUE` of a ResNet, which has no last block, or one that
-        reads earlier blocks of a ViT that has one block.
+      ValueError: a read-out other than `VALUE` of a ResNet or of SigLIP, or one that reads earlier
+        blocks of a ViT that has one block.
     """
+    if isinstance(visual, SigLIPVision):
+        if read_out != VALUE:
+            raise ValueError(
+                f"{read_out} is of the last block of CLIP's ViT; SigLIP is read by the value path "
+                "of its attention pool: use MaskCLIP"
+            )
+        return _dense_siglip(visual, images, sizes)
     if isinstance(visual, ModifiedResNet):
         if read_out != VALUE:
-            raise ValueError(f"{read_out} needs a ViT's last block; this CLIP has a ResNet")
+            raise ValueError(
+                "this CLIP has a ResNet, which has no last block to read out; take the read-out "
+                "'value', or give the weights of a ViT"
+            )
         return _dense_resnet(visual, images, sizes, attn_pooling)
     return read(visual, encode(visual, images, sizes, read_out=read_out), read_out)
 
@@ -129,6 +141,13 @@ def read(
 
     features = last.tokens @ visual.proj[...]
     return Dense(spatial(features), spatial(last.tokens), spatial(keys), real)
+
+
+def _dense_siglip(visual: SigLIPVision, images: Array, sizes: Array | None) -> Dense:
+    tokens, features, keys = visual.each_patch(images, sizes)
+    grids = None if sizes is None else visual.grid_sizes(sizes)
+    real = _real(grids, images.shape[0], visual.grid_shape(images.shape[1], images.shape[2]))
+    return Dense(features, tokens, keys, real)
 
 
 def _dense_resnet(

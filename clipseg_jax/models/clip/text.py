@@ -21,6 +21,7 @@ class TextConfig:
     layers: int
     heads: int
     embed_dim: int
+    mlp_width: int | None = None  # of the hidden layers of perceptrons; None: 4 * width
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     dtype: str = "float32"  # of matrix products; parameters are float32
@@ -39,6 +40,7 @@ class TextTransformer(nnx.Module):
             w,
             cfg.layers,
             cfg.heads,
+            mlp_width=cfg.mlp_width,
             activation=cfg.activation,
             eps=cfg.norm_eps,
             dtype=cfg.dtype,

@@ -23,7 +23,7 @@ from clipseg_jax.ops.attention import (
     split_heads,
 )
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 
 def quick_gelu(x: Array) -> Array:
@@ -32,7 +32,10 @@ def quick_gelu(x: Array) -> Array:
 
 
 def _activate(x: Array, activation: Activation) -> Array:
-    return quick_gelu(x) if activation == "quick_gelu" else jax.nn.gelu(x, approximate=False)
+    """GELU by the error function, by tanh (SigLIP), or OpenAI's approximation."""
+    if activation == "quick_gelu":
+        return quick_gelu(x)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 class Attention(nnx.Module):
@@ -74,12 +77,14 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """The two-layer perceptron of a block; its hidden layer is four times as wide."""
+    """The two-layer perceptron of a block, with a hidden layer of `hidden` channels."""
 
-    def __init__(self, width: int, activation: Activation, dtype: str, *, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, hidden: int, activation: Activation, dtype: str, *, rngs: nnx.Rngs
+    ):
         self.activation = activation
-        self.c_fc = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
-        self.c_proj = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+        self.c_fc = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.c_proj = nnx.Linear(hidden, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """(b, t, d) -> (b, t, d)."""
@@ -94,6 +99,7 @@ class Block(nnx.Module):
         width: int,
         heads: int,
         *,
+        mlp_width: int,
         activation: Activation,
         eps: float,
         dtype: str,
@@ -102,7 +108,7 @@ class Block(nnx.Module):
         self.ln_1 = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
         self.attn = Attention(width, heads, dtype, rngs=rngs)
         self.ln_2 = nnx.LayerNorm(width, epsilon=eps, rngs=rngs)
-        self.mlp = MLP(width, activation, dtype, rngs=rngs)
+        self.mlp = MLP(width, mlp_width, activation, dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -139,13 +145,24 @@ class Transformer(nnx.Module):
         layers: int,
         heads: int,
         *,
+        mlp_width: int | None = None,
         activation: Activation,
         eps: float,
         dtype: str,
         rngs: nnx.Rngs,
     ):
+        """`mlp_width` None: four times `width`."""
+        hidden = 4 * width if mlp_width is None else mlp_width
         self.resblocks = nnx.List(
-            Block(width, heads, activation=activation, eps=eps, dtype=dtype, rngs=rngs)
+            Block(
+                width,
+                heads,
+                mlp_width=hidden,
+                activation=activation,
+                eps=eps,
+                dtype=dtype,
+                rngs=rngs,
+            )
             for _ in range(layers)
         )
 

@@ -30,6 +30,7 @@ class ViTConfig:
     layers: int
     heads: int
     embed_dim: int
+    mlp_width: int | None = None  # of the hidden layers of perceptrons; None: 4 * width
     activation: Activation = "quick_gelu"
     norm_eps: float = 1e-5
     block_norm_eps: float | None = None  # of norms inside blocks (ReCLIP); None: norm_eps
@@ -69,6 +70,7 @@ class VisionTransformer(nnx.Module):
             d,
             cfg.layers,
             cfg.heads,
+            mlp_width=cfg.mlp_width,
             activation=cfg.activation,
             eps=block_eps,
             dtype=cfg.dtype,

@@ -14,6 +14,7 @@ from input_pipeline.datasets.class_sets import (
     coco_stuff_171_labels,
     palette,
     pascal_context_raw_ids,
+    readout_rows,
 )
 from input_pipeline.prepare.conversions import coco_stuff_27_table
 
@@ -30,6 +31,7 @@ RECORDS = {
     "COD_65": (65, True, False, 0),
     "COCO_STUFF_164K": (171, False, False, 15),
     "COCO_STUFF_27": (27, False, False, 0),
+    "COCO_OBJECT": (81, True, False, 0),
     "ADE20K": (150, False, True, 0),
     "CITYSCAPES": (19, False, False, 0),
 }
@@ -87,6 +89,41 @@ def test_class_sets():
     assert class_set("batman").prompts[:2] == ("Batman", "Joker")
     with pytest.raises(ValueError, match="'catwoman'; choose one of: voc, "):
         class_set("catwoman")
+
+
+SPEC = Path(__file__).resolve().parents[3] / "docs/specs/readouts_classes.json"
+READOUT_NAMES = json.loads(SPEC.read_text("utf-8"))["sets"]
+DATASET_OF_NAMES = {
+    "voc20": catalog.VOC12_20,
+    "voc21": catalog.VOC12_21,
+    "context59": catalog.CONTEXT_59,
+    "context60": catalog.CONTEXT_60,
+    "coco_object": catalog.COCO_OBJECT,
+    "coco_stuff": catalog.COCO_STUFF_164K,
+    "ade20k": catalog.ADE20K,
+    "city_scapes": catalog.CITYSCAPES,
+}
+
+
+@pytest.mark.parametrize("name", READOUT_NAMES)
+def test_readout_rows(name):
+    """As specified, a class each; label 0 is the background where the dataset has one."""
+    rows, spec = readout_rows(name), READOUT_NAMES[name]
+    assert [list(names) for names in rows] == spec["rows"]
+    assert sum(map(len, rows)) == spec["text_rows"]
+    dataset = DATASET_OF_NAMES[name.partition(".")[0]]
+    assert len(rows) == dataset.num_classes == spec["classes"]
+    assert dataset.background == (spec["background_label"] == 0)
+    # Most names are ours; the others are in order, too.
+    same = sum(ours in names for ours, names in zip(dataset.class_names, rows, strict=True))
+    assert same > 0.7 * len(rows)
+
+
+def test_readout_sets():
+    with pytest.raises(ValueError, match=r"names 'voc'; choose one of: voc20\.sclip, voc20"):
+        readout_rows("voc")
+    assert "trafficlight" in {name for names in readout_rows("city_scapes") for name in names}
+    assert readout_rows("context60")[-1] == ("wood ",)  # the tokenizer strips it
 
 
 @pytest.mark.parametrize(
@@ -303,6 +340,18 @@ def test_coco_stuff_27(tmp_path):
     assert example.label_path.name == f"{stem}_27labelTrainIds.png"
     (example,) = catalog.COCO_STUFF_164K.index(tmp_path)
     assert example.label_path.name == f"{stem}_labelTrainIds.png"
+
+
+def test_coco_object(tmp_path):
+    stem = "000000000139"
+    for suffix in (".png", "_labelTrainIds.png", "_instanceTrainIds.png"):
+        touch(tmp_path, f"images/val2017/{stem}.jpg", f"annotations/val2017/{stem}{suffix}")
+    (example,) = catalog.COCO_OBJECT.index(tmp_path)
+    assert example.label_path.name == f"{stem}_instanceTrainIds.png"
+    assert catalog.COCO_OBJECT.class_names == catalog.COCO17_81.class_names
+    example.label_path.unlink()
+    with pytest.raises(FileNotFoundError, match="prepare coco_object --root DIR --write makes"):
+        catalog.COCO_OBJECT.index(tmp_path)
 
 
 def test_cityscapes_lists(tmp_path):

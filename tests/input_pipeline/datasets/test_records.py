@@ -89,6 +89,25 @@ def network_size(height, width):
     return (height + 15) // 16 * 16, (width + 15) // 16 * 16
 
 
+def test_coco_object(tmp_path):
+    """Labels that `prepare` makes: a split of val alone, in records as in the folder."""
+    folder = tmp_path / "coco_stuff164k"
+    for kind in ("images", "annotations"):
+        (folder / kind / "val2017").mkdir(parents=True)
+    for i, label in enumerate((0, 80)):
+        stem = f"{i:012d}"
+        Image.fromarray(seeded.image(24, 30, i)).save(folder / f"images/val2017/{stem}.jpg")
+        ids = Image.fromarray(np.full((24, 30), label, np.uint8))
+        ids.save(folder / f"annotations/val2017/{stem}_instanceTrainIds.png")
+    built = tmp_path / "records"
+    dataset = catalog.COCO_OBJECT
+    assert records_build.build(dataset, tmp_path, built, ["val"]) == {"val": 2}
+    for plain, stored in zip(dataset.index(tmp_path), dataset.index(built), strict=True):
+        assert plain.name == stored.name
+        labels = [read_label(each.label_path, dataset.num_classes) for each in (plain, stored)]
+        np.testing.assert_array_equal(*labels)
+
+
 def test_examples(places):
     # The other record of the same files takes these records, too.
     for dataset, split, names in ((VOC12_20, "train", TRAIN), (VOC12_21, "val", VAL)):

@@ -202,6 +202,7 @@ def test_published_numbers():
         "cityscapes": {"train": (2975,), "val": (500,)},
         "coco_stuff_27": {"train": (118287,), "val": (5000,)},
         "coco_stuff_171": {"train": (118287,), "val": (5000,)},
+        "coco_object": {"val": (5000,)},
         "coco14": {"train": (82081,), "val": (40137,)},
         "coco17": {"val": (4952,)},
     }

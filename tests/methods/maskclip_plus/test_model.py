@@ -25,6 +25,7 @@ from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus, make_student
 from clipseg_jax.methods.maskclip_plus.task import NEVER, MaskCLIPPlusConfig
 from clipseg_jax.models.clip import CLIP, l2_normalize
 from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
@@ -197,6 +198,25 @@ def test_each_phase_finds_its_labels(decoder, background):
         np.testing.assert_array_equal(labels[given >= 0], given[given >= 0])
         # Not every pixel: rounding may tip one between two classes.
         assert np.mean(labels[given == -1] == predicted[given == -1]) > 0.999
+
+
+def test_another_read_out_teaches_otherwise():
+    model, batch = toy(), batch_of()
+    cfg = dataclasses.replace(ZERO_SHOT, teacher_read_out="naclip")
+    images = network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
+    unseen = np.asarray(cfg.unlabelled_classes)
+    dense = dense_features(model.teacher, images, read_out=READ_OUTS["naclip"])
+    scores = classify(dense, model.class_embeddings()[unseen], cfg.refine)
+    predicted = unseen[np.asarray(upsampled_argmax(scores, (SIDE, SIDE)))]
+    where = batch["label"] == -1
+    labels, plain = (np.asarray(seen_at(model, 0, each, batch).labels) for each in (cfg, ZERO_SHOT))
+    assert np.mean(labels[where] == predicted[where]) > 0.999
+    assert np.mean(labels[where] == plain[where]) < 0.999
+
+
+def test_an_unknown_read_out_is_refused():
+    with pytest.raises(ValueError, match="'naclipp'"):
+        MaskCLIPPlusConfig(teacher_read_out="naclipp")
 
 
 def test_unlabelled_classes_are_never_seen():

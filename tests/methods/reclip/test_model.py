@@ -25,8 +25,12 @@ from clipseg_jax.methods.reclip.model import (
     reference_ids,
 )
 from clipseg_jax.models.clip import Tokenizer, l2_normalize
+from clipseg_jax.models.clip.dense import dense_features
+from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from tests import tiny
+from weights_convert import RECLIP as FILES
+from weights_convert import load_trained, save_trained
 
 NAMES = ("cat", "potted plant", "chest of drawers", "sky")
 IDS = reference_ids(Tokenizer.openai(), NAMES)
@@ -213,6 +217,24 @@ def test_padding_has_no_influence(cfg):
         assert not np.any(batched[:, i, :, columns:])
     # A reference that is computed each time gives the same.
     np.testing.assert_allclose(predict(model, bucket, sizes), batched, atol=2e-5)
+
+
+def test_another_read_out_gives_other_features():
+    images = images_of(1)
+    for name in ("value", "naclip"):
+        model = build(read_out=name)
+        expected = dense_features(model.visual, images, read_out=READ_OUTS[name]).features
+        np.testing.assert_array_equal(model.raw_features(images)[0], expected)
+    with pytest.raises(ValueError, match="'naclipp'"):
+        build(read_out="naclipp")
+
+
+def test_a_read_out_that_is_not_the_published_one_is_recorded(tmp_path):
+    for name, recorded in (("value", None), ("naclip", "naclip")):
+        path = save_trained(
+            tmp_path / f"{name}.safetensors", FILES, build(read_out=name), classes=NAMES
+        )
+        assert load_trained(path, FILES).record.get("read_out") == recorded
 
 
 def test_class_filter():

@@ -103,6 +103,10 @@ def test_own_weights_and_tags_replace_stages(painted, tmp_path):
     # The same weights under other classes, another state of the code, another method.
     config.stages = ("text", "evaluate")
     other = config.copy_and_resolve_references()
+    other.rectifier.read_out = "naclip"
+    with pytest.raises(ValueError, match="was trained on the read-out 'value' of CLIP"):
+        main.run(other, tmp_path / "g")
+    other = config.copy_and_resolve_references()
     other.dataset.class_names = (*world.CLASSES[:11], "kite")
     with pytest.raises(ValueError, match="trained with other classes: number 11 is 'balloon'"):
         main.run(other, tmp_path / "c")

@@ -10,6 +10,7 @@ import pytest
 
 import weights_convert
 from clipseg_jax.models.clip import Tokenizer
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from tests.weights_convert import toys
 from weights_convert import CheckpointError
 from weights_convert.clip.build import flat_arrays
@@ -192,9 +193,14 @@ def test_damaged_files_are_named_in_one_line(name, data, folder):
 
 
 def test_other_models_are_named(folder):
-    change(folder / "config.json", lambda content: content.update(model_type="siglip"))
-    with pytest.raises(CheckpointError, match=r"config\.json says .* type 'siglip'"):
-        weights_convert.load_clip(folder)
+    for kind, said in {
+        "metaclip_2": r"config\.json says .* type 'metaclip_2'; only CLIP",
+        "siglip2": r"config\.json .* model_type 'siglip2', the weights have huggingface's names",
+        "siglip": r"config\.json .* model_type 'siglip', the weights have huggingface's names",
+    }.items():
+        change(folder / "config.json", lambda content, kind=kind: content.update(model_type=kind))
+        with pytest.raises(CheckpointError, match=said):
+            weights_convert.load_clip(folder)
 
 
 def test_an_image_tower_alone_has_a_config_of_its_own(folder):
@@ -212,20 +218,71 @@ def test_an_image_tower_alone_has_a_config_of_its_own(folder):
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
-        ("vision_cfg", "timm_model_name", "vit_base_patch16_siglip_224"),
+        ("vision_cfg", "timm_model_name", "convnext_base"),
         ("vision_cfg", "pool_type", "avg"),
+        ("vision_cfg", "no_ln_pre", True),
+        ("vision_cfg", "attentional_pool", "parallel"),
+        ("vision_cfg", "ls_init_value", 1e-4),
+        ("vision_cfg", "qk_norm", True),
+        ("vision_cfg", "eva_model_name", "eva-clip-b-16"),
+        ("vision_cfg", "patch_size", 14),
+        ("vision_cfg", "mlp_ratio", 4.3637),
+        ("vision_cfg", "mlp_ratio", "4"),
+        ("vision_cfg", "norm_kwargs", {"eps": 1e-6, "elementwise_affine": False}),
+        ("vision_cfg", "act_kwargs", {"approximate": "sigmoid"}),
         ("text_cfg", "hf_model_name", "xlm-roberta-base"),
+        ("text_cfg", "hf_tokenizer_name", "bert-base-uncased"),
         ("text_cfg", "no_causal_mask", True),
+        ("text_cfg", "pool_type", "last"),
         ("text_cfg", "width", 768),
+        ("text_cfg", "vocab_size", 49408),
         ("vision_cfg", "head_width", 200),
+        ("model_cfg", "multimodal_cfg", {"width": 512}),
+        ("model_cfg", "embed_dim", 512),
+        ("model_cfg", "quick_gelu", "yes"),
+        ("model_cfg", "of_next_year", 1),
     ],
 )
 def test_open_clip_configs_of_what_is_not_supported(section, key, value, tmp_path):
     path = write_torch(tmp_path / "a.pt", toys.vit())
-    content = {"model_cfg": {section: {key: value}}}
+    said = {key: value} if section == "model_cfg" else {section: {key: value}}
+    content = {"model_cfg": {"embed_dim": toys.EMBED} | said}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=rf"open_clip_config\.json .*({key}|heads)"):
+    with pytest.raises(CheckpointError, match=rf"open_clip_config\.json .*({key}|heads)") as caught:
         weights_convert.load_clip(path)
+    assert "\n" not in str(caught.value)
+    assert str(value)[:20] in str(caught.value) or key == "head_width"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("open_clip_config.json", {"model_cfg": {"embed_dim": toys.EMBED, "vision_cfg": {}},
+                                   "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}),
+        ("preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.25] * 3}),
+    ],
+)  # fmt: skip
+def test_mean_and_deviation_come_with_the_weights(name, content, folder, tmp_path):
+    path = folder
+    if name.startswith("open"):
+        path = write_torch(tmp_path / "a.pt", toys.vit())
+    without = weights_convert.load_clip(path, activation="gelu", heads=(2, 1))
+    assert (without.mean, without.std) == (CLIP_MEAN, CLIP_STD)
+    (path if path.is_dir() else tmp_path).joinpath(name).write_text(json.dumps(content))
+    converted = weights_convert.convert(path)
+    stored = weights_convert.save_converted(tmp_path / "c.safetensors", converted)
+    exported = weights_convert.export(converted, tmp_path / "hf", "huggingface")
+    for each in (path, stored, exported):
+        loaded = weights_convert.load_clip(each)
+        assert (loaded.mean, loaded.std) == ((127.5,) * 3, (63.75,) * 3)
+
+
+@pytest.mark.parametrize("std", [[0.5, 0, 0.5], [1.0, 2.0, 1.0], [0.5, 0.5], "0.5", [True] * 3])
+def test_deviations_that_cannot_be_meant_are_refused(std, folder):
+    content = {"image_mean": [0.5, 0.5, 0.5], "image_std": std}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: image_std is .* three"):
+        weights_convert.load_clip(folder)
 
 
 def test_directories_without_weights_say_what_to_give(tmp_path):

@@ -63,7 +63,6 @@ def test_several_clips_are_named(caplog):
     [
         ("bert.encoder.layer.0.output.dense.weight", "Chinese-CLIP"),
         ("text_model.encoder.layer.0.output.dense.weight", "Chinese-CLIP"),
-        ("vision_model.head.probe", "SigLIP"),
         ("visual.trunk.blocks.0.attn.qkv.weight", "timm"),
         ("visual.blocks.0.attn.q_proj.weight", "EVA-CLIP"),
         ("visual_encoder.blocks.0.attn.qkv.weight", "BLIP"),

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.clip_rc.encoder import crop_image_tower
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig
+from clipseg_jax.models.clip import with_class_token
 from weights_convert.clip.build import clip_from_state_dict, install
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
@@ -109,7 +110,8 @@ def _to_published(trained: Converted, clip: Mapping[str, np.ndarray] | None) -> 
     arrays = dict(trained.arrays)
     if not is_whole(trained):
         towers = clip_from_state_dict(whole_clip(clip, "CLIP-RC"))
-        visual = crop_image_tower(towers.visual, trained.record["crop_px"])
+        visual = with_class_token(towers.visual, "CLIP-RC")
+        visual = crop_image_tower(visual, trained.record["crop_px"])
         arrays |= {f"encoder.visual.{path}": x for path, x in arrays_of(visual).items()}
         arrays |= {f"text.{path}": x for path, x in arrays_of(towers.text).items()}
     return {"meta": {}, "state_dict": to_published(arrays)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.model import ReCLIP
+from clipseg_jax.models.clip.read_outs import READ_OUTS
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.record import maybe, one_of, text
@@ -86,6 +87,9 @@ def _record(
     if model is not None:
         visual = model.visual if isinstance(model, ReCLIP) else model.teacher.visual
         record["clip_mark"] = clip_fingerprint(visual)
+        cfg = model.cfg if isinstance(model, ReCLIP) else model.teacher.cfg
+        if cfg.read_out != "value":  # the published one is not recorded
+            record["read_out"] = cfg.read_out
     return record
 
 
@@ -112,7 +116,7 @@ RECLIP = Format(
             "revision": maybe(one_of(*REVISIONS)),
             "class_count": CLASS_COUNT,
         },
-        {"clip_sha256": maybe(text(64))},
+        {"clip_sha256": maybe(text(64)), "read_out": one_of(*READ_OUTS)},
     ),
     summary=_summary,
 )

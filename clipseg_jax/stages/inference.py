@@ -1,0 +1,40 @@
+"""A config's sections `clip`, `text` and `inference` as what inference takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from clipseg_jax.core.checks import check_choice
+from clipseg_jax.inference_config import InferenceConfig
+from clipseg_jax.ops.crf.config import WECLIP_TEST
+from clipseg_jax.ops.pamr import PAMRConfig
+from clipseg_jax.ops.par import PUBLISHED
+from clipseg_jax.stages.clip import row_labels
+
+
+def inference_config(config: ConfigDict) -> InferenceConfig:
+    """Preprocessing, windows and labels of a classifier of text rows."""
+    return InferenceConfig(
+        mean=tuple(config.clip.mean),
+        std=tuple(config.clip.std),
+        embedding_labels=row_labels(config),
+        **inference_values(config.inference),
+    )
+
+
+def inference_values(section: ConfigDict) -> dict[str, Any]:
+    """The section's values, with the refinement that `refine` names in place of its name.
+
+    Raises:
+      ValueError: an unknown refinement, or one with values that have no meaning.
+    """
+    values = section.to_dict()
+    if "refine" not in values:
+        return values
+    pamr = PAMRConfig(**values.pop("pamr"))
+    # Of PAR and CRF those of `segment`; this CRF's image is as it is.
+    choices = {"": None, "pamr": pamr, "par": PUBLISHED, "crf": WECLIP_TEST}
+    check_choice("refine", values["refine"], tuple(choices))
+    return {**values, "refine": choices[values["refine"]], "crf_image": "raw"}

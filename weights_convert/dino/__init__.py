@@ -1,0 +1,1 @@
+"""DINO's image towers: their key maps, and from files to towers and back."""
