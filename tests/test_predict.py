@@ -111,6 +111,26 @@ def test_options_are_checked_before_any_work(tmp_path, capsys, pictures, more, m
     assert not (tmp_path / "masks").exists()
 
 
+def test_methods_and_refinements_by_name(tmp_path, capsys, pictures):
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures[0].image).save(path)
+    more = ["--method=naclip", "--refine=none"]
+    assert command(tmp_path, path, more=more) == 0
+    settings = json.loads((tmp_path / "masks" / "settings.json").read_text())
+    assert (settings["method"], settings["refine"]) == ("naclip", "none")
+    before = (tmp_path / "masks" / "a.png").read_bytes()
+    assert command(tmp_path, path, more=["--method=naclip", "--refine=pamr"]) == 2
+    assert "other settings (refine)" in capsys.readouterr().err
+    assert command(tmp_path, path, more=["--method=naclip", "--refine=par", "--overwrite"]) == 0
+    assert (tmp_path / "masks" / "a.png").read_bytes() != before
+    for wrong in ("--method=clip-es", "--refine=sharpen"):
+        with pytest.raises(SystemExit):
+            command(tmp_path, path, more=[wrong])
+        said = capsys.readouterr().err
+        assert "invalid choice" in said
+        assert said.count("\n") == 1
+
+
 def test_paths_are_checked(tmp_path, capsys, pictures):
     path = tmp_path / "a.png"
     Image.fromarray(pictures[0].image).save(path)

@@ -114,14 +114,17 @@ def _widen(x: Array, offsets: Offsets, sizes: Array | None) -> Array:
     """Pads (b, h, k, w) by repeating border pixels as far as neighbours reach."""
     far = _reach(offsets)
     if sizes is not None:
-        rows, columns = jnp.arange(-far, x.shape[1] + far), jnp.arange(-far, x.shape[3] + far)
+        x = jax.vmap(_repeat_border)(x, sizes)
+    wide = jnp.pad(x, ((0, 0), (far, far), (0, 0), (far, far)), mode="edge")
+    return jax.lax.optimization_barrier(wide)  # otherwise each neighbour is padded anew
 
-        def pad_one(x: Array, size: Array) -> Array:
-            x = jnp.take(x, jnp.clip(rows, 0, size[0] - 1), axis=0)
-            return jnp.take(x, jnp.clip(columns, 0, size[1] - 1), axis=2)
 
-        return jax.vmap(pad_one)(x, sizes)
-    return jnp.pad(x, ((0, 0), (far, far), (0, 0), (far, far)), mode="edge")
+def _repeat_border(x: Array, size: Array) -> Array:
+    """Fills the padding of (h, k, w) with the last real row and column of the `size` (2,)."""
+    for axis, length in ((0, size[0]), (2, size[1])):
+        last = jax.lax.dynamic_index_in_dim(x, length - 1, axis)
+        x = jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) < length, x, last)
+    return x
 
 
 def _shifted(wide: Array, offset: tuple[int, int], shape: tuple[int, int], far: int) -> Array:

@@ -200,8 +200,14 @@ def _read(maps: Array, rows: Taps, columns: Taps) -> Array:
 def _weighted(x: Array, read: Taps, axis: int) -> Array:
     """Weighted sums of the tapped entries of `x` (g, k, c) along axis 0 or 1."""
     weights = read.weights[:, :, None, None] if axis == 0 else read.weights[:, :, None]
-    parts = [
-        weights[:, j] * jnp.take(x, read.indices[:, j], axis=axis)
-        for j in range(read.indices.shape[1])
-    ]
+    first = jnp.arange(x.shape[0])[:, None] * x.shape[1]
+
+    def entries(indices: Array) -> Array:
+        if axis == 0:
+            return jnp.take(x, indices, axis=0, mode="clip")
+        # By the index of pixels in raster order: XLA gathers along axis 1 into a transposed array,
+        # which costs five times as much.
+        return jnp.take(x.reshape(-1, x.shape[2]), first + indices, axis=0, mode="clip")
+
+    parts = [weights[:, j] * entries(read.indices[:, j]) for j in range(read.indices.shape[1])]
     return jnp.sum(jnp.stack(parts), axis=0)
