@@ -8,7 +8,14 @@ from typing import Any
 from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words, templates
-from clipseg_jax.segment_options import DEFAULT_METHOD, MASKCLIP, METHODS, REFINEMENTS
+from clipseg_jax.segment_options import (
+    DEFAULT_METHOD,
+    FEEDBACK,
+    MASKCLIP,
+    METHODS,
+    PROXY,
+    REFINEMENTS,
+)
 from clipseg_jax.segmenter import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
@@ -63,7 +70,14 @@ def parser(text: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--method",
         choices=METHODS,
-        help=f"how CLIP is read (default: {DEFAULT_METHOD}; {MASKCLIP} of a ResNet)",
+        help=f"how CLIP is read (default: {DEFAULT_METHOD}; {MASKCLIP} of a ResNet or SigLIP); "
+        f"{FEEDBACK} takes several times as long",
+    )
+    result.add_argument(
+        "--dino",
+        type=commands.given,
+        metavar="FILE",
+        help=f"the DINO of {PROXY}: the authors' .pth, or a Hugging Face directory",
     )
     result.add_argument(
         "--refine",
@@ -149,6 +163,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         "method": args.method,
         "refine": None if args.refine == "none" else args.refine,
         "maskclip": maskclip,
+        "dino": args.dino,
         "prompt_templates": args.templates,
         "short_side_px": args.short_side,
         "dtype": args.dtype,
@@ -197,7 +212,7 @@ def _plain(option: str, names: list[str], form: str) -> list[str]:
 def settings_of(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """What masks depend on, as settings.json has it."""
     keys = ("weights", "refine", "templates", "short_side", "pd", "ks", "slide", "flip", "dtype")
-    chosen = ("activation", "heads")
+    chosen = ("activation", "heads", "dino")
     return (
         {"classes": options["class_names"], "background": options["background"]}
         | {"method": args.method or DEFAULT_METHOD}

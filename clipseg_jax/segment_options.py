@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from jax.typing import ArrayLike
@@ -14,6 +16,7 @@ from clipseg_jax.inference_config import InferenceConfig, Refinement
 from clipseg_jax.methods.maskclip import task as maskclip_task
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.readouts import task as readouts_task
+from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.models.clip import CLIP, ResNetConfig, VisionConfig, ViTConfig
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.crf.config import WECLIP_TEST
@@ -24,7 +27,11 @@ from clipseg_jax.prompts import templates
 from clipseg_jax.task import Task
 
 MASKCLIP = "maskclip"
-METHODS = (MASKCLIP, "value", "sclip", "naclip", "clearclip", "scclip", "resclip")
+FEEDBACK, PROXY = "resclip_feedback", "proxyclip"
+METHODS = (
+    *(MASKCLIP, "value", "sclip", "naclip", "clearclip", "scclip", "resclip"),
+    *(FEEDBACK, PROXY),
+)
 DEFAULT_METHOD = "naclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
 REFINEMENTS: Mapping[str, Refinement] = {"pamr": NACLIP, "par": PUBLISHED, "crf": WECLIP_TEST}
 REFINE_PX = 1024  # longest side at which photos are refined
@@ -40,11 +47,13 @@ class Protocol:
     window_px: int
     step: float  # from one window to the next, a share of the window
     temperature: float
-    refine: str | None  # name of a refinement
     average: Literal["probabilities", "scores"]  # of several views
+    refine: str | None = "pamr"  # name of a refinement
+    pad_to_px: int = 0  # see `InferenceConfig`
 
 
-_MASKCLIP = Protocol("maskclip_85", 512, "whole", 512, 2 / 3, 100.0, None, "probabilities")
+_MASKCLIP = Protocol("maskclip_85", 512, "whole", 512, 2 / 3, 100.0, "probabilities", refine=None)
+_ANY_PATCH_PX = 112  # whole patches of 8, 14 and 16
 
 
 def protocol(method: str, vision: VisionConfig) -> Protocol:
@@ -65,7 +74,12 @@ def protocol(method: str, vision: VisionConfig) -> Protocol:
             "give method='maskclip', or omit it"
         )
     side = vision.image_px
-    return Protocol("imagenet_80", 3 * side // 2, "slide", side, 1 / 2, 40.0, "pamr", "scores")
+    usual = Protocol("imagenet_80", 3 * side // 2, "slide", side, 1 / 2, 40.0, "scores")
+    if method != PROXY:
+        return usual
+    return dataclasses.replace(
+        usual, window_px=3 * side // 2, step=1 / 3, pad_to_px=_ANY_PATCH_PX if side >= 224 else 0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +93,7 @@ class SegmentOptions:
     method: str | None = None
     refine: Refinement | str | None = "auto"
     maskclip: MaskCLIPConfig | None = None
+    dino: str | Path | None = None
     prompt_templates: str | None = None
     short_side_px: int | None = None
     mode: Literal["whole", "slide"] | None = None
@@ -98,6 +113,15 @@ class SegmentOptions:
             raise ValueError(
                 f"maskclip is given with method {self.method!r}; give method='maskclip', which "
                 "alone has these refinements"
+            )
+        if self.dino is not None and (
+            not isinstance(self.dino, (str, os.PathLike)) or not str(self.dino)
+        ):
+            raise ValueError(f"dino is {self.dino!r}; give the path of a DINO checkpoint, or None")
+        if (self.dino is None) == (self.method == PROXY):
+            remedy = "give dino= its checkpoint" if self.dino is None else "omit dino"
+            raise ValueError(
+                f"method {PROXY!r}, and it alone, takes a DINO; method is {self.method!r}: {remedy}"
             )
         name = self.prompt_templates
         if name is not None and not isinstance(name, str):
@@ -148,6 +172,7 @@ class SegmentOptions:
             mode=self.mode or own.mode,
             crop_px=crop,
             stride_px=self.stride_px or steps,
+            pad_to_px=own.pad_to_px,
             ratios=self.ratios,
             average=own.average,
             flip=self.flip,
@@ -163,7 +188,8 @@ class SegmentOptions:
         """A CLIP with text embeddings (c, e), read out by the method.
 
         Raises:
-          ValueError: text embeddings of another CLIP.
+          ValueError: text embeddings of another CLIP, or `dino` is none. FileNotFoundError: no
+            such file.
         """
         vision = clip.cfg.vision
         method = self.method_of(vision)
@@ -177,7 +203,13 @@ class SegmentOptions:
         )
         cfg = dataclasses.replace(clip.cfg, vision=vision)
         visual = weights_convert.with_config(clip, cfg).visual
-        return readouts_task.build(visual, text_embeddings, READ_OUTS[method])
+        if method == PROXY:
+            assert self.dino is not None
+            dino = weights_convert.load_dino(self.dino, dtype=vision.dtype)
+            return readouts_task.build_proxy(visual, dino, text_embeddings)
+        feedback = FeedbackConfig() if method == FEEDBACK else None
+        read_out = READ_OUTS[method.removesuffix("_feedback")]
+        return readouts_task.build(visual, text_embeddings, read_out, feedback=feedback)
 
 
 def check_refine(refine: Any) -> None:

@@ -48,6 +48,7 @@ class Segmenter:
         method: str | None = None,
         refine: Refinement | str | None = "auto",
         maskclip: MaskCLIPConfig | None = None,
+        dino: str | Path | None = None,
         prompt_templates: str | None = None,
         short_side_px: int | None = None,
         mode: Literal["whole", "slide"] | None = None,
@@ -72,6 +73,7 @@ class Segmenter:
             method=method,
             refine=refine,
             maskclip=maskclip,
+            dino=dino,
             prompt_templates=prompt_templates,
             short_side_px=short_side_px,
             mode=mode,
@@ -220,6 +222,7 @@ def segment(
     method: str | None = None,
     refine: Refinement | str | None = "auto",
     maskclip: MaskCLIPConfig | None = None,
+    dino: str | Path | None = None,
     prompt_templates: str | None = None,
     short_side_px: int | None = None,
     mode: Literal["whole", "slide"] | None = None,
@@ -247,14 +250,16 @@ def segment(
       background: None: every pixel gets a class. A number from 0 to 1, with several classes: pixels
         whose best class probability is lower are background. Words (["sky", "wall"]): classes that
         count as background.
-      method: how the image tower is read: "scclip", "naclip", "sclip", "clearclip", "resclip",
-        "value" (all of ViTs), or "maskclip". None: the best that this CLIP can, `scclip`, or
-        `maskclip` of a ResNet. Arguments left None take what is published with the method, see
-        `segment_options.protocol`.
+      method: how the image tower is read: "naclip", "scclip", "sclip", "clearclip", "resclip",
+        "resclip_feedback" (with its second pass, several times slower), "proxyclip" (with a DINO),
+        "value" (all of ViTs), or "maskclip". None: `naclip`, or `maskclip` of a ResNet or SigLIP.
+        Arguments left None take what is published with the method, see `segment_options.protocol`.
       refine: what makes masks follow the edges of an image: "pamr", "par", "crf", the config of one
         (`PAMRConfig`, `PARConfig`, `CRFConfig`), None: off. "auto": PAMR, with `maskclip` off.
         Images of more than 1024 pixels are refined at that size.
       maskclip: key smoothing and prompt denoising of method "maskclip"; None: off.
+      dino: the DINO of method "proxyclip", as released: the authors' .pth or a Hugging Face
+        directory.
       prompt_templates: name of a set; see `prompts.templates`.
       short_side_px: short side in pixels at which images reach the network.
       mode: "whole" images, or "slide": overlapping windows whose scores are averaged.
@@ -286,6 +291,7 @@ def segment(
         method=method,
         refine=refine,
         maskclip=maskclip,
+        dino=dino,
         prompt_templates=prompt_templates,
         short_side_px=short_side_px,
         mode=mode,
