@@ -18,6 +18,7 @@ from clipseg_jax.methods.tagclip.model import TagCLIPConfig
 from clipseg_jax.methods.weclip.head import HeadConfig
 from clipseg_jax.methods.weclip.model import WeCLIPConfig
 from clipseg_jax.methods.weclip.task import TaskConfig
+from clipseg_jax.ops.pamr import PAMRConfig
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.stages.sections import options
 from clipseg_jax.stages.training import in_steps
@@ -82,6 +83,9 @@ WRONG = [
     (TagCLIPConfig, {"affinity_blocks": 8}),
     (WeCLIPConfig, {"late_blocks": 0}),
     (PARConfig, {"dilations": ()}),
+    (PAMRConfig, {"dilations": ()}),
+    (PAMRConfig, {"dilations": (8, 0)}),
+    (PAMRConfig, {"steps": -1}),
     (HeadConfig, {"dropout": 1.5}),
     (TaskConfig, {"affinity_weight": math.nan}),
     (CLIPRCConfig, {"region_side": 0}),
