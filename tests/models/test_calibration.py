@@ -42,11 +42,13 @@ def test_outlier_scores_without_the_padding():
     assert np.all(np.isinf(made[~real.ravel()]))
 
 
-def test_fewer_patches_than_neighbours():
-    x = patches(9)
-    real = jnp.ones((1, 3, 3), bool)
-    made = outlier_scores(jnp.asarray(x)[None], real, 30)[0]
-    np.testing.assert_allclose(made, plain_scores(x, 8), rtol=1e-5)
+@pytest.mark.parametrize("grid", [(1, 1), (3, 3), (5, 6)])
+def test_too_few_patches_for_their_neighbours(grid):
+    """The published code fails; the two patches farthest apart would tie."""
+    real = jnp.ones((1, *grid), bool)
+    scores = outlier_scores(jnp.asarray(patches(grid[0] * grid[1]))[None], real, 30)
+    np.testing.assert_array_equal(scores, 1)
+    assert not np.any(outliers(scores, real, 0.05))
 
 
 def test_equal_patches_are_no_outliers():

@@ -44,8 +44,9 @@ def test_a_padded_batch_equals_single_images(name, pad):
         alone = dense_features(tower, jnp.asarray(pixels(size))[None], read_out=READ_OUTS[name])
         r, c = alone.features.shape[1:3]
         np.testing.assert_array_equal(np.sum(dense.real[i]), r * c)
+        largest = float(np.max(np.abs(alone.features)))
         np.testing.assert_allclose(
-            dense.features[i, :r, :c], alone.features[0], rtol=0, atol=1e-5 * 3, err_msg=str(size)
+            dense.features[i, :r, :c], alone.features[0], atol=1e-5 * largest, err_msg=str(size)
         )
         assert np.all(np.isfinite(dense.features[i]))
 

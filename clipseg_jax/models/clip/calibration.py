@@ -81,7 +81,7 @@ def outlier_scores(patches: Array, real: Array, neighbours: int) -> Array:
     """Local outlier factors (b, n) of patches (b, n, d); infinite in the padding.
 
     The squared distance to the last of a patch's nearest neighbours, relative to the same of these
-    neighbours. Images of fewer patches have fewer neighbours.
+    neighbours. Images with too few patches for that many neighbours have no outliers: all are 1.
     """
     count = patches.shape[1]
     squares = jnp.sum(jnp.square(patches), axis=-1)
@@ -90,13 +90,14 @@ def outlier_scores(patches: Array, real: Array, neighbours: int) -> Array:
     real = real.reshape(len(real), 1, count)
     others = real & ~jnp.eye(count, dtype=bool)
     distances = jnp.where(others, jnp.maximum(distances, 0), jnp.inf)
-    nearest = -jax.lax.top_k(-distances, max(min(neighbours, count - 1), 1))[0]
+    nearest = -jax.lax.top_k(-distances, min(neighbours, count))[0]
     farthest = jnp.max(nearest, axis=-1, where=jnp.isfinite(nearest), initial=0)
     # Patches that are equal, as in an image of one colour, are no outliers.
     farthest = jnp.maximum(farthest, _SMALLEST)
     near = others & (distances <= farthest[:, :, None])
     inverse = jnp.mean(jnp.broadcast_to(1 / farthest[:, None, :], near.shape), axis=-1, where=near)
-    factor = jnp.where(jnp.any(near, axis=-1), farthest * inverse, 1.0)
+    enough = jnp.sum(real, axis=-1) > neighbours
+    factor = jnp.where(enough & jnp.any(near, axis=-1), farthest * inverse, 1.0)
     return jnp.where(real[:, 0], factor, jnp.inf)
 
 
