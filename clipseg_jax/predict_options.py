@@ -71,7 +71,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--method",
         choices=METHODS,
         help=f"how CLIP is read (default: {DEFAULT_METHOD}; {MASKCLIP} of a ResNet or SigLIP); "
-        f"{FEEDBACK} takes several times as long",
+        f"{FEEDBACK} has a second pass, which takes as long again with many classes",
     )
     result.add_argument(
         "--dino",

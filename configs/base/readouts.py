@@ -82,7 +82,7 @@ def get_config(method: str) -> ConfigDict:
     # dataset.
     config.read_out.cross = config_dict.placeholder(float)
     config.read_out.feedback = ConfigDict()  # section 5, SFR
-    # A second pass that follows a first segmentation: about five times the time.
+    # A second pass that follows a first segmentation: 1.2 times the time, with 171 names 2.3 times.
     config.read_out.feedback.enabled = method == "resclip"
     config.read_out.feedback.threshold = 0.25  # less probable pixels of the first one are row 0
     config.read_out.feedback.gain = 1.8  # of the scores of the second pass

@@ -2,8 +2,8 @@
 
 Source: Yang et al., "ResCLIP: Residual Attention for Training-free Dense Vision-language
 Inference", 2025; spec readouts, section 5. It costs a second last block, n x n paths on the grid of
-n patches and, for the most part, PAMR of all text rows at the size of each window: about five times
-the time of the pass without it.
+n patches and, for the most part, PAMR of all text rows at the size of each window: 1.2 times the
+time of the pass without it with 21 rows, 2.3 times with 171 (ViT-B/16, windows of 224 px, CPU).
 """
 
 from __future__ import annotations
