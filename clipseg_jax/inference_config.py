@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.ops.crf import CRFConfig
-from clipseg_jax.ops.pamr import PAMRConfig
-from clipseg_jax.ops.par import PARConfig
+from clipseg_jax.ops.crf.config import WECLIP_TEST
+from clipseg_jax.ops.pamr import NACLIP, PAMRConfig
+from clipseg_jax.ops.par import PUBLISHED, PARConfig
 
 Refinement = PAMRConfig | PARConfig | CRFConfig
+# By the words of recipes, of `segment` and of `predict`.
+REFINEMENTS: Mapping[str, Refinement] = {"pamr": NACLIP, "par": PUBLISHED, "crf": WECLIP_TEST}
 
 
 @dataclasses.dataclass(frozen=True)

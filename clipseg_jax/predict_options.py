@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from clipseg_jax.core.checks import check_number, check_whole
+from clipseg_jax.inference_config import REFINEMENTS
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words, templates
 from clipseg_jax.segment_options import (
@@ -14,7 +15,6 @@ from clipseg_jax.segment_options import (
     MASKCLIP,
     METHODS,
     PROXY,
-    REFINEMENTS,
 )
 from clipseg_jax.segmenter import DTYPES
 from input_pipeline import commands

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,17 +11,14 @@ from jax.typing import ArrayLike
 
 import weights_convert
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
-from clipseg_jax.inference_config import InferenceConfig, Refinement
+from clipseg_jax.inference_config import REFINEMENTS, InferenceConfig, Refinement
 from clipseg_jax.methods.maskclip import task as maskclip_task
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.readouts import task as readouts_task
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.models.clip import CLIP, ResNetConfig, VisionConfig, ViTConfig
 from clipseg_jax.models.clip.read_outs import READ_OUTS
-from clipseg_jax.ops.crf.config import WECLIP_TEST
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
-from clipseg_jax.ops.pamr import NACLIP
-from clipseg_jax.ops.par import PUBLISHED
 from clipseg_jax.prompts import templates
 from clipseg_jax.task import Task
 
@@ -33,7 +29,6 @@ METHODS = (
     *(FEEDBACK, PROXY),
 )
 DEFAULT_METHOD = "naclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
-REFINEMENTS: Mapping[str, Refinement] = {"pamr": NACLIP, "par": PUBLISHED, "crf": WECLIP_TEST}
 REFINE_PX = 1024  # longest side at which photos are refined
 
 

@@ -48,7 +48,7 @@ from clipseg_jax.stages import clip as clip_es_models
 from clipseg_jax.stages import preflight
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.image_classes import class_count, label_of_class
-from clipseg_jax.stages.inference import inference_config
+from clipseg_jax.stages.inference import inference_config, inference_values
 from clipseg_jax.stages.sections import options
 from configs.base import readouts
 
@@ -125,7 +125,9 @@ def test_recipe(path, string):
 def check_maskclip(config):
     MaskCLIPConfig(**config.maskclip.to_dict())
     cfg = InferenceConfig(
-        mean=tuple(config.clip.mean), std=tuple(config.clip.std), **config.inference.to_dict()
+        mean=tuple(config.clip.mean),
+        std=tuple(config.clip.std),
+        **inference_values(config.inference),
     )
     assert min(network_size(375, 500, cfg)) > 0
 
@@ -497,7 +499,7 @@ def test_published_sizes():
         config = load(path).get_config()
         if config.method != "maskclip":
             continue
-        cfg = InferenceConfig(mean=(0, 0, 0), std=(1, 1, 1), **config.inference.to_dict())
+        cfg = InferenceConfig(mean=(0, 0, 0), std=(1, 1, 1), **inference_values(config.inference))
         sizes[path.stem] = network_size(375, 500, cfg)
     assert sizes["voc_maskclip"] == (512, 683)
     assert sizes["coco_stuff_maskclip"] == (512, 683)

@@ -7,10 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.checks import check_choice
-from clipseg_jax.inference_config import InferenceConfig
-from clipseg_jax.ops.crf.config import WECLIP_TEST
+from clipseg_jax.inference_config import REFINEMENTS, InferenceConfig
 from clipseg_jax.ops.pamr import PAMRConfig
-from clipseg_jax.ops.par import PUBLISHED
 from clipseg_jax.stages.clip import row_labels
 
 
@@ -33,8 +31,6 @@ def inference_values(section: ConfigDict) -> dict[str, Any]:
     values = section.to_dict()
     if "refine" not in values:
         return values
-    pamr = PAMRConfig(**values.pop("pamr"))
-    # Of PAR and CRF those of `segment`; this CRF's image is as it is.
-    choices = {"": None, "pamr": pamr, "par": PUBLISHED, "crf": WECLIP_TEST}
+    choices = {"": None, **REFINEMENTS, "pamr": PAMRConfig(**values.pop("pamr"))}
     check_choice("refine", values["refine"], tuple(choices))
     return {**values, "refine": choices[values["refine"]], "crf_image": "raw"}

@@ -40,6 +40,18 @@ def evaluate(*, published_metric: str = "mIoU") -> ConfigDict:
     return section
 
 
+def inference() -> ConfigDict:
+    """What makes label maps follow the edges of images; recipes add what else inference takes."""
+    section = ConfigDict()
+    section.refine = ""  # "pamr", "par" or "crf"
+    # Longest side in pixels at which larger images are refined; None: all at their own size.
+    section.refine_px = config_dict.placeholder(int)
+    section.pamr = ConfigDict()  # of ResCLIP's feedback, too
+    section.pamr.steps = 10  # rounds over all pixels
+    section.pamr.dilations = (8, 16)  # pixels, of its eight neighbours each
+    return section
+
+
 def robustness() -> ConfigDict:
     """Corrupted images: kinds of input_pipeline/batches/corruptions.py at levels 1 to 5."""
     section = ConfigDict()

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.maskclip.ks_axis = "tokens"  # the paper describes "channels"
     config.maskclip.attn_pooling = False
 
-    config.inference = ConfigDict()
+    config.inference = loops.inference()  # published: no refinement
     config.inference.scale_px = (2048, 512)  # long and short side at most
     config.inference.keep_ratio = True
     config.inference.mode = "whole"  # or "slide"

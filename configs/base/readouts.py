@@ -92,7 +92,8 @@ def get_config(method: str) -> ConfigDict:
     config.read_out.proxy.beta = 1.2
     config.read_out.proxy.gamma = 3.0  # of what is above that, before the softmax
 
-    config.inference = ConfigDict()
+    # NACLIP's headline row has refine "pamr" (section 7).
+    config.inference = loops.inference()
     config.inference.scale_px = (2048, 336)  # long and short side at most
     config.inference.keep_ratio = True  # False: (width, height) exactly
     config.inference.mode = "slide"  # windows; "whole": the image at once
@@ -106,13 +107,6 @@ def get_config(method: str) -> ConfigDict:
     # Classes on no more than this share of the pixels that show any are replaced by each pixel's
     # next best; 0: no such rule.
     config.inference.area_threshold = 0.0
-    # "pamr", "par" or "crf" follows the edges of the image; NACLIP's headline row: "pamr".
-    config.inference.refine = ""
-    # Longest side in pixels at which larger images are refined; None: all at their own size.
-    config.inference.refine_px = config_dict.placeholder(int)
-    config.inference.pamr = ConfigDict()  # section 7; of the feedback, too
-    config.inference.pamr.steps = 10  # rounds over all pixels
-    config.inference.pamr.dilations = (8, 16)  # pixels, of its eight neighbours each
 
     config.evaluate = loops.evaluate()
     config.run = loops.run()

@@ -19,6 +19,7 @@ from clipseg_jax.models.clip import ResNetConfig, ViTConfig, with_class_token
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
 from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.inference import inference_values
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
@@ -127,7 +128,9 @@ def training_batches(config: ConfigDict) -> TrainingBatches:
 def inference(config: ConfigDict) -> InferenceConfig:
     """Whole images, as the student sees them; its channels are the labels."""
     return InferenceConfig(
-        mean=tuple(config.clip.mean), std=tuple(config.clip.std), **config.inference.to_dict()
+        mean=tuple(config.clip.mean),
+        std=tuple(config.clip.std),
+        **inference_values(config.inference),
     )
 
 
