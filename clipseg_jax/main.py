@@ -41,7 +41,7 @@ from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of all results. Default: workdir/<name of the config file>."
+    "workdir", None, "Folder of all results. Default: workdir/<config file>_<config string>."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes; Slurm, a TPU pod or Open MPI gives its rank."

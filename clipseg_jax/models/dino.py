@@ -16,10 +16,10 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.clip.transformer import MLP, Attention
+from clipseg_jax.ops.attention import MASKED
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import Mode, resize, resize_within
 
-_MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
 _POSITION_OFFSET = 0.1  # patches; keeps the authors' resize from losing a row to rounding
 
 
@@ -176,7 +176,7 @@ class DINO(nnx.Module):
         if sizes is not None:
             real = valid_mask(self.grid_sizes(sizes), grid)
             real_tokens = jnp.concatenate([jnp.ones((b, first), bool), real.reshape(b, -1)], axis=1)
-            bias = jnp.where(real_tokens, 0.0, _MASKED)[:, None, :]
+            bias = jnp.where(real_tokens, 0.0, MASKED)[:, None, :]
         for block in self.blocks:
             x = block(x, bias)
         out = self.norm(x[:, first:]).astype(jnp.float32).reshape(b, *grid, -1)

@@ -19,6 +19,7 @@ from jax import Array
 
 from clipseg_jax.ops.dropout import dropout
 
+MASKED = -1e30  # a bias that hides a key: exp() gives exactly 0, and no NaN where all are hidden
 _SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about the size of its caches
 
 

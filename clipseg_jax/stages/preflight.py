@@ -46,6 +46,9 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
     _check_values(config)
     if "read_out" in config:
         _check_read_out(config)
+    for section, key in (("student", "teacher_read_out"), ("rectifier", "read_out")):
+        if key in (config.get(section) or {}):
+            check_choice(f"--config.{section}.{key}", config[section][key], tuple(READ_OUTS))
     if "text" in stages and not (config.clip.weights or config.text.get("file")):
         raise ValueError(
             "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
@@ -97,8 +100,7 @@ def _check_read_out(config: ConfigDict) -> None:
             "no DINO weights; pass --config.dino.weights=FILE (the authors' .pth, such as "
             "dino_vitbase8_pretrain.pth, or a Hugging Face directory)"
         )
-    attends = read_out is not None and read_out.scores and read_out.calibration is None
-    if section.feedback.enabled and not attends:
+    if section.feedback.enabled and not (read_out is not None and read_out.attends):
         raise ValueError(
             f"{key}.feedback.enabled=True changes attention scores, which {section.name} has not; "
             "set it to False, or choose resclip, naclip, sclip or clearclip"

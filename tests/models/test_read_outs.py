@@ -9,9 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipseg_jax.methods.maskclip.model import MaskCLIP
+from clipseg_jax.methods.readouts.feedback import FeedbackConfig
+from clipseg_jax.methods.readouts.model import ReadOutModel
+from clipseg_jax.models.clip import l2_normalize
 from clipseg_jax.models.clip.dense import dense_features
 from clipseg_jax.models.clip.last_block import neighbour_map
-from clipseg_jax.models.clip.read_outs import READ_OUTS, Calibration, block_index, read_out
+from clipseg_jax.models.clip.read_outs import (
+    READ_OUTS,
+    Calibration,
+    ReadOut,
+    block_index,
+    read_out,
+)
 from tests import tiny
 
 TOWER = dataclasses.replace(tiny.VIT, layers=3, position_offset=0.1, position_keep_count=True)
@@ -93,6 +103,44 @@ def test_neighbours_are_nearer_than_others():
     np.testing.assert_allclose(np.diag(near)[1:], 1)
     np.testing.assert_allclose(near[1, 4], np.exp(-1 / 50), rtol=1e-6)  # the patch below
     np.testing.assert_allclose(near[3, 4], np.exp(-5 / 50), rtol=1e-6)  # the next line's first
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scores": ("kv",)}, r"scores is 'kv'; give 'qk' or 'qq'"),
+        ({"scores": ("kk",), "gain": 0.0}, "gain is 0"),
+        ({"scores": ("kk",), "neighbours": -1.0}, "neighbours is -1"),
+        ({"scores": ("kk",), "cross": 1.5, "cross_blocks": (6,)}, r"cross is 1\.5"),
+        ({"scores": ("kk",), "cross": 0.3}, r"cross is 0\.3 of no block"),
+        ({"neighbours": 5.0}, "neighbours and cross belong to an attention of scores alone"),
+        ({"cross": 0.3, "cross_blocks": (6,)}, "neighbours and cross belong to"),
+        ({"scores": ("kk",), "calibration": Calibration()}, "neither residual nor mlp"),
+    ],
+)
+def test_values_without_effect(values, message):
+    with pytest.raises(ValueError, match=message):
+        ReadOut(**values)
+    with pytest.raises(ValueError, match="neighbours and cross belong to"):
+        dataclasses.replace(READ_OUTS["scclip"], neighbours=5.0)
+
+
+def test_maskclip_of_another_read_out():
+    """The guide of MaskCLIP+ by itself, and what ReCLIP rectifies."""
+    tower, images = visual(), jnp.asarray(pixels((64, 96)))[None]
+    rows = l2_normalize(jax.random.normal(jax.random.key(0), (3, tower.cfg.embed_dim)))
+    dense = dense_features(tower, images, read_out=READ_OUTS["naclip"])
+    expected = l2_normalize(dense.features) @ rows.T
+    made = MaskCLIP(tower, rows, read_out=READ_OUTS["naclip"])(images)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    assert np.max(np.abs(made - MaskCLIP(tower, rows)(images))) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["value", "scclip"])
+def test_feedback_needs_scores(name):
+    rows = l2_normalize(jax.random.normal(jax.random.key(0), (3, TOWER.embed_dim)))
+    with pytest.raises(ValueError, match="feedback changes attention scores"):
+        ReadOutModel(visual(), rows, READ_OUTS[name], FeedbackConfig())
 
 
 def test_unknown_read_out():

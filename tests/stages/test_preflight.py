@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import configs
 from clipseg_jax.stages import preflight
-from configs import demo_maskclip, demo_reclippp, voc_clip_es, voc_reclippp
+from configs import demo_maskclip, demo_maskclip_plus, demo_reclippp, voc_clip_es, voc_reclippp
 
 TRAINING = ("data", "text", "tags", "rectify", "distill")
 
@@ -49,6 +49,17 @@ def test_batches(cluster, processes, devices, settings, message):
     cluster(processes, devices)
     with pytest.raises(ValueError, match=message):
         preflight.check(config, TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("module", "key"),
+    [(demo_maskclip_plus, "student.teacher_read_out"), (demo_reclippp, "rectifier.read_out")],
+)
+def test_an_unknown_read_out_is_refused(module, key):
+    config = module.get_config()
+    config.update_from_flattened_dict({key: "naclipp"})
+    with pytest.raises(ValueError, match=rf"--config\.{key} is 'naclipp'; give 'value' or 'clip'"):
+        preflight.check(config, ("data", "text"))
 
 
 @pytest.mark.parametrize("stages", [("data", "text"), ("data", "text", "evaluate"), ()])

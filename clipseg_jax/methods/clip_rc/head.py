@@ -17,7 +17,7 @@ from jax import Array
 from clipseg_jax.core.modules import Keys
 from clipseg_jax.methods.clip_rc.encoder import Encoding
 from clipseg_jax.models.initializers import torch_uniform
-from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
+from clipseg_jax.ops.attention import MASKED, KeyValues, attention, join_heads, split_heads
 from clipseg_jax.ops.dropout import dropout
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
@@ -25,7 +25,6 @@ from clipseg_jax.ops.resize import resize, resize_within
 # "reference", as published: PyTorch's defaults, since the code does not call the head's own
 # initialisation. "intended": normal with deviation 0.02 and zero bias; the recovery decoder has it.
 Init = Literal["reference", "intended"]
-_MASKED = -1e30  # attention score of padding: finite, so that images of only padding have no NaN
 
 
 def _linear(inputs: int, outputs: int, init: Init, rngs: nnx.Rngs) -> nnx.Linear:
@@ -220,7 +219,7 @@ class QueryHead(nnx.Module):
         real, bias = None, None
         if encoding.grids is not None:
             real = valid_mask(encoding.grids, (hp, wp))
-            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, _MASKED)
+            bias = jnp.where(real.reshape(b, 1, hp * wp), 0.0, MASKED)
         queries, image_tokens = run_decoder(
             self.decoder_q,
             self.decoder_v,

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike
 from clipseg_jax.core.checks import check_choice, check_number
 from clipseg_jax.models.clip import ImageTower, as_text_embeddings, l2_normalize
 from clipseg_jax.models.clip.dense import Dense, dense_features
+from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removes
 _TEMPERATURE = 100.0  # exp(logit_scale) of all released CLIPs
@@ -105,13 +106,15 @@ class MaskCLIP(nnx.Module):
         visual: ImageTower,
         text_embeddings: ArrayLike,
         cfg: MaskCLIPConfig | None = None,
+        read_out: ReadOut = VALUE,
     ):
-        """`text_embeddings` (c, e), unit vectors; `cfg` None: no refinement.
+        """`text_embeddings` (c, e), unit vectors; `cfg` None: no refinement. `read_out` of a ViT.
 
         Raises:
           ValueError: the text embeddings are of another CLIP.
         """
         self.cfg = cfg or MaskCLIPConfig()
+        self.read_out = read_out
         self.visual = visual
         self.text_embeddings = nnx.Param(as_text_embeddings(text_embeddings, visual))
 
@@ -120,5 +123,11 @@ class MaskCLIP(nnx.Module):
 
         `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
         """
-        dense = dense_features(self.visual, images, sizes, attn_pooling=self.cfg.attn_pooling)
+        dense = dense_features(
+            self.visual,
+            images,
+            sizes,
+            read_out=self.read_out,
+            attn_pooling=self.cfg.attn_pooling,
+        )
         return classify(dense, self.text_embeddings[...], self.cfg)

@@ -36,6 +36,7 @@ from clipseg_jax.methods.maskclip_plus.build import (
     unseen,
 )
 from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
+from clipseg_jax.models.clip.read_outs import read_out
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import text
 from clipseg_jax.stages.data import check_splits, find_dataset
@@ -57,7 +58,8 @@ def data(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
     """The teacher by itself, under the same protocol: metrics_maskclip.json."""
     evaluation = _evaluation(config, inference_config(config))
-    return evaluation.write(maskclip.build(config, workdir), workdir, "_maskclip")
+    teacher = maskclip.build(config, workdir, read_out(config.student.teacher_read_out))
+    return evaluation.write(teacher, workdir, "_maskclip")
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:

@@ -1,8 +1,8 @@
 """ResCLIP's semantic feedback: a first segmentation says which patches attend to each other.
 
 Source: Yang et al., "ResCLIP: Residual Attention for Training-free Dense Vision-language
-Inference", 2025; spec readouts, section 5. It costs a second last block, n x n paths on the grid of
-n patches and, for the most part, PAMR of all text rows at the size of each window: 1.2 times the
+Inference", 2025; spec readouts, section 5. It costs a second last block, p x p paths on the grid of
+p patches and, for the most part, PAMR of all text rows at the size of each window: 1.2 times the
 time of the pass without it with 21 rows, 2.3 times with 171 (ViT-B/16, windows of 224 px, CPU).
 """
 
@@ -51,7 +51,7 @@ def feedback_of(
     visual: VisionTransformer,
     cfg: FeedbackConfig,
 ) -> Feedback:
-    """The feedback from cosines (b, hp, wp, q) of normalised images (b, h, w, 3).
+    """The feedback from cosines (b, hp, wp, c) of normalised images (b, h, w, 3).
 
     `sizes` (b, 2): real pixels of images in a padded batch; None: no image is padded.
     """
@@ -77,7 +77,7 @@ def temporary_probabilities(
     visual: VisionTransformer,
     cfg: FeedbackConfig,
 ) -> Array:
-    """Probabilities (b, h, w, q) of the text rows for the pixels of images, after PAMR.
+    """Probabilities (b, h, w, c) of the text rows for the pixels of images, after PAMR.
 
     Arguments are those of `feedback_of`.
     """
@@ -102,21 +102,21 @@ def patch_classes(
 ) -> Array:
     """The most frequent text row (b, hp, wp) int32 of each patch's pixels, the smallest of equals.
 
-    Pixels of probabilities (b, h, w, q) below the threshold count for row 0; pixels beyond the last
+    Pixels of probabilities (b, h, w, c) below the threshold count for row 0; pixels beyond the last
     whole patch do not count.
     """
-    b, h, w, q = probabilities.shape
+    b, h, w, c = probabilities.shape
     labels = jnp.argmax(probabilities, axis=-1)
     labels = jnp.where(jnp.max(probabilities, axis=-1) < threshold, 0, labels)
     height, width = grid[0] * patch_px, grid[1] * patch_px
     labels = jnp.pad(labels, ((0, 0), (0, max(height - h, 0)), (0, max(width - w, 0))))
     labels = labels[:, :height, :width].reshape(b, grid[0], patch_px, grid[1], patch_px)
-    counts = jnp.sum(jax.nn.one_hot(labels, q, dtype=jnp.int32), axis=(2, 4))
+    counts = jnp.sum(jax.nn.one_hot(labels, c, dtype=jnp.int32), axis=(2, 4))
     return jnp.argmax(counts, axis=-1).astype(jnp.int32)
 
 
 def feedback_matrix(classes: Array, grids: Array) -> Array:
-    """How much patches attend to each other by their classes (b, hp, wp): (b, n, n), rows sum to 1.
+    """How much patches attend to each other by their classes (b, hp, wp): (b, p, p), rows sum to 1.
 
     Patches of one class attend to each other, less if the straight line between them leaves the
     class; each row is smoothed along the flattened index of its patch. `grids` (b, 2): real rows

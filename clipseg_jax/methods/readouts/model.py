@@ -31,16 +31,22 @@ class ReadOutModel(nnx.Module):
         read_out: ReadOut,
         feedback: FeedbackConfig | None = None,
     ):
-        """`text_embeddings` (q, e), unit vectors, one for each name; `feedback`: ResCLIP's second
+        """`text_embeddings` (c, e), unit vectors, one for each name; `feedback`: ResCLIP's second
         pass, None: without.
 
         Raises:
-          ValueError: the tower is no ViT, or the text embeddings are of another CLIP.
+          ValueError: the tower is no ViT, the text embeddings are of another CLIP, or the read-out
+            has no scores that feedback could change.
         """
         if not isinstance(visual, VisionTransformer):
             raise ValueError(
                 f"a read-out needs a CLIP with a ViT, and this one has a {type(visual).__name__}; "
                 "give ViT weights, or use method maskclip"
+            )
+        if feedback is not None and not read_out.attends:
+            raise ValueError(
+                f"feedback changes attention scores, which {read_out} has not; give feedback=None, "
+                "or the read-out of resclip, naclip, sclip or clearclip"
             )
         self.visual = visual
         self.read_out = read_out
@@ -58,12 +64,12 @@ class ReadOutModel(nnx.Module):
         return read(self.visual, encoded, self.read_out, feedback=feedback)
 
     def classify(self, dense: Dense) -> Array:
-        """Cosines (b, hp, wp, q) of dense features with the text embeddings; 0 in the padding."""
+        """Cosines (b, hp, wp, c) of dense features with the text embeddings; 0 in the padding."""
         cosines = l2_normalize(dense.features) @ self.text_embeddings[...].T
         return jnp.where(dense.real[..., None], cosines, 0)
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
-        """Normalised images (b, h, w, 3) -> cosines (b, hp, wp, q), 0 in the padding.
+        """Normalised images (b, h, w, 3) -> cosines (b, hp, wp, c), 0 in the padding.
 
         `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
         """

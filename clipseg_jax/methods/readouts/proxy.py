@@ -48,14 +48,14 @@ class ProxyConfig:
 
 
 def proxy_attention(features: Array, values: Array, real: Array, cfg: ProxyConfig) -> Array:
-    """Values (b, n, d) averaged over the patches whose features (b, n, w) are alike: (b, n, d).
+    """Values (b, p, d) averaged over the patches whose features (b, p, d') are alike: (b, p, d).
 
     The weights are softmax(gamma (s - beta m)) over patches of a cosine s of at least beta m, m the
-    mean cosine of all pairs. A patch always attends to itself. The n x n cosines are computed some
+    mean cosine of all pairs. A patch always attends to itself. The p x p cosines are computed some
     rows at a time.
 
     Args:
-      real: (b, n) bool, False in the padding, which has no influence and gets zeros.
+      real: (b, p) bool, False in the padding, which has no influence and gets zeros.
       cfg: beta and gamma.
     """
     b, n, _ = features.shape
@@ -67,7 +67,7 @@ def proxy_attention(features: Array, values: Array, real: Array, cfg: ProxyConfi
     cut = cfg.beta * mean[:, None]
 
     def one_row(row: tuple[Array, Array]) -> Array:
-        """Mixed values (b, d) of the patch `index`, with features (b, w), of each image."""
+        """Mixed values (b, d) of the patch `index`, with features (b, d'), of each image."""
         index, own = row
         cosines = jnp.einsum("bw,bnw->bn", own, unit, precision="highest")
         kept = (real & (cosines >= cut)) | (jnp.arange(n) == index)
@@ -98,7 +98,7 @@ class ProxyCLIP(nnx.Module):
         text_embeddings: ArrayLike,
         cfg: ProxyConfig | None = None,
     ):
-        """`text_embeddings` (q, e), unit vectors of the same CLIP.
+        """`text_embeddings` (c, e), unit vectors of the same CLIP.
 
         Raises:
           ValueError: the text embeddings are of another CLIP, or CLIP has no ViT.
@@ -148,7 +148,7 @@ class ProxyCLIP(nnx.Module):
         return features.astype(jnp.float32).reshape(b, *grid, -1)
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
-        """Cosines (b, hp, wp, q) with the text embeddings, on DINO's grid; 0 in the padding.
+        """Cosines (b, hp, wp, c) with the text embeddings, on DINO's grid; 0 in the padding.
 
         `images` and `sizes` as in `features`.
         """

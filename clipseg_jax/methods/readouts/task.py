@@ -20,7 +20,7 @@ def build(
     *,
     feedback: FeedbackConfig | None = None,
 ) -> Task:
-    """A frozen CLIP image tower and text embeddings (q, e) as a segmentation task.
+    """A frozen CLIP image tower and text embeddings (c, e) as a segmentation task.
 
     Raises:
       ValueError: a tower that is no ViT, or text embeddings of another CLIP.
@@ -39,7 +39,7 @@ def build_proxy(
     text_embeddings: ArrayLike,
     cfg: ProxyConfig | None = None,
 ) -> Task:
-    """ProxyCLIP: a frozen CLIP image tower, a frozen DINO and text embeddings (q, e) as a task.
+    """ProxyCLIP: a frozen CLIP image tower, a frozen DINO and text embeddings (c, e) as a task.
 
     Raises:
       ValueError: an image tower that is no ViT, or text embeddings of another CLIP.

@@ -35,6 +35,7 @@ from clipseg_jax.methods.reclip.distill_model import Distillation
 from clipseg_jax.methods.reclip.model import ReCLIP, frozen_reference
 from clipseg_jax.methods.reclip.tags import read_tags, tag_matrix
 from clipseg_jax.methods.reclip.tags_stage import tags, tags_path
+from clipseg_jax.models.clip.read_outs import read_out
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import row_words, text
 from clipseg_jax.stages.data import check_splits, find_dataset
@@ -75,7 +76,8 @@ def rectify(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
     """MaskCLIP, the model before rectification, under the same protocol: metrics_maskclip.json."""
     model, _ = build_rectifier(config, workdir)
-    task = maskclip.build(model.visual, model.text_embeddings[...])
+    read = read_out(config.rectifier.read_out)
+    task = maskclip.build(model.visual, model.text_embeddings[...], read_out=read)
     return Evaluation(config, rectified_inference(config)).write(task, workdir, "_maskclip")
 
 

@@ -15,7 +15,8 @@ from jax import Array
 from clipseg_jax.models.clip.clip import l2_normalize
 from clipseg_jax.models.clip.last_block import attend
 from clipseg_jax.models.clip.read_outs import ReadOut, block_index
-from clipseg_jax.models.clip.vit import MASKED, VisionTransformer
+from clipseg_jax.models.clip.vit import VisionTransformer
+from clipseg_jax.ops.attention import MASKED
 
 _SMALLEST = 1e-20  # a squared distance whose inverse can be summed
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
-from clipseg_jax.core.checks import check_choice
+from clipseg_jax.core.checks import check_choice, check_number
 
 # The projections whose products are the attention scores. "norm" has no similarity: the map of
 # neighbours alone, times the mean of |q_i| |k_j| / sqrt(d) over heads and pairs (an ablation).
@@ -48,7 +48,11 @@ class Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOut:
-    """How the last block of a ViT attends (spec readouts, section 13)."""
+    """How the last block of a ViT attends (spec readouts, section 13).
+
+    Raises:
+      ValueError: a value that would have no effect, or no meaning.
+    """
 
     # The attention map is the mean of one softmax for each, times `gain`; (): each token attends to
     # itself.
@@ -63,6 +67,27 @@ class ReadOut:
     residual: bool = True  # add the input of the block
     mlp: bool = True  # apply the perceptron of the block
     calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.scores:
+            check_choice("scores", name, get_args(Scores))
+        check_number("gain", self.gain, 0, above=True)
+        check_number("neighbours", self.neighbours, 0)
+        check_number("cross", self.cross, 0, 1)
+        if self.cross and not self.cross_blocks:
+            raise ValueError(f"cross is {self.cross} of no block; give cross_blocks, or cross=0")
+        if not self.attends and (self.neighbours or self.cross):
+            raise ValueError(
+                "neighbours and cross belong to an attention of scores alone; give scores and no "
+                "calibration, or leave both 0"
+            )
+        if self.calibration is not None and (self.residual or self.mlp):
+            raise ValueError("a calibration has neither residual nor mlp; set both to False")
+
+    @property
+    def attends(self) -> bool:
+        """Whether the scores alone make the map, so that what changes scores has an effect."""
+        return bool(self.scores) and self.calibration is None
 
     def cross_indices(self, layers: int) -> list[int]:
         """Indices of `cross_blocks` in a tower of `layers` blocks."""

@@ -20,10 +20,9 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.clip.transformer import MLP, Activation, Attention, Transformer
+from clipseg_jax.ops.attention import MASKED
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
-
-_MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +170,7 @@ class SigLIPVision(nnx.Module):
             return tokens + self.positions(grid), None
         grids = self.grid_sizes(sizes)
         real = valid_mask(grids, grid).reshape(b, -1)
-        return tokens + self.positions(grid, grids), jnp.where(real, 0.0, _MASKED)[:, None, :]
+        return tokens + self.positions(grid, grids), jnp.where(real, 0.0, MASKED)[:, None, :]
 
     def each_patch(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array, Array]:
         """Normalised images (b, h, w, 3) -> tokens, their features and keys, (b, hp, wp, d) each.

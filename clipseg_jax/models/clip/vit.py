@@ -14,10 +14,9 @@ from flax import nnx
 from jax import Array
 
 from clipseg_jax.models.clip.transformer import Activation, Transformer
+from clipseg_jax.ops.attention import MASKED
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
-
-MASKED = -1e30  # added to attention scores of padding: exp() gives exactly 0
 
 
 @dataclasses.dataclass(frozen=True)
