@@ -52,10 +52,11 @@ _ANY_PATCH_PX = 112  # whole patches of 8, 14 and 16
 
 
 def protocol(method: str, vision: VisionConfig) -> Protocol:
-    """The published protocol of a method (spec maskclip, section 7; spec readouts, section 9).
+    """The protocol of a method: MaskCLIP's is published (spec maskclip, section 7).
 
-    That of the read-outs is in terms of the side in pixels that the image tower was trained at,
-    which is 224 in the publications.
+    The read-outs share the sizes and the logit scale that most of them publish (spec readouts,
+    section 9), in terms of the side in pixels that the image tower was trained at, there 224;
+    ProxyCLIP has windows of its own. Thresholds, which go with a dataset's names, are left out.
 
     Raises:
       ValueError: the method needs a ViT.
@@ -113,10 +114,12 @@ class SegmentOptions:
             not isinstance(self.dino, (str, os.PathLike)) or not str(self.dino)
         ):
             raise ValueError(f"dino is {self.dino!r}; give the path of a DINO checkpoint, or None")
-        if (self.dino is None) == (self.method == PROXY):
-            remedy = "give dino= its checkpoint" if self.dino is None else "omit dino"
+        if self.method == PROXY and self.dino is None:
+            raise ValueError(f"method {PROXY!r} needs a DINO; give dino= its checkpoint")
+        if self.method != PROXY and self.dino is not None:
             raise ValueError(
-                f"method {PROXY!r}, and it alone, takes a DINO; method is {self.method!r}: {remedy}"
+                f"dino is given with method {self.method!r}; give method={PROXY!r}, which alone "
+                "reads one"
             )
         name = self.prompt_templates
         if name is not None and not isinstance(name, str):

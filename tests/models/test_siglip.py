@@ -63,11 +63,11 @@ def test_dense_features_are_the_pools_of_single_tokens(model):
     """The value path lies where texts do: it is what the pool makes of a token alone."""
     visual = model.visual
     dense = dense_features(visual, images(1, 32, 40))
-    tokens = dense.values.reshape(-1, 1, VISION.width)  # every token an image of its own
+    tokens = dense.tokens.reshape(-1, 1, VISION.width)  # every token an image of its own
     np.testing.assert_allclose(
         dense.features.reshape(-1, VISION.width), visual.head(tokens), atol=1e-5
     )
-    assert np.abs(dense.features - dense.values).max() > 0.1  # not the last hidden state
+    assert np.abs(dense.features - dense.tokens).max() > 0.1  # not the last hidden state
 
 
 def test_read_outs_of_the_last_block_are_refused(model):

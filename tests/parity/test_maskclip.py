@@ -102,7 +102,7 @@ def check_features(visual, image, case, arrays, size):
     """Every dense read-out whose name is in the case: v, k, x, feat, layer{i}, kproj."""
     pixels = normalize(jnp.asarray(image)[None], IMAGENET_MEAN, IMAGENET_STD)
     dense = jax.jit(dense_features)(visual, pixels)
-    made = {"feat": cases.nchw(dense.features), "v": cases.nchw(dense.values)}
+    made = {"feat": cases.nchw(dense.features), "v": cases.nchw(dense.tokens)}
     if isinstance(visual, ModifiedResNet):
         made["kproj"] = cases.nchw(dense.keys)
         made |= {n: cases.nchw(m) for n, m in visual.stages(pixels)[0].items()}

@@ -27,7 +27,7 @@ class Dense(NamedTuple):
     """Dense features of an image tower on a grid (hp, wp)."""
 
     features: Array  # (b, hp, wp, e) in the joint space, not normalised
-    values: Array  # (b, hp, wp, d) before the projection to the joint space
+    tokens: Array  # (b, hp, wp, d) before the projection to the joint space
     keys: Array  # (b, hp, wp, d) for key smoothing (spec maskclip, section 6)
     real: Array  # (b, hp, wp) bool, False in the padding
 
