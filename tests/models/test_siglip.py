@@ -52,7 +52,7 @@ def test_a_padded_batch_is_its_single_images(position_resize, model):
         hp, wp = visual.grid_shape(h, w)
         np.testing.assert_allclose(pooled[i], visual(single)[0][0], atol=1e-5)
         alone = dense_features(visual, single)
-        for name in ("features", "values", "keys"):
+        for name in ("features", "tokens", "keys"):
             found = getattr(dense, name)[i, :hp, :wp]
             np.testing.assert_allclose(found, getattr(alone, name)[0], atol=1e-5, err_msg=name)
         assert dense.real[i].sum() == hp * wp
