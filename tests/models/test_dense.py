@@ -81,5 +81,5 @@ def test_dense_features_of_a_read_out_are_those_of_its_patches():
         features = dense.features.reshape(2, 16, -1)
         np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(dense_features(visual, images, sizes).features, dense.features)
-    with pytest.raises(ValueError, match="needs a ViT's last block"):
+    with pytest.raises(ValueError, match="this CLIP has a ResNet, which has no last block"):
         dense_features(tiny.clip(tiny.RESNET).visual, images, read_out=CLIP_BLOCK)

@@ -15,7 +15,7 @@ from clipseg_jax.models.clip.read_outs import READ_OUTS, Calibration, block_inde
 from tests import tiny
 
 TOWER = dataclasses.replace(tiny.VIT, layers=3, position_offset=0.1, position_keep_count=True)
-SIZES = ((96, 112), (64, 64), (50, 97), (30, 20))
+SIZES = ((96, 112), (64, 64), (50, 97), (30, 20), (9, 40))  # the last less than a patch high
 SHAPE = (112, 112)
 
 
@@ -43,6 +43,7 @@ def test_a_padded_batch_equals_single_images(name, pad):
     for i, size in enumerate(SIZES):
         alone = dense_features(tower, jnp.asarray(pixels(size))[None], read_out=READ_OUTS[name])
         r, c = alone.features.shape[1:3]
+        assert r * c > 0
         np.testing.assert_array_equal(np.sum(dense.real[i]), r * c)
         np.testing.assert_allclose(
             dense.features[i, :r, :c], alone.features[0], rtol=0, atol=1e-5 * 3, err_msg=str(size)

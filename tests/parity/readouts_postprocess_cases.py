@@ -98,7 +98,10 @@ def check_postprocess(case, arrays, goldens):
             cfg = PAMRConfig(steps, tuple(map(int, re.findall(r"\d+", listed))))
             source = arrays["scores_small"] if "scores_small" in meaning else scores
             made = jax.jit(pamr, static_argnums=2)(images, jnp.asarray(source)[None], cfg)[0]
-            near(made[pick(case, name)], arrays[name], case, name=name)
+            slices = pick(case, name)
+            if slices == (...,) and made.shape != arrays[name].shape:  # not said by all
+                slices = np.s_[..., ::2, ::2]
+            near(made[slices], arrays[name], case, name=name)
             checked.add(name)
         elif name.startswith("prob_"):
             label = name.replace("prob_", "label_")
