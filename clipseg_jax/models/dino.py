@@ -125,11 +125,11 @@ class DINO(nnx.Module):
 
     def grid_sizes(self, sizes: Array) -> Array:
         """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
-        return sizes // self.cfg.patch_px
+        return jnp.maximum(sizes // self.cfg.patch_px, 1)
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """The grid (rows, columns) of patches of an image of a static size in pixels."""
-        return height // self.cfg.patch_px, width // self.cfg.patch_px
+        return max(height // self.cfg.patch_px, 1), max(width // self.cfg.patch_px, 1)
 
     def positions(self, shape: tuple[int, int], sizes: Array | None = None) -> Array:
         """Position embeddings (1 or b, hp*wp, d) of the patches of an image of `shape` pixels.
@@ -165,6 +165,9 @@ class DINO(nnx.Module):
         grid, first = self.grid_shape(h, w), 1 + self.cfg.registers
         if sizes is not None:
             images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
+        # Sides of less than a patch are padded to one.
+        short = [(0, max(self.cfg.patch_px - side, 0)) for side in (h, w)]
+        images = jnp.pad(images, ((0, 0), *short, (0, 0)))
         patches = self.patch_embed(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
         # Registers have no positions.
         leading = [(self.cls_token[...] + self.pos_embed[0])[None]]

@@ -36,7 +36,9 @@ class PAMRConfig:
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, least=0)
-        for dilation in self.dilations or (None,):  # an empty list is refused as well
+        if not self.dilations:
+            raise ValueError("dilations is empty; give at least one distance in pixels")
+        for dilation in self.dilations:
             check_whole("dilations", dilation)
 
     @property

@@ -35,7 +35,9 @@ class PARConfig:
         check_whole("iterations", self.iterations, least=0)
         check_number("width", self.width, 0, above=True)
         check_number("position_weight", self.position_weight, 0)
-        for dilation in self.dilations or (None,):  # an empty list is refused as well
+        if not self.dilations:
+            raise ValueError("dilations is empty; give at least one distance in pixels")
+        for dilation in self.dilations:
             check_whole("dilations", dilation)
 
     @property

@@ -17,8 +17,9 @@ from weights_convert.clip.build import shapes_of
 V1 = DINOConfig(image_px=40, patch_px=8, width=48, layers=2, heads=3)
 V2 = dataclasses.replace(V1, layer_scale=True)
 REGISTERS = dataclasses.replace(V2, registers=4, position_antialias=True)
-# One of the stored size, larger and smaller grids, one axis kept, sides with a remainder.
-SIZES = [(40, 40), (64, 56), (16, 31), (40, 48), (47, 40), (45, 45)]
+# One of the stored size, larger and smaller grids, one axis kept, sides with a remainder, sides of
+# less than a patch.
+SIZES = [(40, 40), (64, 56), (16, 31), (40, 48), (47, 40), (45, 45), (5, 30), (3, 3)]
 
 
 def tower(cfg, seed=0):
@@ -40,7 +41,7 @@ def test_padded_batches_equal_single_images(cfg):
     made = jax.jit(lambda m, x, s: m(x, s))(model, padded, jnp.asarray(SIZES))
     assert made.shape == (len(SIZES), 8, 7, 48)
     for i, (h, w) in enumerate(SIZES):
-        rows, columns = h // 8, w // 8
+        rows, columns = max(h // 8, 1), max(w // 8, 1)
         alone = jax.jit(lambda m, x: m(x))(model, image((h, w))[None])[0]
         assert alone.shape == (rows, columns, 48)
         np.testing.assert_allclose(made[i, :rows, :columns], alone, atol=1e-5)
@@ -81,7 +82,7 @@ def test_positions(cfg, size):
     if size == (g * 8, g * 8) or (size == (45, 45)):
         expected = stored
     else:
-        rows, columns = (axis_weights(g, n // 8, cfg.position_antialias) for n in size)
+        rows, columns = (axis_weights(g, max(n // 8, 1), cfg.position_antialias) for n in size)
         expected = np.einsum("rg,ghd,ch->rcd", rows, stored, columns)
     made = model.positions(size)
     np.testing.assert_allclose(made[0].reshape(expected.shape), expected, atol=1e-6)

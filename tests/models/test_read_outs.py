@@ -25,7 +25,7 @@ from clipseg_jax.models.clip.read_outs import (
 from tests import tiny
 
 TOWER = dataclasses.replace(tiny.VIT, layers=3, position_offset=0.1, position_keep_count=True)
-SIZES = ((96, 112), (64, 64), (50, 97), (30, 20))
+SIZES = ((96, 112), (64, 64), (50, 97), (30, 20), (9, 40))  # the last less than a patch high
 SHAPE = (112, 112)
 
 
@@ -53,6 +53,7 @@ def test_a_padded_batch_equals_single_images(name, pad):
     for i, size in enumerate(SIZES):
         alone = dense_features(tower, jnp.asarray(pixels(size))[None], read_out=READ_OUTS[name])
         r, c = alone.features.shape[1:3]
+        assert r * c > 0
         np.testing.assert_array_equal(np.sum(dense.real[i]), r * c)
         largest = float(np.max(np.abs(alone.features)))
         np.testing.assert_allclose(

@@ -71,7 +71,7 @@ def test_dense_features_are_the_pools_of_single_tokens(model):
 
 
 def test_read_outs_of_the_last_block_are_refused(model):
-    with pytest.raises(ValueError, match=r"SigLIP is read by the value path .* use MaskCLIP"):
+    with pytest.raises(ValueError, match=r"read by the value path .* read-out 'value', or"):
         dense_features(model.visual, images(1, 32, 32), read_out=CLIP_BLOCK)
 
 

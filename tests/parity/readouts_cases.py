@@ -30,6 +30,7 @@ from clipseg_jax.ops.window import compose_resize
 from clipseg_jax.task import Task
 from tests import seeded
 from tests.parity import cases
+from tests.parity.readouts_compare import near, pick
 from tests.parity.readouts_postprocess_cases import class_maps
 
 # The published preprocessing (spec readouts, section 2).
@@ -48,31 +49,6 @@ def image_tower(case, goldens):
     return weights_convert.with_config(clip, clip.cfg.replace(**TOWER)).visual
 
 
-def near(actual, expected, case, *, name):
-    """Compares as the case's "tolerance" says: a share of the largest value, for most or all."""
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
-    text = case["tolerance"]
-    top = np.max(np.abs(expected))
-    tolerance = float(re.search(r"abs ([\d.e-]+) times absmax", text).group(1)) * top
-    differences = np.abs(actual - expected)
-    if found := re.search(r"at least (\d+) % of the entries, ([\d.e-]+) times absmax", text):
-        share = np.mean(differences <= tolerance)
-        assert share >= float(found.group(1)) / 100, f"{name}: {share:.4f} within {tolerance:.3g}"
-        tolerance = float(found.group(2)) * top
-    worst = np.max(differences)
-    assert worst <= tolerance, f"{name}: differs by {worst:.3g}, at most {tolerance:.3g} allowed"
-
-
-def pick(case, name):
-    """The slices of the last axes in an array's meaning: "[:, ::5]", "(K, ::6, ::6)", "E[::2]"."""
-    groups = re.findall(r"[\[(]([^\[\]()]*::\d[^\[\]()]*)[\])]", case["arrays"][name]["meaning"])
-    if not groups:
-        return (...,)
-    steps = [part.partition("::")[2] for part in groups[-1].split(",")]
-    return (..., *(slice(None, None, int(step) if step else None) for step in steps))
-
-
 def check_read_out(case, arrays, goldens):
     """One of the papers: dense features, cosines, windows, class scores and labels."""
     method = case["case"].split("_")[0]
@@ -83,9 +59,9 @@ def check_read_out(case, arrays, goldens):
         pixels = network_input(h, w, case["image_seed"])
         checked |= check_window(model, pixels, case, arrays)
     for name in arrays:
-        if found := re.fullmatch(r"neighbours_(\d+)x(\d+)_std(\d+)", name):
-            r, c, std = map(int, found.groups())
-            near(neighbour_map((r, c), std)[0], arrays[name], case, name=name)
+        if found := re.fullmatch(r"neighbours_(\d+)x(\d+)_std([\d.]+)", name):
+            grid = int(found[1]), int(found[2])
+            near(neighbour_map(grid, float(found[3]))[0], arrays[name], case, name=name)
             checked.add(name)
     config = case["config"]
     windows = {"mode": "slide", "crop_px": config.get("crop"), "stride_px": config.get("stride")}
@@ -119,7 +95,14 @@ def of_case(method, config):
         read_out = dataclasses.replace(read_out, calibration=calibration)
     if method == "resclip":
         gain, share = config["rcs_weights"]
-        read_out = dataclasses.replace(read_out, gain=gain, cross=share)
+        blocks = [index + 1 for index in config.get("rcs_blocks_0based", (5, 6, 7, 8))]
+        read_out = dataclasses.replace(
+            read_out,
+            gain=gain,
+            neighbours=float(config["gaussian_std"]),
+            cross=share,
+            cross_blocks=tuple(blocks),
+        )
         gain, share = config["sfr_weights"]
         feedback = FeedbackConfig(config["temp_thd"], gain, share, config["logit_scale"])
     return read_out, feedback
@@ -280,7 +263,7 @@ def check_variants(case, arrays, goldens):
 def variant(name, meaning):
     """The read-out that an array's name and meaning describe."""
     attention, block = name.rsplit("_", 1)
-    found = re.search(r"std (\d+)", meaning)
+    found = re.search(r"std (\d+(?:\.\d+)?)", meaning)
     std = float(found.group(1)) if found and "neighbours" in attention else 0.0
     scores = {"identity": (), "qq+kk": ("qq", "kk"), "neighbours": ("norm",)}
     scores = scores.get(attention, (attention.split("+")[0],))

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.models.dino import DINO, DINOConfig
@@ -160,6 +161,7 @@ def _fit(
     content: object, source: str, config_path: Path | None, heads: int | None
 ) -> tuple[str, DINOConfig, dict[str, np.ndarray]]:
     """The layout of a checkpoint, its config, and its arrays by our paths."""
+    _check_heads(heads)
     named = identify(content, source)
     named_by_authors = sketch(named)
     beside = None
@@ -193,8 +195,14 @@ def _build(arrays: Mapping[str, np.ndarray], config: DINOConfig) -> DINO:
     return tower
 
 
+def _check_heads(heads: int | None) -> None:
+    if heads is not None:
+        check_whole("heads", heads)
+
+
 def _load(path: Path, heads: int | None) -> Converted:
     """A converted file, its record checked by itself and against the arrays."""
+    _check_heads(heads)
     arrays, record = load_converted(path, FORMAT)
     check_record(record, _RECORD, path)
     if heads is not None:

@@ -162,13 +162,15 @@ def _paths(side: int, longest: int) -> np.ndarray:
     """Coordinates (longest, longest, side, side) on the lines between coordinates of an axis.
 
     Entry [d, k, i, j] is round(i (1 - t) + j t) at t = k / d. As published in float32, in which
-    products are rounded before they are added; compilers may not do so, hence the table.
+    products are rounded before they are added; compilers may not do so, hence the table. It grows
+    with the fourth power: 0.04 MB for a window of 14 patches, 12 MB for a side of 60.
     """
-    k, d = np.meshgrid(np.arange(longest), np.maximum(np.arange(longest), 1))
-    t = np.minimum(k / d, 1).astype(np.float32)[..., None, None]
+    table = np.empty((longest, longest, side, side), np.int8 if side <= 128 else np.int16)
     i, j = np.arange(side, dtype=np.float32)[:, None], np.arange(side, dtype=np.float32)
-    rounded = np.rint(i * (np.float32(1) - t) + j * t)  # halves to even
-    return rounded.astype(np.int8 if side <= 128 else np.int16)
+    for d in range(longest):
+        t = np.minimum(np.arange(longest) / max(d, 1), 1).astype(np.float32)[:, None, None]
+        table[d] = np.rint(i * (np.float32(1) - t) + j * t)  # halves to even
+    return table
 
 
 def _smoothing(patches: Array, count: int) -> Array:

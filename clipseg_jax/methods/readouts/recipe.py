@@ -18,6 +18,7 @@ import weights_convert
 from clipseg_jax.methods.readouts import task
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.methods.readouts.proxy import ProxyConfig
+from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.pamr import PAMRConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
@@ -34,6 +35,8 @@ def build(config: ConfigDict, workdir: Path) -> Task:
     if section.name == "proxyclip":
         dino = weights_convert.load_dino(config.dino.weights, dtype=config.dino.dtype)
         return task.build_proxy(visual, dino, rows, options(ProxyConfig, section.proxy))
+    if isinstance(visual, VisionTransformer):
+        _check_padding(config.inference.pad_to_px, visual.cfg.patch_px)
     read_out = READ_OUTS[section.name]
     if section.cross is not None:
         read_out = dataclasses.replace(read_out, cross=section.cross)
@@ -46,6 +49,19 @@ def build(config: ConfigDict, workdir: Path) -> Task:
             pamr=PAMRConfig(**config.inference.pamr.to_dict()),
         )
     return task.build(visual, rows, read_out, feedback=feedback)
+
+
+def _check_padding(pad_to_px: int, patch_px: int) -> None:
+    """Checks that padded windows have whole patches; otherwise scores would be shifted.
+
+    Raises:
+      ValueError: they have not.
+    """
+    if pad_to_px % patch_px:
+        raise ValueError(
+            f"--config.inference.pad_to_px={pad_to_px} is no multiple of the patch of this CLIP, "
+            f"{patch_px} px; set it to {patch_px}"
+        )
 
 
 STAGES = stages_of(build)

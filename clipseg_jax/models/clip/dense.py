@@ -63,8 +63,8 @@ def dense_features(
     if isinstance(visual, SigLIPVision):
         if read_out != VALUE:
             raise ValueError(
-                f"{read_out} is of the last block of CLIP's ViT; SigLIP is read by the value path "
-                "of its attention pool: use MaskCLIP"
+                "this is a SigLIP, which is read by the value path of its attention pool; take the "
+                "read-out 'value', or give the weights of a CLIP with a ViT"
             )
         return _dense_siglip(visual, images, sizes)
     if isinstance(visual, ModifiedResNet):
@@ -97,7 +97,10 @@ def _parts(visual: VisionTransformer, read_out: ReadOut) -> set[str]:
     """What a read-out reads of earlier blocks."""
     layers = visual.cfg.layers
     if layers < 2 and (read_out.cross_blocks or read_out.calibration):
-        raise ValueError(f"{read_out} reads earlier blocks; this ViT has {layers}")
+        raise ValueError(
+            f"a read-out of earlier blocks needs two at least, and this ViT has {layers}; take "
+            "'value', 'sclip', 'naclip' or 'clearclip'"
+        )
     names = {f"{part}{i}" for i in read_out.cross_indices(layers) for part in "qk"}
     if read_out.calibration is not None:
         names |= {f"block{i}" for i in read_out.calibration.indices(layers)}

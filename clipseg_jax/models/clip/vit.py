@@ -38,7 +38,8 @@ class ViTConfig:
     position_half: bool = False  # round positions to float16 (CLIP-ES, TagCLIP, WeCLIP)
     position_half_stored: bool = True  # also for images of `image_px` (TagCLIP: False)
     position_keep_count: bool = False  # no resizing to a grid of as many patches (MaskCLIP)
-    pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
+    # True: zero-pad to whole patches; False: drop the remainder, but pad what is less than a patch
+    pad_to_patch: bool = True
     dtype: str = "float32"  # of matrix products; parameters are float32
 
     @property
@@ -81,12 +82,12 @@ class VisionTransformer(nnx.Module):
     def grid_sizes(self, sizes: Array) -> Array:
         """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
         extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return (sizes + extra) // self.cfg.patch_px
+        return jnp.maximum((sizes + extra) // self.cfg.patch_px, 1)
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """The grid (rows, columns) of patches of an image of a static size in pixels."""
-        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return (height + extra) // self.cfg.patch_px, (width + extra) // self.cfg.patch_px
+        patch, extra = self.cfg.patch_px, self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
+        return max((height + extra) // patch, 1), max((width + extra) // patch, 1)
 
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
         """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp) (spec clip, section 8).

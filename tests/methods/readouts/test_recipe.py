@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipseg_jax import main
 from clipseg_jax.core.config_show import shown
+from clipseg_jax.methods.readouts import recipe
 from clipseg_jax.stages import clip, preflight
 from clipseg_jax.stages.clip import row_labels, row_words
 from configs import (
@@ -195,6 +196,7 @@ def test_rows_and_labels():
         ("resclip", {"read_out.proxy.gamma": 0.0}, r"proxy\.gamma is 0\.0"),
         ("naclip", {"inference.refine": "pam"}, r"--config\.inference: refine is 'pam'; give ''"),
         ("naclip", {"inference.pamr.steps": -1}, r"--config\.inference: steps is -1"),
+        ("naclip", {"inference.pamr.dilations": ()}, "--config.inference: dilations is empty"),
         ("naclip", {"inference.pad_to_px": -1}, r"pad_to_px is -1"),
         ("naclip", {"inference.area_threshold": 10.0}, r"area_threshold is 10\.0"),
         ("naclip", {"text.names": "voc"}, "No read-out names 'voc'; choose one of: voc20"),
@@ -207,6 +209,17 @@ def test_values_without_meaning(method, settings, message, monkeypatch):
     config.update_from_flattened_dict(settings)
     with pytest.raises(ValueError, match=message):
         preflight.check(config, ())
+
+
+def test_windows_are_padded_to_whole_patches(weights, tmp_path):
+    """16 px, ClearCLIP's patch, would leave part of one of ViT-L/14 over."""
+    config = small(cityscapes_readout.get_config("clearclip"), weights, tmp_path)
+    config.inference.pad_to_px = 24
+    clip.text(config, tmp_path)
+    with pytest.raises(ValueError, match=r"pad_to_px=24 is no multiple .*, 16 px; set it to 16"):
+        recipe.build(config, tmp_path)
+    config.inference.pad_to_px = 32
+    recipe.build(config, tmp_path)
 
 
 def test_every_value_is_explained():

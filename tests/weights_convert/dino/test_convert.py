@@ -85,6 +85,10 @@ def test_heads(tmp_path):
     assert weights_convert.load_dino(tmp_path / "hf", heads=4).cfg.heads == 4
     with pytest.raises(CheckpointError, match="3 heads don't divide width 64"):
         weights_convert.load_dino(source, heads=3)
+    for wrong in (0, True, "2", (2, 2)):
+        for path in (source, stored):
+            with pytest.raises(ValueError, match=r"heads is .*; give a whole number of at least 1"):
+                weights_convert.load_dino(path, heads=wrong)
     narrow = toys.state_dict(width=48)
     with pytest.raises(CheckpointError, match="width 48 is no multiple of 64"):
         weights_convert.dino_from_state_dict(narrow)
