@@ -76,6 +76,8 @@ def _check_values(config: ConfigDict) -> None:
             check_choice(f"--config.clip.{key}", clip[key], ACTIVATIONS)
     if "norm_eps" in clip:
         check_number("--config.clip.norm_eps", clip["norm_eps"], 0, 1, above=True)
+    if "position_offset" in clip:
+        check_number("--config.clip.position_offset", clip["position_offset"], 0, 1)
     try:
         weights_convert.check_choices(heads=clip.get("heads"))
     except ValueError as error:

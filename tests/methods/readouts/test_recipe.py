@@ -198,6 +198,7 @@ def test_rows_and_labels():
         ("naclip", {"inference.pamr.steps": -1}, r"--config\.inference: steps is -1"),
         ("naclip", {"inference.pamr.dilations": ()}, "--config.inference: dilations is empty"),
         ("naclip", {"inference.pad_to_px": -1}, r"pad_to_px is -1"),
+        ("naclip", {"clip.position_offset": -50.0}, r"position_offset is -50\.0; give a number"),
         ("naclip", {"inference.area_threshold": 10.0}, r"area_threshold is 10\.0"),
         ("naclip", {"text.names": "voc"}, "No read-out names 'voc'; choose one of: voc20"),
         ("naclip", {"text.names": "ade20k"}, "has 150 classes, VOC12_21 21; choose that"),
