@@ -24,10 +24,7 @@ from clipseg_jax.task import Task
 
 MASKCLIP = "maskclip"
 FEEDBACK, PROXY = "resclip_feedback", "proxyclip"
-METHODS = (
-    *(MASKCLIP, "value", "sclip", "naclip", "clearclip", "scclip", "resclip"),
-    *(FEEDBACK, PROXY),
-)
+METHODS = (MASKCLIP, *READ_OUTS, FEEDBACK, PROXY)
 DEFAULT_METHOD = "naclip"  # of ViTs; a ResNet has no last block to read out: MaskCLIP
 REFINE_PX = 1024  # longest side at which photos are refined
 

@@ -252,8 +252,9 @@ def segment(
         count as background.
       method: how the image tower is read: "naclip", "scclip", "sclip", "clearclip", "resclip",
         "resclip_feedback" (with its second pass, which many classes make slow), "proxyclip" (with a
-        DINO), "value" (all of ViTs), or "maskclip". None: `naclip`, or `maskclip` of a ResNet or
-        SigLIP. Arguments left None are those of the method, see `segment_options.protocol`.
+        DINO), "value", "clip" (all of ViTs), or "maskclip". None: `naclip`, or `maskclip` of a
+        ResNet or SigLIP. Arguments left None are those of the method, see
+        `segment_options.protocol`.
       refine: what makes masks follow the edges of an image: "pamr", "par", "crf", the config of one
         (`PAMRConfig`, `PARConfig`, `CRFConfig`), None: off. "auto": PAMR, with `maskclip` off.
         Images of more than 1024 pixels are refined at that size.

@@ -202,7 +202,7 @@ def test_a_summary_is_plain_numbers(pictures, segmenter):
         ({"mode": "sliding"}, "mode is 'sliding'; give 'whole' or 'slide'"),
         ({"mode": "slide", "crop_px": (8, 8), "stride_px": (8, 9)}, "exceeds crop_px"),
         ({"ratios": ()}, "ratios is"),
-        ({"method": "dino"}, "method is 'dino'; give 'maskclip' or 'value' or 'sclip'"),
+        ({"method": "dino"}, "method is 'dino'; give 'maskclip' or 'value' or 'clip'"),
         ({"method": "proxyclip"}, "'proxyclip' needs a DINO; give dino= its checkpoint"),
         ({"dino": "dino.pth"}, "dino is given with method None; give method='proxyclip'"),
         ({"method": "proxyclip", "dino": 8}, "dino is 8; give the path"),
