@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.models import patches
 from clipseg_jax.models.clip.transformer import MLP, Attention
-from clipseg_jax.ops.attention import MASKED
-from clipseg_jax.ops.image import valid_mask
+from clipseg_jax.ops.image import mask_padding
 from clipseg_jax.ops.resize import Mode, resize, resize_within
 
 _POSITION_OFFSET = 0.1  # patches; keeps the authors' resize from losing a row to rounding
@@ -125,11 +125,11 @@ class DINO(nnx.Module):
 
     def grid_sizes(self, sizes: Array) -> Array:
         """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
-        return jnp.maximum(sizes // self.cfg.patch_px, 1)
+        return patches.grid_sizes(sizes, self.cfg.patch_px, pad_to_patch=False)
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """The grid (rows, columns) of patches of an image of a static size in pixels."""
-        return max(height // self.cfg.patch_px, 1), max(width // self.cfg.patch_px, 1)
+        return patches.grid_shape(height, width, self.cfg.patch_px, pad_to_patch=False)
 
     def positions(self, shape: tuple[int, int], sizes: Array | None = None) -> Array:
         """Position embeddings (1 or b, hp*wp, d) of the patches of an image of `shape` pixels.
@@ -163,24 +163,17 @@ class DINO(nnx.Module):
         """
         b, h, w, _ = images.shape
         grid, first = self.grid_shape(h, w), 1 + self.cfg.registers
-        if sizes is not None:
-            images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
-        # Sides of less than a patch are padded to one.
-        short = [(0, max(self.cfg.patch_px - side, 0)) for side in (h, w)]
-        images = jnp.pad(images, ((0, 0), *short, (0, 0)))
-        patches = self.patch_embed(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
+        images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
+        tokens = self.patch_embed(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
         # Registers have no positions.
         leading = [(self.cls_token[...] + self.pos_embed[0])[None]]
         if self.register_tokens is not None:
             leading.append(self.register_tokens[...])
-        leading = [jnp.broadcast_to(tokens, (b, *tokens.shape)) for tokens in leading]
-        x = jnp.concatenate([*leading, patches + self.positions((h, w), sizes)], axis=1)
-        bias = None
-        if sizes is not None:
-            real = valid_mask(self.grid_sizes(sizes), grid)
-            real_tokens = jnp.concatenate([jnp.ones((b, first), bool), real.reshape(b, -1)], axis=1)
-            bias = jnp.where(real_tokens, 0.0, MASKED)[:, None, :]
+        leading = [jnp.broadcast_to(each, (b, *each.shape)) for each in leading]
+        x = jnp.concatenate([*leading, tokens + self.positions((h, w), sizes)], axis=1)
+        grids = None if sizes is None else self.grid_sizes(sizes)
+        bias = None if grids is None else patches.padding_bias(grids, grid, first)
         for block in self.blocks:
             x = block(x, bias)
         out = self.norm(x[:, first:]).astype(jnp.float32).reshape(b, *grid, -1)
-        return out if sizes is None else jnp.where(real[..., None], out, 0)
+        return mask_padding(out, grids)

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.models import patches
 from clipseg_jax.models.clip.transformer import MLP, Activation, Attention, Transformer
-from clipseg_jax.ops.attention import MASKED
-from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 
@@ -39,7 +38,7 @@ class SigLIPVisionConfig:
     norm_eps: float = 1e-6
     # "bilinear_antialias": SigLIP 2's NaFlex, trained on images of many grids.
     position_resize: Literal["bicubic", "bilinear_antialias"] = "bicubic"
-    pad_to_patch: bool = True  # True: zero-pad to whole patches; False: drop the remainder
+    pad_to_patch: bool = True  # as in `ViTConfig`
     dtype: str = "float32"  # of matrix products; parameters are float32
 
     @property
@@ -129,13 +128,13 @@ class SigLIPVision(nnx.Module):
 
     def grid_sizes(self, sizes: Array) -> Array:
         """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
-        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return (sizes + extra) // self.cfg.patch_px
+        cfg = self.cfg
+        return patches.grid_sizes(sizes, cfg.patch_px, pad_to_patch=cfg.pad_to_patch)
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """The grid (rows, columns) of patches of an image of a static size in pixels."""
-        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return (height + extra) // self.cfg.patch_px, (width + extra) // self.cfg.patch_px
+        cfg = self.cfg
+        return patches.grid_shape(height, width, cfg.patch_px, pad_to_patch=cfg.pad_to_patch)
 
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
         """Position embeddings (1 or b, hp*wp, d) for a grid (hp, wp).
@@ -160,17 +159,12 @@ class SigLIPVision(nnx.Module):
         """
         b, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
-        patch = self.cfg.patch_px
-        pad = [(0, max(n * patch - side, 0)) for n, side in zip(grid, (h, w), strict=True)]
-        if sizes is not None:
-            images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
-        images = jnp.pad(images, ((0, 0), *pad, (0, 0)))
+        images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
         tokens = self.conv1(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
         if sizes is None:
             return tokens + self.positions(grid), None
         grids = self.grid_sizes(sizes)
-        real = valid_mask(grids, grid).reshape(b, -1)
-        return tokens + self.positions(grid, grids), jnp.where(real, 0.0, MASKED)[:, None, :]
+        return tokens + self.positions(grid, grids), patches.padding_bias(grids, grid, leading=0)
 
     def each_patch(self, images: Array, sizes: Array | None = None) -> tuple[Array, Array, Array]:
         """Normalised images (b, h, w, 3) -> tokens, their features and keys, (b, hp, wp, d) each.

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from clipseg_jax.models import patches
 from clipseg_jax.models.clip.transformer import Activation, Transformer
-from clipseg_jax.ops.attention import MASKED
-from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 
@@ -81,13 +80,13 @@ class VisionTransformer(nnx.Module):
 
     def grid_sizes(self, sizes: Array) -> Array:
         """Grids (b, 2) = (rows, columns) of patches of images of `sizes` (b, 2) pixels."""
-        extra = self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return jnp.maximum((sizes + extra) // self.cfg.patch_px, 1)
+        cfg = self.cfg
+        return patches.grid_sizes(sizes, cfg.patch_px, pad_to_patch=cfg.pad_to_patch)
 
     def grid_shape(self, height: int, width: int) -> tuple[int, int]:
         """The grid (rows, columns) of patches of an image of a static size in pixels."""
-        patch, extra = self.cfg.patch_px, self.cfg.patch_px - 1 if self.cfg.pad_to_patch else 0
-        return max((height + extra) // patch, 1), max((width + extra) // patch, 1)
+        cfg = self.cfg
+        return patches.grid_shape(height, width, cfg.patch_px, pad_to_patch=cfg.pad_to_patch)
 
     def positions(self, grid: tuple[int, int], grids: Array | None = None) -> Array:
         """Position embeddings (1 or b, 1 + hp*wp, d) for a grid (hp, wp) (spec clip, section 8).
@@ -134,22 +133,15 @@ class VisionTransformer(nnx.Module):
         """
         b, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
-        patch = self.cfg.patch_px
-        pad = [(0, max(n * patch - side, 0)) for n, side in zip(grid, (h, w), strict=True)]
-        if sizes is not None:
-            images = jnp.where(valid_mask(sizes, (h, w))[..., None], images, 0)
-        images = jnp.pad(images, ((0, 0), *pad, (0, 0)))
-        patches = self.conv1(images).astype(jnp.float32)
-        tokens = patches.reshape(b, -1, self.cfg.width)
+        images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
+        tokens = self.conv1(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
         first = jnp.broadcast_to(self.class_embedding[...], (b, 1, self.cfg.width))
         tokens = jnp.concatenate([first, tokens], axis=1)
         if sizes is None:
             return self.ln_pre(tokens + self.positions(grid)), None
         grids = self.grid_sizes(sizes)
         tokens = self.ln_pre(tokens + self.positions(grid, grids))
-        real = valid_mask(grids, grid).reshape(b, -1)
-        real = jnp.concatenate([jnp.ones((b, 1), bool), real], axis=1)
-        return tokens, jnp.where(real, 0.0, MASKED)[:, None, :]
+        return tokens, patches.padding_bias(grids, grid, leading=1)
 
     def pool(self, x: Array) -> Array:
         """Tokens (b, t, d) -> image features (b, e) of the class token, not normalised."""
