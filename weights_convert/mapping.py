@@ -65,6 +65,19 @@ class Rule(NamedTuple):
     transform: Transform = SAME
 
 
+def linear(left: str, right: str, transform: Transform = LINEAR) -> list[Rule]:
+    """Rules for the weight and the bias of a layer; `transform` is of the weight."""
+    return [
+        Rule(f"{left}.weight", f"{right}.kernel", transform),
+        Rule(f"{left}.bias", f"{right}.bias"),
+    ]
+
+
+def layer_norm(left: str, right: str) -> list[Rule]:
+    """Rules for a layer norm."""
+    return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
+
+
 def _pattern(template: str) -> re.Pattern[str]:
     parts = _PLACEHOLDER.split(template)
     out, seen = re.escape(parts[0]), set()

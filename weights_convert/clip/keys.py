@@ -15,6 +15,8 @@ from weights_convert.mapping import (
     KeyMap,
     Rule,
     Transform,
+    layer_norm,
+    linear,
 )
 
 
@@ -26,21 +28,16 @@ def block(left: str, right: str) -> list[Rule]:
         Rule(f"{left}.attn.in_proj_bias", f"{right}.attn.in_proj.bias"),
     ]
     for name in ("attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
-        rules.append(Rule(f"{left}.{name}.weight", f"{right}.{name}.kernel", LINEAR))
-        rules.append(Rule(f"{left}.{name}.bias", f"{right}.{name}.bias"))
+        rules += linear(f"{left}.{name}", f"{right}.{name}")
     for name in ("ln_1", "ln_2"):
-        rules += _layer_norm(f"{left}.{name}", f"{right}.{name}")
+        rules += layer_norm(f"{left}.{name}", f"{right}.{name}")
     return rules
-
-
-def _layer_norm(left: str, right: str) -> list[Rule]:
-    return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
 
 
 def batch_norm(left: str, right: str) -> list[Rule]:
     """Rules for a batch norm and its running statistics."""
     return [
-        *_layer_norm(left, right),
+        *layer_norm(left, right),
         Rule(f"{left}.running_mean", f"{right}.mean"),
         Rule(f"{left}.running_var", f"{right}.var"),
     ]
@@ -52,15 +49,10 @@ _SIGLIP_ROWS = [
     Rule("visual.head.probe", "visual.head.probe"),
     Rule("visual.head.attn.in_proj_weight", "visual.head.attn.in_proj.kernel", LINEAR),
     Rule("visual.head.attn.in_proj_bias", "visual.head.attn.in_proj.bias"),
-    Rule("visual.head.attn.out_proj.weight", "visual.head.attn.out_proj.kernel", LINEAR),
-    Rule("visual.head.attn.out_proj.bias", "visual.head.attn.out_proj.bias"),
-    *_layer_norm("visual.head.ln", "visual.head.ln"),
-    Rule(
-        "visual.head.mlp.{p:c_fc|c_proj}.weight", "visual.head.mlp.{p:c_fc|c_proj}.kernel", LINEAR
-    ),
-    Rule("visual.head.mlp.{p:c_fc|c_proj}.bias", "visual.head.mlp.{p:c_fc|c_proj}.bias"),
-    Rule("text_projection.weight", "text.text_projection.kernel", LINEAR),
-    Rule("text_projection.bias", "text.text_projection.bias"),
+    *linear("visual.head.attn.out_proj", "visual.head.attn.out_proj"),
+    *layer_norm("visual.head.ln", "visual.head.ln"),
+    *linear("visual.head.mlp.{p:c_fc|c_proj}", "visual.head.mlp.{p:c_fc|c_proj}"),
+    *linear("text_projection", "text.text_projection"),
     Rule("logit_bias", "logit_bias"),
 ]
 
@@ -72,8 +64,8 @@ OPENAI = KeyMap(
         Rule("visual.class_embedding", "visual.class_embedding"),
         Rule("visual.positional_embedding", "visual.positional_embedding"),
         Rule("visual.proj", "visual.proj"),
-        *_layer_norm("visual.ln_pre", "visual.ln_pre"),
-        *_layer_norm("visual.ln_post", "visual.ln_post"),
+        *layer_norm("visual.ln_pre", "visual.ln_pre"),
+        *layer_norm("visual.ln_post", "visual.ln_post"),
         *block("visual.transformer", "visual.transformer"),
         # ResNet
         *batch_norm("visual.{b:bn[0-9]}", "visual.{b:bn[0-9]}"),
@@ -105,7 +97,7 @@ OPENAI = KeyMap(
         Rule("token_embedding.weight", "text.token_embedding.embedding"),
         Rule("positional_embedding", "text.positional_embedding"),
         Rule("text_projection", "text.text_projection"),
-        *_layer_norm("ln_final", "text.ln_final"),
+        *layer_norm("ln_final", "text.ln_final"),
         *block("transformer", "text.transformer"),
         *_SIGLIP_ROWS,
     ]

@@ -6,20 +6,9 @@ Left: as published; right: our paths, or the authors' names. Spec readouts, sect
 
 from __future__ import annotations
 
-from weights_convert.mapping import CONV, HEAD_AXES, HEAD_AXIS, LINEAR, KeyMap, Rule
+from weights_convert.mapping import CONV, HEAD_AXES, HEAD_AXIS, KeyMap, Rule, layer_norm, linear
 
 MASK_TOKEN = "mask_token"  # of DINOv2's training; no tower here has it, exports repeat it
-
-
-def _linear(left: str, right: str) -> list[Rule]:
-    return [
-        Rule(f"{left}.weight", f"{right}.kernel", LINEAR),
-        Rule(f"{left}.bias", f"{right}.bias"),
-    ]
-
-
-def _layer_norm(left: str, right: str) -> list[Rule]:
-    return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
 
 
 _BLOCK = "blocks.{i}"
@@ -31,17 +20,17 @@ AUTHORS = KeyMap(
         Rule(MASK_TOKEN, MASK_TOKEN),
         Rule("patch_embed.proj.weight", "patch_embed.kernel", CONV),
         Rule("patch_embed.proj.bias", "patch_embed.bias"),
-        *_layer_norm(f"{_BLOCK}.norm1", f"{_BLOCK}.norm1"),
-        *_linear(f"{_BLOCK}.attn.qkv", f"{_BLOCK}.attn.in_proj"),
-        *_linear(f"{_BLOCK}.attn.proj", f"{_BLOCK}.attn.out_proj"),
+        *layer_norm(f"{_BLOCK}.norm1", f"{_BLOCK}.norm1"),
+        *linear(f"{_BLOCK}.attn.qkv", f"{_BLOCK}.attn.in_proj"),
+        *linear(f"{_BLOCK}.attn.proj", f"{_BLOCK}.attn.out_proj"),
         Rule(f"{_BLOCK}.ls1.gamma", f"{_BLOCK}.ls1"),
-        *_layer_norm(f"{_BLOCK}.norm2", f"{_BLOCK}.norm2"),
-        *_linear(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.c_fc"),
-        *_linear(f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.mlp.c_proj"),
-        *_linear(f"{_BLOCK}.mlp.w12", f"{_BLOCK}.mlp.w12"),
-        *_linear(f"{_BLOCK}.mlp.w3", f"{_BLOCK}.mlp.w3"),
+        *layer_norm(f"{_BLOCK}.norm2", f"{_BLOCK}.norm2"),
+        *linear(f"{_BLOCK}.mlp.fc1", f"{_BLOCK}.mlp.c_fc"),
+        *linear(f"{_BLOCK}.mlp.fc2", f"{_BLOCK}.mlp.c_proj"),
+        *linear(f"{_BLOCK}.mlp.w12", f"{_BLOCK}.mlp.w12"),
+        *linear(f"{_BLOCK}.mlp.w3", f"{_BLOCK}.mlp.w3"),
         Rule(f"{_BLOCK}.ls2.gamma", f"{_BLOCK}.ls2"),
-        *_layer_norm("norm", "norm"),
+        *layer_norm("norm", "norm"),
     ]
 )
 

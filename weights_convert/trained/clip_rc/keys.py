@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from weights_convert.clip.keys import OPENAI
-from weights_convert.mapping import CONV, HEAD_AXIS, LINEAR, KeyMap, Rule
+from weights_convert.mapping import CONV, HEAD_AXIS, KeyMap, Rule, layer_norm, linear
 
 _HEAD, _RECOVERY = "decode_head", "decode_head.recovery_decoder"
 
 
-def _linear(left: str, right: str) -> list[Rule]:
-    return [
-        Rule(f"{left}.weight", f"{right}.kernel", LINEAR),
-        Rule(f"{left}.bias", f"{right}.bias"),
-    ]
-
-
-def _norm(left: str, right: str) -> list[Rule]:
-    return [Rule(f"{left}.weight", f"{right}.scale"), Rule(f"{left}.bias", f"{right}.bias")]
-
-
 def _layer(left: str, right: str) -> list[Rule]:
-    attention, linear, norm = "multihead_attn.{p:q|k|v|proj}", "linear{n:1|2}", "norm{n:2|3}"
+    attention, mlp, norm = "multihead_attn.{p:q|k|v|proj}", "linear{n:1|2}", "norm{n:2|3}"
     return [
-        *_linear(f"{left}.{attention}", f"{right}.{attention}"),
-        *_linear(f"{left}.{linear}", f"{right}.{linear}"),
-        *_norm(f"{left}.{norm}", f"{right}.{norm}"),
+        *linear(f"{left}.{attention}", f"{right}.{attention}"),
+        *linear(f"{left}.{mlp}", f"{right}.{mlp}"),
+        *layer_norm(f"{left}.{norm}", f"{right}.{norm}"),
     ]
 
 
@@ -41,17 +30,17 @@ CLIP_RC = KeyMap(
         Rule("backbone.region_level_bridge", "encoder.region_level_bridge"),
         Rule("backbone.prompt_embeddings", "encoder.prompt_embeddings", HEAD_AXIS),
         Rule("backbone.deep_prompt_embeddings", "encoder.deep_prompt_embeddings"),
-        *_linear("backbone.prompt_proj", "encoder.prompt_proj"),
-        *_norm("backbone.prompt_norm", "encoder.prompt_norm"),
+        *linear("backbone.prompt_proj", "encoder.prompt_proj"),
+        *layer_norm("backbone.prompt_norm", "encoder.prompt_norm"),
         *_layer(f"{_HEAD}.decoder_{{d:q|v}}.layers.{{i}}", "head.decoder_{d:q|v}.{i}"),
         *_layer(
             f"{_RECOVERY}.decouple_{{d:q|v}}.{{i}}", "head.recovery_decoder.decouple_{d:q|v}.{i}"
         ),
-        *_linear(
+        *linear(
             f"{_RECOVERY}.linear_{{l:q_in|k_in|q_out|k_out}}",
             "head.recovery_decoder.linear_{l:q_in|k_in|q_out|k_out}",
         ),
-        *_linear(f"{_HEAD}.{{p:lateral|q}}_proj", "head.{p:lateral|q}_proj"),
+        *linear(f"{_HEAD}.{{p:lateral|q}}_proj", "head.{p:lateral|q}_proj"),
     ]
 )
 # In checkpoints but unused: the self-attention and first norm of each decoder layer.

@@ -7,7 +7,7 @@ Spec weclip, section 12; spec wtclip, sections 2 and 7. A file also holds the fr
 from __future__ import annotations
 
 from weights_convert.clip.keys import block
-from weights_convert.mapping import CONV_1X1_LINEAR, LINEAR, KeyMap, Rule, Transform
+from weights_convert.mapping import CONV_1X1_LINEAR, KeyMap, Rule, Transform, linear
 
 ENCODER = "encoder."
 COMPUTED = (
@@ -22,24 +22,15 @@ SCALE = Transform(lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None])
 _FUSION, _DECODER, _WAVELET = "decoder_fts_fuse.", "decoder.", "decoder.wtconv."
 
 
-def _linear(left: str, right: str, transform: Transform) -> list[Rule]:
-    return [
-        Rule(f"{left}.weight", f"{right}.kernel", transform),
-        Rule(f"{left}.bias", f"{right}.bias"),
-    ]
-
-
 HEAD = KeyMap(
     [
-        *_linear(_FUSION + "linears_modulelist.{i}.proj", "head.fusion.adapters.{i}.proj", LINEAR),
-        *_linear(
-            _FUSION + "linears_modulelist.{i}.proj_2", "head.fusion.adapters.{i}.proj_2", LINEAR
-        ),
-        *_linear(_FUSION + "linear_fuse", "head.fusion.fuse", CONV_1X1_LINEAR),
-        *_linear(_FUSION + "spatial_attention.0", "head.fusion.gate", CONV_1X1_LINEAR),
+        *linear(_FUSION + "linears_modulelist.{i}.proj", "head.fusion.adapters.{i}.proj"),
+        *linear(_FUSION + "linears_modulelist.{i}.proj_2", "head.fusion.adapters.{i}.proj_2"),
+        *linear(_FUSION + "linear_fuse", "head.fusion.fuse", CONV_1X1_LINEAR),
+        *linear(_FUSION + "spatial_attention.0", "head.fusion.gate", CONV_1X1_LINEAR),
         *block(_DECODER + "transformer", "head.decoder.transformer"),
-        *_linear(_DECODER + "linear_pred", "head.decoder.classifier", CONV_1X1_LINEAR),
-        *_linear(_WAVELET + "depthwise.base_conv", "head.decoder.wavelet.base", DEPTHWISE),
+        *linear(_DECODER + "linear_pred", "head.decoder.classifier", CONV_1X1_LINEAR),
+        *linear(_WAVELET + "depthwise.base_conv", "head.decoder.wavelet.base", DEPTHWISE),
         Rule(_WAVELET + "depthwise.base_scale.weight", "head.decoder.wavelet.base.scale", SCALE),
         Rule(
             _WAVELET + "depthwise.wavelet_convs.{i}.weight",
