@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from clipseg_jax.models.clip.tokenizer import fitting
+
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's mark of a space
-_SHOWN = 80  # letters of a text in messages
 _UNKNOWN_PENALTY = 10.0  # of SentencePiece: an unknown letter scores this less than any piece
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -134,14 +135,7 @@ class SigLIPTokenizer:
         out = np.full((len(texts), context_length), self._pad, np.int32)
         for row, text in zip(out, texts, strict=True):
             ids = [*self.encode(text), self._end]
-            if len(ids) > context_length:
-                if not truncate:
-                    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-                    raise ValueError(
-                        f"text of {len(ids)} tokens, at most {context_length} fit: {shown!r}; "
-                        "shorten it"
-                    )
-                ids = [*ids[: context_length - 1], self._end]
+            ids = fitting(ids, text, context_length, truncate=truncate)
             row[: len(ids)] = ids
         return out
 

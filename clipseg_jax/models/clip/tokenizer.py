@@ -113,15 +113,12 @@ class Tokenizer:
                     f"text of {len(text)} letters, at most {context_length} tokens fit: "
                     f"{text[:_SHOWN]!r}...; shorten it"
                 )
-            ids = [self.ids[START], *self.encode(text), self.ids[END]]
-            if len(ids) > context_length:
-                if not truncate:
-                    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-                    raise ValueError(
-                        f"text of {len(ids)} tokens, at most {context_length} fit: {shown!r}; "
-                        "shorten it"
-                    )
-                ids = [*ids[: context_length - 1], self.ids[END]]
+            ids = fitting(
+                [self.ids[START], *self.encode(text), self.ids[END]],
+                text,
+                context_length,
+                truncate=truncate,
+            )
             row[: len(ids)] = ids
         if self._embeddings is not None and out.max(initial=0) >= self._embeddings:
             raise ValueError(
@@ -165,6 +162,22 @@ class Tokenizer:
                     i += 1
             parts = merged
         return tuple(parts)
+
+
+def fitting(ids: list[int], text: str, context_length: int, *, truncate: bool) -> list[int]:
+    """The ids of a text, cut to the context length with `truncate`; the last one, the end, stays.
+
+    Raises:
+      ValueError: there are too many, and `truncate` is False.
+    """
+    if len(ids) <= context_length:
+        return ids
+    if not truncate:
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        raise ValueError(
+            f"text of {len(ids)} tokens, at most {context_length} fit: {shown!r}; shorten it"
+        )
+    return [*ids[: context_length - 1], ids[-1]]
 
 
 def clean(text: str) -> str:
