@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from clipseg_jax.core.checks import check_whole
+
 Offsets = tuple[tuple[int, int], ...]  # (row, column) of each neighbour, in pixels
 
 # The window without its centre, row by row, as (row, column).
@@ -23,6 +25,18 @@ _MASKS_AT_ONCE = 2**24  # numbers of the masks that are diffused together: 64 MB
 def neighbour_offsets(dilations: tuple[int, ...]) -> Offsets:
     """The eight neighbours at each dilation in pixels, dilation by dilation."""
     return tuple((d * y, d * x) for d in dilations for y, x in _WINDOW)
+
+
+def check_dilations(dilations: tuple[int, ...]) -> None:
+    """Checks the distances in pixels at which neighbours are read.
+
+    Raises:
+      ValueError: none is given, or one is no whole number of at least 1.
+    """
+    if not dilations:
+        raise ValueError("dilations is empty; give at least one distance in pixels")
+    for dilation in dilations:
+        check_whole("dilations", dilation)
 
 
 def likeness_weights(

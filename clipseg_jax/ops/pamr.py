@@ -17,6 +17,7 @@ from jax import Array
 from clipseg_jax.core.checks import check_whole
 from clipseg_jax.ops.neighbours import (
     Offsets,
+    check_dilations,
     diffuse,
     likeness_weights,
     neighbour_offsets,
@@ -36,10 +37,7 @@ class PAMRConfig:
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, least=0)
-        if not self.dilations:
-            raise ValueError("dilations is empty; give at least one distance in pixels")
-        for dilation in self.dilations:
-            check_whole("dilations", dilation)
+        check_dilations(self.dilations)
 
     @property
     def offsets(self) -> Offsets:

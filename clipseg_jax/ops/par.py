@@ -35,10 +35,7 @@ class PARConfig:
         check_whole("iterations", self.iterations, least=0)
         check_number("width", self.width, 0, above=True)
         check_number("position_weight", self.position_weight, 0)
-        if not self.dilations:
-            raise ValueError("dilations is empty; give at least one distance in pixels")
-        for dilation in self.dilations:
-            check_whole("dilations", dilation)
+        neighbours.check_dilations(self.dilations)
 
     @property
     def offsets(self) -> neighbours.Offsets:
