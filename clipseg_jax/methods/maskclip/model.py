@@ -18,8 +18,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_choice, check_number
-from clipseg_jax.models.clip import ImageTower, as_text_embeddings, l2_normalize
-from clipseg_jax.models.clip.dense import Dense, dense_features
+from clipseg_jax.models.clip import ImageTower, as_text_embeddings
+from clipseg_jax.models.clip.dense import Dense, cosines, dense_features
 from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 
 _ABSENT = -100.0  # logit of a class that prompt denoising removes
@@ -54,7 +54,7 @@ def classify(dense: Dense, text_embeddings: Array, cfg: MaskCLIPConfig) -> Array
     They are cosines without temperature, or probabilities with key smoothing; 0 in the padding.
     """
     real = dense.real[..., None]
-    logits = jnp.where(real, l2_normalize(dense.features) @ text_embeddings.T, 0)
+    logits = cosines(dense.features, text_embeddings, dense.real)
     if cfg.pd_threshold > 0:
         logits = denoise_prompts(logits, dense.real, cfg.pd_threshold)
     if cfg.ks_threshold > 0:

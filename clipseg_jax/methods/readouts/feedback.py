@@ -21,7 +21,7 @@ from clipseg_jax.models.clip import VisionTransformer
 from clipseg_jax.models.clip.last_block import Feedback
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.ops.pamr import NACLIP, PAMRConfig, pamr
-from clipseg_jax.ops.window import grid_to_image
+from clipseg_jax.ops.resize import resize_within
 
 _SMOOTHING = 5.0  # standard deviation in patches of the Gaussian along the rows of the feedback
 _LONGEST_KERNEL = 31
@@ -82,18 +82,9 @@ def temporary_probabilities(
     Arguments are those of `feedback_of`.
     """
     extents = _real_sizes(images, sizes)
-    grids = visual.grid_sizes(extents)
-    rows, columns = (
-        grid_to_image(
-            grids[:, axis],
-            extents[:, axis],
-            grid_length=cosines.shape[1 + axis],
-            length=images.shape[1 + axis],
-        )
-        for axis in (0, 1)
-    )
-    maps = jnp.einsum("bhr,brcq,bwc->bqhw", rows, cosines, columns, precision="highest")
-    maps = pamr(images, maps, cfg.pamr, sizes)
+    shape = (images.shape[1], images.shape[2])
+    maps = resize_within(cosines, visual.grid_sizes(extents), extents, shape)
+    maps = pamr(images, jnp.moveaxis(maps, 3, 1), cfg.pamr, sizes)
     return jax.nn.softmax(cfg.temperature * jnp.moveaxis(maps, 1, 3), axis=-1)
 
 

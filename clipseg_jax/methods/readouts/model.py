@@ -5,19 +5,13 @@ Spec readouts, sections 2 to 6; the read-outs themselves: `models/clip/read_outs
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig, feedback_of
-from clipseg_jax.models.clip import (
-    ImageTower,
-    VisionTransformer,
-    as_text_embeddings,
-    l2_normalize,
-)
-from clipseg_jax.models.clip.dense import Dense, encode, read
+from clipseg_jax.models.clip import ImageTower, VisionTransformer, as_text_embeddings
+from clipseg_jax.models.clip.dense import Dense, cosines, encode, read
 from clipseg_jax.models.clip.read_outs import ReadOut
 
 
@@ -59,14 +53,12 @@ class ReadOutModel(nnx.Module):
         dense = read(self.visual, encoded, self.read_out)
         if self.feedback is None:
             return dense
-        cosines = self.classify(dense)
-        feedback = feedback_of(cosines, images, sizes, self.visual, self.feedback)
+        feedback = feedback_of(self.classify(dense), images, sizes, self.visual, self.feedback)
         return read(self.visual, encoded, self.read_out, feedback=feedback)
 
     def classify(self, dense: Dense) -> Array:
         """Cosines (b, hp, wp, c) of dense features with the text embeddings; 0 in the padding."""
-        cosines = l2_normalize(dense.features) @ self.text_embeddings[...].T
-        return jnp.where(dense.real[..., None], cosines, 0)
+        return cosines(dense.features, self.text_embeddings[...], dense.real)
 
     def __call__(self, images: Array, sizes: Array | None = None) -> Array:
         """Normalised images (b, h, w, 3) -> cosines (b, hp, wp, c), 0 in the padding.

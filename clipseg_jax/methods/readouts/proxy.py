@@ -21,8 +21,10 @@ from clipseg_jax.models.clip import (
     as_text_embeddings,
     l2_normalize,
 )
+from clipseg_jax.models.clip.dense import encode
+from clipseg_jax.models.clip.read_outs import VALUE
 from clipseg_jax.models.dino import DINO
-from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, valid_mask
+from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, mask_padding, valid_mask
 from clipseg_jax.ops.resize import resize, resize_within
 
 # Of DINO's input, on the scale of `CLIP_MEAN`: here without rounding, as the published code.
@@ -128,8 +130,7 @@ class ProxyCLIP(nnx.Module):
         grid, clip_grid = self.dino.grid_shape(*shape), visual.grid_shape(*shape)
         proxies = self.dino(dino_input(images), sizes)
 
-        x, bias = visual.embed(images, sizes)
-        x, _ = visual.transformer(x, bias, stop=-1)
+        x = encode(visual, images, sizes, read_out=VALUE).x
         _, _, values = block.attn.qkv(block.ln_1(x[:, 1:]))
         values = values.reshape(b, *clip_grid, -1)
         if sizes is None:
@@ -154,10 +155,7 @@ class ProxyCLIP(nnx.Module):
         """
         features = self.features(images, sizes)
         cosines = l2_normalize(features) @ self.text_embeddings[...].T
-        if sizes is None:
-            return cosines
-        real = valid_mask(self.grid_sizes(sizes), (features.shape[1], features.shape[2]))
-        return jnp.where(real[..., None], cosines, 0)
+        return mask_padding(cosines, None if sizes is None else self.grid_sizes(sizes))
 
 
 def dino_input(images: Array) -> Array:

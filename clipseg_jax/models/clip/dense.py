@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from clipseg_jax.models.clip.calibration import calibrated_tokens
-from clipseg_jax.models.clip.clip import ImageTower
+from clipseg_jax.models.clip.clip import ImageTower, l2_normalize
 from clipseg_jax.models.clip.last_block import Feedback, LastBlock, last_block, neighbour_map
 from clipseg_jax.models.clip.read_outs import VALUE, ReadOut
 from clipseg_jax.models.clip.resnet import ModifiedResNet
@@ -30,6 +30,14 @@ class Dense(NamedTuple):
     tokens: Array  # (b, hp, wp, d) before the projection to the joint space
     keys: Array  # (b, hp, wp, d) for key smoothing (spec maskclip, section 6)
     real: Array  # (b, hp, wp) bool, False in the padding
+
+
+def cosines(features: Array, text_embeddings: Array, real: Array) -> Array:
+    """Cosines (b, hp, wp, c) of dense features with unit text embeddings (c, e).
+
+    `real` (b, hp, wp) bool: False in the padding, where they are 0.
+    """
+    return jnp.where(real[..., None], l2_normalize(features) @ text_embeddings.T, 0)
 
 
 class Encoded(NamedTuple):
