@@ -84,16 +84,20 @@ def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
     Raises:
       ValueError: a state of the published code without distillation.
     """
+    _check_distillation(config)
     teacher, clip_sha256 = load_rectified(config, workdir)
     return _distillation(config, teacher), clip_sha256
 
 
-def _distillation(config: ConfigDict, teacher: ReCLIP) -> Task:
+def _check_distillation(config: ConfigDict) -> None:
     if config.model == "reclip++" and config.revision == "2025":
         raise ValueError(
             "the 2025 state of ReCLIP++ has no distillation; use the state of 2024 (the config "
             "without `:2025`)"
         )
+
+
+def _distillation(config: ConfigDict, teacher: ReCLIP) -> Task:
     sizes = options(DilatedResNetConfig, config.student)
     features = teacher.visual.cfg.embed_dim
     student = initialised(lambda rngs: DeepLab(sizes, features, rngs=rngs), config.train.seed)
@@ -141,6 +145,7 @@ def rectified(config: ConfigDict, workdir: Path) -> Network:
 
 def distilled(config: ConfigDict, workdir: Path) -> Network:
     """The trained student, as it is evaluated; its features are comparable with texts."""
+    _check_distillation(config)
     # The student's file holds what was trained of its teacher as well.
     teacher, _ = build_rectifier(config, workdir)
     trained_task = _distillation(config, frozen_reference(teacher))
