@@ -20,6 +20,7 @@ from clipseg_jax.segmenter import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads
+from weights_convert.named.cache import cache_folder
 
 # An apostrophe may end a name, and so may a bracket: "mens'", "crane (bird)".
 _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
@@ -51,7 +52,9 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--weights",
         type=commands.given,
         required=True,
-        help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
+        help="a CLIP: a name such as ViT-B/16 or hf:owner/name, downloaded once into "
+        f"{cache_folder()} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
+        "OpenCLIP; or `demo`",
     )
     result.add_argument(
         "--out", type=commands.given, default="masks", help="output folder (default: masks)"
@@ -77,7 +80,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--dino",
         type=commands.given,
         metavar="FILE",
-        help=f"the DINO of {PROXY}: the authors' .pth, or a Hugging Face directory",
+        help=f"the DINO of {PROXY}: a name such as dino_vitb8, or a file or folder of weights",
     )
     result.add_argument(
         "--refine",
