@@ -139,4 +139,4 @@ def _check_spelling(text: str) -> None:
     if (known := BY_FILE.get(os.path.basename(text))) is not None:
         raise FileNotFoundError(f"{there_is_none} the name {known.name}, which downloads it")
     if not text.endswith(_SUFFIXES) and not os.path.isabs(text) and (names := nearest(text)):
-        raise FileNotFoundError(f"{there_is_none} a name: is {' or '.join(names)} meant?")
+        raise FileNotFoundError(f"{there_is_none} is the name {' or '.join(names)} meant?")

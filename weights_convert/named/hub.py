@@ -106,13 +106,14 @@ def chosen(names: Collection[str]) -> str | None:
 
 def _parse(text: str) -> _Repository:
     found = _FORM.fullmatch(text)
-    if found is None:
+    if found is None or ".." in text:
         raise CheckpointError(f"{printable(text)} is not of the form hf:owner/name[@revision]")
     return _Repository(text, found[1], found[2] or _MAIN)
 
 
 def _library(text: str) -> ModuleType:
     try:
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ModuleNotFoundError as error:
         raise CheckpointError(f"{text} needs: pip install 'clipseg_jax[hub]'") from error

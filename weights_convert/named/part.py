@@ -20,7 +20,7 @@ from input_pipeline.writing import CannotWrite
 from weights_convert.named.cache import VARIABLE
 from weights_convert.named.names import Weights
 
-BLOCK = 2**20  # bytes that are read at once
+BLOCK = 2**18  # bytes that are read at once
 _SPARE = 64 * 2**20  # bytes that stay free on the disk
 _LINE_S = 30.0  # between lines of progress where nobody watches
 _LINE = "{desc}: {n_fmt}B of {total_fmt}B, {elapsed} passed, {remaining} left"

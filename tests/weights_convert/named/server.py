@@ -19,6 +19,7 @@ class Faults:
     ranges: bool = True
     etag: str = "strong"  # or "weak", "none"
     wait_s: float = 0  # before each block
+    gate_at: int | None = None  # bytes, after which it waits for `Server.gate`
     block: int = 64 * 1024
     redirect: str = ""
     announced: int | None = None  # Content-Length; -1: none, in chunks
@@ -36,7 +37,8 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, str]] = []
         self.faults = Faults()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.answers = {}  # path -> function(handler), for what is no file
+        self.hub = None  # a `hub_server.Hub`
+        self.gate = threading.Event()
 
     def handle_error(self, request, client_address):
         pass  # a client that was killed
@@ -53,8 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self, body=True):
         server, faults = self.server, self.server.faults
-        if (answer := server.answers.get(self.path.partition("?")[0])) is not None:
-            return answer(self)
+        if server.hub is not None and server.hub.answers(self, body):
+            return None
         if body:
             server.asked.append((self.path, self.headers.get("Range", "")))
         if faults.redirect:
@@ -102,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = data if cut is None else data[:cut]
         for i in range(0, len(data), faults.block):
             time.sleep(faults.wait_s)
+            if faults.gate_at is not None and i >= faults.gate_at:
+                self.server.gate.wait(60)
             block = data[i : i + faults.block]
             self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block) if chunked else block)
         if chunked and cut is None:
