@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from huggingface_hub import constants
 
+from tests.weights_convert.named.hub_server import Hub
 from tests.weights_convert.named.server import serving
 from weights_convert.named import download
+from weights_convert.named import hub as by_hub
 from weights_convert.named.names import KNOWN, Weights
 
 
@@ -41,3 +44,17 @@ def known(server, monkeypatch):
         return weights
 
     return publish
+
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    """The Hugging Face hub, without repositories, and an empty cache of its library."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(by_hub, "_fetched", {})
+    server.hub = Hub()
+    return server.hub

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 
 import weights_convert
 from tests.weights_convert import toys
-from tests.weights_convert.named.hub_server import COMMIT, Hub, Repository
+from tests.weights_convert.named.hub_server import COMMIT, Repository
 from weights_convert import CheckpointError, find_cached, find_weights
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.named import hub as by_hub
@@ -38,16 +38,9 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture
-def hub(server, exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setenv("HF_TOKEN", "")
-    monkeypatch.setattr(by_hub, "_fetched", {})
-    server.hub = Hub({"toys/clip": Repository(exported, revisions=("main", "v1"))})
-    return server.hub
+def hub(hub, exported):
+    hub.repositories["toys/clip"] = Repository(exported, revisions=("main", "v1"))
+    return hub
 
 
 def another_process(monkeypatch):
