@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -49,6 +50,15 @@ def test_without_a_checksum_is_only_what_has_none():
     """A new row with less than a full sum is a decision, not an accident."""
     short = {weights.name: weights.sha256 for weights in ALL if len(weights.sha256) < 64}
     assert short == {"resnet50_v1c": "2cccc1ad", "resnet101_v1c": "e67eebb6", "dino_vits8": ""}
+
+
+def test_the_documents_list_every_name():
+    text = (Path(__file__).resolve().parents[3] / "docs/checkpoints.md").read_text("utf-8")
+    section = text.split("## Weights by name")[1].split("\n## ")[0]
+    listed = {*re.findall(r"`([^`]+)`", section)}
+    assert {name for name in KNOWN if not name.endswith("_reg")} <= listed
+    with_registers = {name.removesuffix("_reg") for name in KNOWN if name.endswith("_reg")}
+    assert with_registers == {name for name in listed if name.startswith("dinov2_")}
 
 
 @pytest.mark.parametrize(
