@@ -114,18 +114,17 @@ def _run_stages(
     # Like the recipes, these need the extra "data".
     from clipseg_jax.stages import preflight, work_directory
 
-    main_process, texts = jax.process_index() == 0, False
+    main_process = jax.process_index() == 0
     if main_process:
         commands.say(processes.describe())
         check_writable(workdir)
         remove_temporary(workdir)
-        to_come = [name for name in config.stages if not _done(workdir, name).exists()]
-        texts = "text" in to_come
-        preflight.fetch(config, texts=texts)
+    to_come = [name for name in config.stages if not _done(workdir, name).exists()]
+    preflight.fetch(config, to_come)  # on every host, before processes wait for each other
+    if main_process:
         work_directory.check(config, workdir, given)
         preflight.check(config, to_come)
     processes.barrier("start")
-    preflight.fetch(config, texts=processes.broadcast_from_main(texts))  # other hosts have no files
     records = {}
     for name in config.stages:
         done = _done(workdir, name)

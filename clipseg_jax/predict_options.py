@@ -29,6 +29,7 @@ _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
 def parser(text: str) -> argparse.ArgumentParser:
     """The parser of the command line; `text` describes the command."""
     description, _, details = text.partition("\n\n")
+    cache = str(cache_folder()).replace("%", "%%")  # argparse formats help
     result = commands.parser("clipseg_jax.predict", description, details)
     result.add_argument(
         "images",
@@ -53,7 +54,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         type=commands.given,
         required=True,
         help="a CLIP: a name such as ViT-B/16 or hf:owner/name, downloaded once into "
-        f"{cache_folder()} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
+        f"{cache} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
         "OpenCLIP; or `demo`",
     )
     result.add_argument(

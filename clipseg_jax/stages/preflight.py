@@ -35,18 +35,14 @@ _LEAST = {
 }  # fmt: skip
 
 
-def fetch(config: ConfigDict, *, texts: bool) -> None:
-    """Downloads what the config calls by a name or an address, before stages that take hours.
-
-    Args:
-      texts: whether CLIP's texts are still to be embedded; what follows may do without CLIP.
+def fetch(config: ConfigDict, stages: Collection[str]) -> None:
+    """Downloads what `stages`, those still to run, need and the config calls by name or address.
 
     Raises:
       ValueError, OSError: see `weights_convert.find_weights`.
     """
     for section, key, value in _files(config):
-        needed = section != "clip" or texts
-        if needed and key not in _NOT_BY_NAME and is_name(value):
+        if _is_needed(section, stages) and key not in _NOT_BY_NAME and is_name(value):
             _found(section, key, value)
 
 
@@ -144,6 +140,11 @@ def _files(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
                 yield section, key, value
 
 
+def _is_needed(section: str, stages: Collection[str]) -> bool:
+    """What follows the texts may do without CLIP, on a machine that does not have it."""
+    return section != "clip" or "text" in stages
+
+
 def _found(section: str, key: str, value: str) -> Path:
     """Where weights are; by name or address they are downloaded if they are not there yet."""
     try:
@@ -158,8 +159,7 @@ def _check_paths(config: ConfigDict, stages: Collection[str]) -> None:
         by_name = key not in _NOT_BY_NAME and is_name(value)
         if not by_name:
             check_local(value, name)
-        # What follows the texts may do without CLIP, on a machine that does not have it.
-        if section == "clip" and "text" not in stages:
+        if not _is_needed(section, stages):
             continue
         path = Path(value) if key in _NOT_BY_NAME else _found(section, key, value)
         if not path.exists():

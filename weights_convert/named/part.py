@@ -72,9 +72,10 @@ class Part:
             state = read_json(self._state, "delete it")
         except (ValueError, OSError):
             return False
-        if state.get("address") != self.weights.address or not isinstance(state["validator"], str):
+        validator = state.get("validator")
+        if state.get("address") != self.weights.address or not isinstance(validator, str):
             return False
-        self.validator = state["validator"]
+        self.validator = validator
         return bool(self.validator) or len(self.weights.sha256) == 64
 
     def expect(self, total: int | None, validator: str) -> None:

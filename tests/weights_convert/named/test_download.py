@@ -62,6 +62,15 @@ def test_first_and_second_use(known, server, cache, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_progress_where_nobody_watches(known, monkeypatch, capsys):
+    monkeypatch.setattr(part, "_LINE_S", 0)
+    known(DATA)
+    find_weights("Toy/1")
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"Toy/1: [\d.]+k?M?B of 3.07MB, .* passed, .* left", lines[-1])
+    assert "\r" not in "".join(lines)
+
+
 def test_a_checked_file_is_not_read_again(known, monkeypatch):
     known(DATA)
     path = find_weights("Toy/1")

@@ -99,7 +99,7 @@ def test_downloads_are_before_the_first_stage(config, toy, server, tmp_path):
 def test_names_of_each_section(section, key, toy, server):
     config = demo_maskclip_plus.get_config()
     config[section][key] = "Toy/1"
-    preflight.fetch(config, texts=True)
+    preflight.fetch(config, ("data", "text"))
     assert location(toy).exists()
     preflight.check(config, ("data", "text"))
     config[section][key] = "ViT-B-16"
@@ -107,7 +107,7 @@ def test_names_of_each_section(section, key, toy, server):
         preflight.check(config, ("data", "text"))
     config[section][key] = "https://host/a.pt"
     with pytest.raises(ValueError, match=rf"--config\.{section}\.{key}: .* has no checksum"):
-        preflight.fetch(config, texts=True)
+        preflight.fetch(config, ("data", "text"))
 
 
 def test_dino(toy, server, tmp_path):
