@@ -61,7 +61,8 @@ def location(weights: Weights) -> Path:
             f"no folder to keep {weights.name} in: this user has no home directory; set {VARIABLE}"
         )
     folder /= "weights"
-    return (folder if weights.name in KNOWN else folder / weights.sha256) / weights.file
+    known = KNOWN.get(weights.name) == weights
+    return (folder if known else folder / weights.sha256) / weights.file
 
 
 def is_ready(target: Path, weights: Weights) -> bool:

@@ -72,8 +72,8 @@ def by_hand(weights: Weights, target: Path) -> str:
     known = f"sha256 {weights.sha256}" if len(weights.sha256) == 64 else ""
     known = known or (f"sha256 {weights.sha256}..." if weights.sha256 else "no published sha256")
     return (
-        f"download {weights.address} ({size}{known}) elsewhere and put it at {target}: then "
-        f"{weights.name} works without a network"
+        f"download {weights.address} ({size}{known}) elsewhere and put it at {target}: then it is "
+        "found without a network"
     )
 
 
@@ -82,9 +82,10 @@ def _download(weights: Weights, target: Path, path: Path) -> None:
         escaped(f"downloading {weights.name} from {weights.address} to {target}"), error=True
     )
     with contextlib.closing(Part(path, weights, target)) as part, part.bar:
-        _transfer_all(part)
+        if part.digest.hexdigest() != weights.sha256:  # an earlier run may have had all of it
+            _transfer_all(part)
         wrong = fault(weights, target, part.digest.hexdigest(), part.size)
-        if wrong and part.resumed:  # what an earlier run left may be the fault
+        if wrong and part.resumed:  # the beginning may be of another version, or damaged
             part.restart()
             _transfer_all(part)
             wrong = fault(weights, target, part.digest.hexdigest(), part.size)
@@ -123,9 +124,10 @@ def _transfer(part: Part) -> None:
       _TryAgainError: not all of it came.
       CheckpointError, CannotWrite: as `fetch`.
     """
+    if part.size and not part.can_resume():
+        part.restart()
     try:
-        response = _open(part)
-        with response:
+        with _open(part) as response:
             total = _begin(part, response)
             limit = total or part.weights.size or _LARGEST
             while block := response.read(BLOCK):
@@ -175,6 +177,7 @@ def _begin(part: Part, response: Any) -> int | None:
         if found is None or int(found[1]) != part.size:
             part.restart()
             raise _TryAgainError("the server resumes at another place than it was asked for")
+        part.resumed = True
         total = int(found[2]) if found[2] != "*" else None
     else:
         if part.size:  # it cannot resume, or the file is another now

@@ -26,7 +26,7 @@ def find_weights(weights: str | Path) -> Path:
 
     Args:
       weights: one of
-        a file or folder, which goes before a name;
+        a file or folder, which goes before a name, but for:
         "demo": the tiny CLIP of the demo, which is part of the package;
         a known name, such as "ViT-B/16" or "dino_vitb8" (`names.KNOWN`);
         "hf:owner/name[@revision]": of the Hugging Face hub;
@@ -123,10 +123,10 @@ def _at_address(text: str) -> Weights:
             f"{shown} has no checksum; write {shown}#sha256=HEX with the 64 digits that its "
             "publisher states, or that `sha256sum FILE` says of a copy that you trust"
         )
-    weights = Weights(text, address, found[1].lower())
+    weights = Weights("", address, found[1].lower())
     if not re.fullmatch(r"[\w+@-][\w.+@-]{0,99}", weights.file, re.ASCII):
         raise CheckpointError(f"{shown} does not end with the name of a file; give one that does")
-    return weights
+    return weights._replace(name=weights.file)
 
 
 def _check_spelling(text: str) -> None:

@@ -33,7 +33,7 @@ class Part:
     Attributes:
       size: bytes so far. digest: their SHA-256.
       validator: what the server calls this version of the file; "": nothing.
-      resumed: whether it began in an earlier run.
+      resumed: whether the bytes are of several requests.
     """
 
     def __init__(self, path: Path, weights: Weights, target: Path):
@@ -67,7 +67,7 @@ class Part:
         )
 
     def _is_ours(self) -> bool:
-        """Whether what is there is of this address, and can be told from another version of it."""
+        """Whether what is there is of this address, and can be gone on with."""
         try:
             state = read_json(self._state, "delete it")
         except (ValueError, OSError):
@@ -76,6 +76,10 @@ class Part:
         if state.get("address") != self.weights.address or not isinstance(validator, str):
             return False
         self.validator = validator
+        return self.can_resume()
+
+    def can_resume(self) -> bool:
+        """Whether parts of two versions of the file would be noticed."""
         return bool(self.validator) or len(self.weights.sha256) == 64
 
     def expect(self, total: int | None, validator: str) -> None:
@@ -92,7 +96,6 @@ class Part:
                 raise OSError(errno.ENOSPC, f"{missing:,} bytes are needed, {free:,} are free")
             write_json(self._state, {"address": self.weights.address, "validator": validator})
         self.bar.total = total or self.bar.total
-        self.bar.refresh()
 
     def append(self, block: bytes) -> None:
         """Adds bytes; raises CannotWrite where the disk is full."""

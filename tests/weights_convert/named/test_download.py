@@ -128,6 +128,31 @@ def test_without_a_full_checksum_only_the_same_version_is_resumed(known, server,
     assert gets(server) == [0, 0]
 
 
+def test_a_break_where_two_versions_could_not_be_told_apart(known, server):
+    known(DATA, sha256="", size=None)
+    server.faults.etag = "none"
+    server.faults.cut_after = [1_000_000]
+    assert find_weights("Toy/1").read_bytes() == DATA
+    assert gets(server) == [0, 0]
+
+
+def test_another_version_after_a_break(known, server, monkeypatch):
+    """Without an ETag the two are put together, the checksum says so, and all is fetched again."""
+    known(DATA)
+    server.faults.etag = "none"
+    server.faults.cut_after = [1_000_000]
+    begin = download._begin
+
+    def replaced(part, response):
+        server.files["/toy.pt"] = OTHER if len(server.asked) == 1 else DATA
+        return begin(part, response)
+
+    server.files["/toy.pt"] = OTHER
+    monkeypatch.setattr(download, "_begin", replaced)
+    assert find_weights("Toy/1").read_bytes() == DATA
+    assert gets(server) == [0, 1_000_000, 0]
+
+
 def test_a_server_that_cannot_resume(known, server, monkeypatch):
     known(DATA)
     stop(monkeypatch, after=1_000_000)
@@ -167,7 +192,7 @@ def test_all_was_there_but_the_last_step(known, server, monkeypatch):
     known(DATA)
     stop(monkeypatch, after=len(DATA))
     assert find_weights("Toy/1").read_bytes() == DATA
-    assert gets(server) == [0, len(DATA), 0]
+    assert gets(server) == [0]
 
 
 def test_another_file(known, server):
@@ -276,7 +301,7 @@ def test_no_network(known, monkeypatch, capsys):
         find_weights("Toy/1")
     said = str(error.value)
     assert said.startswith("cannot download Toy/1: Temporary failure in name resolution; download ")
-    assert said.endswith(f"put it at {location(weights)}: then Toy/1 works without a network")
+    assert said.endswith(f"put it at {location(weights)}: then it is found without a network")
     assert exit_code(lambda: find_weights("Toy/1")) == 74
 
 

@@ -80,12 +80,13 @@ def test_addresses_that_are_refused(address, message):
     assert "secret" not in str(error.value)
 
 
-def test_an_address(server, cache):
+def test_an_address(server, cache, capsys):
     server.files["/folder/a%2Bb.pt?download=true"] = DATA
     name = f"{server.url}/folder/a%2Bb.pt?download=true#sha256={HEX.upper()}"
     assert find_cached(name) is None
     path = find_weights(name)
     assert path == cache / "weights" / HEX / "a+b.pt"
+    assert capsys.readouterr().err.startswith("downloading a+b.pt from ")
     assert path.read_bytes() == DATA
     assert find_cached(name) == find_weights(name) == path
     assert len(server.asked) == 1
