@@ -57,6 +57,21 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--out", type=commands.given, default="masks", help="output folder (default: masks)"
     )
     result.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="LIST",
+        help="what is written besides the masks (png): overlay, html (a contact sheet), coco, "
+        "coco-objects, coco-polygons, npz (default: png,overlay,html); may be repeated",
+    )
+    result.add_argument(
+        "--scores-px",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longer side at most of the scores that npz stores (default: %(default)s)",
+    )
+    result.add_argument(
         "--background",
         type=float,
         default=0.0,
@@ -149,6 +164,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     if args.batch_size is not None:
         check_whole("--batch-size", args.batch_size)
     check_number("--opacity", args.opacity, 0, 1)
+    check_whole("--scores-px", args.scores_px)
     check_number("--pd", args.pd, 0)
     check_number("--ks", args.ks, 0)
     maskclip = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clipseg_jax.predict_records import OVERLAY, SUMMARY, Records, is_whole_overlay
+from clipseg_jax.predict_records import OVERLAY, SCORES, SUMMARY, Records, is_whole_overlay
 from clipseg_jax.results import coco, contact_sheet
 from clipseg_jax.results.contact_sheet import Thumbnail
 from clipseg_jax.results.label_map import NAME as LABEL_MAP
@@ -18,6 +18,7 @@ from clipseg_jax.results.overlays import write_overlay
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadFile, BadImage, read_image, read_label
 from input_pipeline.text_lists import escaped
+from input_pipeline.writing import CannotWrite
 
 FORMATS = ("png", "overlay", "html", *coco.FILES, "npz")
 DEFAULT = ("png", "overlay", "html")
@@ -54,15 +55,32 @@ class Results:
     ):
         """See `write_overlay` for `opacity`, `write_contact_sheet` for `about`."""
         self.records, self.out, self.classes = records, records.out, classes
-        self._formats, self._opacity, self._about = formats, opacity, about
+        self.opacity = opacity if "overlay" in formats else None
+        self._formats, self._about = formats, about
         self._thumbnails: dict[str, Thumbnail] = {}
 
-    def targets(self, name: str) -> list[Path]:
-        """The files that the results of this name are, and those of the whole folder."""
-        files = [f"{name}.png"]
-        if "overlay" in self._formats:
-            files.append(f"{name}{OVERLAY}")
-        return [self.out / file for file in files]
+    def files_of(self, name: str) -> list[Path]:
+        """The files that are written for an image."""
+        files = {"png": f"{name}.png", "overlay": f"{name}{OVERLAY}", "npz": f"{name}{SCORES}"}
+        return [self.out / file for kind, file in files.items() if kind in self._formats]
+
+    def files_of_all(self) -> list[Path]:
+        """The COCO files that are written; other files for all images spare what is there."""
+        return [self.out / file for kind, file in coco.FILES.items() if kind in self._formats]
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes what is made of masks that are made again, in formats that may not be asked for.
+
+        Raises:
+          CannotWrite: it cannot be removed.
+        """
+        for name in names:
+            for suffix in (OVERLAY, SCORES):
+                path = self.out / f"{name}{suffix}"
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise CannotWrite(f"cannot remove {path}: {error.strerror}") from error
 
     def keep(self, name: str, thumbnail: Thumbnail) -> None:
         """Keeps the thumbnail of a mask that was just made, for the contact sheet."""
@@ -77,7 +95,7 @@ class Results:
         Raises:
           CannotWrite: see `write_atomic`.
         """
-        failed = self._write_overlays(images) if "overlay" in self._formats else []
+        failed = [] if self.opacity is None else self._write_overlays(images, self.opacity)
         if not write_label_map(self.out, ("background", *self.classes)):
             _say_kept(self.out / LABEL_MAP)
         for kind in coco.FILES:
@@ -85,7 +103,9 @@ class Results:
                 unread = coco.write_coco(
                     self.out, self.records.rows, self.classes, kind, progress=_bar(kind)
                 )
-                failed += [(self.out / f"{name}.png", "is no mask of these classes") for name in unread]
+                failed += [
+                    (self.out / f"{name}.png", "is no mask of these classes") for name in unread
+                ]
                 commands.say(escaped(f"annotations in {self.out / coco.FILES[kind]}"))
         self.write_contact_sheet()
         return failed
@@ -111,7 +131,9 @@ class Results:
         else:
             _say_kept(path)
 
-    def _write_overlays(self, images: Sequence[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    def _write_overlays(
+        self, images: Sequence[tuple[Path, str]], opacity: float
+    ) -> list[tuple[Path, str]]:
         missing = [
             (path, name)
             for path, name in images
@@ -130,7 +152,7 @@ class Results:
                     labels,
                     ("background", *self.classes),
                     self.records.rows[name]["classes"],
-                    self._opacity,
+                    opacity,
                 )
             except BadFile as error:
                 failed.append((path, str(error).removeprefix(f"{path}: ")))

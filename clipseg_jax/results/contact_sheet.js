@@ -18,7 +18,10 @@ function swatch(key) {
   return made;
 }
 
-const percent = (share) => `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
+function percent(share) {
+  if (share < 0.001) return "< 0.1 %";
+  return `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
+}
 
 // Classes of an image, the largest first.
 function parts(image) {

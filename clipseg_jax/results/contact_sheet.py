@@ -31,7 +31,7 @@ LIMIT = 1000  # images, the first by name
 SIDE_PX = 200  # longer side of a thumbnail
 
 _BLOCK = "clipseg_jax-results"  # id of the page's data; also tells that a page is of this command
-_MOST_BYTES = 2**26  # of a page that is read again
+_MOST_BYTES = 2**28  # of a page that is read again; of noise alone a page has 90 MB
 _URI = re.compile(r"data:image/(?:jpeg|png);base64,[A-Za-z0-9+/=]+")
 _OF_THE_ROW = ("image", "bytes", "modified_ns", "classes")  # a thumbnail is of a line with these
 
@@ -53,10 +53,9 @@ def thumbnail(pixels: np.ndarray, labels: np.ndarray) -> Thumbnail:
     size = max(1, round(w * factor)), max(1, round(h * factor))
     photo = Image.fromarray(pixels).reduce(max(1, longest // (2 * SIDE_PX))).resize(size)
     rows, columns = (
-        (np.arange(small) + 0.5) * full // small for small, full in zip(size[::-1], (h, w))
+        (2 * np.arange(n) + 1) * full // (2 * n) for n, full in ((size[1], h), (size[0], w))
     )
-    small = labels[rows.astype(int)[:, None], columns.astype(int)].astype(np.uint8)
-    mask = Image.fromarray(small)
+    mask = Image.fromarray(labels[rows[:, None], columns].astype(np.uint8))
     mask.putpalette(palette().ravel().tolist())
     file = io.BytesIO()
     mask.save(file, "PNG", transparency=0, optimize=True)
@@ -154,9 +153,9 @@ def _kept(content: Mapping[str, Any], rows: Rows) -> dict[str, Thumbnail]:
         if not isinstance(entry, dict) or not isinstance(name := entry.get("key"), str):
             continue
         row = rows.get(name)
-        uris = [entry.get(key) for key in Thumbnail._fields]
+        uris = [str(entry.get(key)) for key in Thumbnail._fields]
         same = row is not None and all(row.get(key) == entry.get(key) for key in _OF_THE_ROW)
-        if same and all(isinstance(uri, str) and _URI.fullmatch(uri) for uri in uris):
+        if same and all(map(_URI.fullmatch, uris)):
             kept[name] = Thumbnail(*uris)
     return kept
 

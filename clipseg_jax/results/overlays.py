@@ -40,9 +40,7 @@ def write_overlay(
     while height * width > _MOST_PX * step**2:
         step += 1
     colours = palette()
-    blended = overlay(
-        pixels[::step, ::step], labels[::step, ::step], colours, opacity, clear=(0,)
-    )
+    blended = overlay(pixels[::step, ::step], labels[::step, ::step], colours, opacity, clear=(0,))
     ranked = sorted(summary.items(), key=lambda item: -item[1]["share"])
     entries = [
         (
