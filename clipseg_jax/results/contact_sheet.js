@@ -19,8 +19,8 @@ function swatch(key) {
 }
 
 function percent(share) {
-  if (share < 0.001) return "< 0.1 %";
-  return `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)} %`;
+  if (share < 0.001) return "<\u00a00.1\u00a0%";
+  return `${share < 0.0995 ? (100 * share).toFixed(1) : Math.round(100 * share)}\u00a0%`;
 }
 
 // Classes of an image, the largest first.
@@ -45,11 +45,21 @@ function card(image) {
     piece.style.cssText = `width: ${100 * part.share}%; background: ${colours.get(key)}`;
     bar.append(piece);
   }
-  const figures = found.slice(0, 3).map(([key, part]) => `${names.get(key)} ${percent(part.share)}`);
-  const more = found.length > 3 ? `, ${found.length - 3} more` : "";
   return element("li", {}, picture, bar,
     element("p", { className: "name" }, element("a", { href: image.href, textContent: image.name })),
-    element("p", { className: "figures", textContent: figures.join(", ") + more || "nothing found" }));
+    element("p", { className: "figures" }));
+}
+
+// The chosen class with its mean score, or the largest classes.
+function caption(image) {
+  const found = parts(image);
+  if (chosen !== null) {
+    const part = image.classes[chosen];
+    return `${names.get(chosen)} ${percent(part.share)}, score ${part.score.toFixed(2)}`;
+  }
+  const largest = found.slice(0, 3).map(([key, part]) => `${names.get(key)} ${percent(part.share)}`);
+  if (found.length > 3) largest.push(`${found.length - 3} more`);
+  return largest.join(", ") || "nothing found";
 }
 
 const images = data.images.map((image) => ({ image, item: card(image), text: image.name.toLowerCase() }));
@@ -74,6 +84,7 @@ function show() {
     .map((each) => ({ ...each, ...figures(each.image) }))
     .filter((each) => each.text.includes(wanted) && (chosen === null || each.share > 0))
     .sort(orders[sort.value]);
+  for (const each of shown) each.item.querySelector(".figures").textContent = caption(each.image);
   grid.replaceChildren(...shown.map((each) => each.item));
   byId("count").textContent = `${shown.length} of ${images.length} shown`;
 }

@@ -62,7 +62,7 @@ def page(browser, sheet, request):
 
 
 def names(page):
-    return [each.inner_text() for each in page.locator("#grid a").all()]
+    return [each.text_content() for each in page.locator("#grid a").all()]
 
 
 def test_what_is_shown(page):
@@ -71,9 +71,11 @@ def test_what_is_shown(page):
     assert page.locator("#legend button").all_inner_texts() == [
         "cow 6", f"{CLASSES[1]} 3", "dog 0",
     ]  # fmt: skip
-    assert page.locator(".figures").nth(1).inner_text() == f"cow 20 %, {CLASSES[1]} 5.0 %"
-    loaded = "images => images.every(image => image.complete && image.naturalWidth === 50)"
-    assert page.locator("#grid img").evaluate_all(loaded)
+    assert page.locator(".figures").nth(1).text_content() == f"cow 20\xa0%, {CLASSES[1]} 5.0\xa0%"
+    page.wait_for_function(
+        "[...document.querySelectorAll('li:first-child img')]"
+        ".every(image => image.complete && image.naturalWidth === 50)"
+    )
 
 
 def test_search_filter_and_sorting(page):
@@ -82,6 +84,7 @@ def test_search_filter_and_sorting(page):
     page.locator("#legend button").nth(1).click()
     assert names(page) == ["photo 2", "photo 4"]
     assert page.inner_text("#count") == "2 of 6 shown"
+    assert page.locator(".figures").first.text_content() == f"{CLASSES[1]} 5.0\xa0%, score 0.50"
     page.select_option("#sort", "share")
     page.fill("#search", "")
     page.locator("#legend button").nth(0).click()
