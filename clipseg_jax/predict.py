@@ -53,7 +53,7 @@ from clipseg_jax.predict_records import (
 )
 from clipseg_jax.predict_results import Results, about, read_formats
 from clipseg_jax.results.contact_sheet import Thumbnail, thumbnail
-from clipseg_jax.results.npz import has_scores, save_scores
+from clipseg_jax.results.npz import save_scores
 from clipseg_jax.results.overlays import write_overlay
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenter import Segmenter
@@ -100,7 +100,6 @@ def run(args: argparse.Namespace) -> None:
         ]
         if len(todo) < len(images):
             commands.say(f"{len(images) - len(todo)} of {len(images)} images already have masks")
-
         for folder in {out, *((out / name).parent for name in names)}:
             remove_temporary(folder, below=False)
 
@@ -148,12 +147,7 @@ def _store_scores(
     segmenter: Callable[[], Segmenter], images: Sequence[Image], results: Results, longest_px: int
 ) -> LeftOut:
     """Stores the scores of images that have masks; returns those that failed, with the reasons."""
-    todo = [
-        (path, name)
-        for path, name in images
-        if name in results.records.rows
-        and not has_scores(results.out / f"{name}{SCORES}", longest_px)
-    ]
+    todo = results.without_scores(images, longest_px)
     if not todo:
         return []
 

@@ -14,6 +14,7 @@ from clipseg_jax.results import coco, contact_sheet
 from clipseg_jax.results.contact_sheet import Thumbnail
 from clipseg_jax.results.label_map import NAME as LABEL_MAP
 from clipseg_jax.results.label_map import write_label_map
+from clipseg_jax.results.npz import has_scores
 from clipseg_jax.results.overlays import write_overlay
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadFile, BadImage, read_image, read_label
@@ -81,6 +82,17 @@ class Results:
                     path.unlink(missing_ok=True)
                 except OSError as error:
                     raise CannotWrite(f"cannot remove {path}: {error.strerror}") from error
+
+    def without_scores(
+        self, images: Sequence[tuple[Path, str]], longest_px: int
+    ) -> list[tuple[Path, str]]:
+        """The images, with the names of their results, that have a mask but no whole scores."""
+        return [
+            (path, name)
+            for path, name in images
+            if name in self.records.rows
+            and not has_scores(self.out / f"{name}{SCORES}", longest_px)
+        ]
 
     def keep(self, name: str, thumbnail: Thumbnail) -> None:
         """Keeps the thumbnail of a mask that was just made, for the contact sheet."""

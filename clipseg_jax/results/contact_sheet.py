@@ -1,6 +1,6 @@
 """A folder of masks on one page: thumbnails, classes with colours and shares, search and sorting.
 
-The page is a single file of at most LIMIT images, 10 to 15 kB each; it needs no network, and opens
+The page is a single file of at most LIMIT images, 8 to 25 kB each; it needs no network, and opens
 from a disk. It keeps its thumbnails, so that a run makes those of new masks alone.
 """
 
