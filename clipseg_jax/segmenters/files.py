@@ -35,6 +35,14 @@ class Classes(NamedTuple):
     background: bool  # whether the first one is it
 
 
+def is_work_directory(path: Path) -> bool:
+    """Whether a folder is a recipe's, finished or not; those of Hugging Face have the file too."""
+    record = path / RECORD
+    return record.is_file() and (
+        any(path.glob("*.done.json")) or b'"stages"' in record.read_bytes()
+    )
+
+
 def of_work_directory(folder: Path, clip: str | Path | None) -> tuple[Network, Classes]:
     """The network of a finished recipe.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import weights_convert
 from clipseg_jax.core.checks import check_choice
 from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.segmenters.files import RECORD, of_file, of_work_directory
+from clipseg_jax.segmenters.files import is_work_directory, of_file, of_work_directory
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary
 from clipseg_jax.segmenters.runner import devices_and_batch
 from clipseg_jax.segmenters.trained import Trained
@@ -74,7 +74,7 @@ def load(
     """
     path = _path(model, "model")
     fmt = None
-    if not (path / RECORD).is_file():
+    if not is_work_directory(path):
         fmt = format_of(path) if path.is_file() else None
         if fmt is None:
             if clip is not None or classes is not None:
