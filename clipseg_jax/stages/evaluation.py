@@ -36,7 +36,7 @@ from clipseg_jax.evaluate import (
 )
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset, readable_batches
-from clipseg_jax.stages.showcase import Showcase, clear_pictures, panel_of, shown
+from clipseg_jax.stages.showcase import Panel, Showcase, clear_pictures, panel_of, shown
 from clipseg_jax.task import Task
 from clipseg_jax.train import Evaluated
 
@@ -157,26 +157,18 @@ class Evaluation:
 
         The first of several processes has the panel.
         """
-        showcase = None
-        if jax.process_index() == 0:
-            showcase = self._showcase(panel_only=True)
-        progress = self.count(task, showcase=showcase)
+        panel = Panel(self.dataset, panel_of(self._batches.plan))
+        on_image = panel.add if jax.process_index() == 0 else None
+        progress = self.count(task, on_image=on_image)
         metrics = SegmentationMetrics.from_confusion(progress.confusion)
-        panel = showcase.panel(self._names) if showcase else {}
         per_class = metrics.per_class(self.dataset.class_names)
-        return Evaluated(metrics.summary(self._unseen), shown(per_class, panel))
+        return Evaluated(
+            metrics.summary(self._unseen), shown(per_class, panel.pictures(self._names))
+        )
 
     @property
     def _names(self) -> list[str]:
         return [example.name for example in self._examples]
-
-    def _showcase(self, folder: Path | None = None, *, panel_only: bool = False) -> Showcase:
-        return Showcase(
-            self.dataset,
-            panel_of(self._batches.plan),
-            folder=folder,
-            panel_only=panel_only,
-        )
 
     def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
         """Stage: the table into metrics.json; resumes after an interruption.
@@ -201,7 +193,8 @@ class Evaluation:
             save_image(folder / f"{name}.png", painted)
 
         partial = workdir / f"evaluate{suffix}.partial.npz"
-        showcase = self._showcase(partial.with_suffix(""))
+        panel = panel_of(self._batches.plan)
+        showcase = Showcase(self.dataset, panel, partial.with_suffix(""))
         progress = self.count(
             task,
             progress_path=partial,

@@ -31,8 +31,6 @@ _KEPT = 6  # of the best and of the worst images each
 _NAMED = 8  # classes in a legend
 _OPACITY = 0.7  # colours are to be told apart on coloured pixels
 
-Line = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -80,88 +78,71 @@ def panel_of(plan: Sequence[PlannedBatch]) -> tuple[int, ...]:
     return tuple(indices[i * len(plan) // _PANEL] for i in range(_PANEL))
 
 
-class Showcase:
-    """Keeps the pictures of the panel and of the images with the best and the worst scores so far.
+class Panel:
+    """The pictures of the panel, in memory."""
 
-    With a `folder`, the pictures are files in it, and those of an interrupted run count; it may be
-    shared by several processes. Otherwise they are in memory.
+    def __init__(self, dataset: Dataset, indices: Collection[int]):
+        self._dataset, self._indices = dataset, indices
+        self._pictures: dict[int, np.ndarray] = {}
+
+    def add(self, one: Segmented) -> None:
+        """Takes the picture of an image, if it is of the panel."""
+        if one.index in self._indices:
+            score = score_of(one.index, one.counts())
+            labels = score.labels if score else ()
+            self._pictures[one.index] = _with_legend(
+                _picture(self._dataset, one), self._dataset, labels
+            )
+
+    def pictures(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Name -> picture with a legend, of the panel's images that were segmented."""
+        return {names[i]: self._pictures[i] for i in self._indices if i in self._pictures}
+
+
+class Showcase:
+    """The scores of all images; the pictures of the panel, of the best and of the worst so far.
+
+    Pictures are files in `folder`, which several processes may share. A run that resumes finds
+    there what the interrupted one has kept.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        panel: Collection[int],
-        *,
-        folder: Path | None = None,
-        panel_only: bool = False,
-    ):
-        self._dataset, self._panel = dataset, panel
-        self._folder, self._panel_only = folder, panel_only
-        self._near: dict[int, Score] = {}  # what may be among the best or the worst
-        self._pictures: dict[int, np.ndarray] = {}
-        self._present: dict[int, tuple[int, ...]] = {}
+    def __init__(self, dataset: Dataset, panel: Collection[int], folder: Path):
+        self._dataset, self._panel, self._folder = dataset, panel, folder
+        self._ends: dict[int, Score] = {}
 
     def begin(self) -> None:
         """Takes over what an interrupted run has kept; before the first image."""
-        self._near = self._kept(_scores(self._folder)) if self._folder else {}
+        self._ends = _ends(_scores(self._folder))
 
-    def add(self, one: Segmented, write: Callable[[Line], object] = lambda line: None) -> None:
-        """Keeps the picture of an image, if it is one to be kept, then `write`s its score."""
-        if self._panel_only and one.index not in self._panel:
-            return
+    def add(self, one: Segmented, write: Callable[[Mapping[str, Any]], object]) -> None:
+        """Keeps the picture of an image, if it is one to be kept; then `write`s its score."""
         score = score_of(one.index, one.counts())
-        before = self._near
-        if score and not self._panel_only:
-            self._near = self._kept({**before, one.index: score})
-        if one.index in self._panel or one.index in self._near:
-            self._keep(one, score)
+        before = self._ends
+        if score:
+            self._ends = _ends({**before, one.index: score})
+        if one.index in self._panel or one.index in self._ends:
+            save_image(self._path(one.index), _picture(self._dataset, one))
         if score:
             write({"index": score.index, "score": score.value, "labels": score.labels})
-        for index in before.keys() - self._near.keys() - {*self._panel}:
-            self._drop(index)
-
-    def _kept(self, scores: Mapping[int, Score]) -> dict[int, Score]:
-        """The scores without those that are among neither the best nor the worst."""
-        ranking = sorted(scores.values(), key=lambda score: score.rank)
-        ends = [*ranking[:_KEPT], *ranking[_KEPT:][-_KEPT:]]
-        return {score.index: score for score in ends}
-
-    def _keep(self, one: Segmented, score: Score | None) -> None:
-        dataset = self._dataset
-        picture = compare(
-            one.image,
-            one.truth,
-            one.labels(),
-            np.asarray(dataset.palette, np.uint8),
-            _OPACITY,
-            clear=_clear(dataset),
-        )
-        if self._folder:
-            save_image(_path(self._folder, one.index), picture)
-        else:
-            self._pictures[one.index] = picture
-            self._present[one.index] = score.labels if score else ()
-
-    def _drop(self, index: int) -> None:
-        self._pictures.pop(index, None)
-        if self._folder:
-            _path(self._folder, index).unlink(missing_ok=True)
+        for index in before.keys() - self._ends.keys() - {*self._panel}:
+            self._path(index).unlink(missing_ok=True)
 
     def panel(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Name -> picture with a legend, of the panel's images that were segmented."""
+        scores = _scores(self._folder)
         out = {}
-        if self._folder:
-            self._present = {i: score.labels for i, score in _scores(self._folder).items()}
         for index in self._panel:
-            picture = self._read(index) if self._folder else self._pictures.get(index)
-            if picture is not None:
-                entries = legend(self._dataset, self._present.get(index, ()))
-                out[names[index]] = with_legend(picture, entries, scale=1.0)
+            if (picture := self._read(index)) is not None:
+                labels = scores[index].labels if index in scores else ()
+                out[names[index]] = _with_legend(picture, self._dataset, labels)
         return out
 
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.jpg"
+
     def _read(self, index: int) -> np.ndarray | None:
-        assert self._folder
-        path = _path(self._folder, index)
+        """A picture; None where there is none, or, of a machine that lost power, half of one."""
+        path = self._path(index)
         try:
             return read_image(path) if path.exists() else None
         except BadFile as error:
@@ -173,7 +154,6 @@ class Showcase:
 
         For one process, when all have segmented their images.
         """
-        assert self._folder
         scores = _scores(self._folder)
         lines = [
             {"name": names[i], "mIoU": round(100 * scores[i].value, 2)} for i in sorted(scores)
@@ -185,10 +165,10 @@ class Showcase:
         for kind, chosen in zip(("best", "worst"), best_and_worst(scores.values()), strict=True):
             listed[kind] = []
             for score in chosen:
-                if self._read(score.index) is None:  # of a machine that lost power
+                if self._read(score.index) is None:
                     continue
                 name = f"{kind}_{len(listed[kind]) + 1}.jpg"
-                _copy(_path(self._folder, score.index), folder / name)
+                _copy(self._path(score.index), folder / name)
                 listed[kind].append(
                     {
                         "file": name,
@@ -201,6 +181,22 @@ class Showcase:
                     }
                 )
         write_json(folder / "examples.json", listed)
+
+
+def _ends(scores: Mapping[int, Score]) -> dict[int, Score]:
+    """The scores that are among the best or the worst."""
+    ranking = sorted(scores.values(), key=lambda score: score.rank)
+    return {score.index: score for score in (*ranking[:_KEPT], *ranking[_KEPT:][-_KEPT:])}
+
+
+def _picture(dataset: Dataset, one: Segmented) -> np.ndarray:
+    """Image, truth and prediction side by side."""
+    colours, clear = np.asarray(dataset.palette, np.uint8), _clear(dataset)
+    return compare(one.image, one.truth, one.labels(), colours, _OPACITY, clear=clear)
+
+
+def _with_legend(picture: np.ndarray, dataset: Dataset, labels: Sequence[int]) -> np.ndarray:
+    return with_legend(picture, legend(dataset, labels), scale=1.25)
 
 
 def clear_pictures(folder: Path) -> None:
@@ -252,10 +248,6 @@ def _clear(dataset: Dataset) -> tuple[int, ...]:
 def _copy(path: Path, to: Path) -> None:
     content = path.read_bytes()
     write_atomic(to, lambda file: file.write(content))
-
-
-def _path(folder: Path, index: int) -> Path:
-    return folder / f"{index}.jpg"
 
 
 def _scores(folder: Path) -> dict[int, Score]:
