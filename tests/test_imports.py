@@ -16,6 +16,7 @@ LAYERS = [
     ["clipseg_jax.predict_files", "clipseg_jax.predict_options"],
     ["clipseg_jax.predict_records"],
     ["clipseg_jax.main", "clipseg_jax.segmenter"],
+    ["clipseg_jax.reports"],
     ["clipseg_jax.segment_options", "clipseg_jax.segmenter_images"],
     ["clipseg_jax.methods"],
     ["clipseg_jax.stages"],
