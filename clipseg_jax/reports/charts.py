@@ -23,7 +23,7 @@ svg.heat .frame { fill: none; stroke: var(--line); }
 """
 
 _WIDTH, _HEIGHT = 420, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 26  # margins around a curve
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 10, 26  # margins around a curve
 _CELL, _NAMES, _LONGEST = 18, 112, 16  # of the heat map: a cell, room for names, their characters
 
 Place = Callable[[float, float], tuple[float, float]]  # (step, value) -> x, y
@@ -102,7 +102,7 @@ def bar(percent: float) -> str:
 
 
 def heat_map(names: Sequence[str], counts: np.ndarray) -> str:
-    """Counts (n, n), rows labels, as shares of their rows: the denser a cell, the more."""
+    """Counts (n, n), rows labels, as shares of their rows: the stronger its colour, the more."""
     size = len(names) * _CELL
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = counts / totals

@@ -189,8 +189,8 @@ def _confusions(names: Sequence[str], counts: np.ndarray) -> str:
     ]
     if len(names) <= _MOST_IN_MAP:
         parts += [
-            '<p class="soft">Rows are labels, columns predictions; the darker, the larger the part '
-            "of the row.</p>",
+            '<p class="soft">Rows are labels, columns predictions; the stronger the colour, the '
+            "larger the part of the row.</p>",
             f'<div class="wide">{heat_map(names, counts)}</div>',
         ]
     return "\n".join(parts)

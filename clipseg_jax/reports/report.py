@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipseg_jax.core.html import escape, page
 from clipseg_jax.reports import charts, evaluation_section, run_section, tables
-from clipseg_jax.reports.paper import Recipe, comparisons, doubts
+from clipseg_jax.reports.paper import Comparison, Recipe, comparisons, doubts
 from clipseg_jax.reports.results import Results, read_results
 from clipseg_jax.stages.work_directory import REPORT
 from input_pipeline.writing import write_atomic
@@ -42,7 +43,7 @@ def report(results: Results) -> str:
     """The whole page."""
     recipe = Recipe(results)
     found = comparisons(results, recipe)
-    title = _title(results, recipe)
+    title = _title(recipe, found)
     open_ = results.evaluations[-1:]  # the last stage's
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -64,11 +65,13 @@ def report(results: Results) -> str:
     return page(title, "\n".join(filter(None, parts)), _STYLE)
 
 
-def _title(results: Results, recipe: Recipe) -> str:
-    method = recipe.values.get("method")
-    name = _CALLED.get(str(method), str(method or "A recipe"))
-    dataset = recipe.values.get("dataset.name") or "an unknown dataset"
-    return f"{name} on {dataset}"
+def _title(recipe: Recipe, found: Sequence[Comparison]) -> str:
+    name = "dataset.name"
+    dataset = recipe.values.get(name)
+    if found and recipe.defaults and dataset == recipe.defaults.get(name):
+        return f"{found[0].row.method} on {found[0].row.dataset}"
+    method = str(recipe.values.get("method"))
+    return f"{_CALLED.get(method, method)} on {dataset}"
 
 
 def _summary(results: Results, recipe: Recipe) -> str:

@@ -18,6 +18,7 @@ from clipseg_jax.stages.run_record import RUNS
 from input_pipeline.datasets.images import BadFile, read_image
 
 _REMEDY = "it is left out"
+_WORDS = {"crf": "with CRF", "cams": "CAMs", "maskclip": "MaskCLIP"}  # in names of files
 
 T = TypeVar("T")
 
@@ -47,8 +48,8 @@ class Evaluation:
     @property
     def name(self) -> str:
         """ "evaluation", or what the file's name adds to "metrics"."""
-        added = self.file.removeprefix("metrics").removesuffix(".json")
-        return added.strip("_").replace("_", " ") or "evaluation"
+        words = self.file.removeprefix("metrics").removesuffix(".json").split("_")
+        return " ".join(_WORDS.get(word, word) for word in words if word) or "evaluation"
 
     @property
     def metric(self) -> str:

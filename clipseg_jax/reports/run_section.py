@@ -26,6 +26,7 @@ code { font: .85em/1.4 ui-monospace, monospace; }
 _EVALUATIONS = "_evaluations"
 _FIRST = ("loss", "rate", "images_per_second")  # of a log; the others are folded
 _CALLED = {"rate": "learning rate", "images_per_second": "images per second"}
+_UNSAID = ("seconds", "prompts", "published_metric")  # of a stage's record
 _NAMED = 20  # reasons that are listed
 _LONGEST = 160  # characters of a value
 
@@ -89,7 +90,7 @@ def stages(results: Results) -> str:
         said = ", ".join(
             f"{key} {_text(value)}"
             for key, value in record.items()
-            if key not in ("seconds", "prompts") and not isinstance(value, dict | list)
+            if key not in _UNSAID and not isinstance(value, dict | list)
         )
         took = f"{seconds:,.1f}" if type(seconds) in (int, float) else "-"
         rows.append([escape(name), escape(said), took])
@@ -208,5 +209,7 @@ def _code(text: str) -> str:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -18,6 +18,7 @@ h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; }
 details { border-top: 1px solid var(--line); padding: .25rem 0; margin-top: .75rem; }
 summary { cursor: pointer; padding: .4rem 0; }
 summary h2, summary h3 { display: inline; }
+@media (max-width: 40rem) { table { font-size: .85rem; } th, td { padding-right: .5rem; } }
 """
 
 

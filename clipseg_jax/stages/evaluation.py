@@ -217,8 +217,7 @@ class Evaluation:
             raise
         if main_process:
             path = workdir / f"metrics{suffix}.json"
-            counts = progress.confusion
-            write_atomic(workdir / f"confusion{suffix}.npy", lambda file: np.save(file, counts))
+            write_confusion(workdir / f"confusion{suffix}.npy", progress.confusion)
             showcase.store(workdir, suffix, self._names)
             self._log(figures, showcase, workdir / "tensorboard" / f"evaluate{suffix}")
             write_json(path, figures)
@@ -240,6 +239,11 @@ class Evaluation:
         scalars = {name: figures[name] for name in known if figures[name] is not None}
         events.write(0, scalars, shown(figures["classes"], showcase.panel(self._names)))
         events.close()
+
+
+def write_confusion(path: Path, counts: np.ndarray) -> None:
+    """Writes pixel counts (classes, classes) int64 beside a metrics file, for the report."""
+    write_atomic(path, lambda file: np.save(file, counts))
 
 
 @contextlib.contextmanager
