@@ -67,7 +67,9 @@ class Events:
 
     def _begin(self) -> EventsWriter:
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = EventsWriter(str(self._folder / "events"))
+        # Named after the second in which it begins; two may begin in one.
+        number = len([*self._folder.glob("events.*")])
+        file = EventsWriter(str(self._folder / "events"), filename_suffix=f".{number}")
         file.write_event(Event(step=self._start, session_log=SessionLog(status=SessionLog.START)))
         return file
 

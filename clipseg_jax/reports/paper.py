@@ -76,9 +76,11 @@ class _Missing:
 
 
 def comparisons(results: Results, recipe: Recipe) -> list[Comparison]:
-    """The published numbers of the run's recipe with its weights, and ours."""
+    """The published numbers of the run's recipe with its weights and values, and ours."""
     config, _, choice = recipe.name.partition(":")
     found = [row for row in rows_of(config, choice) if _is_of(row, recipe)]
+    most = max((len(row.overrides) for row in found), default=0)
+    found = [row for row in found if len(row.overrides) == most]  # the closest
     evaluations = {each.file: each for each in results.evaluations}
     return [
         Comparison(row, figure, _ours(evaluations, figure))
@@ -95,8 +97,13 @@ def _ours(evaluations: Mapping[str, Evaluation], figure: Figure) -> float | None
 def _is_of(row: PublishedRow, recipe: Recipe) -> bool:
     """Whether the run is one of this row: its weights, by their names, and its other values."""
     named = (_same_file(file, recipe.values.get(name)) for name, file in row.files.items())
-    given = (str(recipe.values.get(name)) == value for name, value in row.overrides.items())
+    given = (_argument(recipe.values.get(name)) == text for name, text in row.overrides.items())
     return all(named) and all(given)
+
+
+def _argument(value: object) -> str:
+    """A value as the command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _same_file(released: str, value: object) -> bool:
