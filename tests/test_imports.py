@@ -20,6 +20,7 @@ LAYERS = [
     ["clipseg_jax.segmenter"],
     ["clipseg_jax.segmenters"],
     ["clipseg_jax.main", "clipseg_jax.segment_options", "clipseg_jax.segmenter_images"],
+    ["clipseg_jax.reports"],
     ["clipseg_jax.methods"],
     ["clipseg_jax.stages"],
     ["weights_convert"],
