@@ -18,6 +18,7 @@ from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
 
+LOG = "log.txt"  # what a run prints, where `reproduce` starts it
 _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
@@ -65,6 +66,23 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
     write_json(path, now)
 
 
+def differences(config: ConfigDict, workdir: Path) -> dict[str, tuple[object, object]]:
+    """What the work directory was made with, and what `config` says, by full name where they differ.
+
+    Free values and paths don't count, nor values that the version that made it did not have.
+
+    Raises:
+      ValueError: a damaged `config.json`. OSError: there is none.
+    """
+    made = with_new_names(flat(read_json(workdir / _CONFIG, "delete it")))
+    now = flat(json.loads(json.dumps(config.to_dict())))
+    return {
+        name: (made[name], now[name])
+        for name in sorted(made.keys() & now.keys())
+        if made[name] != now[name] and not (is_free(name) or _names_path(name))
+    }
+
+
 def record_content(config: ConfigDict, workdir: Path) -> None:
     """Notes what is behind the config's paths, as far as it exists, for later runs."""
     recorded = _recorded(workdir)
@@ -109,7 +127,7 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json"}
+    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json", LOG}
 
 
 def _recorded(workdir: Path) -> dict[str, Content]:
@@ -126,7 +144,11 @@ def _recorded(workdir: Path) -> dict[str, Content]:
 
 
 def _is_path(name: str, value: object) -> bool:
-    return isinstance(value, str) and (name == _ROOT or name.rpartition(".")[2] in _FILES)
+    return isinstance(value, str) and _names_path(name)
+
+
+def _names_path(name: str) -> bool:
+    return name == _ROOT or name.rpartition(".")[2] in _FILES
 
 
 def _content(config: ConfigDict, name: str, value: str, recorded: Content | None) -> Content | None:

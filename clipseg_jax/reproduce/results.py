@@ -1,0 +1,207 @@
+"""What a row's work directory says: whether it is done, our numbers, and what makes them differ.
+
+Work directories are the only memory of which rows are done. `table.json` adds where they ran.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clipseg_jax.core.files import read_json
+from clipseg_jax.reproduce.plan import Plan
+from clipseg_jax.reproduce.sources import WEIGHTS
+from clipseg_jax.reproduce.verdicts import difference, verdict
+from clipseg_jax.stages.published_rows import Figure, PublishedRow
+from clipseg_jax.stages.work_directory import LOG, differences
+from input_pipeline.datasets.catalog import BY_NAME
+
+DONE, READY, MISSING, FAILED, INTERRUPTED = "done", "ready", "missing", "failed", "interrupted"
+_DEVICES = re.compile(r"^\d+ process(?:es)?, \d+ devices?: .+$", re.M)  # of processes.describe
+_PACKAGES = ("clipseg_jax", "jax", "jaxlib", "flax", "numpy")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published number, ours, and what they say of each other."""
+
+    what: str
+    metric: str
+    paper: float
+    reported: dict[str, Any] | None  # low, high and source of what others than the paper report
+    ours: float | None = None
+    difference: float | None = None
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+      state: one of the words above.
+      reason: why it is not done.
+      notes: why its numbers are not those of the paper's run.
+      seconds: of the stages; what an interrupted start computed in vain is not in it.
+      devices, host, versions: where it ran and with what; empty where that is not known.
+      weights: released files that it read -> their sha256; "" for a folder.
+    """
+
+    row: str
+    method: str
+    dataset: str
+    source: str
+    state: str
+    reason: str
+    numbers: tuple[Number, ...]
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
+    devices: str = ""
+    host: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `table.json` has it."""
+        return asdict(self)
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether the work directory has all stages and numbers, whatever values they are of."""
+    stages = [plan.workdir / f"{name}.done.json" for name in plan.config.stages]
+    files = [plan.workdir / figure.file for figure in plan.row.figures]
+    return all(path.exists() for path in (plan.workdir / "config.json", *stages, *files))
+
+
+def is_done(plan: Plan) -> bool:
+    """Whether the work directory is finished, and of the values that are asked for.
+
+    Raises:
+      ValueError: a damaged file.
+    """
+    return is_finished(plan) and not differences(plan.config, plan.workdir)
+
+
+def not_run(row: PublishedRow, state: str, reason: str = "") -> Entry:
+    """The entry of a row that has no numbers."""
+    numbers = tuple(_number(figure, None, ()) for figure in row.figures)
+    return Entry(row.row, row.method, row.dataset, row.source, state, reason, numbers)
+
+
+def done(plan: Plan, where: Mapping[str, Any]) -> Entry:
+    """The entry of a row that is finished.
+
+    Args:
+      where: `here()`, or its entry in an earlier table.
+
+    Raises:
+      ValueError: a damaged file.
+    """
+    row, workdir = plan.row, plan.workdir
+    records = {name: _read(workdir / f"{name}.done.json") for name in plan.config.stages}
+    weights = where.get("weights") or _weights(plan)
+    notes = (*_notes(plan, records), *_other_weights(weights))
+    numbers = tuple(_number(figure, _ours(workdir, figure), notes) for figure in row.figures)
+    return Entry(
+        *(row.row, row.method, row.dataset, row.source, DONE, "", numbers, notes),
+        seconds=round(sum(record.get("seconds") or 0.0 for record in records.values()), 1),
+        devices=_devices(workdir / LOG),
+        host=where.get("host", ""),
+        versions=where.get("versions", {}),
+        weights=weights,
+    )
+
+
+def here() -> dict[str, Any]:
+    """This machine, and the versions of Python, of this package and of what it computes with."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        name = found[1].strip() if found else name
+    except OSError:
+        pass
+    versions = {"python": platform.python_version()} | {each: version(each) for each in _PACKAGES}
+    return {"host": f"{name}, {os.cpu_count()} cores", "versions": versions}
+
+
+def _number(figure: Figure, ours: float | None, notes: tuple[str, ...]) -> Number:
+    reported = None if figure.spread is None else asdict(figure.spread)
+    number = Number(figure.what, figure.metric, figure.paper, reported)
+    if ours is None:
+        return number
+    says = "not comparable" if notes else verdict(figure, ours)
+    return Number(
+        *(figure.what, figure.metric, figure.paper, reported),
+        *(ours, difference(figure, ours), says),
+    )
+
+
+def _ours(workdir: Path, figure: Figure) -> float | None:
+    value = _read(workdir / figure.file).get(figure.metric)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _notes(plan: Plan, records: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+    """In what the run was another one than the paper's; `records` are those of its stages."""
+    changed = differences(plan.published, plan.workdir)
+    notes = [f"{name}={made} (published: {value})" for name, (made, value) in changed.items()]
+    dataset = plan.config.dataset
+    counts: dict[str, int] = {}
+    if "data" in records:
+        images = records["data"]["images"]
+        counts = dict(images) if isinstance(images, dict) else {dataset.split: images}
+        if "training_images" in records["data"]:
+            counts[dataset.train_split] = records["data"]["training_images"]
+    elif "tags" in records:
+        counts[dataset.train_split] = records["tags"]["images"]
+    for name, count in counts.items():
+        split = BY_NAME[dataset.name].layout.split(name)
+        if split.count is not None and count not in (split.count, *split.also):
+            notes.append(f"{name} has {count} images (published: {split.count})")
+    for name, record in records.items():
+        left_out = record.get("left_out", record.get("skipped"))
+        if isinstance(left_out, int) and left_out:
+            notes.append(f"{left_out} images were left out in the stage {name}")
+    return tuple(notes)
+
+
+def _weights(plan: Plan) -> dict[str, str]:
+    """The sha256 of each released file that the row reads."""
+    digests = {}
+    for key, name in plan.row.files.items():
+        section, _, value = key.partition(".")
+        path = Path(plan.config[section][value])
+        digests[name] = ""
+        if path.is_file():
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _other_weights(digests: Mapping[str, str]) -> list[str]:
+    """Files that have the name of released ones and are others."""
+    return [
+        f"{name} is not the released file (sha256 {digest or 'of a folder'})"
+        for name, digest in digests.items()
+        if not digest.startswith(WEIGHTS[name].sha256)
+    ]
+
+
+def _devices(log: Path) -> str:
+    """The devices of the last run that a log tells of."""
+    try:
+        lines = _DEVICES.findall(log.read_text("utf-8", "replace"))
+    except OSError:
+        return ""
+    return lines[-1] if lines else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path, "delete it and its stage's .done.json, and run again")
