@@ -25,7 +25,7 @@ from clipseg_jax.reproduce.results import (
     is_finished,
     not_run,
 )
-from clipseg_jax.reproduce.runs import Signals, reason_of, run, wait_for_other
+from clipseg_jax.reproduce.runs import Signals, run, wait_for_other
 from clipseg_jax.stages.work_directory import LOG
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
@@ -36,7 +36,7 @@ STOPPED = "stopped; run the same command again to resume"
 
 @dataclass
 class Board:
-    """The plan of every row; the entries of the chosen ones and of others that are finished."""
+    """The plan of every row; the entries of the chosen ones and of others that ran."""
 
     folders: Folders
     chosen: Collection[str]
@@ -70,7 +70,7 @@ class Board:
 
 
 def look(folders: Folders, chosen: Collection[str], given: Sequence[str]) -> Board:
-    """The state of the chosen rows, in their order, and of those that are finished; nothing runs.
+    """The state of the chosen rows, in their order, and of others that ran; nothing runs.
 
     Raises:
       ValueError: a value in `given` of another type, or a damaged table.
@@ -80,6 +80,8 @@ def look(folders: Folders, chosen: Collection[str], given: Sequence[str]) -> Boa
     for name, each in board.plans.items():
         wanted = name in chosen
         if not (wanted or is_finished(each)):
+            if (earlier := before.get(name)) and earlier["state"] in (FAILED, INTERRUPTED):
+                board.entries[name] = not_run(each.row, earlier["state"], earlier["reason"])
             continue
         lacks = [missing.name for missing in each.missing]
         for row in board.earlier(name):  # which comes before, if it is chosen
@@ -151,12 +153,11 @@ def _run(board: Board, name: str, signals: Signals, title: str) -> None:
             text = f"{_clock(time.monotonic() - started)}  {line}"
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
 
-    code = run(each.command, each.workdir / LOG, signals, show)
+    _, ending = run(each.command, each.workdir / LOG, signals, show)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     stopped = signals.number is not None
-    reason = STOPPED if stopped else reason_of(code, each.workdir / LOG)
-    entry = board.settle(name, INTERRUPTED if stopped else FAILED, reason)
+    entry = board.settle(name, INTERRUPTED if stopped else FAILED, STOPPED if stopped else ending)
     says = "; ".join(map(_says, entry.numbers)) if entry.state == DONE else escaped(entry.reason)
     commands.say(f"{title}: {entry.state} in {_clock(time.monotonic() - started)}: {says}")
 

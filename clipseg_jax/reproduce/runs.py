@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
@@ -57,19 +56,23 @@ class Signals:
             self.process.send_signal(number)  # a second one ends it at once
 
 
-def run(command: Sequence[str], log: Path, signals: Signals, show: Callable[[str], object]) -> int:
-    """Runs a command to its end, with all that it prints behind what the log has.
+def run(
+    command: Sequence[str], log: Path, signals: Signals, show: Callable[[str], object]
+) -> tuple[int, str]:
+    """Runs a command to its end; all that it prints goes behind what the log has.
 
     Args:
-      show: called every second with the log's last line.
+      show: called every second with the last line that it printed.
 
     Returns:
-      The exit code; negative: the signal that killed it.
+      Its exit code, or less than 0 the signal that killed it; and in one line how it ended, which
+      is its error where it told one.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
         file.flush()
+        start = file.tell()
         # In a session of its own, so that a terminal's Ctrl-C comes once, through `signals`.
         signals.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
@@ -79,9 +82,10 @@ def run(command: Sequence[str], log: Path, signals: Signals, show: Callable[[str
             signals.process.send_signal(signals.number)
         while True:
             try:
-                return signals.process.wait(_POLL_S)
+                code = signals.process.wait(_POLL_S)
+                return code, _ending(code, _last_lines(log, start))
             except subprocess.TimeoutExpired:
-                show(last_line(log))
+                show(next(iter(_last_lines(log, start)), ""))
     finally:
         signals.process = None
 
@@ -103,37 +107,27 @@ def wait_for_other(folder: Path, signals: Signals) -> None:
             time.sleep(_POLL_S)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log, in letters that every terminal shows; "": there is none."""
-    return next(iter(_last_lines(log)), "")
-
-
-def reason_of(code: int, log: Path) -> str:
-    """Why a run failed, in one line: its error, or how it ended."""
-    lines = _last_lines(log)
+def _ending(code: int, lines: Sequence[str]) -> str:
+    """How a run ended, in one line; `lines` are what it printed, the last one first."""
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
         return errors[0].removeprefix("error: ")
     if code < 0:
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name
-            memory = "; was there too little memory?" if -code == signal.SIGKILL else ""
-            return f"ended by {name}{memory}"
+        memory = "; was there too little memory?" if -code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{memory}"
     return f"exit code {code}: {lines[0] if lines else 'it printed nothing'}"
 
 
-def _last_lines(log: Path) -> list[str]:
-    """The lines at the end of a log, the last one first, of its last run alone."""
+def _last_lines(log: Path, start: int) -> list[str]:
+    """The lines at the end of a log, the last one first, from the byte `start` on.
+
+    Every terminal can show them.
+    """
     try:
         with log.open("rb") as file:
-            file.seek(max(0, os.path.getsize(log) - _TAIL))
+            file.seek(max(start, os.path.getsize(log) - _TAIL))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    lines = []
-    for line in reversed(text.replace("\r", "\n").splitlines()):
-        if " -m clipseg_jax.main --config=" in line:
-            break
-        if line.strip():
-            lines.append(escaped(line.strip()))
-    return lines
+    lines = reversed(text.replace("\r", "\n").splitlines())
+    return [escaped(line.strip()) for line in lines if line.strip()]

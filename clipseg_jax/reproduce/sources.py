@@ -112,7 +112,8 @@ class DatasetSource:
         if not self.prepare:
             return ""
         write = " --write" if PREPARATIONS[self.prepare].jobs else ""
-        return f"python -m input_pipeline.prepare {self.prepare} --root {shlex.quote(str(root))}{write}"
+        quoted = shlex.quote(str(root))
+        return f"python -m input_pipeline.prepare {self.prepare} --root {quoted}{write}"
 
 
 def dataset_source(name: str, splits: Collection[str]) -> DatasetSource:

@@ -25,7 +25,12 @@ _STYLE = """
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; overflow-wrap: normal; }
-.right { text-align: right; font-variant-numeric: tabular-nums; }
+.paper, .ours, .difference, .seconds { text-align: right; font-variant-numeric: tabular-nums; }
+.others { white-space: nowrap; }
+@media (max-width: 50rem) {
+  .method, .dataset, .others, .hardware { display: none; }
+  th, td { padding: .3rem; }
+}
 """
 
 
@@ -54,27 +59,29 @@ def write(out: Path, entries: Sequence[Entry]) -> None:
 
 def markdown(entries: Sequence[Entry]) -> str:
     """The table in Markdown."""
+    places = _places(entries)
     lines = [f"# {_TITLE}", "", _row(_HEAD)]
     lines.append(_row(["---:" if name in _RIGHT else "---" for name in _HEAD]))
     for entry in entries:
-        lines += [_row(map(_plain, cells.values())) for cells in _lines(entry)]
-    for title, texts in _remarks(entries).items():
+        lines += [_row(map(_plain, cells.values())) for cells in _lines(entry, places)]
+    for title, texts in _remarks(entries, places).items():
         lines += ["", f"## {title}", "", *(f"- {_plain(text)}" for text in texts)]
     return "\n".join(lines) + "\n"
 
 
 def as_html(entries: Sequence[Entry], out: Path) -> str:
     """The table as a page; rows whose work directory has a report lead to it."""
-    rows = ["".join(f"<th{_class(name)}>{name}</th>" for name in _HEAD)]
+    places = _places(entries)
+    rows = ["".join(f'<th class="{name}">{name}</th>' for name in _HEAD)]
     for entry in entries:
-        for cells in _lines(entry):
-            shown = {name: escape(text) for name, text in cells.items()}
+        for cells in _lines(entry, places):
+            shown = {name: escape(text).replace("_", "_<wbr>") for name, text in cells.items()}
             if cells["row"] and (out / entry.row / "report.html").exists():
-                shown["row"] = f'<a href="{shown["row"]}/report.html">{shown["row"]}</a>'
-            rows.append("".join(f"<td{_class(k)}>{text}</td>" for k, text in shown.items()))
+                shown["row"] = f'<a href="{escape(entry.row)}/report.html">{shown["row"]}</a>'
+            rows.append("".join(f'<td class="{k}">{text}</td>' for k, text in shown.items()))
     lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
     body = f'<h1>{_TITLE}</h1>\n<div class="wide"><table>\n{lines}\n</table></div>\n'
-    for title, texts in _remarks(entries).items():
+    for title, texts in _remarks(entries, places).items():
         items = "".join(f"<li>{escape(text)}</li>\n" for text in texts)
         body += f"<h2>{title}</h2>\n<ul>\n{items}</ul>\n"
     return page(_TITLE, body, _STYLE)
@@ -89,18 +96,14 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*|<>\[\]&])", r"\\\1", escaped(text))
 
 
-def _class(name: str) -> str:
-    return ' class="right"' if name in _RIGHT else ""
-
-
-def _lines(entry: Entry) -> list[dict[str, str]]:
+def _lines(entry: Entry, places: Sequence[str]) -> list[dict[str, str]]:
     """The cells of each number of an entry; what is said once is in the first line alone."""
     once = {
         "row": entry.row,
         "method": entry.method,
         "dataset": entry.dataset,
         "seconds": "" if entry.seconds is None else f"{entry.seconds:.0f}",
-        "hardware": ", ".join(filter(None, (entry.devices, entry.host))),
+        "hardware": str(places.index(_place(entry)) + 1) if _place(entry) else "",
     }
     lines: list[dict[str, str]] = []
     for number in entry.numbers:
@@ -117,6 +120,16 @@ def _lines(entry: Entry) -> list[dict[str, str]]:
     return lines
 
 
+def _places(entries: Sequence[Entry]) -> list[str]:
+    """Where the entries were made and with what, each once."""
+    return [*dict.fromkeys(filter(None, map(_place, entries)))]
+
+
+def _place(entry: Entry) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in entry.versions.items())
+    return "; ".join(filter(None, (entry.devices, entry.host, versions)))
+
+
 def _reported(number: Number) -> str:
     if number.reported is None:
         return "not reported"
@@ -124,25 +137,21 @@ def _reported(number: Number) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _remarks(entries: Sequence[Entry]) -> dict[str, list[str]]:
+def _remarks(entries: Sequence[Entry], places: Sequence[str]) -> dict[str, list[str]]:
     """Title -> the lines that stand below the table."""
     sources: dict[str, list[str]] = {}
-    versions: dict[str, list[str]] = {}
     for entry in entries:
         sources.setdefault(f"Published: {entry.source}", []).append(entry.row)
         for number in entry.numbers:
             if number.reported is not None:
                 sources.setdefault(f"Others: {number.reported['source']}", []).append(entry.row)
-        if entry.versions:
-            text = ", ".join(f"{name} {number}" for name, number in entry.versions.items())
-            versions.setdefault(text, []).append(entry.row)
     remarks = {
         "Not run": [
             ": ".join(filter(None, (e.row, e.state, e.reason))) for e in entries if e.state != DONE
         ],
         "Not comparable": [f"{e.row}: {'; '.join(e.notes)}" for e in entries if e.notes],
         "Verdicts": [RULE],
+        "Hardware and versions": [f"{i}: {place}" for i, place in enumerate(places, 1)],
         "Sources": [f"{text}: {', '.join(dict.fromkeys(rows))}" for text, rows in sources.items()],
-        "Versions": [f"{text}: {', '.join(rows)}" for text, rows in versions.items()],
     }
     return {title: lines for title, lines in remarks.items() if lines}

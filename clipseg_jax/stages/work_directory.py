@@ -67,7 +67,7 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
 
 
 def differences(config: ConfigDict, workdir: Path) -> dict[str, tuple[object, object]]:
-    """What the work directory was made with, and what `config` says, by full name where they differ.
+    """Name -> (the value that the work directory was made with, that of `config`), if they differ.
 
     Free values and paths don't count, nor values that the version that made it did not have.
 
