@@ -73,7 +73,8 @@ def test_three_rows_killed_and_resumed(tmp_path):
     process = begin(tmp_path)
     before = ""
     while "waiting for its end" not in before:
-        assert (line := process.stdout.readline()), before
+        line = process.stdout.readline()
+        assert line, before
         before += line
     assert f"process {child}; waiting" in before
     os.kill(child, signal.SIGKILL)
