@@ -16,7 +16,7 @@ from clipseg_jax.segment_options import (
     METHODS,
     PROXY,
 )
-from clipseg_jax.segmenter import DTYPES
+from clipseg_jax.segmenters.load import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads

@@ -17,7 +17,7 @@ from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.readouts import task as readouts_task
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.models.clip import CLIP, ResNetConfig, VisionConfig, ViTConfig
-from clipseg_jax.models.clip.read_outs import READ_OUTS
+from clipseg_jax.models.clip.read_outs import READ_OUTS, VALUE, ReadOut
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import templates
 from clipseg_jax.task import Task
@@ -45,6 +45,7 @@ class Protocol:
 
 
 _MASKCLIP = Protocol("maskclip_85", 512, "whole", 512, 2 / 3, 100.0, "probabilities", refine=None)
+_USUAL_PX = 224  # what released CLIPs were trained at, or more
 _ANY_PATCH_PX = 112  # whole patches of 8, 14 and 16
 
 
@@ -59,7 +60,10 @@ def protocol(method: str, vision: VisionConfig) -> Protocol:
       ValueError: the method needs a ViT.
     """
     if method == MASKCLIP:
-        return _MASKCLIP
+        side = getattr(vision, "image_px", _USUAL_PX)
+        # Published for CLIPs of 224 px; a smaller one has never seen such large objects.
+        small = dataclasses.replace(_MASKCLIP, short_side_px=3 * side // 2)
+        return _MASKCLIP if side >= _USUAL_PX else small
     if not isinstance(vision, ViTConfig):
         has = "a ResNet" if isinstance(vision, ResNetConfig) else "SigLIP's attention pool"
         raise ValueError(
@@ -179,6 +183,10 @@ class SegmentOptions:
             crf_image="raw",
         )
 
+    def read_out(self, vision: VisionConfig) -> ReadOut:
+        """The read-out of an image tower's features; ProxyCLIP's and MaskCLIP's are the values."""
+        return READ_OUTS.get(self.method_of(vision).removesuffix("_feedback"), VALUE)
+
     def task(self, clip: CLIP, text_embeddings: ArrayLike) -> Task:
         """A CLIP with text embeddings (c, e), read out by the method.
 
@@ -203,7 +211,7 @@ class SegmentOptions:
             dino = weights_convert.load_dino(self.dino, dtype=vision.dtype)
             return readouts_task.build_proxy(visual, dino, text_embeddings)
         feedback = FeedbackConfig() if method == FEEDBACK else None
-        read_out = READ_OUTS[method.removesuffix("_feedback")]
+        read_out = self.read_out(vision)
         return readouts_task.build(visual, text_embeddings, read_out, feedback=feedback)
 
 
