@@ -6,8 +6,9 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from clipseg_jax.reproduce import listing, table
 from clipseg_jax.reproduce.plan import Folders, Missing, Plan, plans
@@ -77,25 +78,30 @@ def look(folders: Folders, chosen: Collection[str], given: Sequence[str]) -> Boa
     """
     board = Board(folders, chosen, plans(folders, chosen, given), {})
     before = table.read(folders.out)
-    for name, each in board.plans.items():
-        wanted = name in chosen
-        if not (wanted or is_finished(each)):
-            if (earlier := before.get(name)) and earlier["state"] in (FAILED, INTERRUPTED):
-                board.entries[name] = not_run(each.row, earlier["state"], earlier["reason"])
-            continue
-        lacks = [missing.name for missing in each.missing]
-        for row in board.earlier(name):  # which comes before, if it is chosen
-            if row not in board.entries or board.entries[row].state == MISSING:
-                lacks.append(f"the row {row}")
-        state = MISSING if lacks else READY
-        entry = not_run(each.row, state, ", ".join(lacks))
-        try:
-            if is_done(each) or not wanted:
-                entry = done(each, before.get(name, {}))
-        except ValueError as error:
-            entry = not_run(each.row, FAILED, str(error))
-        board.entries[name] = entry
+    for name in board.plans:
+        if entry := _entry(board, name, before.get(name, {})):
+            board.entries[name] = entry
     return board
+
+
+def _entry(board: Board, name: str, before: Mapping[str, Any]) -> Entry | None:
+    """A row's entry, by its work directory and an earlier table; None: it has none."""
+    each, wanted = board.plans[name], name in board.chosen
+    try:
+        if is_done(each) if wanted else is_finished(each):
+            return done(each, before)
+    except ValueError as error:
+        return not_run(each.row, FAILED, str(error))
+    if not wanted:
+        state = before.get("state")
+        return (
+            not_run(each.row, state, before["reason"]) if state in (FAILED, INTERRUPTED) else None
+        )
+    lacks = [missing.name for missing in each.missing]
+    for row in board.earlier(name):  # which has its entry before, if it is chosen
+        if row not in board.chosen or board.entries[row].state == MISSING:
+            lacks.append(f"the row {row}")
+    return not_run(each.row, MISSING if lacks else READY, ", ".join(lacks))
 
 
 def tell(board: Board) -> None:

@@ -9,8 +9,8 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def is_done(plan: Plan) -> bool:
 
 def not_run(row: PublishedRow, state: str, reason: str = "") -> Entry:
     """The entry of a row that has no numbers."""
-    numbers = tuple(_number(figure, None, ()) for figure in row.figures)
+    numbers = tuple(_published(figure) for figure in row.figures)
     return Entry(row.row, row.method, row.dataset, row.source, state, reason, numbers)
 
 
@@ -108,7 +108,7 @@ def done(plan: Plan, where: Mapping[str, Any]) -> Entry:
     records = {name: _read(workdir / f"{name}.done.json") for name in plan.config.stages}
     weights = where.get("weights") or _weights(plan)
     notes = (*_notes(plan, records), *_other_weights(weights))
-    numbers = tuple(_number(figure, _ours(workdir, figure), notes) for figure in row.figures)
+    numbers = tuple(_number(figure, workdir, notes) for figure in row.figures)
     return Entry(
         *(row.row, row.method, row.dataset, row.source, DONE, "", numbers, notes),
         seconds=round(sum(record.get("seconds") or 0.0 for record in records.values()), 1),
@@ -131,21 +131,18 @@ def here() -> dict[str, Any]:
     return {"host": f"{name}, {os.cpu_count()} cores", "versions": versions}
 
 
-def _number(figure: Figure, ours: float | None, notes: tuple[str, ...]) -> Number:
+def _published(figure: Figure) -> Number:
     reported = None if figure.spread is None else asdict(figure.spread)
-    number = Number(figure.what, figure.metric, figure.paper, reported)
-    if ours is None:
-        return number
+    return Number(figure.what, figure.metric, figure.paper, reported)
+
+
+def _number(figure: Figure, workdir: Path, notes: Sequence[str]) -> Number:
+    """The figure beside ours; `notes` are why they cannot be compared."""
+    ours = _read(workdir / figure.file).get(figure.metric)
+    if not isinstance(ours, int | float):  # no class of that mean occurs
+        return replace(_published(figure), verdict="no number")
     says = "not comparable" if notes else verdict(figure, ours)
-    return Number(
-        *(figure.what, figure.metric, figure.paper, reported),
-        *(ours, difference(figure, ours), says),
-    )
-
-
-def _ours(workdir: Path, figure: Figure) -> float | None:
-    value = _read(workdir / figure.file).get(figure.metric)
-    return float(value) if isinstance(value, int | float) else None
+    return replace(_published(figure), ours=ours, difference=difference(figure, ours), verdict=says)
 
 
 def _notes(plan: Plan, records: dict[str, dict[str, Any]]) -> tuple[str, ...]:
@@ -153,14 +150,12 @@ def _notes(plan: Plan, records: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     changed = differences(plan.published, plan.workdir)
     notes = [f"{name}={made} (published: {value})" for name, (made, value) in changed.items()]
     dataset = plan.config.dataset
-    counts: dict[str, int] = {}
-    if "data" in records:
-        images = records["data"]["images"]
-        counts = dict(images) if isinstance(images, dict) else {dataset.split: images}
-        if "training_images" in records["data"]:
-            counts[dataset.train_split] = records["data"]["training_images"]
-    elif "tags" in records:
-        counts[dataset.train_split] = records["tags"]["images"]
+    images = records.get("data", records.get("tags", {})).get("images")
+    counts = images if isinstance(images, dict) else {dataset.split: images}
+    if "data" not in records:
+        counts = {dataset.train_split: images}
+    elif "training_images" in records["data"]:
+        counts = {**counts, dataset.train_split: records["data"]["training_images"]}
     for name, count in counts.items():
         split = BY_NAME[dataset.name].layout.split(name)
         if split.count is not None and count not in (split.count, *split.also):
@@ -178,10 +173,11 @@ def _weights(plan: Plan) -> dict[str, str]:
     for key, name in plan.row.files.items():
         section, _, value = key.partition(".")
         path = Path(plan.config[section][value])
-        digests[name] = ""
         if path.is_file():
             with path.open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif path.exists():
+            digests[name] = ""
     return digests
 
 

@@ -11,7 +11,7 @@ from clipseg_jax.core.files import read_json, write_atomic, write_json
 from clipseg_jax.core.html import escape, page
 from clipseg_jax.reproduce.results import DONE, Entry, Number
 from clipseg_jax.reproduce.verdicts import RULE
-from input_pipeline.text_lists import escaped
+from input_pipeline.text_lists import escaped, printable
 
 _JSON, _MD, _HTML = "table.json", "table.md", "table.html"
 _TITLE = "Published numbers, and ours"
@@ -19,6 +19,8 @@ _HEAD = (
     *("row", "method", "dataset", "number", "paper", "others", "ours", "difference", "verdict"),
     *("seconds", "hardware"),
 )
+# What is read of an earlier table.
+_KINDS = {"row": str, "state": str, "reason": str, "host": str, "versions": dict, "weights": dict}
 _RIGHT = {"paper", "ours", "difference", "seconds"}
 _STYLE = """
 .wide { overflow-x: auto; }
@@ -44,10 +46,13 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     remedy = "delete it and run again; where finished rows ran is then not known any more"
-    try:
-        return {entry["row"]: entry for entry in read_json(path, remedy)["rows"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); {remedy}") from None
+    entries = read_json(path, remedy).get("rows")
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), kind) for key, kind in _KINDS.items()
+        ):
+            raise ValueError(f"{path} is damaged ({printable(repr(entry))[:80]}); {remedy}")
+    return {entry["row"]: entry for entry in entries}
 
 
 def write(out: Path, entries: Sequence[Entry]) -> None:

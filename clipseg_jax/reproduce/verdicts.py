@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from clipseg_jax.stages.published_rows import Figure
 
 # Percent, where nobody reports how much runs differ. Trained networks differ by their seed; what
@@ -18,10 +16,8 @@ RULE = (
 _LAST_DIGIT = 0.05  # half of what most papers round to
 
 
-def verdict(figure: Figure, ours: float | None) -> str:
+def verdict(figure: Figure, ours: float) -> str:
     """What the number `ours` says, in percent as the figure's."""
-    if ours is None or math.isnan(ours):
-        return "no number"
     low = high = figure.paper
     reported = ""
     if figure.spread is not None:
