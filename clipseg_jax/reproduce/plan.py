@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from clipseg_jax.core.config_arguments import flat_names, resolve
 from clipseg_jax.main import RECIPES
-from clipseg_jax.reproduce.sources import WEIGHTS, Place, dataset_source
+from clipseg_jax.reproduce.sources import WEIGHTS, Place, cached, dataset_source
 from clipseg_jax.stages.published_rows import PublishedRow, rows
 from input_pipeline.datasets import records
 from input_pipeline.datasets.catalog import BY_NAME, Dataset
@@ -109,13 +109,24 @@ def _plan(row: PublishedRow, folders: Folders, given: Sequence[str], look: Look)
     for key, file in row.files.items():
         paths[key] = folders.weights / file
         if not paths[key].exists():
-            missing.append(Missing(file, f"not in {folders.weights}", (WEIGHTS[file].place,)))
+            paths[key] = cached(file) or paths[key]
+        if not paths[key].exists():
+            missing.append(_missing_weights(file, folders.weights))
     paths |= {key: folders.out / place for key, place in row.after.items()}
     arguments = [*recipe, *(f"--config.{key}={path}" for key, path in paths.items())]
     arguments += [each for each in given if _key(each) in names]
     config = resolve(arguments, RECIPES)
     workdir = folders.out / row.row
     return Plan(row, workdir, tuple(arguments), published, config, tuple(missing))
+
+
+def _missing_weights(file: str, folder: Path) -> Missing:
+    place, _, name = WEIGHTS[file]
+    if not name:
+        return Missing(file, f"not in {folder}", (place,))
+    reason = f"neither in {folder} nor downloaded before"
+    command = f"python -m weights_convert download {name}"
+    return Missing(file, reason, (place,), command=command)
 
 
 def check_given(given: Sequence[str], chosen: Sequence[PublishedRow]) -> None:

@@ -9,59 +9,63 @@ from pathlib import Path
 from typing import NamedTuple
 
 from input_pipeline.prepare.preparations import PREPARATIONS
+from weights_convert import CheckpointError
+from weights_convert.named.find import find_cached
+from weights_convert.named.names import BY_FILE
 
 # (size, address); the size is that of the download, and the address may be words.
 Place = tuple[str, str]
 
-_OPENAI = "https://openaipublic.azureedge.net/clip/models"
-_MMLAB = "https://download.openmmlab.com/pretrain/third_party"
-_DINO = "https://dl.fbaipublicfiles.com/dino/dino_vitbase8_pretrain"
-
 
 class Released(NamedTuple):
-    """A released file: where it is had, and how its sha256 begins ("": that is not published)."""
+    """A released file.
+
+    Attributes:
+      place: where it is had.
+      sha256: how its checksum begins; "": that is not published.
+      name: what `python -m weights_convert download` calls it; "": it does not know it.
+    """
 
     place: Place
-    sha256: str
+    sha256: str = ""
+    name: str = ""
 
 
-def _openai(file: str, size: str, sha256: str) -> Released:
-    return Released((size, f"{_OPENAI}/{sha256}/{file}"), sha256)
-
-
+# Sizes that no publisher states, by the number of parameters.
+_ABOUT = {
+    "RN50x16.pt": "about 660 MB",
+    "resnet50_v1c-2cccc1ad.pth": "about 100 MB",
+    "resnet101_v1c-e67eebb6.pth": "about 180 MB",
+}
+_DEEPLAB, _ADVCAM = "kazuto1011/deeplab-pytorch on GitHub", "AdvCAM's repository on GitHub"
 # Released files by their names.
 WEIGHTS = {
-    "RN50.pt": _openai(
-        "RN50.pt", "256 MB", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
-    ),
-    "RN50x16.pt": _openai(
-        "RN50x16.pt", "661 MB", "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa"
-    ),
-    "ViT-B-16.pt": _openai(
-        "ViT-B-16.pt", "351 MB", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
-    ),
-    "resnet50_v1c-2cccc1ad.pth": Released(
-        ("103 MB", f"{_MMLAB}/resnet50_v1c-2cccc1ad.pth"), "2cccc1ad"
-    ),
-    "resnet101_v1c-e67eebb6.pth": Released(
-        ("179 MB", f"{_MMLAB}/resnet101_v1c-e67eebb6.pth"), "e67eebb6"
-    ),
-    "dino_vitbase8_pretrain.pth": Released(
-        ("343 MB", f"{_DINO}/dino_vitbase8_pretrain.pth"),
-        "575f0efc4838938314afa09897a62ed2b87919928b5edcd133abb907328995eb",
-    ),
+    file: Released(
+        (f"{known.size / 1e6:.0f} MB" if known.size else _ABOUT.get(file, ""), known.address),
+        known.sha256,
+        known.name,
+    )
+    for file, known in BY_FILE.items()
+} | {
     "deeplabv1_resnet101-coco.pth": Released(
-        (
-            "170 MB",
-            "kazuto1011/deeplab-pytorch on GitHub, whose convert.py makes it of init.caffemodel",
-        ),
-        "",
+        ("about 170 MB", f"{_DEEPLAB}, whose convert.py makes it of init.caffemodel")
     ),
     "resnet101_imagenet.pth": Released(
-        ("170 MB", "the ImageNet ResNet-101 of AdvCAM's repository on GitHub; give it this name"),
-        "",
+        ("about 170 MB", f"{_ADVCAM}: its ResNet-101 of ImageNet; give it this name")
     ),
 }
+
+
+def cached(file: str) -> Path | None:
+    """A released file in the cache of downloads; None: it is not there."""
+    name = WEIGHTS[file].name
+    if not name:
+        return None
+    try:
+        return find_cached(name)
+    except CheckpointError:  # damaged, or no place for a cache
+        return None
+
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 _COCO = "http://images.cocodataset.org"

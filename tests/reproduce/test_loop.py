@@ -64,8 +64,9 @@ def recipes(monkeypatch):
 
 
 @pytest.fixture
-def places(tmp_path):
-    """VOC and some weights, which have the published sha256."""
+def places(tmp_path, monkeypatch):
+    """VOC and some weights."""
+    monkeypatch.setenv("CLIPSEG_JAX_CACHE", str(tmp_path / "cache"))
     folders.write_voc(tmp_path / "data/VOCdevkit/VOC2012")
     (tmp_path / "weights").mkdir()
     for file in FILES:

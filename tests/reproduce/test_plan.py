@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from clipseg_jax.reproduce import listing
+from clipseg_jax.reproduce import listing, sources
 from clipseg_jax.reproduce.__main__ import choose, main
 from clipseg_jax.reproduce.plan import Folders, check_given, plans
-from clipseg_jax.reproduce.sources import WEIGHTS, dataset_source
+from clipseg_jax.reproduce.sources import WEIGHTS, cached, dataset_source
 from clipseg_jax.stages.published_rows import rows
 from tests import folders
 from tests.test_configs import load
 from tests.test_docs import ROOT
+from weights_convert import CheckpointError
 
 
 @pytest.fixture
-def places(tmp_path):
-    """Empty folders of datasets and weights."""
+def places(tmp_path, monkeypatch):
+    """Empty folders of datasets and weights, and nothing downloaded."""
+    monkeypatch.setenv("CLIPSEG_JAX_CACHE", str(tmp_path / "cache"))
     for name in ("data", "weights"):
         (tmp_path / name).mkdir()
     return Folders(tmp_path / "data", tmp_path / "weights", tmp_path / "out")
@@ -37,6 +39,7 @@ def test_nothing_is_there(places):
             assert each.places or each.command
             assert all(size.endswith((" MB", " GB")) for size, _ in each.places)
             assert " in " in each.reason
+            assert each.command or "GitHub" in each.places[0][1] or each.name == "VOC2007"
 
 
 def test_a_voc_folder_is_enough_for_some_rows(places):
@@ -62,6 +65,30 @@ def test_a_voc_folder_is_enough_for_some_rows(places):
         f"--config.clip.weights={places.weights}/ViT-B-16.pt",
         f"--workdir={places.out}/voc_maskclip_vit_b16",
     )
+
+
+def test_downloaded_weights_are_found(places, monkeypatch):
+    here = places.datasets / "ViT-B-16.pt"
+    here.write_bytes(b"")
+    found = {"ViT-B/16": here}
+    monkeypatch.setattr(sources, "find_cached", lambda name: found[name])
+    assert cached("ViT-B-16.pt") == here
+    assert cached("resnet101_imagenet.pth") is None  # which has no name
+    monkeypatch.setattr(sources, "find_cached", lambda name: found.get(name))
+    plan = plans(places)["voc_maskclip_vit_b16"]
+    assert plan.config.clip.weights == str(here)
+    assert [each.name for each in plan.missing] == ["VOC2012"]
+    assert missing(places, "voc_maskclip_rn50") == ["VOC2012", "RN50.pt"]
+
+    def damaged(name):
+        raise CheckpointError("it is damaged")
+
+    monkeypatch.setattr(sources, "find_cached", damaged)
+    assert missing(places, "voc_maskclip_vit_b16") == ["VOC2012", "ViT-B-16.pt"]
+    (places.weights / "ViT-B-16.pt").write_bytes(b"")  # one's own folder first
+    monkeypatch.setattr(sources, "find_cached", lambda name: found.get(name))
+    plan = plans(places)["voc_maskclip_vit_b16"]
+    assert plan.config.clip.weights == str(places.weights / "ViT-B-16.pt")
 
 
 def test_datasets_by_themselves_and_damaged_ones(places):
@@ -181,7 +208,9 @@ def test_dry_run_fits_100_columns_and_lists_all(places, capsys):
     assert max(map(len, states.splitlines())) <= 100
     listed = [line.split()[0] for line in states.splitlines() if not line.startswith(" ")]
     assert listed == [row.row for row in rows()]
-    assert all(f"\n{file}, for " in shopping for file in WEIGHTS)
+    files = {file for row in rows() for file in row.files.values()}
+    assert all(f"\n{file}, for " in shopping for file in files)
+    assert "\n  python -m weights_convert download ViT-B/16\n" in shopping
     wide = [line for line in shopping.splitlines() if len(line) > 100]
     assert all("://" in line or " in /" in line or "--root /" in line for line in wide)
     assert not places.out.exists()
