@@ -27,6 +27,7 @@ from clipseg_jax.reproduce.results import (
     not_run,
 )
 from clipseg_jax.reproduce.runs import Signals, run, wait_for_other
+from clipseg_jax.reproduce.verdicts import printed
 from clipseg_jax.stages.work_directory import LOG
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
@@ -170,7 +171,7 @@ def _run(board: Board, name: str, signals: Signals, title: str) -> None:
 
 def _says(number: Number) -> str:
     name = ", ".join(filter(None, (number.metric, number.what)))
-    return f"{name} {number.ours}, paper {number.paper:g}, {number.verdict}"
+    return f"{name} {number.ours}, paper {printed(number.paper)}, {number.verdict}"
 
 
 def _clock(seconds: float) -> str:

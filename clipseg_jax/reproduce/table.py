@@ -10,7 +10,7 @@ from typing import Any
 from clipseg_jax.core.files import read_json, write_atomic, write_json
 from clipseg_jax.core.html import escape, page
 from clipseg_jax.reproduce.results import DONE, Entry, Number
-from clipseg_jax.reproduce.verdicts import RULE
+from clipseg_jax.reproduce.verdicts import RULE, printed
 from input_pipeline.text_lists import escaped, printable
 
 _JSON, _MD, _HTML = "table.json", "table.md", "table.html"
@@ -114,7 +114,7 @@ def _lines(entry: Entry, places: Sequence[str]) -> list[dict[str, str]]:
     for number in entry.numbers:
         each = {
             "number": ", ".join(filter(None, (number.metric, number.what))),
-            "paper": f"{number.paper:g}",
+            "paper": printed(number.paper),
             "others": _reported(number),
             "ours": "" if number.ours is None else f"{number.ours:.2f}",
             "difference": "" if number.difference is None else f"{number.difference:+.2f}",
@@ -138,8 +138,8 @@ def _place(entry: Entry) -> str:
 def _reported(number: Number) -> str:
     if number.reported is None:
         return "not reported"
-    low, high = number.reported["low"], number.reported["high"]
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+    low, high = printed(number.reported["low"]), printed(number.reported["high"])
+    return low if low == high else f"{low} to {high}"
 
 
 def _remarks(entries: Sequence[Entry], places: Sequence[str]) -> dict[str, list[str]]:

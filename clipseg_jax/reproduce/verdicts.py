@@ -22,7 +22,7 @@ def verdict(figure: Figure, ours: float) -> str:
     reported = ""
     if figure.spread is not None:
         low, high = min(low, figure.spread.low), max(high, figure.spread.high)
-        reported = f" ({low:g} to {high:g})"
+        reported = f" ({printed(low)} to {printed(high)})"
         if low - _LAST_DIGIT <= round(ours, 2) <= high + _LAST_DIGIT:
             return f"within the reported numbers{reported}"
     tolerance = RANDOM if figure.random else FIXED
@@ -35,3 +35,8 @@ def verdict(figure: Figure, ours: float) -> str:
 def difference(figure: Figure, ours: float) -> float:
     """Ours minus the paper's, in percent, to two digits."""
     return round(ours - figure.paper, 2)
+
+
+def printed(percent: float) -> str:
+    """A published number as it is printed: with one digit, or two."""
+    return f"{percent:.2f}".removesuffix("0")

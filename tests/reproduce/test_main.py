@@ -94,7 +94,7 @@ def test_three_rows_killed_and_resumed(tmp_path):
         (number,) = entry["numbers"]
         assert number["ours"] == metrics["mIoU"]
         assert number["verdict"] == "not comparable"
-        assert f"{number['paper']:g} | not reported | {metrics['mIoU']:.2f} |" in table
+        assert f"{number['paper']} | not reported | {metrics['mIoU']:.2f} |" in table
         assert entry["devices"] == "1 process, 1 device: cpu"
         assert "inference.scale_px=[96, 64]" in entry["notes"][0]
         assert "val has 2 images (published: 1449)" in entry["notes"]

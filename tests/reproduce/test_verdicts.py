@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipseg_jax.reproduce.verdicts import difference, verdict
+from clipseg_jax.reproduce.verdicts import difference, printed, verdict
 from clipseg_jax.stages.published_rows import Figure, Spread
 
 FIXED = Figure("metrics.json", "mIoU", 49.5)
@@ -49,3 +49,7 @@ def test_a_spread_is_named_only_where_one_is_reported():
 def test_difference():
     assert difference(FIXED, 49.48) == -0.02
     assert difference(FIXED, 50.1) == 0.6
+
+
+def test_numbers_as_papers_print_them():
+    assert [printed(x) for x in (97.0, 95.8, 64.07, 3.1)] == ["97.0", "95.8", "64.07", "3.1"]
