@@ -21,9 +21,11 @@ if __name__ == "__main__":
 import contextlib
 import importlib
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -55,7 +57,7 @@ _PROCESS = flags.DEFINE_integer(
     "process", None, "Rank of this process, from 0, with --coordinator."
 )
 _SHOW = flags.DEFINE_bool("show", False, "Prints the recipe's values with comments; runs nothing.")
-_HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
+_HELP = ("helpshort", "helpfull", "helpxml")  # absl's own
 
 # The folder of recipes, beside this package, in a checkout as in an installation.
 RECIPES = Path(__file__).resolve().parent.parent / "configs"
@@ -82,10 +84,16 @@ def stages_of(method: str) -> Mapping[str, Stage]:
     return importlib.import_module(METHODS[method]).STAGES
 
 
-def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[str, dict]:
+def run(
+    config: ConfigDict, workdir: Path, given: Collection[str] = (), *, recipe: str = ""
+) -> dict[str, dict]:
     """Runs the config's stages; returns each stage's record, also of those skipped.
 
-    `given`: names of the config values that were set on the command line.
+    Afterwards report.html in the work directory shows what is there.
+
+    Args:
+      given: names of the config values that were set on the command line.
+      recipe: whose config it is, such as "voc_reclippp:2025", for the report.
 
     Raises:
       ValueError: unknown method, unknown stages or stages out of order, or a work directory that
@@ -105,14 +113,18 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
             f"set --config.stages={','.join(in_order)}"
         )
     with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run_stages(config, workdir, stages, given)
+        return _run_stages(config, workdir, stages, given, recipe)
 
 
 def _run_stages(
-    config: ConfigDict, workdir: Path, stages: Mapping[str, Stage], given: Collection[str]
+    config: ConfigDict,
+    workdir: Path,
+    stages: Mapping[str, Stage],
+    given: Collection[str],
+    recipe: str,
 ) -> dict[str, dict]:
     # Like the recipes, these need the extra "data".
-    from clipseg_jax.stages import preflight, work_directory
+    from clipseg_jax.stages import preflight, run_record, work_directory
 
     main_process = jax.process_index() == 0
     if main_process:
@@ -124,6 +136,7 @@ def _run_stages(
     if main_process:
         work_directory.check(config, workdir, given)
         preflight.check(config, to_come)
+        run_record.append_run(workdir, recipe)
     processes.barrier("start")
     records = {}
     for name in config.stages:
@@ -144,20 +157,43 @@ def _run_stages(
             write_json(done, records[name])
             work_directory.record_content(config, workdir)
         processes.barrier(name)
+    if main_process:
+        _report(workdir)
     return records
+
+
+def _report(workdir: Path) -> None:
+    """Leaves report.html; a run whose results are there does not fail for want of it."""
+    from clipseg_jax.reports.report import write_report
+
+    try:
+        commands.say(f"report: {write_report(workdir)}")
+    except Exception as error:
+        logging.warning(
+            "no report: %s; try again: python -m clipseg_jax.reports %s",
+            printable(f"{type(error).__name__}: {error}"),
+            workdir,
+        )
 
 
 def _done(workdir: Path, stage: str) -> Path:
     return workdir / f"{stage}.done.json"
 
 
-def _config_name() -> str:
-    """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
-    path, _, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "_".join(filter(None, [Path(path).stem, string.replace("/", "_")]))
+def _recipe() -> str:
+    """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string follows after ":"."""
+    path, colon, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"{Path(path).stem}{colon}{string}"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command and exits with its status; see above. `argv`: the program first."""
+    flags.mark_flag_as_required("config")
+    logging.set_verbosity(logging.WARNING)
+    app.run(_run_flags, argv=None if argv is None else [*argv], flags_parser=parse)
+
+
+def _run_flags(argv: list[str]) -> int:
     """Entry point of absl; user errors end in one line."""
     if len(argv) > 1:
         print(f"error: unexpected arguments {' '.join(argv[1:])}; see --help", file=sys.stderr)
@@ -165,7 +201,8 @@ def main(argv: list[str]) -> int:
     if _SHOW.value:
         commands.say("\n".join(shown(_CONFIG.value, _sources())))
         return 0
-    workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
+    own_folder = "_".join(filter(None, _recipe().replace("/", "_").split(":", 1)))
+    workdir = f"workdir/{own_folder}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
         check_local(workdir, "--workdir")
@@ -173,7 +210,7 @@ def main(argv: list[str]) -> int:
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        run(_CONFIG.value, Path(workdir), given)
+        run(_CONFIG.value, Path(workdir), given, recipe=_recipe())
 
     with signals():
         return processes.end_together(lambda: exit_code(lambda: processes.exit_if_peer_lost(work)))
@@ -188,7 +225,11 @@ def _sources() -> list[Path]:
 
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; wrong ones end the command in one line."""
-    if any(argument.lstrip("-") in _HELP for argument in argv if argument.startswith("-")):
+    options = {argument.lstrip("-") for argument in argv if argument.startswith("-")}
+    if options & {"help", "h", "version"}:
+        commands.say(commands.version() if "version" in options else _help())
+        raise SystemExit(0)
+    if options & {*_HELP}:
         with contextlib.suppress(SystemExit):  # absl exits with 1 after help
             app.parse_flags_with_usage(argv)
         raise SystemExit(0)
@@ -203,7 +244,19 @@ def parse(argv: list[str]) -> list[str]:
     raise SystemExit(2)
 
 
+def _help() -> str:
+    module = "clipseg_jax.main"
+    text = (__doc__ or "").replace(f"python -m {module}", commands.program(module))
+    lines = [text, "options:"]
+    for holder in (_CONFIG, _WORKDIR, _SHOW, _DISTRIBUTED, _COORDINATOR, _PROCESSES, _PROCESS):
+        lines.append(f"  --{holder.name:<13}{flags.FLAGS[holder.name].help}")
+    lines += ["  --version      the version, and exit", "  --helpfull     also the options of absl"]
+    indent = " " * 17
+    return "\n".join(
+        textwrap.fill(line, 79, subsequent_indent=indent) if line.startswith("  --") else line
+        for line in lines
+    )
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=parse)
+    main()

@@ -21,7 +21,6 @@ from clipseg_jax.reproduce.results import (
     Entry,
     Number,
     done,
-    here,
     is_done,
     is_finished,
     not_run,
@@ -57,7 +56,7 @@ class Board:
         """Notes that a row is done, if it is, or else why it is not; writes the table."""
         each = self.plans[name]
         try:
-            entry = done(each, here()) if is_done(each) else not_run(each.row, state, reason)
+            entry = done(each) if is_done(each) else not_run(each.row, state, reason)
         except ValueError as error:
             entry = not_run(each.row, FAILED, str(error))
         self.entries[name] = entry
@@ -90,7 +89,7 @@ def _entry(board: Board, name: str, before: Mapping[str, Any]) -> Entry | None:
     each, wanted = board.plans[name], name in board.chosen
     try:
         if is_done(each) if wanted else is_finished(each):
-            return done(each, before)
+            return done(each)
     except ValueError as error:
         return not_run(each.row, FAILED, str(error))
     if not wanted:

@@ -1,31 +1,26 @@
 """What a row's work directory says: whether it is done, our numbers, and what makes them differ.
 
-Work directories are the only memory of which rows are done. `table.json` adds where they ran.
+Work directories are the only memory of which rows are done, and with what.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from clipseg_jax.core.files import read_json
+from clipseg_jax.core.json_lines import read_lines
 from clipseg_jax.reproduce.plan import Plan
 from clipseg_jax.reproduce.sources import WEIGHTS
 from clipseg_jax.reproduce.verdicts import difference, verdict
 from clipseg_jax.stages.published_rows import Figure, PublishedRow
-from clipseg_jax.stages.work_directory import LOG, differences
+from clipseg_jax.stages.run_record import RUNS
+from clipseg_jax.stages.work_directory import checksums, differences
 from input_pipeline.datasets.catalog import BY_NAME
 
 DONE, READY, MISSING, FAILED, INTERRUPTED = "done", "ready", "missing", "failed", "interrupted"
-_DEVICES = re.compile(r"^\d+ process(?:es)?, \d+ devices?: .+$", re.M)  # of processes.describe
-_PACKAGES = ("clipseg_jax", "jax", "jaxlib", "flax", "numpy")
 
 
 @dataclass(frozen=True)
@@ -50,8 +45,7 @@ class Entry:
       reason: why it is not done.
       notes: why its numbers are not those of the paper's run.
       seconds: of the stages; what an interrupted start computed in vain is not in it.
-      devices, host, versions: where it ran and with what; empty where that is not known.
-      weights: released files that it read -> their sha256; "" for a folder.
+      devices, system, versions: where it ran and with what; empty where that is not known.
     """
 
     row: str
@@ -64,9 +58,8 @@ class Entry:
     notes: tuple[str, ...] = ()
     seconds: float | None = None
     devices: str = ""
-    host: str = ""
+    system: str = ""
     versions: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As `table.json` has it."""
@@ -95,40 +88,26 @@ def not_run(row: PublishedRow, state: str, reason: str = "") -> Entry:
     return Entry(row.row, row.method, row.dataset, row.source, state, reason, numbers)
 
 
-def done(plan: Plan, where: Mapping[str, Any]) -> Entry:
+def done(plan: Plan) -> Entry:
     """The entry of a row that is finished.
-
-    Args:
-      where: `here()`, or its entry in an earlier table.
 
     Raises:
       ValueError: a damaged file.
     """
     row, workdir = plan.row, plan.workdir
     records = {name: _read(workdir / f"{name}.done.json") for name in plan.config.stages}
-    weights = where.get("weights") or _weights(plan)
-    notes = (*_notes(plan, records), *_other_weights(weights))
+    notes = (*_notes(plan, records), *_other_weights(plan))
     numbers = tuple(_number(figure, workdir, notes) for figure in row.figures)
+    starts = read_lines(workdir / RUNS, devices=str, system=str, python=str, packages=dict)
+    last: dict[str, Any] = starts[-1] if starts else {"devices": "", "system": "", "packages": {}}
+    versions = {"python": last["python"]} if starts else {}
     return Entry(
         *(row.row, row.method, row.dataset, row.source, DONE, "", numbers, notes),
         seconds=round(sum(record.get("seconds") or 0.0 for record in records.values()), 1),
-        devices=_devices(workdir / LOG),
-        host=where.get("host", ""),
-        versions=where.get("versions", {}),
-        weights=weights,
+        devices=last["devices"],
+        system=last["system"],
+        versions=versions | {name: str(number) for name, number in last["packages"].items()},
     )
-
-
-def here() -> dict[str, Any]:
-    """This machine, and the versions of Python, of this package and of what it computes with."""
-    name = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-        name = found[1].strip() if found else name
-    except OSError:
-        pass
-    versions = {"python": platform.python_version()} | {each: version(each) for each in _PACKAGES}
-    return {"host": f"{name}, {os.cpu_count()} cores", "versions": versions}
 
 
 def _published(figure: Figure) -> Number:
@@ -167,36 +146,15 @@ def _notes(plan: Plan, records: dict[str, dict[str, Any]]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _weights(plan: Plan) -> dict[str, str]:
-    """The sha256 of each released file that the row reads."""
-    digests = {}
-    for key, name in plan.row.files.items():
-        section, _, value = key.partition(".")
-        path = Path(plan.config[section][value])
-        if path.is_file():
-            with path.open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        elif path.exists():
-            digests[name] = ""
-    return digests
-
-
-def _other_weights(digests: Mapping[str, str]) -> list[str]:
-    """Files that have the name of released ones and are others."""
+def _other_weights(plan: Plan) -> list[str]:
+    """Files that had the name of released ones and were others."""
+    digests = checksums(plan.workdir)
+    read = {name: digests[key] for key, name in plan.row.files.items() if key in digests}
     return [
         f"{name} is not the released file (sha256 {digest or 'of a folder'})"
-        for name, digest in digests.items()
+        for name, digest in read.items()
         if not digest.startswith(WEIGHTS[name].sha256)
     ]
-
-
-def _devices(log: Path) -> str:
-    """The devices of the last run that a log tells of."""
-    try:
-        lines = _DEVICES.findall(log.read_text("utf-8", "replace"))
-    except OSError:
-        return ""
-    return lines[-1] if lines else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

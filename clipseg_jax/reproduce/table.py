@@ -19,8 +19,6 @@ _HEAD = (
     *("row", "method", "dataset", "number", "paper", "others", "ours", "difference", "verdict"),
     *("seconds", "hardware"),
 )
-# What is read of an earlier table.
-_KINDS = {"row": str, "state": str, "reason": str, "host": str, "versions": dict, "weights": dict}
 _RIGHT = {"paper", "ours", "difference", "seconds"}
 _STYLE = """
 .wide { overflow-x: auto; }
@@ -45,11 +43,11 @@ def read(out: Path) -> dict[str, dict[str, Any]]:
     path = out / _JSON
     if not path.exists():
         return {}
-    remedy = "delete it and run again; where finished rows ran is then not known any more"
+    remedy = "delete it and run again"
     entries = read_json(path, remedy).get("rows")
     for entry in entries if isinstance(entries, list) else [None]:
         if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(key), kind) for key, kind in _KINDS.items()
+            isinstance(entry.get(key), str) for key in ("row", "state", "reason")
         ):
             raise ValueError(f"{path} is damaged ({printable(repr(entry))[:80]}); {remedy}")
     return {entry["row"]: entry for entry in entries}
@@ -132,7 +130,7 @@ def _places(entries: Sequence[Entry]) -> list[str]:
 
 def _place(entry: Entry) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in entry.versions.items())
-    return "; ".join(filter(None, (entry.devices, entry.host, versions)))
+    return "; ".join(filter(None, (entry.devices, entry.system, versions)))
 
 
 def _reported(number: Number) -> str:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from clipseg_jax.reproduce import results, table
+from clipseg_jax.reproduce import table
 from clipseg_jax.reproduce.loop import look, reproduce
 from clipseg_jax.reproduce.plan import Folders, Plan
 from clipseg_jax.reproduce.sources import WEIGHTS
@@ -24,9 +24,11 @@ RECIPE = """
 import json, pathlib, sys, time
 workdir, stages, metrics, images = pathlib.Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 workdir.mkdir(exist_ok=True)
-print("1 process, 4 devices: TPU v5", flush=True)
 ACTION
 (workdir / "config.json").write_text("{}")
+start = {"devices": "1 process, 4 devices: TPU v5", "system": "Linux, 4 cores", "python": "3.11",
+         "packages": {"jax": "0.10"}}
+(workdir / "runs.jsonl").write_text(json.dumps(start) + "\\n")
 for name, values in metrics.items():
     (workdir / name).write_text(json.dumps(values))
 for name in stages:
@@ -74,13 +76,6 @@ def places(tmp_path, monkeypatch):
     return Folders(tmp_path / "data", tmp_path / "weights", tmp_path / "out")
 
 
-@pytest.fixture(autouse=True)
-def any_weights(monkeypatch):
-    """The sums of released files don't count."""
-    sums = {name: released._replace(sha256="") for name, released in WEIGHTS.items()}
-    monkeypatch.setattr(results, "WEIGHTS", sums)
-
-
 def start(places, *names, given=()):
     """The exit code of the command for these rows."""
     chosen = [row.row for row in rows() if row.row in names]
@@ -109,8 +104,8 @@ def test_rows_run_and_are_not_run_again(places, recipes, capsys):
     assert made["voc_reclip"]["seconds"] == 7 * 2.5
     assert made["voc_reclip"]["devices"] == "1 process, 4 devices: TPU v5"
     assert made["voc_reclip"]["notes"] == []
-    before = {name: entry["host"] for name, entry in made.items()}
-    assert all(" cores" in host for host in before.values())
+    assert made["voc_reclip"]["system"] == "Linux, 4 cores"
+    assert made["voc_reclip"]["versions"] == {"python": "3.11", "jax": "0.10"}
     text = (places.out / "table.md").read_text()
     assert start(places, *names) == 0
     assert "0 to run, 3 done before" in capsys.readouterr().out
@@ -231,24 +226,39 @@ def test_damaged_results_are_told(places, recipes):
     assert made["voc20_clip"]["state"] == "done"
 
 
-def test_without_its_table_only_where_it_ran_is_lost(places, recipes):
+def test_the_table_is_made_of_work_directories_alone(places, recipes):
     assert start(places, "voc21_clip") == 0
-    before = entries(places)["voc21_clip"]
+    before = entries(places)
     (places.out / "table.json").unlink()
     assert start(places, "voc21_clip") == 0
+    assert entries(places) == before
+    (places.out / "voc21_clip/runs.jsonl").unlink()  # of an earlier version
+    assert start(places, "voc21_clip") == 0
     after = entries(places)["voc21_clip"]
-    assert (after.pop("host"), after.pop("versions")) == ("", {})
-    assert after == {k: v for k, v in before.items() if k not in ("host", "versions")}
+    assert (after["devices"], after["system"], after["versions"]) == ("", "", {})
+    assert after["numbers"] == before["voc21_clip"]["numbers"]
 
 
-def test_the_sha256_of_weights(places, recipes, monkeypatch):
-    monkeypatch.setattr(results, "WEIGHTS", WEIGHTS)
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        ({"sha256": WEIGHTS["ViT-B-16.pt"].sha256}, []),
+        ({"sha256": "12" * 32}, [f"ViT-B-16.pt is not the released file (sha256 {'12' * 32})"]),
+        ({}, ["ViT-B-16.pt is not the released file (sha256 of a folder)"]),
+    ],
+)
+def test_the_checksum_of_weights(content, notes, places, recipes):
     assert start(places, "voc21_clip") == 0
-    made = entries(places)["voc21_clip"]
-    empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert made["weights"] == {"ViT-B-16.pt": empty}
-    assert made["notes"] == [f"ViT-B-16.pt is not the released file (sha256 {empty})"]
-    # What was read is noted once: the file may move.
-    (places.weights / "ViT-B-16.pt").unlink()
+    recorded = {"clip.weights": {"path": "x", "digest": "y", **content}}
+    (places.out / "voc21_clip/content.json").write_text(json.dumps(recorded))
     assert start(places, "voc21_clip") == 0
-    assert entries(places)["voc21_clip"] == made
+    assert entries(places)["voc21_clip"]["notes"] == notes
+
+
+def test_a_checksum_of_which_the_beginning_is_known(places, recipes):
+    assert start(places, "voc_reclip") == 0
+    recorded = {"path": "x", "digest": "y", "sha256": "2cccc1ad" + "0" * 56}
+    content = json.dumps({"student.init_weights": recorded})
+    (places.out / "voc_reclip/content.json").write_text(content)
+    assert start(places, "voc_reclip") == 0
+    assert entries(places)["voc_reclip"]["notes"] == []

@@ -11,9 +11,7 @@ import time
 
 import pytest
 
-from clipseg_jax.core import processes
 from clipseg_jax.reproduce import runs
-from clipseg_jax.reproduce.results import _DEVICES
 from tests.core.test_run_lock import holder
 
 
@@ -112,10 +110,6 @@ def test_waiting_ends_with_a_signal(tmp_path):
     assert signals.number == signal.SIGTERM
     process.kill()
     process.wait(10)
-
-
-def test_devices_are_told_in_the_words_that_are_looked_for():
-    assert _DEVICES.findall(f"before\n{processes.describe()}\nafter")
 
 
 def test_ignored_signals_stay_ignored():

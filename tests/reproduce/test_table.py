@@ -24,7 +24,7 @@ def entry(name, *ours, verdict="equal within 0.5", **values):
         replace(number, ours=each, difference=round(each - number.paper, 2), verdict=verdict)
         for number, each in zip(plain.numbers, ours, strict=True)
     )
-    where = {"devices": "1 process, 1 device: cpu", "host": "AMD, 2 cores"}
+    where = {"devices": "1 process, 1 device: cpu", "system": "AMD, 2 cores"}
     return replace(plain, numbers=numbers, **{"seconds": 12.4, **where, **values})
 
 
@@ -35,7 +35,7 @@ def lines(out):
 
 
 def test_each_number_has_a_line(tmp_path):
-    other = {"host": "Intel, 8 cores", "versions": {"jax": "0.10.2"}}
+    other = {"system": "Intel, 8 cores", "versions": {"jax": "0.10.2"}}
     made = [entry("voc_weclip", 73.41, 75.7), entry("voc21_sclip", 59.0, **other)]
     table.write(tmp_path, made)
     head, _, *cells = lines(tmp_path)
@@ -92,7 +92,7 @@ class Tags(HTMLParser):
 
 def test_html_escapes_what_comes_from_outside(tmp_path):
     bad = replace(
-        entry("voc21_clip", 18.8, notes=(EVIL,), host=EVIL, versions={EVIL: EVIL}),
+        entry("voc21_clip", 18.8, notes=(EVIL,), system=EVIL, versions={EVIL: EVIL}),
         method=EVIL, source=EVIL,
     )  # fmt: skip
     table.write(tmp_path, [bad, not_run(ROWS["voc20_clip"], FAILED, EVIL)])
