@@ -20,6 +20,7 @@ from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.run_record import RUNS
 from weights_convert.named.find import content_files, find_cached, is_name
 
+LOG = "log.txt"  # what a run prints, where `reproduce` starts it
 REPORT = "report.html"
 _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
@@ -68,6 +69,23 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
     write_json(path, now)
 
 
+def differences(config: ConfigDict, workdir: Path) -> dict[str, tuple[object, object]]:
+    """Name -> (the value that the work directory was made with, that of `config`), if they differ.
+
+    Free values and paths don't count, nor values that the version that made it did not have.
+
+    Raises:
+      ValueError: a damaged `config.json`. OSError: there is none.
+    """
+    made = with_new_names(flat(read_json(workdir / _CONFIG, "delete it")))
+    now = flat(json.loads(json.dumps(config.to_dict())))
+    return {
+        name: (made[name], now[name])
+        for name in sorted(made.keys() & now.keys())
+        if made[name] != now[name] and not (is_free(name) or names_path(name))
+    }
+
+
 def record_content(config: ConfigDict, workdir: Path) -> None:
     """Notes what is behind the config's paths, as far as it exists, for later runs."""
     recorded = _recorded(workdir)
@@ -114,7 +132,7 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT}
+    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT, LOG}
 
 
 def _recorded(workdir: Path) -> dict[str, Content]:
@@ -128,6 +146,15 @@ def _recorded(workdir: Path) -> dict[str, Content]:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path} is damaged ({name}: {content!r:.60}); {remedy}")
     return recorded
+
+
+def checksums(workdir: Path) -> dict[str, str]:
+    """Name of a config value -> the sha256 of the file that it named; "": a folder has none.
+
+    Raises:
+      ValueError: `content.json` is damaged.
+    """
+    return {name: str(each.get("sha256", "")) for name, each in _recorded(workdir).items()}
 
 
 def names_path(name: str) -> bool:
