@@ -37,6 +37,9 @@ from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.task import Task
 
+# Of the record of a stage whose images, a user's, have no label maps.
+UNSCORED = {"scored": "nothing, without label maps"}
+
 
 class Evaluation:
     """A split with fixed preprocessing, for networks of one structure; compiled once.
@@ -56,7 +59,9 @@ class Evaluation:
         self._cfg, self._unseen = cfg, tuple(unseen)
         self._mesh = make_mesh(config.run.devices)
         self.dataset = find_dataset(config.dataset)
-        self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
+        self._split = split or config.dataset.split
+        self._examples = self.dataset.index(config.dataset.root, self._split)
+        self._labelled = self._examples[0].label_path is not None
         self._published = config.evaluate.published_metric
         check_choice("evaluate.published_metric", self._published, metric_names(self._unseen))
         self._pictures = config.run.pictures
@@ -126,7 +131,13 @@ class Evaluation:
         return progress
 
     def figures(self, task: Task) -> dict[str, float]:
-        """The summary alone, in percent, for evaluations during training."""
+        """The summary alone, in percent, for evaluations during training.
+
+        Raises:
+          ValueError: the split has no label maps.
+        """
+        if not self._labelled:
+            raise ValueError(f"split {self._split} of {self.dataset.name} has no label maps")
         progress = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
@@ -134,7 +145,8 @@ class Evaluation:
         """Stage: the table into metrics.json; resumes after an interruption.
 
         As `config.run` says, overlays into pictures/ and all label maps into predictions/. `suffix`
-        is added to the names of files and folders.
+        is added to the names of files and folders. A split without label maps gets overlays and
+        predictions alone.
         """
         folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
@@ -161,6 +173,14 @@ class Evaluation:
             for reason in progress.skipped:
                 logging.warning("skipped %s", reason)
         console = Console(quiet=not main_process)  # one table, not one for each process
+        left_out = len(self._examples) - progress.images
+        record = {"images": progress.images, "skipped": left_out}
+        if not self._labelled:
+            if main_process:
+                _remove(partial)
+                print(f"split {self._split} has no label maps: nothing is scored")
+                self._say_folders(folder, predictions)
+            return record | UNSCORED
         names = self.dataset.class_names
         try:
             figures = report(
@@ -175,12 +195,14 @@ class Evaluation:
             write_json(path, figures)
             _remove(partial)
             print(f"metrics: {path}")
-            if self._pictures:
-                print(f"pictures: {folder}")
-            if self._predictions:
-                print(f"predictions: {predictions}")
-        left_out = len(self._examples) - progress.images
-        return {"images": progress.images, "skipped": left_out, **headline(figures)}
+            self._say_folders(folder, predictions)
+        return record | headline(figures)
+
+    def _say_folders(self, pictures: Path, predictions: Path) -> None:
+        if self._pictures:
+            print(f"pictures: {pictures}")
+        if self._predictions:
+            print(f"predictions: {predictions}")
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that n
 
 _DATA = "data"  # the stage that reads nothing but the section `dataset`
 
-Content = dict[str, Any]  # path, digest; of files also their stamp
+Content = dict[str, Any]  # path, digest; of files also their absolute path and their stamp
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -139,15 +139,16 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     if not files:  # nothing there, or a word such as "random"
         return None
-    stamp = _stamp(files)
+    stamp, absolute = _stamp(files), str(path.resolve())
     if known and known.get("stamp") == stamp:
-        return known
+        return known | {"absolute": absolute}
     digest = hashlib.sha256()
     for each in files:
         with each.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{each.relative_to(path)} {inner}\n".encode())
-    return {"path": value, "digest": digest.hexdigest(), "stamp": stamp}
+    # A relative path leads nowhere from another folder, where the results may be used.
+    return {"path": value, "absolute": absolute, "digest": digest.hexdigest(), "stamp": stamp}
 
 
 def _stamp(files: Sequence[Path]) -> str:

@@ -45,6 +45,7 @@ from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, ups
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset, readable_batches
+from clipseg_jax.stages.evaluation import UNSCORED
 from clipseg_jax.stages.image_classes import (
     Present,
     by_class_count,
@@ -168,7 +169,8 @@ def examples_with_cams(config: ConfigDict, workdir: Path) -> tuple[list[Example]
 def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     """Mean IoU of the CAMs for each background threshold: metrics_cams.json (section 8).
 
-    The best threshold is the one with the highest published metric.
+    The best threshold is the one with the highest published metric. Images without label maps are
+    not scored.
     """
     published = config.evaluate.published_metric
     check_choice("evaluate.published_metric", published, metric_names())
@@ -176,6 +178,8 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     if not thresholds:
         raise ValueError("cams.thresholds is empty; give at least one background threshold")
     examples, missing = examples_with_cams(config, workdir)
+    if examples[0].label_path is None:
+        return UNSCORED
     dataset = find_dataset(config.dataset)
     names = jnp.asarray(label_of_class(config))
     classes = dataset.num_classes

@@ -31,6 +31,7 @@ from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
 from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.evaluation import UNSCORED
 from clipseg_jax.stages.image_classes import label_of_class
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
@@ -139,8 +140,13 @@ def _step(config: ConfigDict) -> Any:
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
-    """Mean IoU of the CRF's labels, unsure pixels included: metrics_masks.json."""
+    """Mean IoU of the CRF's labels, unsure pixels included: metrics_masks.json.
+
+    Images without label maps are not scored.
+    """
     examples, missing = examples_with_cams(config, workdir)
+    if examples[0].label_path is None:
+        return UNSCORED
     dataset = find_dataset(config.dataset)
     classes = dataset.num_classes
     share = examples[jax.process_index() :: jax.process_count()]

@@ -36,12 +36,15 @@ from clipseg_jax.stages.image_classes import tagged_examples
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
-    """Label maps of `config.masks.split` into masks/<id>.png; metrics_masks.json, if scored.
+    """Label maps of `config.masks.split` into masks/<id>.png.
+
+    Those of images with label maps are scored, if `config.masks.score`: metrics_masks.json.
 
     Images that can't be read are left out and counted.
     """
     dataset, section = find_dataset(config.dataset), config.masks
     examples, tags = tagged_examples(config, workdir, section.split, label_maps=section.score)
+    score = section.score and examples[0].label_path is not None
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
         inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
@@ -81,7 +84,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         path = workdir / "masks" / f"{examples[index].name}.png"
         save_labels(path, labels, coloured=config.run.palette)
         count += 1
-        if section.score:
+        if score:
             truth = batch["label"][row, :h, :w]
             total[...] += confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
@@ -90,7 +93,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     images = int(sum_over_processes(np.asarray([count]))[0])
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
-    if section.score:
+    if score:
         console = Console(quiet=jax.process_index() != 0)
         figures = report(
             Progress(sum_over_processes(total), images, left_out=len(examples) - images),
