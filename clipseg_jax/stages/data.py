@@ -48,11 +48,12 @@ def find_dataset(config: ConfigDict) -> Dataset:
         home = training_home(config)
         train = Part(f"{home}images", _labels_below(config.root, home) if home else None)
         splits = (("train", Split((train,))), *plain.layout.splits)
-        return dataclasses.replace(plain, layout=dataclasses.replace(plain.layout, splits=splits))
+        layout = dataclasses.replace(plain.layout, splits=splits)
+        return dataclasses.replace(plain, layout=layout, longest_px=config.get("longest_px"))
     if config.name not in BY_NAME:
         choices = [*BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {choices}")
-    return BY_NAME[config.name]
+    return dataclasses.replace(BY_NAME[config.name], longest_px=config.get("longest_px"))
 
 
 def training_home(config: ConfigDict) -> str:
@@ -136,14 +137,19 @@ def readable_batches(
     network_size: Callable[[int, int], tuple[int, int]] | None = None,
     resize: Callable[[int, int], tuple[int, int]] | None = None,
     corruption: tuple[str, int] | None = None,
+    full_size: bool = False,
 ) -> EvaluationBatches:
     """This process's batches of `examples`, as the config's `dataset` and `run` say.
 
     Images that can't be read are skipped, and listed in the batches' `skipped`. For the other
     arguments see `evaluation_batches`.
+
+    Args:
+      full_size: images are not shrunk, whatever `config.dataset.longest_px` says.
     """
+    dataset = find_dataset(config.dataset)
     return evaluation_batches(
-        find_dataset(config.dataset),
+        dataclasses.replace(dataset, longest_px=None) if full_size else dataset,
         examples,
         batch_size=config.run.batch_size,
         network_size=network_size,

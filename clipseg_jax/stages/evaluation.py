@@ -74,6 +74,7 @@ class Evaluation:
             self._examples,
             network_size=functools.partial(network_size, cfg=cfg),
             corruption=(corruption, config.dataset.corruption_level) if corruption else None,
+            full_size=True,
         )
         self._step: Any = None
 

@@ -152,17 +152,21 @@ def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a CRF after it: metrics_student_crf.json."""
     cfg = dataclasses.replace(
-        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+        inference(config),
+        refine=CRFConfig(**config.crf.to_dict()),
+        refine_px=config.dataset.longest_px,
+        crf_image=config.masks.image,
     )
     return _evaluate(config, workdir, "_student_crf", cfg)
 
 
 def inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at their own size, unless the config asks for scales and mirror images."""
+    """Whole images as training reads them, unless the config asks for scales and mirror images."""
     return InferenceConfig(
         mean=MEAN,
         std=STD,
         scale_px=None,
+        longest_px=config.dataset.longest_px,
         temperature=1.0,  # logits of a trained network
         ratios=tuple(config.student.ratios),
         flip=config.student.flip,

@@ -33,10 +33,11 @@ from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.image_classes import tagged_examples
+from input_pipeline.batches.loading import nearest
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
-    """Label maps of `config.masks.split` into masks/<id>.png.
+    """Label maps of `config.masks.split` into masks/<id>.png, of the files' sizes.
 
     Those of images with label maps are scored, if `config.masks.score`: metrics_masks.json.
 
@@ -82,7 +83,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         h, w = batch["image_size"][row]
         labels = outputs["labels"][:h, :w]
         path = workdir / "masks" / f"{examples[index].name}.png"
-        save_labels(path, labels, coloured=config.run.palette)
+        height, width = (int(side) for side in batch["original_size"][row])
+        save_labels(path, nearest(labels, (height, width)), coloured=config.run.palette)
         count += 1
         if score:
             truth = batch["label"][row, :h, :w]

@@ -139,7 +139,10 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a dense CRF after it: metrics_crf.json. Prints both."""
     cfg = dataclasses.replace(
-        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image="raw"
+        inference(config),
+        refine=CRFConfig(**config.crf.to_dict()),
+        refine_px=config.dataset.longest_px,
+        crf_image="raw",
     )
     record = _evaluate(config, workdir, "_crf", cfg)
     published = config.evaluate.published_metric
