@@ -111,8 +111,9 @@ def _run_stages(
     config: ConfigDict, workdir: Path, stages: Mapping[str, Stage], given: Collection[str]
 ) -> dict[str, dict]:
     # Like the recipes, these need the extra "data".
-    from clipseg_jax.stages import preflight, work_directory
+    from clipseg_jax.stages import completion, preflight, work_directory
 
+    config = completion.completed(config, workdir)
     main_process = jax.process_index() == 0
     if main_process:
         commands.say(processes.describe())

@@ -18,7 +18,7 @@ from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
 
-_CONFIG, _CONTENT = "config.json", "content.json"
+CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
@@ -46,7 +46,7 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
     Raises:
       ValueError: other values, or other content behind a path; or a damaged file.
     """
-    path = workdir / _CONFIG
+    path = workdir / CONFIG
     now = json.loads(json.dumps(config.to_dict()))
     if path.exists() and any(workdir.glob("*.done.json")):
         remedy = (
@@ -109,7 +109,7 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json"}
+    return left <= {CONFIG, _CONTENT, f"{_DATA}.done.json"}
 
 
 def _recorded(workdir: Path) -> dict[str, Content]:

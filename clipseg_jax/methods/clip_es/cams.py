@@ -52,6 +52,7 @@ from clipseg_jax.stages.image_classes import (
     label_of_class,
     padded_classes,
     present_classes,
+    unknown_classes,
 )
 from clipseg_jax.stages.sections import options
 from input_pipeline.batches.evaluation import EvaluationBatches
@@ -68,7 +69,7 @@ def cams(config: ConfigDict, workdir: Path) -> dict:
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
     present, problems = present_classes(config, workdir, split, examples)
     if not present:
-        raise ValueError(f"no class is known of any of the {len(examples)} images of {split}")
+        raise ValueError(unknown_classes(config, split, len(examples)))
     barrier("cams known")
     todo = [e for e in examples if e.name in present and not is_whole(cam_path(workdir, e.name))]
     barrier("cams begin")

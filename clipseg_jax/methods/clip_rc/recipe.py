@@ -38,8 +38,9 @@ from clipseg_jax.methods.clip_rc.counts import count
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
-from clipseg_jax.stages.data import check_labelled, check_splits, find_dataset, unseen_labels
+from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.image_classes import check_label_maps
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
 from input_pipeline.batches.zero_shot import hide_unseen
 
@@ -51,10 +52,9 @@ _LEAST_COSINE = 0.999
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
-    del workdir
     checked = check_splits(config.dataset, config.dataset.train_split, config.dataset.split)
     if not config.clip_rc.trained_weights:
-        check_labelled(config.dataset, config.dataset.train_split, "CLIP-RC")
+        check_label_maps(config, workdir, config.dataset.train_split, "CLIP-RC")
     return checked
 
 

@@ -39,8 +39,9 @@ from clipseg_jax.methods.maskclip_plus.model import MaskCLIPPlus
 from clipseg_jax.models.clip.read_outs import read_out
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import text
-from clipseg_jax.stages.data import check_labelled, check_splits, find_dataset
+from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.image_classes import check_label_maps
 from clipseg_jax.stages.inference import inference_config
 from clipseg_jax.stages.robustness import measure
 from clipseg_jax.task import Task
@@ -50,10 +51,9 @@ STUDENT, GUIDED = "student.safetensors", "student_guided.safetensors"
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
-    del workdir
     checked = check_splits(config.dataset, config.dataset.split)
     if unseen(config) and not config.student.trained_weights:
-        check_labelled(config.dataset, config.dataset.train_split, "zero-shot MaskCLIP+")
+        check_label_maps(config, workdir, config.dataset.train_split, "zero-shot MaskCLIP+")
     return checked | {"training_images": len(training_batches(config).examples)}
 
 
