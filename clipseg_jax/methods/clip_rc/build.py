@@ -18,10 +18,18 @@ from input_pipeline.batches.zero_shot import seen_classes
 from weights_convert.trained.clip_rc.format import is_whole
 
 
+def unseen(config: ConfigDict) -> tuple[int, ...]:
+    """The labels held out; those that are scored apart where all are seen, which may be none."""
+    named = config.dataset.unseen or find_dataset(config.dataset).unseen
+    if config.clip_rc.setting == "fully" and not named:
+        return ()
+    return unseen_labels(config.dataset)
+
+
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
     """Which labels train the network, and how its losses are weighted."""
     classes = find_dataset(config.dataset).num_classes
-    seen = seen_classes(classes, unseen_labels(config.dataset))
+    seen = seen_classes(classes, unseen(config))
     return options(
         CLIPRCTaskConfig,
         config.clip_rc,

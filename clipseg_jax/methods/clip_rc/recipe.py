@@ -33,12 +33,13 @@ from clipseg_jax.methods.clip_rc.build import (
     inference_config,
     load_model,
     task_config,
+    unseen,
 )
 from clipseg_jax.methods.clip_rc.counts import count
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
-from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
+from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import check_label_maps
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
@@ -204,13 +205,13 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     return hide_unseen(
         data,
         config.clip_rc.setting,
-        unseen_labels(config.dataset),
+        unseen(config),
         before_crop=not config.clip_rc.crops_by_unseen,
     )
 
 
 def _evaluation(config: ConfigDict) -> Evaluation:
-    return Evaluation(config, inference_config(config), unseen=unseen_labels(config.dataset))
+    return Evaluation(config, inference_config(config), unseen=unseen(config))
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
