@@ -33,6 +33,7 @@ def get_config(read_out: str = "maskclip") -> ConfigDict:
         raise ValueError("proxyclip needs a DINO; take configs/voc21_readout.py:proxyclip")
     else:
         config = readouts.get_config(read_out)
+        config.clip.pad_to_patch = True  # dropping the last rows, as published, shifts masks
         own.of_own_images(config, *_SIZES, "inference.crop_px", "inference.stride_px")
     config.inference.refine = "pamr"
     config.inference.refine_px = 1024  # larger photos are refined at this longest side
