@@ -121,9 +121,8 @@ def test_tags_and_weclip(train, mine, tmp_path):
     # All that a later use of the head needs is recorded.
     recorded = json.loads((work / "config.json").read_text())
     assert recorded["dataset"]["class_names"] == ["background", *CLASSES]
-    assert None not in [
-        recorded[s][k] for s, k in (n.split(".") for n in recorded["clip"]["decides"])
-    ]
+    values = work_directory.flat(recorded)
+    assert None not in [values[name] for name in recorded["clip"]["decides"]]
 
 
 @pytest.mark.slow
