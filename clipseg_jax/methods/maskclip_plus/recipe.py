@@ -51,6 +51,10 @@ STUDENT, GUIDED = "student.safetensors", "student_guided.safetensors"
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
+    if config.text.background_words:
+        raise ValueError(
+            "MaskCLIP+ has no rows for background words; omit --config.text.background_words"
+        )
     checked = check_splits(config.dataset, config.dataset.split)
     if unseen(config) and not config.student.trained_weights:
         check_label_maps(config, workdir, config.dataset.train_split, "zero-shot MaskCLIP+")
