@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["Segmenter", "__version__", "segment"]
+__all__ = ["Segmenter", "__version__", "load", "segment"]
 
 
 def __getattr__(name: str) -> Any:
@@ -11,6 +11,10 @@ def __getattr__(name: str) -> Any:
         from clipseg_jax import segmenter
 
         return getattr(segmenter, name)
+    if name == "load":
+        from clipseg_jax.segmenters import load
+
+        return load.load
     if name == "__version__":
         from importlib.metadata import version
 

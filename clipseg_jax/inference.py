@@ -19,7 +19,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from clipseg_jax.inference_config import InferenceConfig, check_values
-from clipseg_jax.labels import Guide, label_maps
+from clipseg_jax.labels import Guide, class_probabilities, label_maps
 from clipseg_jax.ops.image import normalize, opencv_resize
 from clipseg_jax.ops.window import (
     add_margins,
@@ -39,6 +39,7 @@ __all__ = [
     "check_values",
     "image_scores",
     "label_maps",
+    "make_scores_fn",
     "make_segment_fn",
     "network_pixels",
     "network_shapes",
@@ -69,6 +70,7 @@ def network_size(
         a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
         if cfg.keep_ratio:
             factor = min(max(a, b) / max(height, width), min(a, b) / min(height, width))
+            factor = factor if cfg.enlarge else min(factor, ratio)
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
             scaled = b, a
@@ -233,6 +235,10 @@ def image_scores(
 
 # (state, images, image sizes, network sizes, network shapes) -> labels, winning scores
 SegmentFn = Callable[[nnx.State, Array, Array, Array, tuple[tuple[int, int], ...]], tuple]
+# The same and the longest side -> probabilities of all labels
+ScoresFn = Callable[
+    [nnx.State, Array, Array, Array, tuple[tuple[int, int], ...], int | None], Array
+]
 
 
 def make_segment_fn(
@@ -255,38 +261,71 @@ def make_segment_fn(
         network_shapes: tuple[tuple[int, int], ...],
     ) -> tuple[Array, Array]:
         model = nnx.merge(graph, state)
-        if cfg.average == "logits":
-            predict = functools.partial(task.predict, model)
-            pixels = normalize(images, cfg.mean, cfg.std)
-            scores = averaged_scores(
-                predict,
-                task.grid_size,
-                pixels,
-                image_sizes,
-                sizes,
-                network_shapes,
-                cfg.ratios,
-                flip=cfg.flip,
-            )
-            views = [Scores(*scores)]
-            guide = Guide(images, pixels, image_sizes)
-        else:
-            # A ratio may be listed several times to weigh more; it is computed once.
-            unique = {
-                (ratio, flip): image_scores(
-                    task, model, images, image_sizes, sizes[:, i], network_shapes[i], cfg, flip=flip
-                )
-                for i, ratio in enumerate(cfg.ratios)
-                if ratio not in cfg.ratios[:i]
-                for flip in ((False, True) if cfg.flip else (False,))
-            }
-            views = [view for ratio in cfg.ratios for (r, _), view in unique.items() if r == ratio]
-            sharpest = cfg.ratios.index(max(cfg.ratios))
-            at_network = sizes[:, sharpest]
-            pixels = network_pixels(
-                images, image_sizes, at_network, network_shapes[sharpest], cfg
-            )  # compiled once with that view's
-            guide = Guide(images, pixels, at_network)
+        views, guide = _views(task, model, images, image_sizes, sizes, network_shapes, cfg)
         return label_maps(views, cfg, dtype, sizes=image_sizes, guide=guide)
 
     return state, segment
+
+
+def make_scores_fn(task: Task, cfg: InferenceConfig) -> tuple[nnx.State, ScoresFn]:
+    """As `make_segment_fn`, for the probability of every label; arguments 4 and 5 are static.
+
+    Argument 5 is the longest side in pixels of the maps, or None; the function returns them as
+    (b, h', w', labels) float32, padded, see `labels.class_probabilities`.
+    """
+    graph, state = nnx.split(task.model)
+
+    def scores(
+        state: nnx.State,
+        images: Array,
+        image_sizes: Array,
+        sizes: Array,
+        network_shapes: tuple[tuple[int, int], ...],
+        longest_px: int | None,
+    ) -> Array:
+        model = nnx.merge(graph, state)
+        views, guide = _views(task, model, images, image_sizes, sizes, network_shapes, cfg)
+        return class_probabilities(views, cfg, sizes=image_sizes, guide=guide, longest=longest_px)
+
+    return state, scores
+
+
+def _views(
+    task: Task,
+    model: nnx.Module,
+    images: Array,
+    image_sizes: Array,
+    sizes: Array,
+    network_shapes: tuple[tuple[int, int], ...],
+    cfg: InferenceConfig,
+) -> tuple[list[Scores], Guide]:
+    """The scores of every scale and mirror image, and what a refinement follows."""
+    if cfg.average == "logits":
+        predict = functools.partial(task.predict, model)
+        pixels = normalize(images, cfg.mean, cfg.std)
+        scores = averaged_scores(
+            predict,
+            task.grid_size,
+            pixels,
+            image_sizes,
+            sizes,
+            network_shapes,
+            cfg.ratios,
+            flip=cfg.flip,
+        )
+        return [Scores(*scores)], Guide(images, pixels, image_sizes)
+    # A ratio may be listed several times to weigh more; it is computed once.
+    unique = {
+        (ratio, flip): image_scores(
+            task, model, images, image_sizes, sizes[:, i], network_shapes[i], cfg, flip=flip
+        )
+        for i, ratio in enumerate(cfg.ratios)
+        if ratio not in cfg.ratios[:i]
+        for flip in ((False, True) if cfg.flip else (False,))
+    }
+    views = [view for ratio in cfg.ratios for (r, _), view in unique.items() if r == ratio]
+    sharpest = cfg.ratios.index(max(cfg.ratios))
+    at_network = sizes[:, sharpest]
+    # Compiled once with that view's.
+    pixels = network_pixels(images, image_sizes, at_network, network_shapes[sharpest], cfg)
+    return views, Guide(images, pixels, at_network)

@@ -34,6 +34,7 @@ class InferenceConfig:
     # With scale_px None: larger images are shrunk to this longest side; None: they are not.
     longest_px: int | None = None
     keep_ratio: bool = True
+    enlarge: bool = True  # False: images that are smaller keep their size
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
@@ -74,6 +75,7 @@ class InferenceConfig:
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean {self.mean} and std {self.std} need three numbers each, of RGB")
         check_choice("keep_ratio", self.keep_ratio, (True, False))
+        check_choice("enlarge", self.enlarge, (True, False))
         if self.scale_px is not None:
             order = "(long side, short side)" if self.keep_ratio else "(width, height)"
             self._set("scale_px", check_sizes("scale_px", self.scale_px, order))

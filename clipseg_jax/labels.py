@@ -106,6 +106,42 @@ def large_labels(labels: Array, sizes: Array, count: int, threshold: float) -> A
     return jnp.pad(large, ((0, 0), (1, 0)), constant_values=True)
 
 
+def class_probabilities(
+    views: list[Scores],
+    cfg: InferenceConfig,
+    *,
+    sizes: Array,
+    guide: Guide,
+    longest: int | None = None,
+) -> Array:
+    """Probabilities (b, h', w', labels) float32 of every label, refined as `cfg` says.
+
+    Those of a label are the largest of its text embeddings'; a label without any has 0. Thresholds
+    are left to the caller.
+
+    Args:
+      views: scores of the same images.
+      cfg: see its fields.
+      sizes: (b, 2) real pixels of the images.
+      guide: the images.
+      longest: maps of images with a longer side have this many pixels there; None: the image's.
+    """
+    _, height, width = views[0].shape
+    small, at, views = _within(views, sizes, (height, width), longest)
+    if cfg.refine is None:
+        maps = _probabilities([view.at(view.rows) for view in views], cfg)
+    else:
+        maps = _refined(views, at, small, guide, sizes, cfg)
+        if isinstance(cfg.refine, PAMRConfig):
+            maps = _probabilities([maps], cfg)
+    if cfg.embedding_labels is None:
+        return maps.astype(jnp.float32)
+    labels = jnp.asarray(cfg.embedding_labels, jnp.int32)
+    count = max(cfg.embedding_labels) + 1
+    best = jax.ops.segment_max(jnp.moveaxis(maps, -1, 0), labels, num_segments=count)
+    return jnp.moveaxis(jnp.maximum(best, 0), 0, -1).astype(jnp.float32)  # of no rows: -inf
+
+
 def refine(views: list[Scores], sizes: Array, guide: Guide, cfg: InferenceConfig) -> Scores:
     """Refined scores of images: with PAMR of scores, with PAR and CRF of probabilities.
 
@@ -117,30 +153,46 @@ def refine(views: list[Scores], sizes: Array, guide: Guide, cfg: InferenceConfig
     `cfg.refine_px` on its longest side where it is larger.
     """
     shape = (guide.images.shape[1], guide.images.shape[2])
-    small, at = shape, sizes
-    if cfg.refine_px is not None and max(shape) > cfg.refine_px:
-        small = (min(shape[0], cfg.refine_px), min(shape[1], cfg.refine_px))
-        at = sizes_within(sizes, cfg.refine_px)
-        views = [view.sampled(sizes, at, small) for view in views]
+    small, at, views = _within(views, sizes, shape, cfg.refine_px)
+    return resized_maps(_refined(views, at, small, guide, sizes, cfg), at, sizes, shape)
+
+
+def _within(
+    views: list[Scores], sizes: Array, shape: tuple[int, int], longest: int | None
+) -> tuple[tuple[int, int], Array, list[Scores]]:
+    """Padded shape, real sizes (b, 2) and scores of images shrunk to `longest` pixels a side."""
+    if longest is None or max(shape) <= longest:
+        return shape, sizes, views
+    small = (min(shape[0], longest), min(shape[1], longest))
+    at = sizes_within(sizes, longest)
+    return small, at, [view.sampled(sizes, at, small) for view in views]
+
+
+def _refined(
+    views: list[Scores],
+    at: Array,
+    small: tuple[int, int],
+    guide: Guide,
+    sizes: Array,
+    cfg: InferenceConfig,
+) -> Array:
+    """What `refine` makes (b, *small, c) of views of real sizes `at`; images have `sizes`."""
     maps = [view.at(view.rows) for view in views]
     if isinstance(cfg.refine, CRFConfig):
         images = guide.images
-        if small != shape:
+        if small != images.shape[1:3]:
             images = opencv_resize(images, sizes, at, small)
         if cfg.crf_image == "wrapped":
             images = wrapped_image(images)
         unary = unary_from_softmax(_probabilities(maps, cfg))
-        refined = dense_crf(unary, images, cfg.refine, sizes=at)
-    else:
-        images = resize_within(guide.network, guide.network_sizes, at, small)
-        if isinstance(cfg.refine, PAMRConfig):
-            refined = _channels_last(pamr(images, _channels_first(_mean(maps)), cfg.refine, at))
-        else:
-            assert cfg.refine is not None
-            masks = par(images, _channels_first(_probabilities(maps, cfg)), cfg.refine, at)
-            # Its weights sum to more than 1.
-            refined = _channels_last(masks / jnp.sum(masks, axis=1, keepdims=True))
-    return resized_maps(refined, at, sizes, shape)
+        return dense_crf(unary, images, cfg.refine, sizes=at)
+    images = resize_within(guide.network, guide.network_sizes, at, small)
+    if isinstance(cfg.refine, PAMRConfig):
+        return _channels_last(pamr(images, _channels_first(_mean(maps)), cfg.refine, at))
+    assert cfg.refine is not None
+    masks = par(images, _channels_first(_probabilities(maps, cfg)), cfg.refine, at)
+    # Its weights sum to more than 1.
+    return _channels_last(masks / jnp.sum(masks, axis=1, keepdims=True))
 
 
 def sizes_within(sizes: Array, longest: int) -> Array:

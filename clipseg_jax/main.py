@@ -4,7 +4,8 @@ A recipe is a list of named stages. Each leaves its result and a small record in
 run again, finished stages are skipped and an interrupted one resumes.
 `--config.stages=evaluate` runs one of them, `--config.stages=data,text` two. Any value of the
 config can be set the same way; `--show` lists them. `--config=voc_maskclip` finds an installed
-recipe from any folder.
+recipe from any folder. Weights may be names, such as `--config.clip.weights=ViT-B/16`: they are
+downloaded once, into $CLIPSEG_JAX_CACHE (~/.cache/clipseg_jax).
 
 Exit codes: 0 done, 2 wrong input, 74 a disk or the network failed, 75 another process was lost, 130
 and 143 stopped by Ctrl-C and SIGTERM, 1 anything else.
@@ -113,14 +114,16 @@ def _run_stages(
     # Like the recipes, these need the extra "data".
     from clipseg_jax.stages import completion, preflight, work_directory
 
-    config = completion.completed(config, workdir)
     main_process = jax.process_index() == 0
     if main_process:
         commands.say(processes.describe())
         check_writable(workdir)
         remove_temporary(workdir)
+    to_come = [name for name in config.stages if not _done(workdir, name).exists()]
+    preflight.fetch(config, to_come)  # on every host, before processes wait for each other
+    config = completion.completed(config, workdir)
+    if main_process:
         work_directory.check(config, workdir, given)
-        to_come = [name for name in config.stages if not _done(workdir, name).exists()]
         preflight.check(config, to_come)
     processes.barrier("start")
     records = {}

@@ -49,7 +49,8 @@ from clipseg_jax.predict_records import (
     write_skipped,
 )
 from clipseg_jax.segmentation import Segmentation
-from clipseg_jax.segmenter import ALONE_PX, Segmenter
+from clipseg_jax.segmenter import Segmenter
+from clipseg_jax.segmenters.runner import ALONE_PX
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.text_lists import escaped

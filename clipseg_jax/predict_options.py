@@ -16,10 +16,11 @@ from clipseg_jax.segment_options import (
     METHODS,
     PROXY,
 )
-from clipseg_jax.segmenter import DTYPES
+from clipseg_jax.segmenters.load import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads
+from weights_convert.named.cache import cache_folder
 
 # An apostrophe may end a name, and so may a bracket: "mens'", "crane (bird)".
 _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
@@ -28,6 +29,7 @@ _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
 def parser(text: str) -> argparse.ArgumentParser:
     """The parser of the command line; `text` describes the command."""
     description, _, details = text.partition("\n\n")
+    cache = str(cache_folder()).replace("%", "%%")  # argparse formats help
     result = commands.parser("clipseg_jax.predict", description, details)
     result.add_argument(
         "images",
@@ -51,7 +53,9 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--weights",
         type=commands.given,
         required=True,
-        help="a CLIP checkpoint: OpenAI .pt, Hugging Face directory, OpenCLIP; or `demo`",
+        help="a CLIP: a name such as ViT-B/16 or hf:owner/name, downloaded once into "
+        f"{cache} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
+        "OpenCLIP; or `demo`",
     )
     result.add_argument(
         "--out", type=commands.given, default="masks", help="output folder (default: masks)"
@@ -77,7 +81,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--dino",
         type=commands.given,
         metavar="FILE",
-        help=f"the DINO of {PROXY}: the authors' .pth, or a Hugging Face directory",
+        help=f"the DINO of {PROXY}: a name such as dino_vitb8, or a file or folder of weights",
     )
     result.add_argument(
         "--refine",

@@ -45,6 +45,7 @@ class Protocol:
 
 
 _MASKCLIP = Protocol("maskclip_85", 512, "whole", 512, 2 / 3, 100.0, "probabilities", refine=None)
+_USUAL_PX = 224  # what released CLIPs were trained at, or more
 _ANY_PATCH_PX = 112  # whole patches of 8, 14 and 16
 
 
@@ -59,7 +60,10 @@ def protocol(method: str, vision: VisionConfig) -> Protocol:
       ValueError: the method needs a ViT.
     """
     if method == MASKCLIP:
-        return _MASKCLIP
+        side = getattr(vision, "image_px", _USUAL_PX)
+        # Published for CLIPs of 224 px; a smaller one has never seen such large objects.
+        small = dataclasses.replace(_MASKCLIP, short_side_px=3 * side // 2)
+        return _MASKCLIP if side >= _USUAL_PX else small
     if not isinstance(vision, ViTConfig):
         has = "a ResNet" if isinstance(vision, ResNetConfig) else "SigLIP's attention pool"
         raise ValueError(

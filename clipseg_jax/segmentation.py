@@ -1,10 +1,12 @@
-"""The segmentation of one image, as `segment` returns it."""
+"""The segmentation of one image, as `segment` and `scores` return it."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+
+from clipseg_jax.core.checks import check_number
 
 _PIXELS_AT_ONCE = 2**22  # `bincount` takes 16 bytes for each
 
@@ -34,3 +36,25 @@ class Segmentation:
             for name, count, total in zip(self.names, counts, sums, strict=True)
             if count
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScores:
+    """The probabilities of all classes in one image; thresholds need no second forward pass."""
+
+    values: np.ndarray  # (h, w, c) float32: probability of names[i]; a background without words: 0
+    names: tuple[str, ...]  # c, names[0] is "background"
+    image_size: tuple[int, int]  # (height, width) of the image, of which the maps may be smaller
+
+    def segmentation(self, background: float = 0.0) -> Segmentation:
+        """Labels of the most probable classes, at the maps' size.
+
+        Pixels whose best probability is below `background` are background.
+
+        Raises:
+          ValueError: `background` is not from 0 to 1.
+        """
+        check_number("background", background, 0, 1)
+        best = self.values.max(axis=2)
+        labels = self.values.argmax(axis=2).astype(np.uint8)
+        return Segmentation(np.where(best < background, np.uint8(0), labels), best, self.names)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
-import weights_convert
-from clipseg_jax.core.checks import check_choice, check_whole
-from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
-from clipseg_jax.demo import TINY_CLIP
-from clipseg_jax.inference import make_segment_fn, network_shapes, network_size, network_sizes
 from clipseg_jax.inference_config import Refinement
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
-from clipseg_jax.prompts import class_embeddings, read_words, text_encoder
+from clipseg_jax.prompts import read_words
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmentation import Segmentation
-from clipseg_jax.segmenter_images import read_batch
-from input_pipeline.batches.buckets import PlannedBatch, plan_batches
+from clipseg_jax.segmenters.load import load_clip
+from clipseg_jax.segmenters.results import in_order
 from input_pipeline.datasets.images import BadImage
-from input_pipeline.pictures import Picture, picture_list, picture_size
-
-DTYPES = ("float32", "bfloat16")
-ALONE_PX = 2**25  # pixels of an image from which on it makes a batch of its own
+from input_pipeline.pictures import Picture, picture_list
 
 
 class Segmenter:
@@ -68,7 +52,6 @@ class Segmenter:
         Raises:
           ValueError: an argument without meaning, or weights that are not a CLIP with a text tower.
         """
-        names, words, threshold = read_words(class_names, background)
         options = SegmentOptions(
             method=method,
             refine=refine,
@@ -83,45 +66,16 @@ class Segmenter:
             flip=flip,
             temperature=temperature,
         )
-        check_choice("dtype", dtype, DTYPES)
-        weights_convert.check_choices(activation, heads)
-        if batch_size is not None:
-            check_whole("batch_size", batch_size)
-        if devices is not None:
-            check_whole("devices", devices)
-        self.names = ("background", *names)
-        self._mesh = make_mesh(devices)
-        if batch_size is None:
-            batch_size = 1 if self._mesh.devices.flat[0].platform == "cpu" else 4
-        self._batch_size = self._round_up(batch_size)
-        if len(names) == 1 and not words:
-            warnings.warn(
-                f"one class and no background: every pixel becomes {names[0]!r}; name what else "
-                "is in the images as background words: background=['wall', 'floor'], or "
-                "--background-words 'wall, floor'",
-                stacklevel=2,
-            )
-        loaded = load_weights(weights, dtype=dtype, activation=activation, heads=heads)
-        text = loaded.model.cfg.text
-        if text is None:
-            raise ValueError(f"{weights} has no text tower, so it cannot read class names")
-        if loaded.tokenizer is None:
-            raise ValueError(f"{weights} has no {weights_convert.MISSING_TOKENIZER}")
-        vision = loaded.model.cfg.vision
-        labels = (*range(1, len(names) + 1), *(0 for _ in words))
-        inference = options.inference(vision, labels, threshold)
-        self.config = dataclasses.replace(inference, mean=loaded.mean, std=loaded.std)
-        text_embeddings = class_embeddings(
-            [*names, *words],
-            text_encoder(loaded.model.text),
-            loaded.tokenizer,
-            prompt_templates=options.templates(vision),
-            context_length=text.context_length,
-        )
-        task = options.task(loaded.model, text_embeddings)
-        state, segment_fn = make_segment_fn(task, self.config, np.uint8)
-        self._state = replicate(self._mesh, state)
-        self._segment_fn = jax.jit(segment_fn, static_argnums=4)
+        read_words(class_names, background)  # before the weights are read
+        self._runner = load_clip(
+            weights,
+            dtype=dtype,
+            devices=devices,
+            batch_size=batch_size,
+            activation=activation,
+            heads=heads,
+        ).runner(class_names, background, options)
+        self.names, self.config = self._runner.names, self._runner.cfg
 
     def __call__(
         self, images: Iterable[Picture] | Picture
@@ -130,7 +84,8 @@ class Segmenter:
 
         Args:
           images: files, Pillow images, or arrays uint8 (h, w, 3), (h, w, 4) or (h, w); any iterable
-            of them, which is read to its end first, or one.
+            of them, or one. An iterator is read 64 images at a time, anything else to its end
+            first.
 
         Yields:
           The index of an image and its segmentation; for a file that cannot be used, the error.
@@ -138,79 +93,7 @@ class Segmenter:
         Raises:
           ValueError: something that is no image.
         """
-        return self._results(picture_list(images))
-
-    def _results(
-        self, pictures: Sequence[Picture]
-    ) -> Iterator[tuple[int, Segmentation | BadImage]]:
-        sizes: dict[int, tuple[int, int]] = {}  # of the readable ones, by index
-        for i, picture in enumerate(pictures):
-            try:
-                size = picture_size(picture)
-                network_sizes(size, self.config)
-            except ValueError as error:
-                if isinstance(picture, np.ndarray):
-                    raise ValueError(f"image {i}: {error}") from error
-                yield i, error if isinstance(error, BadImage) else BadImage(f"{picture}: {error}")
-                continue
-            sizes[i] = size
-        large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]
-        usual = [i for i, (h, w) in sizes.items() if h * w <= ALONE_PX]
-        at_network = functools.partial(network_size, cfg=self.config)
-        rows = min(self._batch_size, self._round_up(len(usual)))
-        for i in large:  # on one device, so that memory is that of one image
-            (batch,) = plan_batches([sizes[i]], 1, network_size=at_network)
-            yield from self._segment_batch(batch, self._one_device(), pictures, [i], sizes)
-        for batch in plan_batches([sizes[i] for i in usual], max(rows, 1), network_size=at_network):
-            yield from self._segment_batch(batch, self._mesh, pictures, usual, sizes)
-
-    def _round_up(self, count: int) -> int:
-        """`count` rounded up to a multiple of the number of devices."""
-        return -(-count // self._mesh.size) * self._mesh.size
-
-    def _one_device(self) -> Mesh:
-        return self._mesh if self._mesh.size == 1 else make_mesh(1)
-
-    def _segment_batch(
-        self,
-        batch: PlannedBatch,
-        mesh: Mesh,
-        pictures: Sequence[Picture],
-        indices: Sequence[int],
-        sizes: Mapping[int, tuple[int, int]],
-    ) -> Iterator[tuple[int, Segmentation | BadImage]]:
-        """Results of a batch, whose indices are positions in `indices`, those of its pictures."""
-        chosen = [indices[i] for i in batch.indices]
-        pixels, failed = read_batch(batch, pictures, chosen, sizes)
-        at_network = [network_sizes(sizes[i], self.config) for i in chosen]
-        arrays = shard_batch(
-            mesh,
-            {
-                "images": pixels,
-                "sizes": np.asarray([sizes[i] for i in chosen], np.int32),
-                "network": np.asarray(at_network, np.int32),
-            },
-        )
-        del pixels
-        state = self._state if mesh is self._mesh else replicate(mesh, self._state)
-        labels, scores = jax.device_get(
-            self._segment_fn(
-                state,
-                arrays["images"],
-                arrays["sizes"],
-                arrays["network"],
-                network_shapes(batch.network_hw, self.config),
-            )
-        )
-        del arrays  # a large picture's; the caller may need as much again
-        for row, index in enumerate(chosen):
-            if not batch.valid[row]:
-                continue
-            if row in failed:
-                yield index, failed[row]
-                continue
-            h, w = sizes[index]
-            yield index, Segmentation(labels[row, :h, :w], scores[row, :h, :w], self.names)
+        return self._runner.segment(images)
 
 
 def segment(
@@ -283,8 +166,8 @@ def segment(
         a CLIP with a text tower.
       BadImage: a file that cannot be read as an image.
     """
-    pictures = picture_list(images)
-    results: dict[int, Segmentation] = {}
+    if not isinstance(images, Iterator):
+        images = picture_list(images)  # checked before the weights are read
     segmenter = Segmenter(
         class_names,
         weights=weights,
@@ -307,19 +190,4 @@ def segment(
         heads=heads,
         devices=devices,
     )
-    for i, result in segmenter(pictures):
-        if isinstance(result, BadImage):
-            raise result
-        results[i] = result
-    return [results[i] for i in range(len(results))]
-
-
-def load_weights(weights: str | Path, **choices: Any) -> weights_convert.LoadedCLIP:
-    """The CLIP in a file or folder; "demo" is the built-in tiny one. `choices`: see `load_clip`.
-
-    Raises:
-      ValueError, OSError: what is not a CLIP.
-    """
-    if not isinstance(weights, (str, os.PathLike)) or not str(weights):
-        raise ValueError(f"weights is {weights!r}; give the path of a CLIP checkpoint, or 'demo'")
-    return weights_convert.load_clip(TINY_CLIP if weights == "demo" else weights, **choices)
+    return in_order(segmenter(images))

@@ -14,21 +14,29 @@ from input_pipeline.datasets.images import MAX_PIXELS, image_size, rgb_pixels
 
 Picture = str | os.PathLike[str] | np.ndarray  # an array is uint8 (h, w), (h, w, 1), ... (h, w, 4)
 _TAKEN = (
-    "give a path, a Pillow image, or a uint8 array: RGB (h, w, 3), RGBA (h, w, 4) or grey (h, w)"
+    "give a path, a Pillow image, or an array of uint8 or uint16: RGB (h, w, 3), RGBA (h, w, 4) or "
+    "grey (h, w)"
 )
 
 
-def picture_list(images: Any) -> list[Picture]:
+def is_one_picture(images: Any) -> bool:
+    """Whether this is a single image: a path, a Pillow image, or the array of one."""
+    return isinstance(images, (str, os.PathLike, Image.Image)) or _is_one_array(images)
+
+
+def picture_list(images: Any, *, first: int = 0) -> list[Picture]:
     """One image, or several in any iterable, as a list of paths and uint8 arrays.
+
+    `first`: the number of the first one in errors.
 
     Raises:
       ValueError: something that is no image; the message names its position and what is taken.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image)) or _is_one_array(images):
-        return [_picture(images, 0)]
+    if is_one_picture(images):
+        return [_picture(images, first)]
     if not isinstance(images, Iterable) or isinstance(images, (bytes, Mapping)):
         raise ValueError(f"images is of type {type(images).__name__}; {_TAKEN}, or a list of them")
-    return [_picture(image, index) for index, image in enumerate(images)]
+    return [_picture(image, index) for index, image in enumerate(images, first)]
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
@@ -68,6 +76,8 @@ def _picture(image: Any, index: int) -> Picture:
     except Exception as error:  # ragged lists, arrays of other libraries on other devices
         kind = type(image).__name__
         raise ValueError(f"image {index} of type {kind} is no array ({error}); {_TAKEN}") from error
+    if array.dtype == np.uint16:  # as of 16-bit files
+        array = (array >> 8).astype(np.uint8)
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and 1 <= array.shape[2] <= 4)):
         kind = f"{array.dtype} {array.shape}" if array.ndim else f"of type {type(image).__name__}"

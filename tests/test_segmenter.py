@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 import clipseg_jax
-from clipseg_jax import segmenter as module
+import weights_convert
 from clipseg_jax import segmenter_images
 from clipseg_jax.demo import world
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words
 from clipseg_jax.segmenter import Segmenter
+from clipseg_jax.segmenters import runner
 from input_pipeline.datasets.images import BadImage
 
 NAMES = list(world.CLASSES)
@@ -92,16 +93,17 @@ def test_one_image_a_file_or_an_array(pictures, segmenter, tmp_path):
 
 
 def test_few_images_make_a_small_batch(pictures, segmenter, monkeypatch):
-    rows, run = [], segmenter._segment_fn
+    rows, run = [], segmenter._runner.functions.segment
 
     def noted(state, images, *others):
         rows.append(len(images))
         return run(state, images, *others)
 
-    monkeypatch.setattr(segmenter, "_segment_fn", noted)
+    functions = segmenter._runner.functions._replace(segment=noted)
+    monkeypatch.setattr(segmenter._runner, "functions", functions)
     for count in (1, 2):
         assert len(list(segmenter([p.image for p in pictures[:count]]))) == count
-    devices = segmenter._mesh.size
+    devices = segmenter._runner._mesh.size
     assert rows == [devices * -(-count // devices) for count in (1, 2)]
 
 
@@ -151,7 +153,7 @@ def test_class_names_are_checked(names, message):
     [np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 5), np.uint8), 7, b"x"],
 )
 def test_what_is_no_image_is_refused(segmenter, bad):
-    with pytest.raises(ValueError, match=r"image 1 is .* give a path, a Pillow image, or a uint8"):
+    with pytest.raises(ValueError, match=r"image 1 is .* give a path, a Pillow image, or an array"):
         segmenter([np.zeros((4, 4, 3), np.uint8), bad])
 
 
@@ -227,7 +229,7 @@ def test_arguments_are_checked_before_the_weights_are_read(monkeypatch, given, m
     def unexpected(*_, **__):
         raise AssertionError("the weights were read")
 
-    monkeypatch.setattr(module.weights_convert, "load_clip", unexpected)
+    monkeypatch.setattr(weights_convert, "load_clip", unexpected)
     usual = {**OPTIONS, "background": None, "method": None}
     arguments = {"class_names": ["cow", "dog"], **usual, **given}
     with pytest.raises(ValueError, match=message):
@@ -253,14 +255,15 @@ def test_large_images_are_segmented_alone(monkeypatch, pictures, segmenter):
     """In a batch of one image on one device; the labels are those of the usual way."""
     several = [picture.image for picture in pictures[:3]]
     usual = dict(segmenter(several))
-    shapes, run = [], segmenter._segment_fn
+    shapes, run = [], segmenter._runner.functions.segment
 
     def noted(state, images, *others):
         shapes.append((len(images), len(images.sharding.device_set)))
         return run(state, images, *others)
 
-    monkeypatch.setattr(segmenter, "_segment_fn", noted)
-    monkeypatch.setattr(module, "ALONE_PX", 128 * 128 - 1)
+    functions = segmenter._runner.functions._replace(segment=noted)
+    monkeypatch.setattr(segmenter._runner, "functions", functions)
+    monkeypatch.setattr(runner, "ALONE_PX", 128 * 128 - 1)
     alone = dict(segmenter(several))
     assert shapes == [(1, 1)] * 3
     for i, result in alone.items():

@@ -4,7 +4,7 @@ Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic S
 Spec clip_rc.
 
     python -m clipseg_jax.main --config=configs/voc_clip_rc.py:inductive \\
-        --config.clip.weights=ViT-B-16.pt
+        --config.clip.weights=ViT-B/16
 
 Hardware: any number of devices that divides the batch of 16 (published for VOC: 2 GPUs). Hours: not
 measured. Paper, VOC: hIoU inductive 88.4, transductive 93.0. Ours: 3.5 and 25.3 on the demo world;
@@ -28,10 +28,13 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.clip_rc import task
 from clipseg_jax.methods.clip_rc.build import (
+    HALF,
+    LAST,
     build_model,
     class_words,
     inference_config,
     load_model,
+    network,
     task_config,
     unseen,
 )
@@ -42,10 +45,10 @@ from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import check_label_maps
+from clipseg_jax.stages.network import recorded
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
 from input_pipeline.batches.zero_shot import hide_unseen
 
-HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
 _COMPUTED = "text_embeddings_computed.npy"
 # Both are of float16, the published file at least once more rounded.
 _LEAST_COSINE = 0.999
@@ -149,7 +152,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                     weights_convert.CLIP_RC,
                     model,
                     classes=class_words(config),
-                    details={"seen": cfg.seen, "setting": cfg.setting, "figures": figures},
+                    details={
+                        "seen": cfg.seen,
+                        "setting": cfg.setting,
+                        "figures": figures,
+                        **recorded(config),
+                    },
                 )
 
         return write
@@ -216,8 +224,7 @@ def _evaluation(config: ConfigDict) -> Evaluation:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """pAcc, mIoU of seen and of unseen classes, hIoU on the val split: metrics.json."""
-    model = load_model(config, workdir, config.clip_rc.trained_weights or workdir / LAST)
-    return _evaluation(config).write(task.build(model, task_config(config)), workdir)
+    return _evaluation(config).write(network(config, workdir).task, workdir)
 
 
 STAGES = {
