@@ -64,8 +64,7 @@ def network_size(
         if min(smallest) < cfg.min_side_px:
             scaled = smallest
     elif cfg.scale_px is None:
-        factor = ratio * min(1.0, (cfg.longest_px or max(height, width)) / max(height, width))
-        scaled = int(height * factor + 0.5), int(width * factor + 0.5)
+        scaled = int(height * ratio + 0.5), int(width * ratio + 0.5)
     else:
         a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
         if cfg.keep_ratio:
@@ -116,8 +115,7 @@ def network_pixels(
 
     `image_sizes` and `network_size`: (b, 2) real pixels before and after the resize.
     """
-    resized = cfg.scale_px is not None or cfg.longest_px is not None or cfg.ratios != (1.0,)
-    if network_shape != images.shape[1:3] or resized:
+    if network_shape != images.shape[1:3] or cfg.scale_px is not None or cfg.ratios != (1.0,):
         images = opencv_resize(images, image_sizes, network_size, network_shape)
     return normalize(images, cfg.mean, cfg.std)
 

@@ -29,10 +29,8 @@ class InferenceConfig:
     mean: tuple[float, float, float]  # of RGB, in pixel values 0 to 255
     std: tuple[float, float, float]
     # (long, short) side in pixels: the largest size that exceeds neither, keeping the aspect; with
-    # keep_ratio False (width, height) exactly; None: images are not resized, but for `longest_px`.
+    # keep_ratio False (width, height) exactly; None: images are not resized.
     scale_px: tuple[int, int] | None = (2048, 512)
-    # With scale_px None: larger images are shrunk to this longest side; None: they are not.
-    longest_px: int | None = None
     keep_ratio: bool = True
     enlarge: bool = True  # False: images that are smaller keep their size
     mode: Literal["whole", "slide"] = "whole"
@@ -79,8 +77,6 @@ class InferenceConfig:
         if self.scale_px is not None:
             order = "(long side, short side)" if self.keep_ratio else "(width, height)"
             self._set("scale_px", check_sizes("scale_px", self.scale_px, order))
-        if self.longest_px is not None:
-            check_whole("longest_px", self.longest_px)
         for name in ("crop_px", "stride_px"):
             self._set(name, check_sizes(name, getattr(self, name)))
         check_choice("mode", self.mode, ("whole", "slide"))

@@ -1,7 +1,7 @@
 """CLIP-RC on your own images and label maps, of all classes or of some.
 
     python -m clipseg_jax.main --config=configs/own_clip_rc.py --config.dataset.root=my_data \\
-        --config.clip.weights=ViT-B-16.pt --workdir=workdir/mine
+        --workdir=workdir/mine
 
 All classes of my_data/classes.txt are labelled in my_data/train/labels. Where some are not labelled
 anywhere, `own_clip_rc.py:some` with `--config.dataset.unseen=zebra,giraffe` finds these as well: it

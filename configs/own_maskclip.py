@@ -1,7 +1,7 @@
 """MaskCLIP on your own images: your words, no label, nothing trained.
 
     python -m clipseg_jax.main --config=configs/own_maskclip.py --config.dataset.root=my_data \\
-        --config.clip.weights=ViT-B-16.pt --workdir=workdir/mine
+        --workdir=workdir/mine
 
 `own_maskclip.py:naclip` reads the CLIP by NACLIP instead, which published tables put far ahead of
 MaskCLIP with ViTs; or sclip, clearclip, scclip, resclip. Masks are fitted to edges by PAMR.

@@ -1,7 +1,7 @@
 """ReCLIP++ on your own images: it learns from photos without any label what CLIP gets wrong.
 
     python -m clipseg_jax.main --config=configs/own_reclippp.py --config.dataset.root=my_data \\
-        --config.clip.weights=ViT-B-16.pt --workdir=workdir/mine
+        --workdir=workdir/mine
 
 my_data/images are segmented, and learned from unless there is a folder my_data/train with its own
 images. The classes are in my_data/classes.txt. The stage `evaluate_maskclip` is the CLIP before,
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.rectifier.evaluate_every_epochs = config.student.evaluate_every_epochs = 0
     config.rectifier.checkpoint = config.student.checkpoint = "last"
     config.inference.class_threshold = 0.0  # no class filter: published, one is tuned for each set
-    config.student.init_weights = "random"  # or open-mmlab's resnet50_v1c-2cccc1ad.pth
+    config.student.init_weights = "random"  # or "resnet50_v1c", open-mmlab's
     config.student.total_steps = 1500
     config.student.batch_size = 8
     config.student.saturation_wrap = False

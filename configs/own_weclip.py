@@ -1,7 +1,7 @@
 """WeCLIP on your own images, trained on which classes each of them shows.
 
     python -m clipseg_jax.main --config=configs/own_weclip.py --config.dataset.root=my_data \\
-        --config.clip.weights=ViT-B-16.pt --workdir=workdir/mine
+        --workdir=workdir/mine
 
 my_data/tags.txt, or my_data/train/tags.txt, says what each image shows, in lines
 `photo1: cat, dog`; without it the label maps in my_data/train/labels do. The classes are in

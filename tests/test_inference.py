@@ -134,15 +134,6 @@ def test_network_sizes_follow_the_published_rule():
             assert shape[1] >= size_at_network[1]
 
 
-def test_only_larger_images_shrink_to_the_longest_side():
-    cfg = InferenceConfig(mean=(0, 0, 0), std=(1, 1, 1), scale_px=None, longest_px=100)
-    assert network_size(300, 400, cfg) == (75, 100)
-    assert network_size(30, 100, cfg) == (30, 100)
-    assert network_size(300, 400, cfg, 1.5) == (113, 150)
-    with pytest.raises(ValueError, match="longest_px is 0"):
-        dataclasses.replace(cfg, longest_px=0)
-
-
 def test_background_rules():
     cfg = dataclasses.replace(CFG, embedding_labels=(1, 2, 3, 0, 0))
     task, image = tiny.task(), tiny.images([(50, 70)])[0]

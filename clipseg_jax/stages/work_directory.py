@@ -68,7 +68,7 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
 
 def record_content(config: ConfigDict, workdir: Path) -> None:
     """Notes what is behind the config's paths, as far as it exists, for later runs."""
-    recorded = _recorded(workdir)
+    recorded = recorded_content(workdir)
     values = flat(config.to_dict())
     paths = {name: value for name, value in values.items() if _is_path(name, value)}
     current = {
@@ -88,7 +88,7 @@ def _changes(
     given: Collection[str],
 ) -> Iterator[str]:
     """What differs between two flat configs, one line each."""
-    recorded = _recorded(workdir)
+    recorded = recorded_content(workdir)
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if is_free(name):
@@ -115,7 +115,12 @@ def _only_data(workdir: Path) -> bool:
     return left <= {CONFIG, _CONTENT, f"{_DATA}.done.json"}
 
 
-def _recorded(workdir: Path) -> dict[str, Content]:
+def recorded_content(workdir: Path) -> dict[str, Content]:
+    """What was behind the config's paths, by the names of the values.
+
+    Raises:
+      ValueError: a damaged file.
+    """
     path = workdir / _CONTENT
     if not path.exists():
         return {}

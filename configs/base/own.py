@@ -13,6 +13,7 @@ from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 
 def of_own_images(config: ConfigDict, *decides: str) -> ConfigDict:
     """`config` for a folder of a user's own images; its CLIP `decides` these values."""
+    config.clip.weights = "ViT-B/16"  # downloaded once; or any other name, a file or a folder
     config.dataset.name = "folder"
     config.dataset.root = "my_data"
     config.dataset.class_names = ()  # (): those of my_data/classes.txt, one name a line
@@ -52,8 +53,8 @@ def learn_from_nothing_or_imagenet(student: ConfigDict, steps: int) -> None:
 
     The published SGD suits weights of ImageNet and COCO alone: from random ones it ends in NaN.
     """
-    # torchvision's ResNet-50, the file or its name; "random" needs nothing and learns far less.
-    student.init_weights = "random"
+    # torchvision's, downloaded once, or its file; "random" needs none and learns far less.
+    student.init_weights = "resnet50"
     student.blocks = (3, 4, 6, 3)
     student.variant = "v1"
     student.batch_size = 8

@@ -19,11 +19,12 @@ STUDENT = "student.safetensors"
 def inference(config: ConfigDict) -> InferenceConfig:
     """Whole images as training reads them, unless the config asks for scales and mirror images."""
     mean, std = STATISTICS[config.student.get("variant", "caffe")]
+    longest = config.dataset.get("longest_px")
     return InferenceConfig(
         mean=mean,
         std=std,
-        scale_px=None,
-        longest_px=config.dataset.get("longest_px"),
+        scale_px=(longest, longest) if longest else None,
+        enlarge=False,
         temperature=1.0,  # logits of a trained network
         ratios=tuple(config.student.ratios),
         flip=config.student.flip,

@@ -26,7 +26,7 @@ from clipseg_jax.methods.clip_es.build import STUDENT, network
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.deeplab_v2 import STATISTICS, DeepLabV2
-from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
@@ -64,6 +64,11 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     )
     model = build(config)
     if student.init_weights == "random":
+        if tuple(student.blocks) in (RESNET50, RESNET101):
+            logging.warning(
+                "the DeepLab starts from random weights; ImageNet's make it far better "
+                "(--config.student.init_weights, docs/checkpoints.md)"
+            )
         calibrate_batch_norm(model, next(crops().batches()))
     elif student.variant != "caffe":
         weights_convert.load_imagenet(student.init_weights, model.backbone, statistics=True)
@@ -169,7 +174,7 @@ def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     cfg = dataclasses.replace(
         trained.cfg,
         refine=CRFConfig(**config.crf.to_dict()),
-        refine_px=trained.cfg.longest_px,
+        refine_px=config.dataset.longest_px,
         crf_image=config.masks.image,
     )
     return Evaluation(config, cfg).write(trained.task, workdir, "_student_crf")
