@@ -124,7 +124,9 @@ def config(tmp_path):
 def test_paths_may_change_and_what_is_behind_them_may_not(config, tmp_path):
     work = tmp_path / "work"
     main.run(config, work)
-    assert {*json.loads((work / "content.json").read_text())} == {"clip.weights", "dataset.root"}
+    content = json.loads((work / "content.json").read_text())
+    assert {*content} == {"clip.weights", "dataset.root"}
+    assert Path(content["clip.weights"]["absolute"]) == tmp_path / "clip"
     for section, name in ((config.clip, "weights"), (config.dataset, "root")):
         section[name] = str(Path(section[name]).rename(tmp_path / f"moved_{name}"))
     main.run(config, work)
