@@ -146,7 +146,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"classes": 3, "best": {}, "x": [', bytes(99)])
+@pytest.mark.parametrize("content", [b'{"classes": 3, "x": [', bytes(99)])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(copy, name, content):
     (copy / name).write_bytes(content)
     page = page_of(copy)
