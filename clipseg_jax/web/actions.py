@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
+import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import gradio as gr
 import jax
@@ -69,31 +71,47 @@ class Heat(NamedTuple):
 
 
 def told(action: Callable[P, T]) -> Callable[P, T]:
-    """`action`, whose errors reach the visitor as one line; our own ones are logged as well."""
+    """`action`, a function or generator, whose errors reach the visitor as one line."""
+    if inspect.isgeneratorfunction(action):
+
+        @functools.wraps(action)
+        def step_by_step(*args: P.args, **kwargs: P.kwargs) -> Iterator[Any]:
+            with _telling():
+                yield from action(*args, **kwargs)  # type: ignore[misc]
+
+        return step_by_step  # type: ignore[return-value]
 
     @functools.wraps(action)
-    def careful(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
+    def at_once(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _telling():
             return action(*args, **kwargs)
-        except gr.Error:
-            raise
-        except (ValueError, OSError) as error:
-            text, ours = one_line(error), False
-        except MemoryError:
-            text, ours = "The server is short of memory; take a smaller photo or fewer words.", True
-        except jax.errors.JaxRuntimeError as error:
-            short = "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
-            text = "The computation failed; the server's log says why."
-            text = "The device is short of memory; take fewer words." if short else text
-            ours = True
-        except Exception:
-            text, ours = "This page has an error of its own; the server's log says which.", True
-        if ours:
-            logging.getLogger(__name__).exception("error of the page")
-        # Gradio shows the message as HTML.
-        raise gr.Error(html.escape(text), duration=20, print_exception=False)
 
-    return careful
+    return at_once
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    """Errors become Gradio's, with one line; those that are our own are logged as well."""
+    try:
+        yield
+        return
+    except gr.Error:
+        raise
+    except (ValueError, OSError) as error:
+        text, ours = one_line(error), False
+    except MemoryError:
+        text, ours = "The server is short of memory; take a smaller photo or fewer words.", True
+    except jax.errors.JaxRuntimeError as error:
+        short = "RESOURCE_EXHAUSTED" in str(error) or "ut of memory" in str(error)
+        text = "The computation failed; the server's log says why."
+        text = "The device is short of memory; take fewer words." if short else text
+        ours = True
+    except Exception:
+        text, ours = "This page has an error of its own; the server's log says which.", True
+    if ours:
+        logging.getLogger(__name__).exception("error of the page")
+    # Gradio shows the message as HTML.
+    raise gr.Error(html.escape(text), duration=20, print_exception=False)
 
 
 class Actions:
@@ -150,28 +168,29 @@ class Actions:
         """The visitor's photo and result go."""
         self._sessions.drop(visitor)
 
-    def segment(self, wish: Wish, visitor: str, tell: Callable[[str], object]) -> float:
-        """Segments the visitor's photo; returns the seconds that it took.
+    def plan(self, wish: Wish, visitor: str) -> tuple[Run, bool]:
+        """The run that a visitor asks for, and whether it compiles first; reads the model.
 
-        Args:
-          wish: the fields of the page.
-          visitor: whose photo.
-          tell: is called with what takes long.
+        Raises:
+          ValueError, OSError: no photo, wrong words, or a model that cannot be used.
         """
+        photo = self._sessions.get(visitor).photo
+        if photo is None:
+            raise ValueError("Drop a photo first, or take one of the samples.")
+        run = run_of(wish, self._models.get(wish.model))
+        return run, self._models.is_new(run, photo.pixels.shape)
+
+    def segment(self, run: Run, visitor: str) -> float:
+        """Segments the visitor's photo; returns the seconds that it took."""
         session = self._sessions.get(visitor)
         photo = session.photo
         if photo is None:
-            raise ValueError("Drop a photo first, or take one of the samples.")
-        if not self._models.is_loaded(wish.model):
-            tell(f"Reading {wish.model} ...")
-        run = run_of(wish, self._models.get(wish.model))
-        new = self._models.is_new(run, photo.pixels.shape)
-        tell("First photo of this shape: compiling, once ..." if new else "Segmenting ...")
+            raise ValueError("This photo is no longer kept; drop it again.")
         scores, seconds = self._models.scores(run, photo.pixels)
         result = results.result_of(scores, _settings(run))
         height, width = photo.pixels.shape[:2]
         commands.say(
-            f"pass {self._models.passes}: {escaped(run.model)}, {run.method or OWN}, "
+            f"pass: {escaped(run.model)}, {run.method or OWN}, "
             f"{run.refine or NONE}, {width} x {height}, {len(result.names)} names, {seconds:.2f} s"
         )
         if session.photo is photo:  # not another one meanwhile
@@ -204,9 +223,11 @@ class Actions:
         )
 
     def class_at(self, x: int, y: int, threshold: float, visitor: str) -> int:
-        """The class at a pixel of the photo as it is shown."""
+        """The class at a pixel of the overlay."""
         _, _, result = self._of(visitor)
         labels = result.labels_at(threshold)
+        times = results.enlargement(labels.shape)
+        x, y = x // times, y // times
         if not (0 <= y < labels.shape[0] and 0 <= x < labels.shape[1]):
             raise ValueError("no such pixel")
         return int(labels[y, x])
@@ -239,14 +260,14 @@ class Actions:
         session = self._sessions.get(visitor)
         session.photo, session.result, session.chosen = photo, None, None
         self._sessions.trim()
-        return self._picture(session, "photo", photo.pixels)
+        return self._picture(session, "photo", results.draw_photo(photo.pixels))
 
     def _before(self, session: Session, photo: Photo) -> str:
         """The photo's picture; drawn again if it was swept away."""
         paths = session.files.get("photo", [])
         if paths and paths[-1].exists():
             return str(paths[-1])
-        return self._picture(session, "photo", photo.pixels)
+        return self._picture(session, "photo", results.draw_photo(photo.pixels))
 
     def _of(self, visitor: str) -> tuple[Session, Photo, Result]:
         session = self._sessions.get(visitor)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _API = "/gradio_api/"
 # What this page does without: other sites through this server, stored links, other ways to run.
 _CLOSED = (
-    *("proxy", "stream", "deep_link", "component_server", "call", "run", "api", "custom_component"),
+    *("proxy", "stream", "deep_link", "component_server", "call", "api", "custom_component"),
     *("runs", "run-history", "openapi", "mcp", "token"),
 )
 _UPLOAD = f"{_API}upload"

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import gradio as gr
 from gradio.data_classes import ImageData
 
-from clipseg_jax.demo import world
 from clipseg_jax.inference_config import REFINEMENTS
 from clipseg_jax.segment_options import DEFAULT_METHOD
 from clipseg_jax.web import markup
@@ -27,8 +26,8 @@ _EMPTY = """<div class="empty"><b>The mask appears here.</b>
 <ol><li>Take a sample or drop a photo.</li><li>Type words, with commas between.</li>
 <li>Press <b>Segment</b>.</li></ol></div>"""
 _TOY = (
-    "demo is a tiny CLIP that knows painted toys only: "
-    f"{', '.join(world.CLASSES)}. For photos start the page with --model ViT-B/16."
+    "demo is a tiny CLIP that knows painted toys only. For photos start the page with "
+    "--model ViT-B/16."
 )
 
 

@@ -74,7 +74,6 @@ class Models:
         self._loaded: OrderedDict[str, Model] = OrderedDict()
         self._devices = threading.Lock()  # one pass, or one model that is read, at a time
         self._compiled: set[tuple[Any, ...]] = set()
-        self.passes = 0  # of a network, so far
 
     @property
     def names(self) -> list[str]:
@@ -121,7 +120,6 @@ class Models:
             (found,) = model.network.scores(
                 [pixels], **words, refine=run.refine, longest_px=longest
             )
-            self.passes += 1
             self._compiled.add(_compiles(run, pixels.shape))
         return found, time.monotonic() - start
 

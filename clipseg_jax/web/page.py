@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -14,18 +15,11 @@ from clipseg_jax.web.models import Models
 from clipseg_jax.web.photos import Limits, Sample
 
 _WAITING = 40  # events that wait; of more a browser is told that the queue is full
-# The link is followed where it stands in the page a moment later.
-_FOLLOW = """() => {{
-  const click = (tries) => {{
-    const link = document.querySelector('#{id} a[href], a#{id}[href]');
-    if (link) link.click();
-    else if (tries) setTimeout(() => click(tries - 1), 50);
-  }};
-  setTimeout(() => click(40), 50);
-}}"""
+# A hidden button, whose click downloads the file that it has got.
+_DOWNLOAD = "() => document.getElementById('{id}').click()"
 
-_QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_PROGRESS = gr.Progress()
+# What takes milliseconds does not wait behind the network's runs.
+_QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
 
 def build(
@@ -136,14 +130,20 @@ def _wire_runs(
         threshold: float,
         opacity: float,
         request: gr.Request,
-        progress: gr.Progress = _PROGRESS,
-    ) -> tuple[Any, ...]:
+    ) -> Iterator[tuple[Any, ...]]:
         visitor = _visitor(request)
-        wish = Wish(words, background, model, method, refine)
-        seconds = actions.segment(wish, visitor, lambda text: progress(None, desc=text))
+
+        def say(text: str) -> tuple[Any, ...]:
+            return (markup.note(text, "busy"), *[gr.skip()] * 7)
+
+        if not models.is_loaded(model):
+            yield say(f"Reading {model} ...")
+        run, new = actions.plan(Wish(words or "", background or "", model, method, refine), visitor)
+        yield say("Compiling for photos of this shape, once ..." if new else "Segmenting ...")
+        seconds = actions.segment(run, visitor)
         view = actions.view(threshold, opacity, visitor)
         heat = actions.heat(None, threshold, visitor)
-        return (
+        yield (
             markup.note(f"{model}: {seconds:.1f} s. Click a class, or the mask, for its heat map."),
             gr.update(visible=False),
             gr.update(visible=True),
@@ -157,6 +157,7 @@ def _wire_runs(
     network: dict[str, Any] = {
         "concurrency_id": "network",
         "concurrency_limit": 1,
+        "show_progress": "minimal",
         "show_progress_on": fields.said,
         "api_visibility": "private",
     }
@@ -215,8 +216,8 @@ def _wire_views(fields: Fields, actions: Actions) -> None:
         (fields.save_mask, fields.mask_file, save_mask),
         (fields.save_json, fields.json_file, save_json),
     ):
-        saved = button.click(save, fields.threshold, file, **_QUICK)
-        saved.success(None, None, None, js=_FOLLOW.format(id=file.elem_id))
+        button.click(save, fields.threshold, file, **_QUICK)
+        file.change(None, None, None, js=_DOWNLOAD.format(id=file.elem_id))
 
 
 def _visitor(request: gr.Request) -> str:

@@ -90,7 +90,7 @@ def read_photo(path: str | os.PathLike[str], name: str, limits: Limits) -> Photo
     try:
         height, width = image_size(path)
         if height * width > limits.megapixels * 1e6:
-            raise BadImage(_too_large(name, f"{width} x {height} pixels", limits))
+            raise BadImage(_too_large(name, limits))
         animated = _is_animated(path)
         pixels = read_image(path)
     except BadImage as error:
@@ -165,14 +165,11 @@ def _reason(name: str, error: BadImage, limits: Limits) -> str:
         *most, last = FORMATS
         return f"{name} is not an image that can be read here; {', '.join(most)} and {last} can."
     if isinstance(cause, TooLarge):
-        return _too_large(name, str(cause), limits)
+        return _too_large(name, limits)
     if cause is None:
         return str(error)
     return f"{name} is damaged ({one_line(cause)}); save or export it again."
 
 
-def _too_large(name: str, size: str, limits: Limits) -> str:
-    return (
-        f"{name} is too large ({size}); up to {limits.megapixels:g} megapixels are taken. Scale it "
-        "down."
-    )
+def _too_large(name: str, limits: Limits) -> str:
+    return f"{name} has more than the {limits.megapixels:g} megapixels taken here; scale it down."

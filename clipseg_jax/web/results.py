@@ -17,6 +17,7 @@ _HEAT_PX = 512  # longest side at which the heat maps are kept
 _HEAT_COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 _HEAT_OPACITY = 0.7
 _OUTLINES = 500  # a photo's longest side in outlines' widths
+_SHOWN_PX = 640  # about the longest side of pictures of small photos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +62,31 @@ def shares(labels: np.ndarray, count: int) -> np.ndarray:
     return np.bincount(labels.ravel(), minlength=count)[:count] / labels.size
 
 
+def enlargement(size: tuple[int, ...]) -> int:
+    """How many times larger than a photo of (height, width, ...) its pictures are.
+
+    A browser does not enlarge them where clicks must be located.
+    """
+    return max(1, round(_SHOWN_PX / max(size[:2])))
+
+
+def draw_photo(pixels: np.ndarray) -> np.ndarray:
+    """A photo (h, w, 3) uint8 as it is shown, `enlargement` times larger."""
+    times = enlargement(pixels.shape)
+    if times == 1:
+        return pixels
+    size = pixels.shape[1] * times, pixels.shape[0] * times
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
 def draw_overlay(pixels: np.ndarray, labels: np.ndarray, opacity: float) -> np.ndarray:
-    """(h, w, 3) uint8: an image under the colours of its labels (h, w), which have white outlines.
+    """A photo (h, w, 3) as it is shown, under the colours of labels (h, w) with white outlines.
 
     Label 0 is left clear.
     """
-    drawn = overlay(pixels, labels, palette(), opacity, clear=(0,))
+    times = enlargement(pixels.shape)
+    labels = labels.repeat(times, axis=0).repeat(times, axis=1)
+    drawn = overlay(draw_photo(pixels), labels, palette(), opacity, clear=(0,))
     width = max(1, round(max(labels.shape) / _OUTLINES))
     edge = np.zeros(labels.shape, bool)
     for step in range(1, width + 1):
@@ -77,10 +97,11 @@ def draw_overlay(pixels: np.ndarray, labels: np.ndarray, opacity: float) -> np.n
 
 
 def draw_heat(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8: a grey image (h, w, 3) under the colours of a heat map (h', w') uint8."""
-    height, width = pixels.shape[:2]
+    """A photo (h, w, 3) as it is shown, in grey under the colours of a heat map (h', w') uint8."""
+    shown = draw_photo(pixels)
+    height, width = shown.shape[:2]
     full = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
-    grey = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    grey = np.asarray(Image.fromarray(shown).convert("L"))[..., None]
     blended = grey * (1 - _HEAT_OPACITY) + _heat_colours()[np.asarray(full)] * _HEAT_OPACITY
     return blended.astype(np.uint8)
 

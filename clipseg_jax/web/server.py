@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from clipseg_jax.core.interrupt import Interrupted
 from clipseg_jax.core.processes import leave
 from clipseg_jax.web.files import Files
 from clipseg_jax.web.guard import Guard
-from clipseg_jax.web.models import DEMO, Models
-from clipseg_jax.web.photos import Limits, samples
+from clipseg_jax.web.models import DEMO, Models, Run
+from clipseg_jax.web.photos import Limits, Sample, samples
 from clipseg_jax.web.sessions import Sessions
 from input_pipeline import commands
-from input_pipeline.text_lists import escaped
+from input_pipeline.text_lists import escaped, one_line
 
 _IDLE_S = 3600.0  # what is not used for so long is forgotten
 _SWEEP_S = 20.0
@@ -60,12 +60,16 @@ def serve(offered: Mapping[str, str | Path], host: str, port: int, limits: Limit
             configure(files)
             import uvicorn
 
-            app, sessions = application(offered, files, limits)
+            models = Models(offered, clipseg_jax.load)
+            models.get(models.names[0])  # a wrong command ends here, not at the first visitor
+            photos = samples(real=models.names[0] != DEMO)
+            app, sessions = application(models, files, limits, photos)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_S)
             server = uvicorn.Server(config)
             thread = threading.Thread(target=server.run, args=[[listening]], daemon=True)
             thread.start()
-            _announce(host, listening.getsockname()[1], offered)
+            _announce(host, listening.getsockname()[1], models.names)
+            threading.Thread(target=_warm_up, args=[models, photos[0]], daemon=True).start()
             while thread.is_alive():
                 thread.join(_SWEEP_S)
                 sessions.trim()
@@ -86,19 +90,22 @@ def configure(files: Files) -> None:
 
 
 def application(
-    offered: Mapping[str, str | Path], files: Files, limits: Limits
+    models: Models, files: Files, limits: Limits, photos: tuple[Sample, ...]
 ) -> tuple[Any, Sessions]:
-    """The ASGI application of the page, and what it keeps of its visitors."""
+    """The ASGI application of the page, and what it keeps of its visitors.
+
+    Args:
+      models: what is offered.
+      files: the folder of its files.
+      limits: of uploads.
+      photos: samples.
+    """
     import fastapi
     import gradio as gr
 
     from clipseg_jax.web import layout, page
     from clipseg_jax.web.actions import Actions
 
-    models = Models(offered, clipseg_jax.load)
-    first = models.names[0]
-    models.get(first)  # a wrong command ends here, not at the first visitor
-    photos = samples(real=first != DEMO)
     sessions = Sessions(most=_MOST_SESSIONS, most_bytes=_MOST_BYTES, idle_s=_IDLE_S)
     actions = Actions(models, sessions, files, limits, photos)
     blocks = page.build(actions, models, limits, photos)
@@ -144,7 +151,16 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _announce(host: str, port: int, offered: Mapping[str, str | Path]) -> None:
+def _warm_up(models: Models, sample: Sample) -> None:
+    """Compiles what the first visitor will most probably ask for."""
+    run = Run(models.names[0], sample.words, sample.background, None, "pamr")
+    try:
+        models.scores(run, sample.photo.pixels)
+    except Exception as error:  # a visitor is told as well
+        commands.say(f"{escaped(run.model)} cannot segment: {one_line(error)}", error=True)
+
+
+def _announce(host: str, port: int, offered: Sequence[str]) -> None:
     shown = f"[{host}]" if ":" in host else host
     commands.say(f"http://{shown}:{port}/ offers {escaped(', '.join(offered))}; Ctrl-C ends it")
     if host not in ("127.0.0.1", "::1", "localhost"):
