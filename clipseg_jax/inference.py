@@ -69,6 +69,7 @@ def network_size(
         a, b = int(cfg.scale_px[0] * ratio), int(cfg.scale_px[1] * ratio)
         if cfg.keep_ratio:
             factor = min(max(a, b) / max(height, width), min(a, b) / min(height, width))
+            factor = factor if cfg.enlarge else min(factor, ratio)
             scaled = int(height * factor + 0.5), int(width * factor + 0.5)
         else:
             scaled = b, a

@@ -32,6 +32,7 @@ class InferenceConfig:
     # keep_ratio False (width, height) exactly; None: images are not resized.
     scale_px: tuple[int, int] | None = (2048, 512)
     keep_ratio: bool = True
+    enlarge: bool = True  # False: images that are smaller keep their size
     mode: Literal["whole", "slide"] = "whole"
     crop_px: tuple[int, int] = (512, 512)  # (height, width), "slide" only
     stride_px: tuple[int, int] = (341, 341)
@@ -72,6 +73,7 @@ class InferenceConfig:
         if len(self.mean) != 3 or len(self.std) != 3:
             raise ValueError(f"mean {self.mean} and std {self.std} need three numbers each, of RGB")
         check_choice("keep_ratio", self.keep_ratio, (True, False))
+        check_choice("enlarge", self.enlarge, (True, False))
         if self.scale_px is not None:
             order = "(long side, short side)" if self.keep_ratio else "(width, height)"
             self._set("scale_px", check_sizes("scale_px", self.scale_px, order))

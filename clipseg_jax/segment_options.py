@@ -17,7 +17,7 @@ from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.methods.readouts import task as readouts_task
 from clipseg_jax.methods.readouts.feedback import FeedbackConfig
 from clipseg_jax.models.clip import CLIP, ResNetConfig, VisionConfig, ViTConfig
-from clipseg_jax.models.clip.read_outs import READ_OUTS, VALUE, ReadOut
+from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
 from clipseg_jax.prompts import templates
 from clipseg_jax.task import Task
@@ -183,10 +183,6 @@ class SegmentOptions:
             crf_image="raw",
         )
 
-    def read_out(self, vision: VisionConfig) -> ReadOut:
-        """The read-out of an image tower's features; ProxyCLIP's and MaskCLIP's are the values."""
-        return READ_OUTS.get(self.method_of(vision).removesuffix("_feedback"), VALUE)
-
     def task(self, clip: CLIP, text_embeddings: ArrayLike) -> Task:
         """A CLIP with text embeddings (c, e), read out by the method.
 
@@ -211,7 +207,7 @@ class SegmentOptions:
             dino = weights_convert.load_dino(self.dino, dtype=vision.dtype)
             return readouts_task.build_proxy(visual, dino, text_embeddings)
         feedback = FeedbackConfig() if method == FEEDBACK else None
-        read_out = self.read_out(vision)
+        read_out = READ_OUTS[method.removesuffix("_feedback")]
         return readouts_task.build(visual, text_embeddings, read_out, feedback=feedback)
 
 

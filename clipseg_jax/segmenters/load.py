@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import weights_convert
 from clipseg_jax.core.checks import check_choice
 from clipseg_jax.demo import TINY_CLIP
+from clipseg_jax.segmenters.files import is_work_directory, of_file, of_work_directory
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary
 from clipseg_jax.segmenters.runner import devices_and_batch
+from clipseg_jax.segmenters.trained import Trained
+from weights_convert.trained.kinds import format_of
 
 DTYPES = ("float32", "bfloat16")
 
@@ -31,9 +35,7 @@ def load_clip(
     check_choice("dtype", dtype, DTYPES)
     weights_convert.check_choices(activation, heads)
     mesh, batch_size = devices_and_batch(devices, batch_size)
-    if not isinstance(weights, (str, os.PathLike)) or not str(weights):
-        raise ValueError(f"weights is {weights!r}; give the path of a CLIP checkpoint, or 'demo'")
-    path = TINY_CLIP if weights == "demo" else weights
+    path = _path(weights, "weights")
     loaded = weights_convert.load_clip(path, dtype=dtype, activation=activation, heads=heads)
     return OpenVocabulary(loaded, source=weights, mesh=mesh, batch_size=batch_size)
 
@@ -41,18 +43,26 @@ def load_clip(
 def load(
     model: str | Path,
     *,
+    clip: str | Path | None = None,
+    classes: Sequence[str] | None = None,
     dtype: str = "float32",
     devices: int | None = None,
     batch_size: int | None = None,
     activation: str | None = None,
     heads: tuple[int, int] | None = None,
-) -> OpenVocabulary:
+) -> OpenVocabulary | Trained:
     """Loads a model that segments images.
 
     Args:
-      model: a CLIP with a text tower: "demo" (the built-in tiny one), a file or a folder, as
-        OpenAI, OpenCLIP or Hugging Face have them.
-      dtype: of the network's computations, "float32" or "bfloat16".
+      model: one of
+        a CLIP with a text tower, for any words: "demo" (the built-in tiny one), a name such as
+        "ViT-B/16", or a file or folder as OpenAI, OpenCLIP or Hugging Face have them;
+        the work directory of a finished recipe, for its classes;
+        a trained file of any method, ours or released, for its classes.
+      clip: of a trained network, the CLIP that it was trained with, if that is not where it was.
+      classes: of a released file without names, those of its labels, "background" first where it
+        is one.
+      dtype: of a CLIP's computations, "float32" or "bfloat16"; a trained network has its own.
       devices: how many devices to use; None: all.
       batch_size: images per batch; None: 4, or on CPUs one per device.
       activation, heads: of a CLIP, where its file does not say them; see
@@ -62,11 +72,40 @@ def load(
       ValueError: an argument without meaning, or a file that is not what it must be.
       FileNotFoundError: no file.
     """
-    return load_clip(
-        model,
-        dtype=dtype,
-        devices=devices,
-        batch_size=batch_size,
-        activation=activation,
-        heads=heads,
+    path = _path(model, "model")
+    fmt = None
+    if not is_work_directory(path):
+        fmt = format_of(path) if path.is_file() else None
+        if fmt is None:
+            if clip is not None or classes is not None:
+                name = "clip" if clip is not None else "classes"
+                raise ValueError(f"{name} is given with {model}, which is no trained network")
+            return load_clip(
+                model,
+                dtype=dtype,
+                devices=devices,
+                batch_size=batch_size,
+                activation=activation,
+                heads=heads,
+            )
+    if (dtype, activation, heads) != ("float32", None, None):
+        raise ValueError(
+            f"{model} is a trained network, which has its own dtype, activation and heads; leave "
+            "them out"
+        )
+    mesh, batch_size = devices_and_batch(devices, batch_size)
+    clip = None if clip is None else _path(clip, "clip")
+    if fmt is None:
+        network, names = of_work_directory(path, clip)
+    else:
+        network, names = of_file(path, fmt, clip, classes)
+    return Trained(
+        network, names.names, background=names.background, mesh=mesh, batch_size=batch_size
     )
+
+
+def _path(model: str | Path, argument: str) -> Path:
+    """The path that an argument names; "demo" is the built-in CLIP."""
+    if not isinstance(model, (str, os.PathLike)) or not str(model):
+        raise ValueError(f"{argument} is {model!r}; give the path of a checkpoint, or 'demo'")
+    return TINY_CLIP if model == "demo" else Path(model)

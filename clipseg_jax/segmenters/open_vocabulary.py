@@ -17,13 +17,11 @@ import weights_convert
 from clipseg_jax.core.mesh import replicate
 from clipseg_jax.inference_config import Refinement
 from clipseg_jax.models.clip import l2_normalize
-from clipseg_jax.models.clip.dense import dense_features
-from clipseg_jax.models.clip.read_outs import ReadOut
 from clipseg_jax.prompts import check_class_names, class_embeddings, read_words, text_encoder
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenters.results import in_order
-from clipseg_jax.segmenters.runner import Features, Functions, Runner, compiled
+from clipseg_jax.segmenters.runner import Functions, Runner, compiled
 from input_pipeline.datasets.images import BadImage
 from input_pipeline.pictures import Picture
 
@@ -204,7 +202,7 @@ class OpenVocabulary:
                     stacklevel=4,
                 )
             task = options.task(self.clip, self._embed((*names, *others), options))
-            state, functions = compiled(task, cfg, _features(options.read_out(vision)))
+            state, functions = compiled(task, cfg, _features)
             functions = self._functions.setdefault(protocol, functions)
             runner = Runner(
                 state,
@@ -250,11 +248,8 @@ def _chosen(
     return options
 
 
-def _features(read_out: ReadOut) -> Features:
-    def features(model: Any, images: Array, sizes: Array) -> Array:
-        return l2_normalize(dense_features(model.visual, images, sizes, read_out=read_out).features)
-
-    return features
+def _features(model: Any, images: Array, sizes: Array) -> Array:
+    return l2_normalize(model.features(images, sizes))
 
 
 def _keep(kept: dict, key: Hashable, value: object) -> None:

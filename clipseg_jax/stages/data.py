@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import logging
@@ -15,9 +15,11 @@ from clipseg_jax.core.files import check_writable, read_json, write_json
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.demo import world
-from input_pipeline.batches.evaluation import EvaluationBatches, evaluation_batches
 from input_pipeline.datasets.catalog import BY_NAME, Dataset, folder
 from input_pipeline.datasets.layout import Example, Part, Split
+
+if TYPE_CHECKING:
+    from input_pipeline.batches.evaluation import EvaluationBatches
 
 # Folder below the root -> the images of the demo world that are painted there.
 _DEMO: dict[str, dict[str, Any]] = {
@@ -105,6 +107,9 @@ def readable_batches(
     Images that can't be read are skipped, and listed in the batches' `skipped`. For the other
     arguments see `evaluation_batches`.
     """
+    # With OpenCV, of the extra "data"; trained networks are loaded without it.
+    from input_pipeline.batches.evaluation import evaluation_batches
+
     return evaluation_batches(
         find_dataset(config.dataset),
         examples,

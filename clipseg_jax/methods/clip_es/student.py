@@ -20,8 +20,8 @@ import weights_convert
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
-from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.clip_es import student_task
+from clipseg_jax.methods.clip_es.build import STUDENT, network
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
@@ -31,6 +31,7 @@ from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
+from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.sections import options
 from input_pipeline.batches.deeplab_views import multi_scale_batches
 from input_pipeline.datasets.layout import Example
@@ -77,11 +78,11 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         last = trained.model
         assert isinstance(last, DeepLabV2)
         weights_convert.save_trained(
-            workdir / "student.safetensors",
+            workdir / STUDENT,
             weights_convert.DEEPLAB,
             last,
             classes=dataset.class_names,
-            details={"figures": trained.metrics},
+            details={"figures": trained.metrics, **recorded(config)},
         )
     barrier("student written")
     return trained.metrics
@@ -146,32 +147,14 @@ def calibrate_batch_norm(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> N
 
 def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics_student.json."""
-    return _evaluate(config, workdir, "_student", inference(config))
+    trained = network(config, workdir)
+    return Evaluation(config, trained.cfg).write(trained.task, workdir, "_student")
 
 
 def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a CRF after it: metrics_student_crf.json."""
+    trained = network(config, workdir)
     cfg = dataclasses.replace(
-        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+        trained.cfg, refine=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
     )
-    return _evaluate(config, workdir, "_student_crf", cfg)
-
-
-def inference(config: ConfigDict) -> InferenceConfig:
-    """Whole images at their own size, unless the config asks for scales and mirror images."""
-    return InferenceConfig(
-        mean=MEAN,
-        std=STD,
-        scale_px=None,
-        temperature=1.0,  # logits of a trained network
-        ratios=tuple(config.student.ratios),
-        flip=config.student.flip,
-    )
-
-
-def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
-    names = find_dataset(config.dataset).class_names
-    path = config.student.trained_weights or workdir / "student.safetensors"
-    trained = weights_convert.load_trained(path, weights_convert.DEEPLAB, classes=names)
-    model = weights_convert.build_deeplab(trained, dtype=config.student.dtype)
-    return Evaluation(config, cfg).write(student_task.build(model), workdir, suffix)
+    return Evaluation(config, cfg).write(trained.task, workdir, "_student_crf")

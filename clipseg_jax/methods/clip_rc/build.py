@@ -8,20 +8,24 @@ from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.clip_rc import task
 from clipseg_jax.methods.clip_rc.model import CLIPRC, CLIPRCConfig, init_clip_rc
 from clipseg_jax.methods.clip_rc.task import CLIPRCTaskConfig
 from clipseg_jax.models.clip import with_class_token
 from clipseg_jax.stages.clip import load_clip, read_embeddings
 from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
-from input_pipeline.batches.zero_shot import seen_classes
 from weights_convert.trained.clip_rc.format import is_whole
+
+HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
 
 
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
     """Which labels train the network, and how its losses are weighted."""
     classes = find_dataset(config.dataset).num_classes
-    seen = seen_classes(classes, unseen_labels(config.dataset))
+    unseen = unseen_labels(config.dataset)
+    seen = tuple(label for label in range(classes) if label not in unseen)
     return options(
         CLIPRCTaskConfig,
         config.clip_rc,
@@ -79,3 +83,13 @@ def load_model(config: ConfigDict, workdir: Path, path: str | Path) -> CLIPRC:
     model = build_model(config, workdir)
     weights_convert.install_clip_rc(model, result, path)
     return model
+
+
+def network(config: ConfigDict, workdir: Path) -> Network:
+    """The trained model, as it is evaluated; its features are those of the patches."""
+    model = load_model(config, workdir, config.clip_rc.trained_weights or workdir / LAST)
+    return Network(
+        task.build(model, task_config(config)),
+        inference_config(config),
+        lambda model, images, sizes: model.encoder(images, sizes).patches,
+    )

@@ -28,10 +28,13 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.clip_rc import task
 from clipseg_jax.methods.clip_rc.build import (
+    HALF,
+    LAST,
     build_model,
     class_words,
     inference_config,
     load_model,
+    network,
     task_config,
 )
 from clipseg_jax.methods.clip_rc.counts import count
@@ -40,10 +43,10 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
 from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.network import recorded
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
 from input_pipeline.batches.zero_shot import hide_unseen
 
-HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
 _COMPUTED = "text_embeddings_computed.npy"
 # Both are of float16, the published file at least once more rounded.
 _LEAST_COSINE = 0.999
@@ -145,7 +148,12 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                     weights_convert.CLIP_RC,
                     model,
                     classes=class_words(config),
-                    details={"seen": cfg.seen, "setting": cfg.setting, "figures": figures},
+                    details={
+                        "seen": cfg.seen,
+                        "setting": cfg.setting,
+                        "figures": figures,
+                        **recorded(config),
+                    },
                 )
 
         return write
@@ -212,8 +220,7 @@ def _evaluation(config: ConfigDict) -> Evaluation:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """pAcc, mIoU of seen and of unseen classes, hIoU on the val split: metrics.json."""
-    model = load_model(config, workdir, config.clip_rc.trained_weights or workdir / LAST)
-    return _evaluation(config).write(task.build(model, task_config(config)), workdir)
+    return _evaluation(config).write(network(config, workdir).task, workdir)
 
 
 STAGES = {

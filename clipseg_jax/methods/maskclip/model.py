@@ -118,16 +118,23 @@ class MaskCLIP(nnx.Module):
         self.visual = visual
         self.text_embeddings = nnx.Param(as_text_embeddings(text_embeddings, visual))
 
-    def __call__(self, images: Array, sizes: Array | None = None) -> Array:
-        """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`.
-
-        `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
-        """
-        dense = dense_features(
+    def dense(self, images: Array, sizes: Array | None = None) -> Dense:
+        """Dense features of normalised images (b, h, w, 3); `sizes` as in `__call__`."""
+        return dense_features(
             self.visual,
             images,
             sizes,
             read_out=self.read_out,
             attn_pooling=self.cfg.attn_pooling,
         )
-        return classify(dense, self.text_embeddings[...], self.cfg)
+
+    def features(self, images: Array, sizes: Array | None = None) -> Array:
+        """The features (b, hp, wp, e) of `dense`, which are not normalised."""
+        return self.dense(images, sizes).features
+
+    def __call__(self, images: Array, sizes: Array | None = None) -> Array:
+        """Normalised images (b, h, w, 3) -> logits (b, hp, wp, c), see `classify`.
+
+        `sizes` (b, 2): heights and widths of images in a padded batch; None: no image is padded.
+        """
+        return classify(self.dense(images, sizes), self.text_embeddings[...], self.cfg)

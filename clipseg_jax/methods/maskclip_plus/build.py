@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+import weights_convert
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
@@ -20,9 +21,14 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.stages.clip import load_clip, read_embeddings, with_choices
 from clipseg_jax.stages.data import find_dataset, unseen_labels
 from clipseg_jax.stages.inference import inference_values
+from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
-from input_pipeline.batches.training import TrainingBatches, random_view_batches
+
+if TYPE_CHECKING:
+    from input_pipeline.batches.training import TrainingBatches
+
+STUDENT, GUIDED = "student.safetensors", "student_guided.safetensors"
 
 # Width, and patches or blocks, of the released image towers.
 _TOWERS: dict[tuple[int, int | tuple[int, ...]], str] = {
@@ -107,6 +113,8 @@ def unseen(config: ConfigDict) -> tuple[int, ...]:
 
 def training_batches(config: ConfigDict) -> TrainingBatches:
     """Views of the training images; -1 where the teacher or the student labels."""
+    from input_pipeline.batches.training import random_view_batches  # with the extra "data"
+
     student, dataset = config.student, find_dataset(config.dataset)
     held_out = unseen(config)
     # Without annotation the label files only say what is ignored.
@@ -137,3 +145,20 @@ def inference(config: ConfigDict) -> InferenceConfig:
 def student_task(model: MaskCLIPPlus) -> Task:
     """A student without its teacher, to evaluate."""
     return task.build(model, MaskCLIPPlusConfig(guided_steps=NEVER))
+
+
+def load_student(config: ConfigDict, path: str | Path) -> MaskCLIPPlus:
+    """A trained student, ours or released; needs no CLIP."""
+    names = find_dataset(config.dataset).class_names
+    trained = weights_convert.load_trained(path, weights_convert.MASKCLIP_PLUS, classes=names)
+    return weights_convert.build_maskclip_plus(trained, dtype=config.student.dtype)
+
+
+def network(config: ConfigDict, workdir: Path) -> Network:
+    """The trained student, as it is evaluated; its features are comparable with texts."""
+    path = config.student.trained_weights or workdir / STUDENT
+    return Network(
+        student_task(load_student(config, path)),
+        inference(config),
+        lambda model, images, sizes: model.student(images, sizes, train=False),
+    )

@@ -25,11 +25,15 @@ from clipseg_jax.core.mesh import make_mesh, replicate
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.inference import InferenceConfig
-from clipseg_jax.methods.maskclip import recipe as maskclip
+from clipseg_jax.methods.maskclip import build as maskclip
 from clipseg_jax.methods.maskclip_plus import task
 from clipseg_jax.methods.maskclip_plus.build import (
+    GUIDED,
+    STUDENT,
     build,
     inference,
+    load_student,
+    network,
     student_task,
     task_config,
     training_batches,
@@ -42,10 +46,8 @@ from clipseg_jax.stages.clip import text
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.inference import inference_config
+from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.robustness import measure
-from clipseg_jax.task import Task
-
-STUDENT, GUIDED = "student.safetensors", "student_guided.safetensors"
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -92,6 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
                     "steps": steps,
                     "clip_sha256": clip_sha256,
                     "setting": student.setting,
+                    **recorded(config),
                     **more,
                 },
             )
@@ -121,20 +124,20 @@ def evaluate_guided(config: ConfigDict, workdir: Path) -> dict:
             f"{path} is missing; run the stage `train` with a self-training phase and an "
             "evaluation at its first step (config.student.evaluate_every_steps)"
         )
-    student = _load(config, path)
+    student = student_task(load_student(config, path))
     return _evaluation(config, inference(config)).write(student, workdir, "_guided")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics.json."""
-    student = _load(config, config.student.trained_weights or workdir / STUDENT)
-    return _evaluation(config, inference(config)).write(student, workdir)
+    trained = network(config, workdir)
+    return _evaluation(config, trained.cfg).write(trained.task, workdir)
 
 
 def robustness(config: ConfigDict, workdir: Path) -> dict:
     """The student's mIoU under each corruption: robustness.json."""
-    student = _load(config, config.student.trained_weights or workdir / STUDENT)
-    return measure(config, inference(config), student, workdir, unseen(config))
+    trained = network(config, workdir)
+    return measure(config, trained.cfg, trained.task, workdir, unseen(config))
 
 
 STAGES = {
@@ -150,13 +153,6 @@ STAGES = {
 
 def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
     return Evaluation(config, cfg, unseen=unseen(config))
-
-
-def _load(config: ConfigDict, path: str | Path) -> Task:
-    """A trained student, ours or released; needs no CLIP."""
-    names = find_dataset(config.dataset).class_names
-    trained = weights_convert.load_trained(path, weights_convert.MASKCLIP_PLUS, classes=names)
-    return student_task(weights_convert.build_maskclip_plus(trained, dtype=config.student.dtype))
 
 
 def _validation(

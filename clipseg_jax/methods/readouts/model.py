@@ -56,6 +56,10 @@ class ReadOutModel(nnx.Module):
         feedback = feedback_of(self.classify(dense), images, sizes, self.visual, self.feedback)
         return read(self.visual, encoded, self.read_out, feedback=feedback)
 
+    def features(self, images: Array, sizes: Array | None = None) -> Array:
+        """The features (b, hp, wp, e) of `dense`, which are not normalised."""
+        return self.dense(images, sizes).features
+
     def classify(self, dense: Dense) -> Array:
         """Cosines (b, hp, wp, c) of dense features with the text embeddings; 0 in the padding."""
         return cosines(dense.features, self.text_embeddings[...], dense.real)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from flax import nnx
@@ -12,11 +13,12 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.reclip import distill_task, task
 from clipseg_jax.methods.reclip.model import ReCLIP, ReCLIPConfig, frozen_reference, reference_ids
-from clipseg_jax.models.clip import Tokenizer, with_class_token
+from clipseg_jax.models.clip import Tokenizer, l2_normalize, with_class_token
 from clipseg_jax.models.deeplab import DeepLab
 from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD
 from clipseg_jax.stages.clip import load_clip, read_embeddings, row_labels, row_words
+from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
 from weights_convert import RECLIP, install, load_trained
@@ -82,17 +84,25 @@ def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
     Raises:
       ValueError: a state of the published code without distillation.
     """
+    _check_distillation(config)
+    teacher, clip_sha256 = load_rectified(config, workdir)
+    return _distillation(config, teacher), clip_sha256
+
+
+def _check_distillation(config: ConfigDict) -> None:
     if config.model == "reclip++" and config.revision == "2025":
         raise ValueError(
             "the 2025 state of ReCLIP++ has no distillation; use the state of 2024 (the config "
             "without `:2025`)"
         )
-    teacher, clip_sha256 = load_rectified(config, workdir)
+
+
+def _distillation(config: ConfigDict, teacher: ReCLIP) -> Task:
     sizes = options(DilatedResNetConfig, config.student)
     features = teacher.visual.cfg.embed_dim
     student = initialised(lambda rngs: DeepLab(sizes, features, rngs=rngs), config.train.seed)
     cfg = options(distill_task.DistillConfig, config.student)
-    return distill_task.build(teacher, student, cfg), clip_sha256
+    return distill_task.build(teacher, student, cfg)
 
 
 def rectified_inference(config: ConfigDict) -> InferenceConfig:
@@ -119,3 +129,49 @@ def expected(config: ConfigDict, stage: str) -> dict[str, str]:
     """The entries that the record of a trained file must have."""
     method = METHODS[config.model == "reclip++"]
     return {"stage": stage, "method": method, "revision": config.revision}
+
+
+def rectified(config: ConfigDict, workdir: Path) -> Network:
+    """The rectified CLIP with the class filter, as it is evaluated."""
+    model, _ = load_rectified(config, workdir)
+    mean, std = tuple(config.clip.mean), tuple(config.clip.std)
+    threshold = config.inference.class_threshold
+    return Network(
+        task.build(model, mean=mean, std=std, threshold=threshold),
+        rectified_inference(config),
+        lambda model, images, sizes: l2_normalize(model.dense(images, sizes).features),
+    )
+
+
+def distilled(config: ConfigDict, workdir: Path) -> Network:
+    """The trained student, as it is evaluated; its features are comparable with texts."""
+    _check_distillation(config)
+    # The student's file holds what was trained of its teacher as well.
+    teacher, _ = build_rectifier(config, workdir)
+    trained_task = _distillation(config, frozen_reference(teacher))
+    model: Any = trained_task.model
+    loaded = load_trained(
+        distilled_path(config, workdir),
+        RECLIP,
+        classes=row_words(config),
+        expected=expected(config, "distillation"),
+        visual=model.teacher.visual,
+    )
+    install(model, loaded.arrays, complete=("student.", "teacher.head.", "teacher.reference."))
+    return Network(
+        trained_task,
+        distilled_inference(config),
+        lambda model, images, sizes: model.student(images, sizes, train=False),
+    )
+
+
+def distilled_path(config: ConfigDict, workdir: Path) -> Path:
+    """The student to evaluate: the config's file, or what the stage `distill` wrote."""
+    student = config.student
+    return Path(student.trained_weights or workdir / f"distilled_{student.checkpoint}.safetensors")
+
+
+def network(config: ConfigDict, workdir: Path) -> Network:
+    """The student where one is trained, otherwise the rectified CLIP."""
+    finished = distilled_path(config, workdir).exists()
+    return distilled(config, workdir) if finished else rectified(config, workdir)

@@ -26,9 +26,9 @@ from clipseg_jax.methods.reclip import task as rectifier_task
 from clipseg_jax.methods.reclip.build import (
     build_distillation,
     build_rectifier,
+    distilled,
     distilled_inference,
-    expected,
-    load_rectified,
+    rectified,
     rectified_inference,
 )
 from clipseg_jax.methods.reclip.distill_model import Distillation
@@ -40,10 +40,11 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import row_words, text
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.network import recorded
 from clipseg_jax.task import Task
 from clipseg_jax.train import TrainResult
 from input_pipeline.batches.training import random_view_batches
-from weights_convert import RECLIP, install, load_imagenet, load_trained, save_trained
+from weights_convert import RECLIP, load_imagenet, save_trained
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -83,11 +84,8 @@ def evaluate_maskclip(config: ConfigDict, workdir: Path) -> dict:
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The rectified CLIP on the val split, with the class filter: metrics_rectified.json."""
-    model, _ = load_rectified(config, workdir)
-    mean, std = tuple(config.clip.mean), tuple(config.clip.std)
-    threshold = config.inference.class_threshold
-    task = rectifier_task.build(model, mean=mean, std=std, threshold=threshold)
-    return Evaluation(config, rectified_inference(config)).write(task, workdir, "_rectified")
+    trained = rectified(config, workdir)
+    return Evaluation(config, trained.cfg).write(trained.task, workdir, "_rectified")
 
 
 def distill(config: ConfigDict, workdir: Path) -> dict:
@@ -121,19 +119,8 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
 
 def evaluate_distilled(config: ConfigDict, workdir: Path) -> dict:
     """The student on the val split: metrics_distilled.json."""
-    task, _ = build_distillation(config, workdir)
-    student = config.student
-    path = student.trained_weights or workdir / f"distilled_{student.checkpoint}.safetensors"
-    model: Any = task.model
-    loaded = load_trained(
-        path,
-        RECLIP,
-        classes=row_words(config),
-        expected=expected(config, "distillation"),
-        visual=model.teacher.visual,
-    )
-    install(model, loaded.arrays)
-    return Evaluation(config, distilled_inference(config)).write(task, workdir, "_distilled")
+    trained = distilled(config, workdir)
+    return Evaluation(config, trained.cfg).write(trained.task, workdir, "_distilled")
 
 
 STAGES = {
@@ -219,6 +206,7 @@ def _keep(
                     "revision": config.revision,
                     "clip_sha256": clip_sha256,
                     "figures": trained.metrics,
+                    **recorded(config),
                 },
             )
     return trained.metrics

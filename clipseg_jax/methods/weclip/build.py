@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 import weights_convert
 from clipseg_jax.inference import InferenceConfig
+from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.head import HeadConfig
 from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.methods.weclip.task import TaskConfig, init_weclip
 from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.stages.clip import load_image_tower, read_embeddings, word_lists
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
 
 
@@ -92,4 +95,15 @@ def inference(config: ConfigDict) -> InferenceConfig:
         average="logits",
         temperature=1.0,  # the head's logits are no cosines
         **config.inference.to_dict(),
+    )
+
+
+def network(config: ConfigDict, workdir: Path) -> Network:
+    """The model with its trained head, as it is evaluated; its features are the fused ones."""
+    model = load_trained(config, workdir)
+    cfg = dataclasses.replace(inference(config), min_side_px=model.clip.visual.cfg.patch_px)
+    return Network(
+        task.build(model, task_config(config)),
+        cfg,
+        lambda model, images, sizes: model.decode(model.encode(images, sizes, maps=False)).fused,
     )

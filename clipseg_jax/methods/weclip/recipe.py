@@ -23,9 +23,8 @@ from clipseg_jax.core.files import read_json
 from clipseg_jax.core.metrics import percent_text
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier, broadcast_from_main
-from clipseg_jax.inference import InferenceConfig
 from clipseg_jax.methods.weclip import task
-from clipseg_jax.methods.weclip.build import build_model, inference, load_trained, task_config
+from clipseg_jax.methods.weclip.build import build_model, inference, network, task_config
 from clipseg_jax.methods.weclip.masks import masks
 from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.ops.crf import CRFConfig
@@ -34,6 +33,7 @@ from clipseg_jax.stages.clip import embed_words, word_lists
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import tagged_examples
+from clipseg_jax.stages.network import recorded
 from clipseg_jax.train import TrainResult
 from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
 from weights_convert import WECLIP as WECLIP_FORMAT
@@ -126,14 +126,15 @@ def _keep(config: ConfigDict, workdir: Path, trained: TrainResult) -> None:
         assert isinstance(model, WeCLIP)
         if jax.process_index() == 0:
             path = workdir / f"head_{which}.safetensors"
-            details = {"figures": trained.metrics}
+            details = {"figures": trained.metrics, **recorded(config)}
             save_trained(path, WECLIP_FORMAT, model, classes=names, details=details)
     barrier("head written")
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:
     """The val split without a CRF: metrics.json."""
-    return _evaluate(config, workdir, "", inference(config))
+    trained = network(config, workdir)
+    return Evaluation(config, trained.cfg).write(trained.task, workdir)
 
 
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
@@ -142,10 +143,11 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     if not broadcast_from_main(plain.exists()):
         evaluate(config, workdir)
         barrier("metrics")
+    trained = network(config, workdir)
     cfg = dataclasses.replace(
-        inference(config), refine=CRFConfig(**config.crf.to_dict()), crf_image="raw"
+        trained.cfg, refine=CRFConfig(**config.crf.to_dict()), crf_image="raw"
     )
-    record = _evaluate(config, workdir, "_crf", cfg)
+    record = Evaluation(config, cfg).write(trained.task, workdir, "_crf")
     published = config.evaluate.published_metric
     remedy = "delete it and evaluate.done.json and run again: it is evaluated again"
     without = read_json(plain, remedy).get(published)
@@ -153,13 +155,6 @@ def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
         shown = percent_text(without), percent_text(record[published])
         print(f"{published} without CRF {shown[0]}, with CRF {shown[1]}")
     return record | {f"{published}_without_crf": without}
-
-
-def _evaluate(config: ConfigDict, workdir: Path, suffix: str, cfg: InferenceConfig) -> dict:
-    model = load_trained(config, workdir)
-    cfg = dataclasses.replace(cfg, min_side_px=model.clip.visual.cfg.patch_px)
-    trained = task.build(model, task_config(config))
-    return Evaluation(config, cfg).write(trained, workdir, suffix)
 
 
 STAGES = {
