@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NONE = "none"  # the word for no refinement
-OWN = "the model's own"  # the word for a trained model's only read-out
+OWN = "its own"  # the word for a trained model's only read-out
 _KEPT = 3  # pictures of a kind, for a browser that still fetches the last but one
 
 

@@ -9,7 +9,6 @@ import gradio as gr
 from gradio.data_classes import ImageData
 
 from clipseg_jax.inference_config import REFINEMENTS
-from clipseg_jax.segment_options import DEFAULT_METHOD
 from clipseg_jax.web import markup
 from clipseg_jax.web.actions import NONE, Upload
 from clipseg_jax.web.models import DEMO, Model, Models
@@ -18,7 +17,7 @@ from clipseg_jax.web.photos import Limits, Sample
 STYLE = Path(__file__).with_name("style.css")
 TITLE = "Segment a photo by words"
 
-_REFINEMENTS = [("none", NONE), *((name.upper(), name) for name in REFINEMENTS)]
+_REFINEMENTS = [("default", "auto"), ("none", NONE), *((n.upper(), n) for n in REFINEMENTS)]
 _INTRO = f"""<h1>{TITLE}</h1>
 <p>Drop a photo or take a sample, type what to look for, get a mask of every thing you named.
 Photos stay on this server and are forgotten when you close the page.</p>"""
@@ -46,9 +45,8 @@ def choices(name: str, model: Model, sample: Sample) -> Choices:
     if model.classes is not None:
         about = "This model was trained for these classes; words do not change it."
         return Choices(", ".join(model.classes), False, [], None, about)
-    method = DEFAULT_METHOD if DEFAULT_METHOD in model.methods else model.methods[0]
     about = _TOY if name == DEMO else ""
-    return Choices(", ".join(sample.words), True, list(model.methods), method, about)
+    return Choices(", ".join(sample.words), True, list(model.methods), model.method, about)
 
 
 class Fields:
@@ -106,7 +104,7 @@ class Fields:
                     )
                     self.refine = gr.Radio(
                         _REFINEMENTS,
-                        value="pamr",
+                        value="auto",
                         label="Refinement",
                         info="makes masks follow the photo's edges",
                         elem_id="refine",

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from clipseg_jax.models.clip import ViTConfig
-from clipseg_jax.segment_options import MASKCLIP, METHODS, PROXY
+from clipseg_jax.segment_options import DEFAULT_METHOD, MASKCLIP, METHODS, PROXY
 from clipseg_jax.segmentation import ClassScores
+from clipseg_jax.segmenters.files import RECORD, is_work_directory
 
 DEMO = "demo"
 _MODEL_FILES = (".pt", ".pth", ".safetensors", ".npz")
 _MOST_FOUND = 100  # in a folder
 _MOST_VALUES = 1 << 26  # probabilities of a run, 4 bytes each
+_MOST_COMPILED = 100  # computations, each of megabytes; then all models start anew
 _STEP_PX = 64  # to which networks pad photos: as many shapes are compiled
 
 
@@ -31,11 +33,13 @@ class Model:
       network: what `clipseg_jax.load` gave.
       classes: its names, or None: any words.
       methods: its read-outs by name; none of a trained one.
+      method: the usual one of them, or None.
     """
 
     network: Any
     classes: tuple[str, ...] | None
     methods: tuple[str, ...]
+    method: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Run:
       words: class names; none for a trained model.
       background: words for what else is there; none for a trained model.
       method: a read-out, or None: the model's own.
-      refine: "pamr", "par", "crf", or None.
+      refine: "auto", "pamr", "par", "crf", or None.
     """
 
     model: str
@@ -109,6 +113,9 @@ class Models:
           ValueError, OSError: see `get`; words or a method that the model cannot take.
         """
         with self._devices:
+            if self.is_new(run, pixels.shape) and len(self._compiled) >= _MOST_COMPILED:
+                self._loaded.clear()
+                self._compiled.clear()
             model = self._get(run.model)
             start = time.monotonic()
             count = len(model.classes or (*run.words, *run.background)) + 1
@@ -132,13 +139,13 @@ class Models:
                 gone, _ = self._loaded.popitem(last=False)
                 self._compiled = {key for key in self._compiled if key[0] != gone}
             network = self._load(self._offered[name])
-            model = self._loaded[name] = Model(network, network.classes, _methods(network))
+            model = self._loaded[name] = _model(network)
         self._loaded.move_to_end(name)
         return model
 
 
 def find_models(folder: Path) -> dict[str, Path]:
-    """Name -> path of what may be a model in a folder: weight files, and folders with a config.
+    """Name -> path of what may be a model in a folder: weight files, work directories, folders.
 
     Whether one is a model shows when it is chosen. Names are those of the files, without the
     folder's path.
@@ -148,8 +155,9 @@ def find_models(folder: Path) -> dict[str, Path]:
     """
     found = {}
     for path in sorted(folder.iterdir()):
-        is_file = path.is_file() and path.suffix in _MODEL_FILES
-        if is_file or (path / "config.json").is_file():
+        unfinished = is_work_directory(path) and not any(path.glob("*.done.json"))
+        weights = path.is_file() and path.suffix in _MODEL_FILES
+        if weights or ((path / RECORD).is_file() and not unfinished):
             found[path.name] = path
     if not found:
         raise ValueError(
@@ -165,10 +173,10 @@ def _compiles(run: Run, shape: Sequence[int]) -> tuple[Any, ...]:
     return run.model, run.method, run.refine, len(run.words), len(run.background), rounded
 
 
-def _methods(network: Any) -> tuple[str, ...]:
-    """The read-outs that a model can: all of a ViT but the one that needs a DINO."""
+def _model(network: Any) -> Model:
     if network.classes is not None:
-        return ()
+        return Model(network, network.classes, (), None)
     if not isinstance(network.clip.cfg.vision, ViTConfig):
-        return (MASKCLIP,)
-    return tuple(method for method in METHODS if method != PROXY)
+        return Model(network, None, (MASKCLIP,), MASKCLIP)
+    methods = tuple(method for method in METHODS if method != PROXY)  # which needs a DINO
+    return Model(network, None, methods, DEFAULT_METHOD)

@@ -153,7 +153,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 def _warm_up(models: Models, sample: Sample) -> None:
     """Compiles what the first visitor will most probably ask for."""
-    run = Run(models.names[0], sample.words, sample.background, None, "pamr")
+    name = models.names[0]
+    run = Run(name, sample.words, sample.background, models.get(name).method, "auto")
     try:
         models.scores(run, sample.photo.pixels)
     except Exception as error:  # a visitor is told as well

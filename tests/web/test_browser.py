@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipseg_jax import main
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.demo import world
+from configs import demo_maskclip
+from tests import folders
 from tests.web.served import Served, Visitor
 
 pytestmark = pytest.mark.slow
@@ -45,7 +48,13 @@ if absent() and not REQUIRED:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    server = Served(tmp_path_factory.mktemp("temporary"))
+    models = tmp_path_factory.mktemp("models")
+    config = demo_maskclip.get_config()
+    config.dataset.name, config.stages = "folder", ("data", "text")
+    config.dataset.root = str(folders.write_painted(tmp_path_factory.mktemp("world"), 2, 1))
+    main.run(config, models / "my <b>maskclip")
+    temporary = tmp_path_factory.mktemp("temporary")
+    server = Served(temporary, "--model", "demo", "--models", str(models))
     yield server
     assert server.stop() == 130
     assert server.files() == []
@@ -196,7 +205,7 @@ def test_from_a_sample_to_the_downloads(visit, served, tmp_path):
     assert about["settings"] == {
         "model": "demo",
         "method": "naclip",
-        "refine": "pamr",
+        "refine": "auto",
         "words": list(world.CLASSES),
         "background_words": list(world.SCENERY),
         "background_threshold": 0.9,
@@ -222,7 +231,6 @@ def test_an_own_photo_own_words_another_refinement(visit, served, tmp_path):
     segment(tab)
     names = [each.inner_text() for each in tab.query_selector_all("#legend .name")]
     assert "${6 * 7} {{fish}} <b>" in names
-    tab.click("button:has-text('Model, read-out')")
     passes, shown = served.passes, source(tab, "overlay")
     tab.click("#refine label:has-text('CRF')")
     tab.click("#go")
@@ -241,11 +249,37 @@ def test_an_own_photo_own_words_another_refinement(visit, served, tmp_path):
     assert served.passes == passes + 1
 
 
+def test_a_trained_model_has_its_own_classes(visit, served):
+    tab = visit()
+    choose(tab, "model", "my <b>maskclip")
+    tab.wait_for_selector("#about:has-text('trained for these classes')")
+    assert tab.input_value("#words textarea") == ", ".join(world.CLASSES)
+    assert tab.is_disabled("#words textarea")
+    assert not tab.is_visible("#background")
+    assert not tab.is_visible("#method")
+    segment(tab)
+    assert {"boat", "fish"} <= legend(tab).keys()
+    assert served.output.splitlines()[-1].startswith("pass: my <b>maskclip, its own")
+    choose(tab, "model", "demo")
+    tab.wait_for_selector("#about:has-text('painted toys')")
+    assert tab.is_enabled("#words textarea")
+    choose(tab, "method", "maskclip")
+    segment(tab)
+    tab.wait_for_selector("#said:has-text('demo: ')")
+    assert served.output.splitlines()[-1].startswith("pass: demo, maskclip, auto")
+
+
+def choose(tab, name, value):
+    if not tab.is_visible("#model"):
+        tab.click("button:has-text('Model, read-out')")
+    tab.click(f"#{name} input")
+    tab.click(f"#{name} [role=option]:has-text('{value}')")
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_window(visit, width):
     tab = visit(width=width, height=844)
     segment(tab)
-    tab.click("button:has-text('Model, read-out')")
     for view in ("Heat", "Before", "Mask"):
         tab.click(f"button[role=tab]:has-text('{view}')")
         assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
