@@ -1,8 +1,8 @@
 """ReCLIP on ADE20K (150 classes), without labels.
 
     python -m clipseg_jax.main --config=configs/ade20k_reclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/ADEChallengeData2016 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/ADEChallengeData2016 \\
+        --config.student.init_weights=resnet50_v1c
 
 20,210 training and 2,000 validation images. Published mIoU: rectified 11.1, distilled 14.3.
 The second state of the code runs with `.py:2025`; its README gives the same numbers.

@@ -1,8 +1,8 @@
 """ReCLIP++ on Cityscapes (19 classes), without labels.
 
     python -m clipseg_jax.main --config=configs/cityscapes_reclippp.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/cityscapes \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/cityscapes \\
+        --config.student.init_weights=resnet50_v1c
 
 2,975 training and 500 validation images. Published mIoU: rectified 21.7, distilled 26.9.
 The state of July 2025, `configs/cityscapes_reclippp.py:2025`, rectifies to 26.5 and distils

@@ -1,7 +1,7 @@
 """CLIP-ES on COCO 2014 (80 classes and background): masks from image labels, then DeepLabV2.
 
     python -m clipseg_jax.main --config=configs/coco_clip_es.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco2014 \\
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco2014 \\
         --config.student.init_weights=resnet101_imagenet.pth
 
 82,081 training and 40,137 validation images (`python -m input_pipeline.prepare coco14 --root DIR`

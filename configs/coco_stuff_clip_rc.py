@@ -1,7 +1,7 @@
 """CLIP-RC on COCO-Stuff 164k: 156 classes seen, 15 unseen.
 
     python -m clipseg_jax.main --config=configs/coco_stuff_clip_rc.py:inductive \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco_stuff164k
 
 `:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
 sees all.

@@ -1,7 +1,7 @@
 """MaskCLIP on COCO-Stuff 164k (171 classes).
 
     python -m clipseg_jax.main --config=configs/coco_stuff_maskclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco_stuff164k
 
 Published mIoU on the 5,000 validation images: RN50 10.2, RN50x16 13.6, ViT-B/16 12.5; the tower is
 read from the weights.

@@ -2,8 +2,8 @@
 
     python -m clipseg_jax.main \\
         --config=configs/coco_stuff_maskclip_plus.py:student=deeplabv2_r50,teacher=vit_b16 \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco_stuff164k \\
+        --config.student.init_weights=resnet50_v1c
 
 118,287 training and 5,000 validation images. Published mIoU without annotation, 8,000 steps, by
 teacher: RN50 13.8, RN50x16 17.3 (both ResNet-101), ViT-B/16 18.0 (whose config says ResNet-101 and

@@ -1,8 +1,8 @@
 """ReCLIP on COCO-Stuff (27 classes), without labels.
 
     python -m clipseg_jax.main --config=configs/coco_stuff_reclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco_stuff164k \\
+        --config.student.init_weights=resnet50_v1c
 
 118,287 training and 5,000 validation images. Published mIoU: none for ReCLIP on this dataset.
 The second state of the code runs with `.py:2025`.

@@ -1,7 +1,7 @@
 """TagCLIP, then CLIP-ES, on COCO-Stuff val in 27 classes, without annotation or background.
 
     python -m clipseg_jax.main --config=configs/coco_stuff_tagclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco_stuff164k
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco_stuff164k
 
 171 fine classes are looked for, and counted as the 27 that they belong to. Published mIoU: masks
 30.1, with CRF 31.0.

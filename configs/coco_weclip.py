@@ -1,7 +1,7 @@
 """WeCLIP on COCO 2014, 80 classes and background: a head on a frozen CLIP, from image labels.
 
     python -m clipseg_jax.main --config=configs/coco_weclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco2014
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco2014
 
 82,081 training and 40,137 validation images. The masks that CLIP-ES distributes are found under
 their own names and under WeCLIP's (SegmentationClass/{train,val}/<number>.png); `python -m

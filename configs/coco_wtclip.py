@@ -1,7 +1,7 @@
 """WTCLIP on COCO 2014, 80 classes and background: WeCLIP with a gate and a wavelet block.
 
     python -m clipseg_jax.main --config=configs/coco_wtclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/coco2014
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/coco2014
 
 No number is published; WeCLIP's is 47.1 with CRF. Folders as for configs/coco_weclip.py.
 

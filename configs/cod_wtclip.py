@@ -1,7 +1,7 @@
 """WTCLIP on camouflaged animals (R2C7K), 64 classes and background, from image labels.
 
     python -m clipseg_jax.main --config=configs/cod_wtclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/R2C7K/Camo/train
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/R2C7K/Camo/train
 
 As the release means it; as released it can't run (21 classes are scored, 20 named). The folder has
 VOC's layout: JPEGImages/*.jpg, SegmentationClassAug/*.png with class ids 1 to 64 (0 background, 255

@@ -1,7 +1,7 @@
 """CLIP-RC on Pascal Context, background included: 50 classes seen, 10 unseen. An inferred setting.
 
     python -m clipseg_jax.main --config=configs/context_clip_rc.py:inductive \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2010
 
 `:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
 sees all.

@@ -1,7 +1,7 @@
 """MaskCLIP on Pascal Context (59 classes).
 
     python -m clipseg_jax.main --config=configs/context_maskclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2010
 
 Published mIoU on the 5,105 validation images: RN50 18.5, RN50x16 20.3, ViT-B/16 21.7; the tower is
 read from the weights.

@@ -2,8 +2,8 @@
 
     python -m clipseg_jax.main \\
         --config=configs/context_maskclip_plus.py:student=deeplabv2_r50,teacher=vit_b16 \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2010 \\
+        --config.student.init_weights=resnet50_v1c
 
 4,998 training and 5,105 validation images. Published mIoU without annotation, 4,000 steps, by
 teacher: RN50 23.9, RN50x16 25.2 (both ResNet-101), ViT-B/16 31.1 (whose config says ResNet-101 and

@@ -1,8 +1,8 @@
 """ReCLIP on Pascal Context 59, without labels.
 
     python -m clipseg_jax.main --config=configs/context_reclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2010 \\
+        --config.student.init_weights=resnet50_v1c
 
 4,996 training and 5,104 validation images. Published mIoU: rectified 25.8, distilled 33.8.
 The second state of the code runs with `.py:2025`; its README gives the same numbers.

@@ -1,8 +1,8 @@
 """ReCLIP++ on Pascal Context 59, without labels.
 
     python -m clipseg_jax.main --config=configs/context_reclippp.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2010 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2010 \\
+        --config.student.init_weights=resnet50_v1c
 
 4,996 training and 5,104 validation images. Published mIoU: rectified 34.0, distilled 34.5.
 The state of July 2025, `configs/context_reclippp.py:2025`, rectifies to 36.1 and distils

@@ -1,7 +1,7 @@
 """CLIP-ES on PASCAL VOC 2012: masks from image labels, and a DeepLabV2 trained on them.
 
     python -m clipseg_jax.main --config=configs/voc_clip_es.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012 \\
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012 \\
         --config.student.init_weights=deeplabv1_resnet101-coco.pth
 
 10,582 images of SBD's train_aug (`python -m input_pipeline.prepare voc_aug --root DIR --write`).

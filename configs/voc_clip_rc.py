@@ -1,7 +1,7 @@
 """CLIP-RC on PASCAL VOC 2012: 15 classes seen, 5 unseen, background ignored.
 
     python -m clipseg_jax.main --config=configs/voc_clip_rc.py:inductive \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012
 
 `:transductive` starts from the inductive run half-way (--config.clip_rc.init_weights), `:fully`
 sees all.

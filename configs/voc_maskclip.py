@@ -1,7 +1,7 @@
 """MaskCLIP on PASCAL VOC 2012 (20 classes, background ignored).
 
     python -m clipseg_jax.main --config=configs/voc_maskclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012
 
 Published mIoU on the 1,449 validation images: RN50 41.5, RN50x16 50.9, ViT-B/16 49.5; the tower is
 read from the weights.

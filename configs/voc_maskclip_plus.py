@@ -3,7 +3,7 @@
     python -m clipseg_jax.main \\
         --config=configs/voc_maskclip_plus.py:student=deeplabv2_r101,teacher=rn50x16 \\
         --config.clip.weights=RN50x16.pt --config.dataset.root=data/VOCdevkit/VOC2012 \\
-        --config.student.init_weights=resnet101_v1c-e67eebb6.pth
+        --config.student.init_weights=resnet101_v1c
 
 10,582 training images, of SBD too (`python -m input_pipeline.prepare voc_aug --root DIR --write`),
 and 1,449 of validation. Published mIoU without annotation, 2,000 steps: RN50 58.0, RN50x16 67.5.

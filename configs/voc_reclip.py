@@ -1,8 +1,8 @@
 """ReCLIP on PASCAL VOC 2012 (20 classes, background ignored), without labels.
 
     python -m clipseg_jax.main --config=configs/voc_reclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012 \\
+        --config.student.init_weights=resnet50_v1c
 
 1,464 training and 1,449 validation images. Published mIoU: rectified 58.5, distilled 75.4.
 The second state of the code runs with `.py:2025`; its README gives the same numbers.

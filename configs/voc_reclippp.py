@@ -1,8 +1,8 @@
 """ReCLIP++ on PASCAL VOC 2012 (20 classes, background ignored), without labels.
 
     python -m clipseg_jax.main --config=configs/voc_reclippp.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012 \\
-        --config.student.init_weights=resnet50_v1c-2cccc1ad.pth
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012 \\
+        --config.student.init_weights=resnet50_v1c
 
 1,464 training and 1,449 validation images. Published mIoU: rectified 73.5, distilled 79.2.
 The state of July 2025, `configs/voc_reclippp.py:2025`, rectifies to 85.4 and distils

@@ -1,7 +1,7 @@
 """TagCLIP, then CLIP-ES, on PASCAL VOC 2012 val: masks from no annotation at all.
 
     python -m clipseg_jax.main --config=configs/voc_tagclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012
 
 Published mIoU: masks 64.8 (`evaluate_cams`), with CRF 68.7 (`evaluate_masks`). mAP of the tags on
 VOC 2007 test, 92.8: `--config.dataset.name=voc07_20 --config.dataset.train_split=test

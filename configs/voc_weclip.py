@@ -1,7 +1,7 @@
 """WeCLIP on PASCAL VOC 2012: a head on a frozen CLIP ViT-B/16, trained from image labels.
 
     python -m clipseg_jax.main --config=configs/voc_weclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012
 
 10,582 images of SBD's train_aug (`python -m input_pipeline.prepare voc_aug --root DIR --write`),
 whose label maps say which classes they show, as published; `--config.labels.source=annotations`

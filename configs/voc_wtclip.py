@@ -1,7 +1,7 @@
 """WTCLIP on PASCAL VOC 2012: WeCLIP with a gate and a wavelet block in its head.
 
     python -m clipseg_jax.main --config=configs/voc_wtclip.py \\
-        --config.clip.weights=ViT-B-16.pt --config.dataset.root=data/VOCdevkit/VOC2012
+        --config.clip.weights=ViT-B/16 --config.dataset.root=data/VOCdevkit/VOC2012
 
 No number is published; WeCLIP's are 74.9 without and 76.4 with CRF. `voc_wtclip.py:released` are
 the values as released, a state of debugging: 5000 steps, each followed by a validation, whose

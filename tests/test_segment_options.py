@@ -44,7 +44,7 @@ def test_the_default_is_the_best_that_a_clip_can():
 
 
 def test_maskclip_is_as_it_was():
-    cfg = inference(method="maskclip")
+    cfg = inference(LARGE, method="maskclip")
     assert (cfg.scale_px, cfg.mode, cfg.crop_px, cfg.stride_px) == (
         (2048, 512), "whole", (512, 512), (341, 341),
     )  # fmt: skip

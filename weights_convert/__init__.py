@@ -22,6 +22,7 @@ from weights_convert.dino.convert import (
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted, load_converted, save_converted
 from weights_convert.formats.reader import Checkpoint, read
+from weights_convert.named.find import find_cached, find_weights
 from weights_convert.trained.clip_rc.format import CLIP_RC, build_clip_rc, install_clip_rc
 from weights_convert.trained.deeplab import DEEPLAB, build_deeplab, load_deeplab_backbone
 from weights_convert.trained.files import export_trained, load_trained, save_trained
@@ -57,6 +58,8 @@ __all__ = [
     "export_huggingface",
     "export_imagenet",
     "export_trained",
+    "find_cached",
+    "find_weights",
     "install",
     "install_clip_rc",
     "load_clip",

@@ -31,19 +31,26 @@ from weights_convert.formats.converted import (
     is_converted,
     save_converted,
 )
+from weights_convert.named import command as named
+from weights_convert.named.find import find_weights
 from weights_convert.trained.files import export_trained, load_trained, read_published
 from weights_convert.trained.format import Format
 from weights_convert.trained.kinds import FORMATS, format_of
 from weights_convert.trained.reclip.format import RECLIP, REVISIONS
 
 _EXAMPLES = """\
-SRC is one of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy), .safetensors, a Hugging Face or
-open_clip directory, MaskCLIP's *_clip_weights.pth, a trained MaskCLIP+, ReCLIP's best_weight.pth,
-WeCLIP's or WTCLIP's *_model_iter_*.pth, CLIP-RC's iter_*.pth, deeplab-pytorch's deeplabv2_*.pth,
-DeepLab's .caffemodel, DINO's or DINOv2's .pth or Hugging Face directory, or a file written by this
-command. Neither PyTorch nor Caffe is needed, and no code contained in a file is run.
+SRC is a name as below, or one of: OpenAI's .pt, a PyTorch .pth or .bin (zip or legacy),
+.safetensors, a Hugging Face or open_clip directory, MaskCLIP's *_clip_weights.pth, a trained
+MaskCLIP+, ReCLIP's best_weight.pth, WeCLIP's or WTCLIP's *_model_iter_*.pth, CLIP-RC's iter_*.pth,
+deeplab-pytorch's deeplabv2_*.pth, DeepLab's .caffemodel, DINO's or DINOv2's .pth or Hugging Face
+directory, or a file written by this command. Neither PyTorch nor Caffe is needed, and no code
+contained in a file is run.
+
+Names: known ones (ViT-B/16, dino_vitb8, ...), hf:owner/name[@revision], https://...#sha256=HEX.
+`list` prints those that are known; `download NAME ...` fills the cache where there is a network.
 
 examples:
+  python -m weights_convert download ViT-B/16
   python -m weights_convert --inspect ViT-B-16.pt
   python -m weights_convert ViT-B-16.pt -o vit_b16.safetensors
   python -m weights_convert vit_b16.safetensors --export ViT16_clip_weights.pth --to maskclip
@@ -63,17 +70,28 @@ examples:
   python -m weights_convert dino_b8.safetensors --export dino-vitb8 --to dino_huggingface
 """
 
+_SHORT = """\
+`list` prints the weights that have names, `download NAME ...` fills the cache with them.
+
+examples:
+  python -m weights_convert download ViT-B/16
+  python -m weights_convert --inspect ViT-B-16.pt
+  python -m weights_convert ViT-B-16.pt -o vit_b16.safetensors
+  python -m weights_convert ViT-B-16.pt --export clip-vit-base-patch16 --to huggingface
+"""
+
 _LAYOUTS = (*LAYOUTS, *FORMATS, *dino.LAYOUTS)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> commands.Parser:
     parser = commands.parser(
         "weights_convert",
         "Convert, inspect or export checkpoints of CLIP, of networks trained on it, and of DINO.",
-        _EXAMPLES,
+        _SHORT,
+        f"{_EXAMPLES}\n{named.cache_line()}\n",
     )
     parser.add_argument(
-        "source", metavar="SRC", type=commands.local_path, help="a checkpoint or a directory"
+        "source", metavar="SRC", type=_weights, help="a checkpoint, a directory or a name"
     )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument(
@@ -88,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to",
         choices=_LAYOUTS,
-        help="layout of --export: a state dict (openai), a directory (huggingface), MaskCLIP's "
+        metavar="LAYOUT",
+        help=f"layout of --export: {', '.join(_LAYOUTS)}: "
+        "a state dict (openai), a directory (huggingface), MaskCLIP's "
         "*_clip_weights.pth or *_clip_backbone.pth, ReCLIP's best_weight.pth, or a checkpoint of "
         "MaskCLIP+ (mmsegmentation), WeCLIP or WTCLIP, CLIP-RC, deeplab-pytorch; of a DINO its "
         "authors' state dict (dino) or a directory (dino_huggingface)",
@@ -96,18 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export only the image tower"
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         help="activation of SRC's CLIP, for files that don't say it, such as OpenCLIP's",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--heads",
         metavar="N,N",
         help="heads of SRC's image and text towers, such as 12,8, for files that don't say them; "
         "of a DINO the first number",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--revision",
         choices=REVISIONS,
         help="revision of the code that trained ReCLIP's SRC, to be recorded: published files "
@@ -116,11 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip",
         metavar="CLIP",
-        type=commands.local_path,
+        type=_weights,
         help="the CLIP that SRC was trained with, for exports that repeat it: required for reclip "
         "and for a clip_rc that was trained here, optional for weclip and maskclip_plus",
     )
     return parser
+
+
+def _weights(text: str) -> str:
+    """An argument that is a path on this machine or a name; an address needs its checksum."""
+    if "://" in text and not text.startswith(("http://", "https://")):
+        commands.local_path(text)
+    return commands.given(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,6 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 2 after one line `error: ...` if the input is at fault, 74 if the disk is, 130 after Ctrl-C.
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    argv = [*(sys.argv[1:] if argv is None else argv)]
+    if argv and argv[0] in named.WORDS:
+        return named.main(argv)
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.export is None) != (args.to is None):
@@ -147,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> int:
     try:
+        args.source = find_weights(args.source)
         if args.inspect:
             print("\n".join(map(escaped, inspect(args.source))))
             sys.stdout.flush()
@@ -313,5 +345,4 @@ def _counted(arrays: dict[str, np.ndarray]) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s")
     sys.exit(main())

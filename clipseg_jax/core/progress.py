@@ -28,7 +28,7 @@ def progress_bar(
     lines: dict[str, Any] = {}
     if not sys.stderr.isatty():
         lines = {
-            "file": _Lines(),
+            "file": Lines(),
             "mininterval": every_s,
             "maxinterval": every_s,
             "bar_format": _LINE,
@@ -38,16 +38,18 @@ def progress_bar(
     )
 
 
-class _Lines:
+class Lines:
     """stderr, with whole lines in place of tqdm's returns to the start of one."""
 
     def __init__(self) -> None:
         self._stream: TextIO = sys.stderr
 
     def write(self, text: str) -> int:
+        """Writes what is no blank, as a line; returns the length of `text`."""
         if line := text.strip():
             self._stream.write(f"{line}\n")
         return len(text)
 
     def flush(self) -> None:
+        """Flushes stderr."""
         self._stream.flush()

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.config_names import with_new_names
 from clipseg_jax.core.files import read_json
-from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.segmenters.released import released_config
 from clipseg_jax.stages.clip import embed_words, row_words, word_lists
 from clipseg_jax.stages.data import find_dataset
@@ -163,7 +162,7 @@ def _check_clip(config: ConfigDict, source: str) -> None:
             "with: clip='ViT-B-16.pt', or --clip"
         )
     try:
-        weights_convert.weights_file(TINY_CLIP if weights == "demo" else Path(weights))
+        weights_convert.weights_file(weights_convert.find_weights(weights))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{source} was trained on the CLIP {weights}, which is not there; say where it is: "

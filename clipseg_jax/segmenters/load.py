@@ -8,7 +8,6 @@ from pathlib import Path
 
 import weights_convert
 from clipseg_jax.core.checks import check_choice
-from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.segmenters.files import is_work_directory, of_file, of_work_directory
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary
 from clipseg_jax.segmenters.runner import devices_and_batch
@@ -55,8 +54,9 @@ def load(
 
     Args:
       model: one of
-        a CLIP with a text tower, for any words: "demo" (the built-in tiny one), a name such as
-        "ViT-B/16", or a file or folder as OpenAI, OpenCLIP or Hugging Face have them;
+        a CLIP with a text tower, for any words: a name such as "ViT-B/16", "hf:owner/name" or
+        "demo" (the built-in tiny one), see `weights_convert.find_weights`; or a file or folder as
+        OpenAI, OpenCLIP or Hugging Face have them;
         the work directory of a finished recipe, for its classes;
         a trained file of any method, ours or released, for its classes.
       clip: of a trained network, the CLIP that it was trained with, if that is not where it was.
@@ -105,7 +105,10 @@ def load(
 
 
 def _path(model: str | Path, argument: str) -> Path:
-    """The path that an argument names; "demo" is the built-in CLIP."""
+    """The file or folder that an argument names; what is on no disk yet is downloaded."""
     if not isinstance(model, (str, os.PathLike)) or not str(model):
-        raise ValueError(f"{argument} is {model!r}; give the path of a checkpoint, or 'demo'")
-    return TINY_CLIP if model == "demo" else Path(model)
+        raise ValueError(
+            f"{argument} is {model!r}; give a name such as 'ViT-B/16' or 'demo', or the path of a "
+            "checkpoint"
+        )
+    return weights_convert.find_weights(model)

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.files import load_array, write_atomic
 from clipseg_jax.core.progress import progress_bar
-from clipseg_jax.demo import TINY_CLIP
 from clipseg_jax.models.clip import CLIP, VisionTransformer, ViTConfig
 from clipseg_jax.prompts import check_embeddings, class_embeddings, templates, text_encoder
 from clipseg_jax.stages.data import find_dataset
@@ -37,17 +36,20 @@ def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
 def check_weights(config: ConfigDict) -> Path:
     """Where the config's CLIP is; checked in milliseconds, before stages that take hours.
 
+    A name that is not in the cache is downloaded.
+
     Raises:
       ValueError: no weights named, or choices that cannot be meant. FileNotFoundError: no file.
+      OSError: a name that cannot be downloaded now.
     """
     if not config.clip.weights:
         raise ValueError(
-            "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
-            "directory or an OpenCLIP file; demo: the tiny one of the demo)"
+            "no CLIP weights; pass --config.clip.weights=ViT-B/16 or another name, or a file "
+            "(OpenAI's .pt, a Hugging Face directory, an OpenCLIP file; demo: the demo's tiny one)"
         )
     weights_convert.check_choices(**_choices(config))
-    path = TINY_CLIP if config.clip.weights == "demo" else Path(config.clip.weights)
     try:
+        path = weights_convert.find_weights(config.clip.weights)
         weights_convert.weights_file(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config.clip.weights: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -20,9 +20,11 @@ from clipseg_jax.stages.inference import inference_values
 from input_pipeline.batches.corruptions import check_corruption
 from input_pipeline.datasets.records import is_address
 from weights_convert.clip.choices import ACTIVATIONS
+from weights_convert.named.find import is_name
 
 # Config values that name files or folders, by their last word, and words they may be instead.
 _FILES = ("weights", "trained_weights", "init_weights", "file")
+_NOT_BY_NAME = ("file",)
 _WORDS = ("random", "demo")
 # Stages that train one of several networks; any other training stage has the only one.
 _TRAINS = {"rectify": "rectifier", "distill": "student"}
@@ -31,6 +33,17 @@ _LEAST = {
     "fsdp": 1, "max_buckets": 1, "log_every_steps": 1, "checkpoint_every_steps": 1,
     "keep_checkpoints": 1, "pictures": -1,
 }  # fmt: skip
+
+
+def fetch(config: ConfigDict, stages: Collection[str]) -> None:
+    """Downloads what `stages`, those still to run, need and the config calls by name or address.
+
+    Raises:
+      ValueError, OSError: see `weights_convert.find_weights`.
+    """
+    for section, key, value in _files(config):
+        if _is_needed(section, stages) and key not in _NOT_BY_NAME and is_name(value):
+            _found(section, key, value)
 
 
 def check(config: ConfigDict, stages: Collection[str]) -> None:
@@ -51,8 +64,8 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
             check_choice(f"--config.{section}.{key}", config[section][key], tuple(READ_OUTS))
     if "text" in stages and not (config.clip.weights or config.text.get("file")):
         raise ValueError(
-            "no CLIP weights; pass --config.clip.weights=FILE (an OpenAI .pt, a Hugging Face "
-            "directory or an OpenCLIP file)"
+            "no CLIP weights; pass --config.clip.weights=ViT-B/16 or another name, or a file (an "
+            "OpenAI .pt, a Hugging Face directory or an OpenCLIP file)"
         )
     for name in _trained(config, stages):
         _check_training(config, name)
@@ -99,8 +112,8 @@ def _check_read_out(config: ConfigDict) -> None:
     read_out = READ_OUTS.get(section.name)
     if read_out is None and not config.dino.weights:
         raise ValueError(
-            "no DINO weights; pass --config.dino.weights=FILE (the authors' .pth, such as "
-            "dino_vitbase8_pretrain.pth, or a Hugging Face directory)"
+            "no DINO weights; pass --config.dino.weights=dino_vitb8 or another name, or a file "
+            "(the authors' .pth, or a Hugging Face directory)"
         )
     if section.feedback.enabled and not (read_out is not None and read_out.attends):
         raise ValueError(
@@ -119,20 +132,40 @@ def _check_read_out(config: ConfigDict) -> None:
     row_words(config)  # refuses names of other classes
 
 
-def _check_paths(config: ConfigDict, stages: Collection[str]) -> None:
+def _files(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
+    """Section, key and value of everything that names a file, folder or weights."""
     for section, values in config.items():
-        if not isinstance(values, ConfigDict):
+        for key, value in values.items() if isinstance(values, ConfigDict) else ():
+            if key in _FILES and value is not None and value not in _WORDS:
+                yield section, key, value
+
+
+def _is_needed(section: str, stages: Collection[str]) -> bool:
+    """What follows the texts may do without CLIP, on a machine that does not have it."""
+    return section != "clip" or "text" in stages
+
+
+def _found(section: str, key: str, value: str) -> Path:
+    """Where weights are; by name or address they are downloaded if they are not there yet."""
+    try:
+        return weights_convert.find_weights(value)
+    except (FileNotFoundError, weights_convert.CheckpointError) as error:
+        raise type(error)(f"--config.{section}.{key}: {error}") from error
+
+
+def _check_paths(config: ConfigDict, stages: Collection[str]) -> None:
+    for section, key, value in _files(config):
+        name = f"--config.{section}.{key}"
+        by_name = key not in _NOT_BY_NAME and is_name(value)
+        if not by_name:
+            check_local(value, name)
+        if not _is_needed(section, stages):
             continue
-        for key, value in values.items():
-            if key not in _FILES or value is None or value in _WORDS:
-                continue
-            check_local(value, key := f"--config.{section}.{key}")
-            # What follows the texts may do without CLIP, on a machine that does not have it.
-            needed = section != "clip" or "text" in stages
-            if needed and not Path(value).exists():
-                raise FileNotFoundError(
-                    f"{key}={value} does not exist; correct the path, or run first what writes it"
-                )
+        path = Path(value) if key in _NOT_BY_NAME else _found(section, key, value)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{name}={value} does not exist; correct the path, or run first what writes it"
+            )
     root = config.dataset.root
     if root is None or is_address(root):
         return
@@ -167,8 +200,8 @@ def _check_training(config: ConfigDict, section: str) -> None:
     """The batch of one training; in one process, devices that it does not fill are left out."""
     if section == "student" and not config.student.get("init_weights", "random"):
         raise ValueError(
-            "no initial weights; pass --config.student.init_weights=FILE (docs/checkpoints.md says "
-            "where to get them), or =random for random weights"
+            "no initial weights; pass --config.student.init_weights=FILE or a name "
+            "(docs/checkpoints.md has them), or =random for random weights"
         )
     batch, parts = config[section].batch_size, config.train.accumulate_steps
     devices, needed = _devices(config), _devices(config) * parts

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
+from weights_convert.named.find import content_files, find_cached, is_name
 
 _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
@@ -100,6 +101,8 @@ def _changes(
                 yield f"{name}: no such value -> {new!r}"
         elif _is_path(name, new) and (content := recorded.get(name)):
             current = _content(config, name, str(new), content)
+            if current is None and old == new and is_name(str(new)):
+                continue  # not downloaded here, because no stage to come needs it
             if current is None or current["digest"] != content["digest"]:
                 yield f"{name}: {old!r} -> {new!r}" if old != new else f"{name}: other content"
         elif old != new:
@@ -135,8 +138,11 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
     if name == _ROOT:
         names = known["digest"] if known else _dataset_digest(config.dataset)
         return {"path": value, "digest": names} if names else None
-    path = Path(value)
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    path = find_cached(value) or Path(value)
+    if value.startswith("hf:") and path.exists():
+        files = content_files(path)  # the hub's cache may hold more of a repository later
+    else:
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:  # nothing there, or a word such as "random"
         return None
     stamp = _stamp(files)

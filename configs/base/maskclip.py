@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.stages = ("data", "text", "evaluate")
 
     config.clip = ConfigDict()
-    # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
+    # A name such as ViT-B/16, an OpenAI .pt, a Hugging Face folder, or what weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
     # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.

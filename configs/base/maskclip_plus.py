@@ -122,7 +122,7 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
 
     config.student = ConfigDict()
     config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
-    # resnet{50,101}_v1c-*.pth of open-mmlab (with variant "v1": torchvision's), or "random".
+    # A name: resnet50_v1c, resnet101_v1c (variant "v1": resnet50, resnet101); a file; or "random".
     config.student.init_weights = config_dict.placeholder(str)
     config.student.decoder, config.student.blocks = STUDENTS[student]
     config.student.width = 64

@@ -39,7 +39,7 @@ def get_config(method: str) -> ConfigDict:
     config.stages = ("data", "text", "evaluate")
 
     config.clip = ConfigDict()
-    # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
+    # A name such as ViT-B/16, an OpenAI .pt, a Hugging Face folder, or what weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products; published: float16
     # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
@@ -53,7 +53,7 @@ def get_config(method: str) -> ConfigDict:
     config.clip.std = (68.501, 66.632, 70.323)
 
     config.dino = ConfigDict()  # proxyclip alone
-    # The authors' .pth, such as dino_vitbase8_pretrain.pth, or a Hugging Face directory.
+    # A name such as dino_vitb8, the authors' .pth, or a Hugging Face directory.
     config.dino.weights = config_dict.placeholder(str)
     config.dino.dtype = "float32"  # or "bfloat16" for the matrix products
 

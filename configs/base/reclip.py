@@ -97,7 +97,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     plus_plus = model == "reclip++"
 
     config.clip = ConfigDict()
-    # An OpenAI .pt, a Hugging Face directory, an OpenCLIP file, or one that weights_convert made.
+    # A name such as ViT-B/16, an OpenAI .pt, a Hugging Face folder, or what weights_convert made.
     config.clip.weights = config_dict.placeholder(str)
     config.clip.dtype = "float32"  # or "bfloat16" for the matrix products
     # What an OpenCLIP file without its JSON does not say; None: as the file, else OpenAI's.
@@ -161,7 +161,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.student = ConfigDict()  # section 15; ReCLIP++ only in the state of 2024
     config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
     config.student.checkpoint = "best"
-    # resnet50_v1c-2cccc1ad.pth of open-mmlab; "random" to start from nothing.
+    # A file or a name: resnet50_v1c, of open-mmlab; "random" to start from nothing.
     config.student.init_weights = config_dict.placeholder(str)
     config.student.dtype = "float32"  # of the student's convolutions
     config.student.blocks = (3, 4, 6, 3)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from weights_convert.clip.shards import weight_files
 from weights_convert.clip.siglip_tokenizer_files import tokenizer_of
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, load_converted, save_converted
+from weights_convert.named.cache import cache_folder
 
 _CACHED_FROM_BYTES = 32 * 2**20  # smaller files are converted faster than looked up
 _CHECKED = 3  # conversions of earlier versions were not checked for all that this one checks
@@ -45,7 +45,7 @@ def through_cache(
     `options` (JSON) distinguishes conversions of one file. If the cache is damaged or cannot be
     written, the file is converted, with a warning. Processes may share a cache.
     """
-    folder = _cache_folder(cache_dir)
+    folder = cache_folder() if cache_dir is None else Path(cache_dir)
     files = weight_files(weights_path)
     if folder is None or sum(each.stat().st_size for each in files) < _CACHED_FROM_BYTES:
         return convert()
@@ -69,17 +69,6 @@ def through_cache(
     except OSError as error:
         _log.warning("continuing without a cache: %s", error.strerror or error)
     return converted
-
-
-def _cache_folder(cache_dir: str | Path | None) -> Path | None:
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if folder := os.environ.get("CLIPSEG_JAX_CACHE"):
-        return Path(folder)
-    try:
-        return Path.home() / ".cache" / "clipseg_jax"
-    except RuntimeError:  # a user without a home directory, as in some containers
-        return None
 
 
 _KINDS = {"vit": ViTConfig, "resnet": ResNetConfig, "siglip": SigLIPVisionConfig}

@@ -41,6 +41,7 @@ from weights_convert.clip.tokenizer_files import read_tokenizer
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, is_converted
 from weights_convert.formats.reader import Checkpoint
+from weights_convert.named.find import find_weights
 
 _log = logging.getLogger(__name__)
 MISSING_TOKENIZER = (  # of SigLIP, which has no usual one
@@ -102,7 +103,7 @@ def convert(
       FileNotFoundError: no file.
     """
     check_choices(activation, heads)
-    path = Path(path)
+    path = find_weights(path)
     return _choose(_convert(path, vision_only), path, activation, heads)
 
 
@@ -238,12 +239,13 @@ def load_clip(
     norm_eps: float | None = None,
     dtype: str | None = None,
 ) -> LoadedCLIP:
-    """A CLIP from a raw checkpoint, a Hugging Face directory or a converted file.
+    """A CLIP from a raw checkpoint, a Hugging Face directory, a converted file, or by name.
 
     Large raw files are converted once and kept in `cache_dir` (default: $CLIPSEG_JAX_CACHE, else
     ~/.cache/clipseg_jax).
 
     Args:
+      path: a file or folder, or a name such as "ViT-B/16" or "hf:owner/name", see `find_weights`.
       vision_only: whether the text tower is left out.
       activation, norm_eps, dtype: replace those of the file, in each tower that has them.
       heads: of the image and of the text tower (without one the second is not used); replace those
@@ -253,10 +255,10 @@ def load_clip(
     Raises:
       CheckpointError: the file cannot be used; weights that are not finite; a tokenizer beside it
         with more ids than the model has embeddings. FileNotFoundError: no file.
-      ValueError: choices that cannot be meant.
+      ValueError: choices that cannot be meant. CannotDownload: a name, and no network.
     """
     check_choices(activation, heads, norm_eps, dtype)
-    path = Path(path)
+    path = find_weights(path)
     weights_path = weights_file(path)
 
     def fresh() -> Converted:

@@ -27,7 +27,7 @@ from weights_convert.clip.siglip_tokenizer_files import SIGLIP_TOKENIZER_FILES
 from weights_convert.clip.tokenizer_files import TOKENIZER_FILES
 from weights_convert.errors import CheckpointError
 
-_WEIGHTS = (
+WEIGHTS_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
     "open_clip_model.safetensors",
@@ -88,7 +88,7 @@ def weights_file(path: Path) -> Path:
         return path
     if not path.is_dir():  # a pipe would never end
         raise CheckpointError(f"{path} is neither a file nor a directory; give one that holds CLIP")
-    for name in _WEIGHTS:
+    for name in WEIGHTS_FILES:
         if (path / name).is_file():
             return path / name
     if others := [name for name in _NOT_OURS if (path / name).exists()]:
@@ -97,7 +97,7 @@ def weights_file(path: Path) -> Path:
                          for f in path.glob(f"*.{s}")):  # fmt: skip
         remedy = f"give the file itself, such as {path / files[0]}"
     else:
-        remedy = f"it has none of {', '.join(_WEIGHTS)}"
+        remedy = f"it has none of {', '.join(WEIGHTS_FILES)}"
     raise FileNotFoundError(f"{path} holds no weights by Hugging Face's names: {remedy}")
 
 
@@ -108,7 +108,7 @@ def check_model_type(weights_path: Path) -> None:
       CheckpointError: it does, or is damaged.
     """
     path = weights_path.parent / _HF_CONFIG
-    if weights_path.name not in _WEIGHTS or not path.exists():
+    if weights_path.name not in WEIGHTS_FILES or not path.exists():
         return
     kind = read_json(path).get("model_type")
     if kind is not None and kind not in (*_MODEL_TYPES, *_TOWER_TYPES):

@@ -50,6 +50,7 @@ from weights_convert.formats.record import (
 )
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.mapping import Shape
+from weights_convert.named.find import find_weights
 
 FORMAT = "clipseg_jax DINO 1"  # changed whenever older converted files must not be read
 Layout = Literal["dino", "dino_huggingface"]
@@ -75,9 +76,10 @@ _RECORD = entries(
 
 
 def load_dino(path: str | Path, *, dtype: str = "float32", heads: int | None = None) -> DINO:
-    """A DINO tower from the authors' `.pth`, a Hugging Face directory or a converted file.
+    """A DINO tower: the authors' `.pth`, a Hugging Face directory, a converted file, or a name.
 
     Args:
+      path: a file or folder, or a name such as "dino_vitb8", see `find_weights`.
       dtype: of matrix products; parameters are float32.
       heads: replaces those of a config.json; without both there is one for each 64 channels, as in
         all released towers.
@@ -110,7 +112,7 @@ def convert_dino(path: str | Path, *, heads: int | None = None) -> Converted:
     Raises:
       CheckpointError, FileNotFoundError: as `load_dino`.
     """
-    path = Path(path)
+    path = find_weights(path)
     weights_path = weights_file(path)
     if is_converted(weights_path):
         converted = _load(weights_path, heads)

@@ -24,6 +24,7 @@ from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
 from weights_convert.formats.record import list_of, whole
 from weights_convert.mapping import CONV, KeyMap, Rule, Transform
+from weights_convert.named.find import find_weights
 from weights_convert.trained.files import read_published
 from weights_convert.trained.format import CLASS_COUNT, Format, arrays_of, class_summary
 
@@ -105,13 +106,15 @@ class LoadedBackbone(NamedTuple):
 def load_deeplab_backbone(path: str | Path, model: DeepLabV2) -> LoadedBackbone:
     """Puts initial weights (COCO, ImageNet) into the backbone; the classifiers stay as they are.
 
-    The file may hold more, such as another classifier, but must hold the whole backbone.
+    The file may hold more, such as another classifier, but must hold the whole backbone. `path` may
+    be an address with a checksum, see `find_weights`.
 
     Raises:
       CheckpointError: another depth, or lists every missing and wrongly shaped key of the backbone.
       FileNotFoundError: no file.
     """
-    state_dict = read_published(Path(path)).state_dict
+    path = find_weights(path)
+    state_dict = read_published(path).state_dict
     stored = {key: value for key, value in state_dict.items() if not is_carried(key)}
     prefix, blocks, _ = _sizes(stored, str(path))
     if blocks != model.backbone.cfg.blocks:

@@ -24,6 +24,7 @@ from weights_convert.formats.converted import (
 from weights_convert.formats.reader import DAMAGE, described, read
 from weights_convert.formats.record import check_arrays, check_record, entries
 from weights_convert.formats.torch_writer import write_torch
+from weights_convert.named.find import find_weights
 from weights_convert.trained.format import RECORD, Format, clip_fingerprint, fingerprint
 
 # Entries of records that follow from the arrays.
@@ -74,7 +75,7 @@ def load_trained(
         expected, or lists every missing, unexpected and wrongly shaped key.
       FileNotFoundError: no file.
     """
-    path = Path(path)
+    path = find_weights(path)
     if is_converted(path):
         arrays, record = load_converted(path, fmt.tag)
         _check_stored(path, fmt, arrays, record)

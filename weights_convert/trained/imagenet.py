@@ -19,6 +19,7 @@ from weights_convert.clip.layouts import read_state_dict
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.torch_writer import write_torch
 from weights_convert.mapping import CONV, KeyMap, Rule
+from weights_convert.named.find import find_weights
 
 _STEM = {0: 0, 3: 1, 6: 2}  # of the convolutions: published index, ours; a norm follows each
 
@@ -76,6 +77,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
     The file's classifier is left out.
 
     Args:
+      path: a file, or a name such as "resnet50_v1c", see `find_weights`.
       statistics: whether running means and variances are loaded too. ReCLIP's distillation does
         not load them (spec reclip, section 15.1), MaskCLIP+ does.
 
@@ -83,6 +85,7 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
       CheckpointError: another variant or depth, or lists every missing, unexpected and wrongly
         shaped key. FileNotFoundError: no file.
     """
+    path = find_weights(path)
     stored = {
         key: value
         for key, value in read_state_dict(path).items()

@@ -4,7 +4,7 @@ Source: Zhang et al., "Exploring Regional Clues in CLIP for Zero-Shot Semantic S
 Spec clip_rc.
 
     python -m clipseg_jax.main --config=configs/voc_clip_rc.py:inductive \\
-        --config.clip.weights=ViT-B-16.pt
+        --config.clip.weights=ViT-B/16
 
 Hardware: any number of devices that divides the batch of 16 (published for VOC: 2 GPUs). Hours: not
 measured. Paper, VOC: hIoU inductive 88.4, transductive 93.0. Ours: 3.5 and 25.3 on the demo world;

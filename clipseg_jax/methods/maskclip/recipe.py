@@ -1,6 +1,6 @@
 """MaskCLIP's recipe: class embeddings, then evaluation. Nothing is trained.
 
-    python -m clipseg_jax.main --config=configs/voc_maskclip.py --config.clip.weights=ViT-B-16.pt
+    python -m clipseg_jax.main --config=configs/voc_maskclip.py --config.clip.weights=ViT-B/16
 
 Hardware: any device; nothing is trained. Hours: not measured. Paper, VOC: mIoU 49.5 (ViT-B/16).
 Ours: 57.7 on the demo world; VOC not run.

@@ -2,7 +2,7 @@
 
 Source: Wang and Kang 2024. Spec reclip.
 
-    python -m clipseg_jax.main --config=configs/voc_reclippp.py --config.clip.weights=ViT-B-16.pt
+    python -m clipseg_jax.main --config=configs/voc_reclippp.py --config.clip.weights=ViT-B/16
 
 Hardware: one device for the published batch of 1, any number that divides 16 for distillation.
 Hours: not measured. Paper, VOC: mIoU rectified 73.5, distilled 79.2. Ours: 83.5 and 55.5 on the
@@ -94,7 +94,7 @@ def distill(config: ConfigDict, workdir: Path) -> dict:
         return {"skipped": f"config.student.trained_weights is {trained}"}
     if not config.student.init_weights:
         raise ValueError(
-            "no initial weights; pass --config.student.init_weights=resnet50_v1c-2cccc1ad.pth "
+            "no initial weights; pass --config.student.init_weights=resnet50_v1c "
             "(open-mmlab), or =random for random weights"
         )
     task, clip_sha256 = build_distillation(config, workdir)

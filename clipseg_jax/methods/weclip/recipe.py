@@ -3,7 +3,7 @@
 Source: Zhang et al., "Frozen CLIP: A Strong Backbone for Weakly Supervised Semantic Segmentation",
 2024. Specs weclip, wtclip.
 
-    python -m clipseg_jax.main --config=configs/voc_weclip.py --config.clip.weights=ViT-B-16.pt
+    python -m clipseg_jax.main --config=configs/voc_weclip.py --config.clip.weights=ViT-B/16
 
 Hardware: any number of devices that divides the batch of 4 (published: 1 GPU). Hours: not measured.
 Paper, VOC: mIoU 74.9, with CRF 76.4. Ours: 67.1 and 75.4 on the demo world; VOC not run.
