@@ -27,23 +27,30 @@ from clipseg_jax.web.models import DEMO, find_models
 from clipseg_jax.web.photos import Limits
 from input_pipeline import commands
 from input_pipeline.datasets.images import MAX_PIXELS
+from weights_convert import find_weights
 
-_MOST_MEGAPIXELS = MAX_PIXELS / 1e6
+_MOST_MEGAPIXELS = MAX_PIXELS // 10**6
 
 
 def offered(names: Sequence[str], folder: Path | None) -> dict[str, str | Path]:
-    """What the page offers: name -> what `load` takes; the demo comes last, or alone.
+    """What the page offers: name -> what `load` takes; the demo comes last unless it is named.
+
+    Weights that are known by name are downloaded here, so that no visitor waits for them.
 
     Raises:
-      ValueError, OSError: a model that isn't there; see `find_models`.
+      ValueError, OSError: a model that isn't there; see `find_weights` and `find_models`.
     """
     found: dict[str, str | Path] = {}
     for name in names:
-        path = Path(name)
-        found[path.name if path.exists() else name] = path if path.exists() else name
+        path = find_weights(name)
+        if not path.exists():
+            raise FileNotFoundError(f"--model {name} does not exist; give a name, file or folder")
+        own = Path(name).resolve()
+        shown = own.name if own.exists() and own.name not in found else name
+        found[shown] = name if shown == name else own
     if folder is not None:
-        found |= find_models(folder)
-    return {**found, DEMO: DEMO}
+        found |= {name: path for name, path in find_models(folder).items() if name not in found}
+    return {**found, **({} if DEMO in found else {DEMO: DEMO})}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-megapixels",
         type=float,
         default=Limits.megapixels,
-        help=f"of a photo (default: {Limits.megapixels:g}; at most {_MOST_MEGAPIXELS:.0f})",
+        help=f"of a photo (default: {Limits.megapixels:g}; at most {_MOST_MEGAPIXELS})",
     )
     return result
 

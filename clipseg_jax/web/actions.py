@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import html
 import inspect
 import logging
 import threading
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipseg_jax.core.files import write_json
+from clipseg_jax.core.html import escape
 from clipseg_jax.web import markup, results
 from clipseg_jax.web.files import Files
 from clipseg_jax.web.models import Model, Models, Run
@@ -111,7 +111,7 @@ def _telling() -> Iterator[None]:
     if ours:
         logging.getLogger(__name__).exception("error of the page")
     # Gradio shows the message as HTML.
-    raise gr.Error(html.escape(text), duration=20, print_exception=False)
+    raise gr.Error(escape(text), duration=20, print_exception=False)
 
 
 class Actions:

@@ -18,7 +18,7 @@ _API = "/gradio_api/"
 # What this page does without: other sites through this server, stored links, other ways to run.
 _CLOSED = (
     *("proxy", "stream", "deep_link", "component_server", "call", "api", "custom_component"),
-    *("runs", "run-history", "openapi", "mcp", "token"),
+    *("runs", "run-history", "openapi.json", "mcp", "token"),
 )
 _UPLOAD = f"{_API}upload"
 _BODY_BYTES = 1 << 18  # of any other request

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
+from clipseg_jax.core.html import escape, image_uri
 from clipseg_jax.core.label_images import palette
 from clipseg_jax.web.photos import Sample, shrunk
 from clipseg_jax.web.results import Result, hex_colour, shares
@@ -40,7 +37,7 @@ def legend(result: Result, labels: np.ndarray, chosen: int | None) -> str:
             f'<button type="button" class="{kind}" data-index="{i}" '
             f'aria-pressed="{"true" if i == chosen else "false"}">'
             f'<span class="swatch" style="background:{hex_colour(colours[i])}"></span>'
-            f'<span class="name">{html.escape(result.names[i])}</span>{inner}</button>'
+            f'<span class="name">{escape(result.names[i])}</span>{inner}</button>'
         )
 
     def bar(i: int) -> str:
@@ -56,10 +53,11 @@ def legend(result: Result, labels: np.ndarray, chosen: int | None) -> str:
 
 def thumbnails(samples: Sequence[Sample]) -> str:
     """A button for each sample photo."""
+    images = [image_uri(shrunk(sample.photo.pixels, _THUMBNAIL_PX)) for sample in samples]
     buttons = [
-        f'<button type="button" data-index="{i}" title="{html.escape(sample.photo.name)}">'
-        f'<img alt="sample photo {i + 1}" src="{_data_uri(sample.photo.pixels)}"></button>'
-        for i, sample in enumerate(samples)
+        f'<button type="button" data-index="{i}">'
+        f'<img alt="sample photo {i + 1}" src="{image}"></button>'
+        for i, image in enumerate(images)
     ]
     return f'<div class="samples" role="group" aria-label="Sample photos">{"".join(buttons)}</div>'
 
@@ -67,7 +65,7 @@ def thumbnails(samples: Sequence[Sample]) -> str:
 def heat_caption(result: Result, chosen: int) -> str:
     """What a heat map shows, with the scale of its colours."""
     highest = result.heat[chosen].max() / 255
-    name = html.escape(result.names[chosen])
+    name = escape(result.names[chosen])
     return (
         f'<div class="caption">How probable <b>{name}</b> is at each pixel: '
         f'0 <span class="scale"></span> 1. Highest here: {highest:.2f}.</div>'
@@ -76,15 +74,9 @@ def heat_caption(result: Result, chosen: int) -> str:
 
 def note(text: str, kind: str = "") -> str:
     """A line of text; `kind` is a class of the style sheet."""
-    return f'<div class="note {kind}">{html.escape(text)}</div>'
+    return f'<div class="note {kind}">{escape(text)}</div>'
 
 
 def percent(part: float) -> str:
     """A share for people."""
     return f"{part:.0%}" if part == 0 or part >= 0.01 else "<1%"
-
-
-def _data_uri(pixels: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(shrunk(pixels, _THUMBNAIL_PX)).save(buffer, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

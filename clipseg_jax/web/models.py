@@ -153,6 +153,8 @@ def find_models(folder: Path) -> dict[str, Path]:
     Raises:
       ValueError: nothing is found. OSError: no such folder.
     """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"--models {folder} is no folder; give one with models in it")
     found = {}
     for path in sorted(folder.iterdir()):
         unfinished = is_work_directory(path) and not any(path.glob("*.done.json"))

@@ -43,7 +43,7 @@ class Limits:
     megapixels: float = 100.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Photo:
     """A photo as the page works with it.
 
@@ -60,7 +60,7 @@ class Photo:
     animated: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
     """A photo that the page offers, with words that fit it."""
 

@@ -20,7 +20,7 @@ _OUTLINES = 500  # a photo's longest side in outlines' widths
 _SHOWN_PX = 640  # about the longest side of pictures of small photos
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """Labels and probabilities of a photo, small enough to be kept for every visitor.
 

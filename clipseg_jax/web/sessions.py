@@ -13,7 +13,7 @@ from clipseg_jax.web.photos import Photo
 from clipseg_jax.web.results import Result
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Session:
     """One tab of a browser: its photo, the result of its last run, and the files it is shown."""
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import struct
 import threading
 import time
@@ -56,7 +57,7 @@ def served(tmp_path_factory):
     temporary = tmp_path_factory.mktemp("temporary")
     server = Served(temporary, "--model", "demo", "--models", str(models))
     yield server
-    assert server.stop() == 130
+    assert server.stop(signal.SIGTERM) == 143
     assert server.files() == []
     assert "Traceback" not in server.output
     assert [each for each in server.connections if "127.0.0.1" not in each] == []
