@@ -24,10 +24,9 @@ Photos stay on this server and are forgotten when you close the page.</p>"""
 _EMPTY = """<div class="empty"><b>The mask appears here.</b>
 <ol><li>Take a sample or drop a photo.</li><li>Type words, with commas between.</li>
 <li>Press <b>Segment</b>.</li></ol></div>"""
-_TOY = (
-    "demo is a tiny CLIP that knows painted toys only. For photos start the page with "
-    "--model ViT-B/16."
-)
+_TOY = """<div class="note">demo is a tiny CLIP that knows painted toys only. For photos start the
+page with <code>--model ViT-B/16</code>.</div>"""
+_TRAINED = markup.note("This model was trained for these classes; words do not change it.")
 
 
 class Choices(NamedTuple):
@@ -37,14 +36,13 @@ class Choices(NamedTuple):
     open: bool  # any words are taken
     methods: list[str]
     method: str | None
-    about: str  # a note
+    about: str  # HTML
 
 
 def choices(name: str, model: Model, sample: Sample) -> Choices:
     """What the page offers with a model, where `sample` has words."""
     if model.classes is not None:
-        about = "This model was trained for these classes; words do not change it."
-        return Choices(", ".join(model.classes), False, [], None, about)
+        return Choices(", ".join(model.classes), False, [], None, _TRAINED)
     about = _TOY if name == DEMO else ""
     return Choices(", ".join(sample.words), True, list(model.methods), model.method, about)
 
@@ -62,7 +60,7 @@ class Fields:
                     label="Photo",
                     sources=["upload", "clipboard"],
                     buttons=["fullscreen"],
-                    height=300,
+                    height=280,
                     elem_id="photo",
                     placeholder=f"Drop a photo, or click\nup to {limits.megabytes} MB and "
                     f"{limits.megapixels:g} megapixels",
@@ -89,7 +87,9 @@ class Fields:
                     info="words that count as background",
                     elem_id="background",
                 )
-                self.about = gr.HTML(markup.note(start.about), elem_id="about")
+                self.go = gr.Button("Segment", variant="primary", elem_id="go")
+                self.said = gr.HTML(elem_id="said", min_height=24)
+                self.about = gr.HTML(start.about, elem_id="about")
                 with gr.Accordion("Model, read-out, refinement", open=len(models.names) > 1):
                     self.model = gr.Dropdown(
                         models.names, value=first, label="Model", elem_id="model"
@@ -109,8 +109,6 @@ class Fields:
                         info="makes masks follow the photo's edges",
                         elem_id="refine",
                     )
-                self.go = gr.Button("Segment", variant="primary", elem_id="go")
-                self.said = gr.HTML(elem_id="said", min_height=24)
             with gr.Column(scale=6, min_width=320):
                 self.empty = gr.HTML(_EMPTY, elem_id="empty")
                 with gr.Column(visible=False, elem_id="results") as self.results:

@@ -15,6 +15,10 @@ from clipseg_jax.web.models import Models
 from clipseg_jax.web.photos import Limits, Sample
 
 _WAITING = 40  # events that wait; of more a browser is told that the queue is full
+# On a phone the results are below the window.
+_TO_RESULTS = """() => {
+  if (innerWidth < 700) document.getElementById('results').scrollIntoView({behavior: 'smooth'});
+}"""
 # A hidden button, whose click downloads the file that it has got.
 _DOWNLOAD = "() => document.getElementById('{id}').click()"
 
@@ -117,7 +121,7 @@ def _wire_runs(
             gr.update(value=words if kept else chosen.words, interactive=chosen.open),
             gr.update(visible=chosen.open),
             gr.update(choices=chosen.methods, value=chosen.method, visible=chosen.open),
-            markup.note(chosen.about),
+            chosen.about,
         )
 
     @told
@@ -171,7 +175,8 @@ def _wire_runs(
     outputs = [fields.said, fields.empty, fields.results, fields.overlay, fields.compare]
     outputs += [fields.heat, fields.caption, fields.legend]
     for event in (fields.go.click, fields.words.submit, taken.success):
-        event(segment, [*inputs, fields.threshold, fields.opacity], outputs, **network)
+        done = event(segment, [*inputs, fields.threshold, fields.opacity], outputs, **network)
+        done.success(None, None, None, js=_TO_RESULTS)
 
 
 def _wire_views(fields: Fields, actions: Actions) -> None:

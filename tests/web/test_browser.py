@@ -291,6 +291,7 @@ def test_nothing_is_wider_than_the_window(visit, width):
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes.values())
     below = boxes["legend"]["y"] > boxes["go"]["y"]
     assert below == (width == 390)  # one column
+    assert not tab.is_visible("#mask_file")
 
 
 def test_files_that_are_no_photos(visit, served, tmp_path):

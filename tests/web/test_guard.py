@@ -6,8 +6,6 @@ import asyncio
 
 import pytest
 
-pytest.importorskip("starlette")
-
 from clipseg_jax.web.guard import Guard, is_closed, names_address
 
 

@@ -63,7 +63,6 @@ def refused(real):
 @pytest.mark.slow
 def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path):
     """While it compiles for the first visitor, and another one's connection is open."""
-    pytest.importorskip("gradio")
     served = Served(tmp_path)
     visitor = Visitor(served.url, "a")
     visitor.run_at_once(visitor.event(None, "load"), [])
