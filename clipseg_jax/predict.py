@@ -22,7 +22,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import errno
-import functools
 import os
 import sys
 import warnings
@@ -39,7 +38,7 @@ from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.label_images import save_labels
 from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.predict_files import LeftOut, find_images, list_images, result_names
-from clipseg_jax.predict_options import segmenter_options, settings_of
+from clipseg_jax.predict_model import find_model
 from clipseg_jax.predict_records import (
     OVERLAY,
     SCORES,
@@ -57,6 +56,7 @@ from clipseg_jax.results.npz import save_scores
 from clipseg_jax.results.overlays import write_overlay
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenter import Segmenter
+from clipseg_jax.segmenters.runner import Runner
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.text_lists import escaped
@@ -79,13 +79,12 @@ def run(args: argparse.Namespace) -> None:
       ValueError, OSError: a wrong command, or no image has masks in the end.
       Interrupted: Ctrl-C or SIGTERM.
     """
-    options = segmenter_options(args)
     formats = read_formats(args.format)
+    settings, segmenter = find_model(args)
     out = Path(args.out)
     sources, left_out = list_images(args.images, out)
     with RunLock(out):
         records = Records(out)
-        settings = settings_of(args, options)
         new, other = _compare(out, settings, args.overwrite)
         names = result_names(sources, records)
         images = list(zip([source.path for source in sources], names, strict=True))
@@ -102,11 +101,6 @@ def run(args: argparse.Namespace) -> None:
             commands.say(f"{len(images) - len(todo)} of {len(images)} images already have masks")
         for folder in {out, *((out / name).parent for name in names)}:
             remove_temporary(folder, below=False)
-
-        @functools.cache
-        def segmenter() -> Segmenter:
-            return Segmenter(weights=args.weights, batch_size=args.batch_size, **options)
-
         failed: LeftOut = []
         if todo:
             segmenter()  # before anything is changed
@@ -126,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"no image could be segmented; {len(left_out + failed)} were skipped")
 
 
-def _segment(segmenter: Segmenter, todo: Sequence[Image], results: Results) -> LeftOut:
+def _segment(segmenter: Segmenter | Runner, todo: Sequence[Image], results: Results) -> LeftOut:
     """Segments images and stores the results; returns those that failed, with the reasons."""
     stamps = [stamp(path) for path, _ in todo]
 
@@ -144,7 +138,10 @@ def _segment(segmenter: Segmenter, todo: Sequence[Image], results: Results) -> L
 
 
 def _store_scores(
-    segmenter: Callable[[], Segmenter], images: Sequence[Image], results: Results, longest_px: int
+    segmenter: Callable[[], Segmenter | Runner],
+    images: Sequence[Image],
+    results: Results,
+    longest_px: int,
 ) -> LeftOut:
     """Stores the scores of images that have masks; returns those that failed, with the reasons."""
     todo = results.without_scores(images, longest_px)

@@ -57,12 +57,20 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--classes-file", type=commands.given, metavar="FILE", help="more classes, one a line"
     )
     result.add_argument(
-        "--weights",
+        *("--model", "--weights"),
+        dest="weights",
+        metavar="MODEL",
         type=commands.given,
         required=True,
         help="a CLIP: a name such as ViT-B/16 or hf:owner/name, downloaded once into "
         f"{cache} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
-        "OpenCLIP; or `demo`",
+        "OpenCLIP; or `demo`. Or a work directory or a trained file, which has its own classes",
+    )
+    more.add_argument(
+        "--clip",
+        type=commands.given,
+        metavar="WEIGHTS",
+        help="the CLIP that a trained model was trained with, if it is not where it was",
     )
     result.add_argument(
         "--out", type=commands.given, default="masks", help="output folder (default: masks)"
@@ -154,13 +162,29 @@ def parser(text: str) -> argparse.ArgumentParser:
     return result
 
 
+def class_names(args: argparse.Namespace) -> list[str]:
+    """The names of the three options, in their order."""
+    named = _split("--classes", args.classes)
+    return [*named, *args.class_, *_names_in(args.classes_file)]
+
+
+def check_common(args: argparse.Namespace) -> None:
+    """Checks the options that every model has.
+
+    Raises:
+      ValueError: a value without meaning.
+    """
+    if args.batch_size is not None:
+        check_whole("--batch-size", args.batch_size)
+    check_number("--opacity", args.opacity, 0, 1)
+    check_whole("--scores-px", args.scores_px)
+
+
 def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Segmenter` but for weights and batch size, checked."""
-    names = [
-        *_split("--classes", args.classes),
-        *args.class_,
-        *_names_in(args.classes_file),
-    ]
+    names = class_names(args)
+    if args.clip:
+        raise ValueError(f"--clip is of trained models, and {args.weights} is a CLIP; leave it out")
     if not names:
         raise ValueError(
             "the class list is empty; name at least one class: --classes, --class or --classes-file"
@@ -177,10 +201,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         templates(args.templates)
     if args.short_side is not None:
         check_whole("--short-side", args.short_side)
-    if args.batch_size is not None:
-        check_whole("--batch-size", args.batch_size)
-    check_number("--opacity", args.opacity, 0, 1)
-    check_whole("--scores-px", args.scores_px)
+    check_common(args)
     check_number("--pd", args.pd, 0)
     check_number("--ks", args.ks, 0)
     maskclip = None

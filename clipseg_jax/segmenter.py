@@ -93,7 +93,7 @@ class Segmenter:
         Raises:
           ValueError: something that is no image.
         """
-        return self._runner.segment(images)
+        return self._runner(images)
 
     def scores(
         self, images: Iterable[Picture] | Picture, longest_px: int | None = 1024

@@ -99,14 +99,17 @@ def parser(module: str, description: str, examples: str, details: str = "") -> P
     """The parser of a command; wrong usage prints one line and exits with status 2.
 
     Args:
-      module: that `python -m` runs.
+      module: that `python -m` runs, and a word that chooses one of its parsers.
       description: of the command.
       examples: what is told after the options.
       details: what `--help-all` tells instead.
     """
+    module, _, word = module.partition(" ")
     name = program(module)
     epilog, details = (text.replace(f"python -m {module}", name) for text in (examples, details))
-    return Parser(prog=name, description=description, epilog=epilog, details=details)
+    return Parser(
+        prog=f"{name} {word}".rstrip(), description=description, epilog=epilog, details=details
+    )
 
 
 def say(text: str, *, error: bool = False) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipseg_jax import predict, segmentation
+from clipseg_jax import predict, predict_model, segmentation
 from clipseg_jax.core import label_images
 from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.predict_files import find_images, list_images
@@ -38,7 +38,7 @@ class QuickSegmenter:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(predict, "Segmenter", QuickSegmenter)
+    monkeypatch.setattr(predict_model, "Segmenter", QuickSegmenter)
 
 
 def paint(path, size=(40, 50), kind="PNG"):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from clipseg_jax import predict
+from clipseg_jax import predict, predict_model
 from clipseg_jax.results.npz import load_scores
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from input_pipeline.datasets.images import BadImage, image_size, read_label
@@ -55,7 +55,7 @@ class NoSegmenter:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(predict, "Segmenter", QuickSegmenter)
+    monkeypatch.setattr(predict_model, "Segmenter", QuickSegmenter)
     QuickSegmenter.made = 0
 
 
@@ -128,7 +128,7 @@ def test_what_comes_of_masks_needs_no_network(tmp_path, photos, monkeypatch, cap
     more = ["--format=png,overlay,html,coco"]
     assert command(whole, photos, more=more) == 0
     assert command(out, photos, more=["--format=png"]) == 0
-    monkeypatch.setattr(predict, "Segmenter", NoSegmenter)
+    monkeypatch.setattr(predict_model, "Segmenter", NoSegmenter)
     capsys.readouterr()
     assert command(out, photos, more=more) == 0
     assert "3 of 3 images already have masks" in capsys.readouterr().out

@@ -54,6 +54,24 @@ def complete(arguments: Sequence[str], recipes: Path) -> list[str]:
     return out
 
 
+def installed(recipe: str, recipes: Path) -> ConfigDict:
+    """The config of an installed recipe such as "voc_reclippp:2025", with its own values.
+
+    Args:
+      recipe: its name, and a config string after a colon.
+      recipes: the installed package of configs.
+
+    Raises:
+      ValueError: no such recipe or variant.
+    """
+    name, colon, string = recipe.partition(":")
+    file = recipes / f"{name}.py"
+    if not name.isidentifier() or not file.is_file():
+        raise ValueError(f"no recipe {name}; there is none of this name in {recipes}")
+    _use(recipes)
+    return _load(file, string if colon else None)
+
+
 def _split(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     """(name, value) of each config argument; whatever else it is comes whole, without a value."""
     out: list[tuple[str, str | None]] = []

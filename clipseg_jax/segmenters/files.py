@@ -71,6 +71,8 @@ def of_file(
       ValueError: a missing argument, or a file that is not what it must be.
     """
     record = weights_convert.load_trained(path, fmt).record
+    if classes is not None and record["classes"] is not None:
+        raise ValueError(f"{path} names its classes itself; leave them out")
     stored = record.get(CONFIG)
     if stored is None:
         config = released_config(path, fmt, record, classes)

@@ -17,15 +17,17 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.run_record import RUNS
 from weights_convert.named.find import content_files, find_cached, is_name
 
+REPORT = "report.html"
 _CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
 _DATA = "data"  # the stage that reads nothing but the section `dataset`
 
-Content = dict[str, Any]  # path, digest; of files also their stamp
+Content = dict[str, Any]  # path, digest; of files also their stamp, of one file its sha256
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -112,7 +114,7 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json"}
+    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT}
 
 
 def _recorded(workdir: Path) -> dict[str, Content]:
@@ -128,8 +130,13 @@ def _recorded(workdir: Path) -> dict[str, Content]:
     return recorded
 
 
+def names_path(name: str) -> bool:
+    """Whether the value called `name` is a file or folder, whose place may change."""
+    return name == _ROOT or name.rpartition(".")[2] in _FILES
+
+
 def _is_path(name: str, value: object) -> bool:
-    return isinstance(value, str) and (name == _ROOT or name.rpartition(".")[2] in _FILES)
+    return isinstance(value, str) and names_path(name)
 
 
 def _content(config: ConfigDict, name: str, value: str, recorded: Content | None) -> Content | None:
@@ -153,7 +160,8 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
         with each.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{each.relative_to(path)} {inner}\n".encode())
-    return {"path": value, "digest": digest.hexdigest(), "stamp": stamp}
+    one = {"sha256": inner} if files == [path] else {}
+    return {"path": value, "digest": digest.hexdigest(), "stamp": stamp, **one}
 
 
 def _stamp(files: Sequence[Path]) -> str:

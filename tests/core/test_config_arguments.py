@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clipseg_jax.core.config_arguments import complete
+from clipseg_jax.core.config_arguments import complete, installed
 from clipseg_jax.core.config_show import shown
 from clipseg_jax.main import RECIPES
 from configs import voc_reclippp
@@ -182,3 +182,13 @@ def test_without_the_extra_of_datasets(arguments, code, text, tmp_path):
     assert done.returncode == code, done.stderr
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_installed_recipe_has_its_own_values():
+    assert installed("voc_maskclip", RECIPES).dataset.name == "voc12_20"
+    assert installed("voc_clip_rc:transductive", RECIPES).clip_rc.setting == "transductive"
+    for name in ("voc_maskclip.py", "../configs/voc_maskclip", "nothing", "", "__init__"):
+        with pytest.raises(ValueError, match=r"no recipe|no function get_config"):
+            installed(name, RECIPES)
+    with pytest.raises(ValueError, match=r"voc_clip_rc\.py:nothing"):
+        installed("voc_clip_rc:nothing", RECIPES)
