@@ -21,9 +21,11 @@ if __name__ == "__main__":
 import contextlib
 import importlib
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -55,7 +57,7 @@ _PROCESS = flags.DEFINE_integer(
     "process", None, "Rank of this process, from 0, with --coordinator."
 )
 _SHOW = flags.DEFINE_bool("show", False, "Prints the recipe's values with comments; runs nothing.")
-_HELP = ("help", "h", "helpshort", "helpfull", "helpxml")
+_HELP = ("helpshort", "helpfull", "helpxml")  # absl's own
 
 # The folder of recipes, beside this package, in a checkout as in an installation.
 RECIPES = Path(__file__).resolve().parent.parent / "configs"
@@ -122,7 +124,7 @@ def _run_stages(
     recipe: str,
 ) -> dict[str, dict]:
     # Like the recipes, these need the extra "data".
-    from clipseg_jax.stages import preflight, run_record, work_directory
+    from clipseg_jax.stages import completion, preflight, run_record, work_directory
 
     main_process = jax.process_index() == 0
     if main_process:
@@ -131,6 +133,7 @@ def _run_stages(
         remove_temporary(workdir)
     to_come = [name for name in config.stages if not _done(workdir, name).exists()]
     preflight.fetch(config, to_come)  # on every host, before processes wait for each other
+    config = completion.completed(config, workdir)
     if main_process:
         work_directory.check(config, workdir, given)
         preflight.check(config, to_come)
@@ -184,7 +187,14 @@ def _recipe() -> str:
     return f"{Path(path).stem}{colon}{string}"
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command and exits with its status; see above. `argv`: the program first."""
+    flags.mark_flag_as_required("config")
+    logging.set_verbosity(logging.WARNING)
+    app.run(_run_flags, argv=None if argv is None else [*argv], flags_parser=parse)
+
+
+def _run_flags(argv: list[str]) -> int:
     """Entry point of absl; user errors end in one line."""
     if len(argv) > 1:
         print(f"error: unexpected arguments {' '.join(argv[1:])}; see --help", file=sys.stderr)
@@ -216,7 +226,11 @@ def _sources() -> list[Path]:
 
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; wrong ones end the command in one line."""
-    if any(argument.lstrip("-") in _HELP for argument in argv if argument.startswith("-")):
+    options = {argument.lstrip("-") for argument in argv if argument.startswith("-")}
+    if options & {"help", "h", "version"}:
+        commands.say(commands.version() if "version" in options else _help())
+        raise SystemExit(0)
+    if options & {*_HELP}:
         with contextlib.suppress(SystemExit):  # absl exits with 1 after help
             app.parse_flags_with_usage(argv)
         raise SystemExit(0)
@@ -231,7 +245,19 @@ def parse(argv: list[str]) -> list[str]:
     raise SystemExit(2)
 
 
+def _help() -> str:
+    module = "clipseg_jax.main"
+    text = (__doc__ or "").replace(f"python -m {module}", commands.program(module))
+    lines = [text, "options:"]
+    for holder in (_CONFIG, _WORKDIR, _SHOW, _DISTRIBUTED, _COORDINATOR, _PROCESSES, _PROCESS):
+        lines.append(f"  --{holder.name:<13}{flags.FLAGS[holder.name].help}")
+    lines += ["  --version      the version, and exit", "  --helpfull     also the options of absl"]
+    indent = " " * 17
+    return "\n".join(
+        textwrap.fill(line, 79, subsequent_indent=indent) if line.startswith("  --") else line
+        for line in lines
+    )
+
+
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=parse)
+    main()

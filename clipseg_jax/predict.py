@@ -4,7 +4,8 @@
 
 takes files and folders. For each image it writes an index PNG (0 is background, 1 the first class),
 an overlay with a legend (at most 33 megapixels), and a line of `summary.jsonl` with each class's
-share of the pixels and mean score. Images that are done are skipped when the command runs again.
+share of the pixels and mean score; for the folder a contact sheet, `index.html`. `--format` has
+more. Images that are done are skipped when the command runs again.
 
 What cannot be used is named, counted and listed in `skipped.jsonl`: unreadable images, images of
 more than 178 million pixels, what is no regular file, results of this command. The exit status is 0
@@ -24,9 +25,9 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL.Image import DecompressionBombWarning
 from tqdm import tqdm
@@ -34,12 +35,13 @@ from tqdm import tqdm
 from clipseg_jax import predict_options
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import Interrupted, signals
-from clipseg_jax.core.label_images import overlay, palette, save_image, save_labels, with_legend
+from clipseg_jax.core.label_images import save_labels
 from clipseg_jax.core.run_lock import RunLock
 from clipseg_jax.predict_files import LeftOut, find_images, list_images, result_names
-from clipseg_jax.predict_options import segmenter_options, settings_of
+from clipseg_jax.predict_model import find_model
 from clipseg_jax.predict_records import (
     OVERLAY,
+    SCORES,
     SKIPPED,
     Records,
     changed_settings,
@@ -48,9 +50,13 @@ from clipseg_jax.predict_records import (
     write_settings,
     write_skipped,
 )
-from clipseg_jax.segmentation import Segmentation
+from clipseg_jax.predict_results import Results, about, read_formats
+from clipseg_jax.results.contact_sheet import Thumbnail, thumbnail
+from clipseg_jax.results.npz import save_scores
+from clipseg_jax.results.overlays import write_overlay
+from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenter import Segmenter
-from clipseg_jax.segmenters.runner import ALONE_PX
+from clipseg_jax.segmenters.runner import Runner
 from input_pipeline import commands
 from input_pipeline.datasets.images import BadImage, read_image
 from input_pipeline.text_lists import escaped
@@ -59,11 +65,11 @@ from input_pipeline.writing import CannotWrite, remove_temporary
 __all__ = ["find_images", "main", "run", "save"]
 
 _MOST_SHOWN = 20  # lines on the screen; skipped.jsonl has all
-_JPEG_SIDE = 65_500  # pixels, about the format's limit
 # What the operating system says of a name that it cannot take; other images have other names.
 _OF_THE_NAME = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, errno.ENOTDIR)
 
 Image = tuple[Path, str]  # a file, and the name of its results
+T = TypeVar("T")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -73,16 +79,19 @@ def run(args: argparse.Namespace) -> None:
       ValueError, OSError: a wrong command, or no image has masks in the end.
       Interrupted: Ctrl-C or SIGTERM.
     """
-    options = segmenter_options(args)
+    formats = read_formats(args.format)
+    settings, segmenter = find_model(args)
     out = Path(args.out)
     sources, left_out = list_images(args.images, out)
     with RunLock(out):
         records = Records(out)
-        settings = settings_of(args, options)
         new, other = _compare(out, settings, args.overwrite)
         names = result_names(sources, records)
         images = list(zip([source.path for source in sources], names, strict=True))
-        _check_targets(images, out, new=new and not args.overwrite)
+        results = Results(
+            records, settings["classes"], formats, opacity=args.opacity, about=about(settings)
+        )
+        _check_targets(images, results, new=new and not args.overwrite)
         todo = [
             (path, name)
             for path, name in images
@@ -90,35 +99,78 @@ def run(args: argparse.Namespace) -> None:
         ]
         if len(todo) < len(images):
             commands.say(f"{len(images) - len(todo)} of {len(images)} images already have masks")
+        for folder in {out, *((out / name).parent for name in names)}:
+            remove_temporary(folder, below=False)
         failed: LeftOut = []
         if todo:
-            segmenter = Segmenter(weights=args.weights, batch_size=args.batch_size, **options)
-            for folder in {(out / name).parent for _, name in todo}:
-                remove_temporary(folder, below=False)
+            segmenter()  # before anything is changed
+            if not new:
+                results.remove([name for _, name in todo])
             records.forget(None if other else [name for _, name in todo])
             write_settings(out, settings)
-            failed = _segment(segmenter, todo, records, args.opacity)
+            failed = _segment(segmenter(), todo, results)
+        made, none = len(todo) - len(failed), len(failed) == len(images)
+        if not none:
+            if "npz" in formats:
+                failed += _store_scores(segmenter, images, results, args.scores_px)
+            failed += results.finish(images)
         write_skipped(out, left_out + failed)
-        _report(out, todo, left_out + failed, made=len(todo) - len(failed))
-        if len(failed) == len(images):
+        _report(out, todo, left_out + failed, made=made)
+        if none:
             raise ValueError(f"no image could be segmented; {len(left_out + failed)} were skipped")
 
 
-def _segment(
-    segmenter: Segmenter, todo: Sequence[Image], records: Records, opacity: float
-) -> LeftOut:
+def _segment(segmenter: Segmenter | Runner, todo: Sequence[Image], results: Results) -> LeftOut:
     """Segments images and stores the results; returns those that failed, with the reasons."""
-    failed: LeftOut = []
     stamps = [stamp(path) for path, _ in todo]
+
+    def store(i: int, result: Segmentation) -> None:
+        path, name = todo[i]
+        small = save(result, path, results.out / name, results.opacity)
+        results.records.add(name, path, stamps[i], result.summary())
+        results.keep(name, small)
+
+    try:
+        return _each(segmenter([path for path, _ in todo]), todo, store)
+    except Interrupted:
+        results.write_contact_sheet()
+        raise
+
+
+def _store_scores(
+    segmenter: Callable[[], Segmenter | Runner],
+    images: Sequence[Image],
+    results: Results,
+    longest_px: int,
+) -> LeftOut:
+    """Stores the scores of images that have masks; returns those that failed, with the reasons."""
+    todo = results.without_scores(images, longest_px)
+    if not todo:
+        return []
+
+    def store(i: int, scores: ClassScores) -> None:
+        save_scores(results.out / f"{todo[i][1]}{SCORES}", scores)
+
+    return _each(segmenter().scores([path for path, _ in todo], longest_px), todo, store)
+
+
+def _each(
+    stream: Iterable[tuple[int, T | BadImage]], todo: Sequence[Image], use: Callable[[int, T], None]
+) -> LeftOut:
+    """Calls `use` with the index and the result of each image; returns those that failed, and why.
+
+    Raises:
+      Interrupted: by a signal, after an image.
+    """
+    failed: LeftOut = []
     with signals() as caught, tqdm(total=len(todo), unit="image", disable=None) as bar:
         caught.defer()
-        for count, (i, result) in enumerate(segmenter([path for path, _ in todo]), 1):
-            path, name = todo[i]
+        for count, (i, result) in enumerate(stream, 1):
+            path, _ = todo[i]
             try:
                 if isinstance(result, BadImage):
                     raise result
-                save(result, path, records.out / name, opacity)
-                records.add(name, path, stamps[i], result.summary())
+                use(i, result)
             except BadImage as error:
                 failed.append((path, str(error).removeprefix(f"{path}: ")))
             except CannotWrite as error:
@@ -136,35 +188,23 @@ def _segment(
     return failed
 
 
-def save(result: Segmentation, image: Path, stem: Path, opacity: float = 0.5) -> None:
-    """Writes `stem`_overlay.jpg and then `stem`.png.
+def save(result: Segmentation, image: Path, stem: Path, opacity: float | None = 0.5) -> Thumbnail:
+    """Writes `stem`_overlay.jpg and then `stem`.png; returns the thumbnail of both.
+
+    `opacity`: of the overlay's colours; None: no overlay.
 
     Raises:
       BadImage: the image is gone or another one since it was segmented.
       CannotWrite: see `write_atomic`.
     """
     pixels = read_image(image)
-    height, width = result.labels.shape
-    if pixels.shape[:2] != (height, width):
+    if pixels.shape[:2] != result.labels.shape:
         raise BadImage(f"{image}: was replaced while it was segmented; run again")
-    step = max(1, -(-max(height, width) // _JPEG_SIDE))
-    while height * width > ALONE_PX * step**2:
-        step += 1
-    colours = palette()
-    pixels, labels = pixels[::step, ::step], result.labels[::step, ::step]
-    blended = overlay(pixels, labels, colours, opacity, clear=(0,))
-    del pixels
-    ranked = sorted(result.summary().items(), key=lambda item: -item[1]["share"])
-    entries = [
-        (
-            escaped(f"{name} {part['share']:.0%} ({part['score']:.2f})"),
-            colours[result.names.index(name)],
-        )
-        for name, part in ranked
-        if name != "background" and part["share"] >= 0.005
-    ]
-    save_image(stem.with_name(f"{stem.name}{OVERLAY}"), with_legend(blended, entries))
+    if opacity is not None:
+        path = stem.with_name(f"{stem.name}{OVERLAY}")
+        write_overlay(path, pixels, result.labels, result.names, result.summary(), opacity)
     save_labels(stem.with_name(f"{stem.name}.png"), result.labels, coloured=True)
+    return thumbnail(pixels, result.labels)
 
 
 def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool, bool]:
@@ -187,12 +227,13 @@ def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool
     return changed is None, bool(changed)
 
 
-def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
+def _check_targets(images: Sequence[Image], results: Results, *, new: bool) -> None:
     """Checks that no result replaces an image, nor, in a new output folder, a file of the user.
 
     Raises:
       ValueError: one would, or a link in the output folder leads out of it.
     """
+    out = results.out
     for folder in {os.path.dirname(name) for _, name in images}:
         if elsewhere := leads_to(out, folder):
             raise ValueError(
@@ -200,17 +241,20 @@ def _check_targets(images: Sequence[Image], out: Path, *, new: bool) -> None:
                 "choose another --out"
             )
     inputs = {os.path.realpath(path) for path, _ in images}
+    written = results.files_of_all()
     for path, name in images:
-        for target in (out / f"{name}.png", out / f"{name}{OVERLAY}"):
+        for target in results.files_of(name):
             if os.path.realpath(target) in inputs:
                 raise ValueError(
                     f"the result of {path} would replace the image {target}; choose another --out"
                 )
-            if new and os.path.lexists(target):
-                raise ValueError(
-                    f"{target} exists and is not of this command; choose another --out, or pass "
-                    "--overwrite to replace it"
-                )
+            written.append(target)
+    for target in written if new else ():
+        if os.path.lexists(target):
+            raise ValueError(
+                f"{target} exists and is not of this command; choose another --out, or pass "
+                "--overwrite to replace it"
+            )
 
 
 def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:

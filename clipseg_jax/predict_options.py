@@ -27,17 +27,24 @@ _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
 
 
 def parser(text: str) -> argparse.ArgumentParser:
-    """The parser of the command line; `text` describes the command."""
-    description, _, details = text.partition("\n\n")
+    """The parser of the command line.
+
+    `text` describes the command: a line, an example, and what only long help tells.
+    """
+    description, details = text.split("\n\n", 1)
+    example = details.partition("\n\n")[0]
+    result = commands.parser("clipseg_jax.predict", description, example, details)
+    more = result.more
     cache = str(cache_folder()).replace("%", "%%")  # argparse formats help
-    result = commands.parser("clipseg_jax.predict", description, details)
     result.add_argument(
         "images",
         nargs="+",
         type=commands.given,
         help="image files, or folders searched for images",
     )
-    result.add_argument("--classes", default="", help='class names: "cat, sofa, tv monitor"')
+    result.add_argument(
+        "--classes", default="", metavar="NAMES", help='class names: "cat, sofa, tv monitor"'
+    )
     result.add_argument(
         "--class",
         dest="class_",
@@ -50,34 +57,60 @@ def parser(text: str) -> argparse.ArgumentParser:
         "--classes-file", type=commands.given, metavar="FILE", help="more classes, one a line"
     )
     result.add_argument(
-        "--weights",
+        *("--model", "--weights"),
+        dest="weights",
+        metavar="MODEL",
         type=commands.given,
         required=True,
         help="a CLIP: a name such as ViT-B/16 or hf:owner/name, downloaded once into "
         f"{cache} ($CLIPSEG_JAX_CACHE); a file or folder of OpenAI, Hugging Face or "
-        "OpenCLIP; or `demo`",
+        "OpenCLIP; or `demo`. Or a work directory or a trained file, which has its own classes",
+    )
+    more.add_argument(
+        "--clip",
+        type=commands.given,
+        metavar="WEIGHTS",
+        help="the CLIP that a trained model was trained with, if it is not where it was",
     )
     result.add_argument(
         "--out", type=commands.given, default="masks", help="output folder (default: masks)"
     )
     result.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        metavar="LIST",
+        help="what is written besides the masks (png): overlay, html (a contact sheet), coco, "
+        "coco-objects, coco-polygons, npz (default: png,overlay,html); may be repeated",
+    )
+    more.add_argument(
+        "--scores-px",
+        type=int,
+        default=512,
+        metavar="N",
+        help="longer side at most of the scores that npz stores (default: %(default)s)",
+    )
+    result.add_argument(
         "--background",
         type=float,
+        metavar="P",
         default=0.0,
         help="pixels whose best class probability, 0 to 1, is lower are background (0: off)",
     )
     result.add_argument(
         "--background-words",
         default="",
+        metavar="NAMES",
         help='class names that count as background: "sky, wall, grass"',
     )
     result.add_argument(
         "--method",
         choices=METHODS,
-        help=f"how CLIP is read (default: {DEFAULT_METHOD}; {MASKCLIP} of a ResNet or SigLIP); "
-        f"{FEEDBACK} has a second pass, which takes as long again with many classes",
+        metavar="NAME",
+        help=f"how CLIP is read: {', '.join(METHODS)} (default: {DEFAULT_METHOD}; {MASKCLIP} of a "
+        f"ResNet or SigLIP); {FEEDBACK} takes twice as long with many classes",
     )
-    result.add_argument(
+    more.add_argument(
         "--dino",
         type=commands.given,
         metavar="FILE",
@@ -86,54 +119,72 @@ def parser(text: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--refine",
         choices=("auto", *REFINEMENTS, "none"),
+        metavar="NAME",
         default="auto",
-        help="what makes masks follow the image's edges (auto: pamr; with maskclip none)",
+        help=f"what makes masks follow the image's edges: auto, {', '.join(REFINEMENTS)}, none "
+        "(auto: pamr; with maskclip none)",
     )
-    result.add_argument(
+    more.add_argument(
         "--templates", help="name of a set of prompt templates (default: the method's)"
     )
-    result.add_argument(
+    more.add_argument(
         "--short-side",
         type=int,
         help="short side in pixels at which images reach the network (default: the method's)",
     )
-    result.add_argument(
+    more.add_argument(
         "--pd", type=float, default=0.0, help=f"prompt denoising threshold of {MASKCLIP} (0: off)"
     )
-    result.add_argument(
+    more.add_argument(
         "--ks", type=float, default=0.0, help=f"key smoothing threshold of {MASKCLIP} (0: off)"
     )
-    result.add_argument(
+    more.add_argument(
         "--slide",
         action="store_true",
         help=f"sliding windows of 512 pixels with {MASKCLIP}; the others always have windows",
     )
-    result.add_argument("--flip", action="store_true", help="average with the mirror image")
-    result.add_argument(
+    more.add_argument("--flip", action="store_true", help="average with the mirror image")
+    more.add_argument(
         "--activation", choices=ACTIVATIONS, help="of the weights, where their file does not say it"
     )
-    result.add_argument(
+    more.add_argument(
         "--heads",
         help="of the weights' image and text towers, where their file does not say them: 12,8",
     )
-    result.add_argument("--dtype", choices=DTYPES, default="float32")
-    result.add_argument(
+    more.add_argument("--dtype", choices=DTYPES, default="float32")
+    more.add_argument(
         "--batch-size", type=int, help="images per batch (default: 4; on CPUs one per device)"
     )
-    result.add_argument(
+    more.add_argument(
         "--opacity", type=float, default=0.5, help="opacity of the overlay's colours, 0 to 1"
     )
     result.add_argument("--overwrite", action="store_true", help="replace existing masks")
     return result
 
 
+def class_names(args: argparse.Namespace) -> list[str]:
+    """The names of the three options, in their order."""
+    named = _split("--classes", args.classes)
+    return [*named, *args.class_, *_names_in(args.classes_file)]
+
+
+def check_common(args: argparse.Namespace) -> None:
+    """Checks the options that every model has.
+
+    Raises:
+      ValueError: a value without meaning.
+    """
+    if args.batch_size is not None:
+        check_whole("--batch-size", args.batch_size)
+    check_number("--opacity", args.opacity, 0, 1)
+    check_whole("--scores-px", args.scores_px)
+
+
 def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Segmenter` but for weights and batch size, checked."""
-    names = [
-        *_split("--classes", args.classes),
-        *args.class_,
-        *_names_in(args.classes_file),
-    ]
+    names = class_names(args)
+    if args.clip:
+        raise ValueError(f"--clip is of trained models, and {args.weights} is a CLIP; leave it out")
     if not names:
         raise ValueError(
             "the class list is empty; name at least one class: --classes, --class or --classes-file"
@@ -150,9 +201,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         templates(args.templates)
     if args.short_side is not None:
         check_whole("--short-side", args.short_side)
-    if args.batch_size is not None:
-        check_whole("--batch-size", args.batch_size)
-    check_number("--opacity", args.opacity, 0, 1)
+    check_common(args)
     check_number("--pd", args.pd, 0)
     check_number("--ks", args.ks, 0)
     maskclip = None

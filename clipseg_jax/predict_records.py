@@ -17,7 +17,7 @@ from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, ends_with, is_whole_png
 
 SUMMARY, SKIPPED, SETTINGS = "summary.jsonl", "skipped.jsonl", "settings.json"
-OVERLAY = "_overlay.jpg"  # after the name of an image's results
+OVERLAY, SCORES = "_overlay.jpg", ".npz"  # after the name of an image's results
 _JPEG_END = b"\xff\xd9"
 _LONGEST_NAME = 255 - len(OVERLAY)  # bytes
 
@@ -51,12 +51,11 @@ class Records:
         return name not in self.rows or self.holds(name, path)
 
     def is_done(self, name: str, path: Path) -> bool:
-        """Whether the image is as it was and both results are whole."""
+        """Whether the image is as it was and its mask is whole."""
         return (
             self.holds(name, path)
             and _has_stamp(self.rows[name], path)
             and is_whole_png(self.out / f"{name}.png")
-            and ends_with(self.out / f"{name}{OVERLAY}", _JPEG_END)
         )
 
     def forget(self, names: Iterable[str] | None) -> None:
@@ -92,6 +91,11 @@ class Records:
         if written < len(line):
             raise CannotWrite(f"cannot write {self.out / SUMMARY}: the disk is full")
         self.rows[name] = row
+
+
+def is_whole_overlay(out: Path, name: str) -> bool:
+    """Whether the results of this name have an overlay that is whole."""
+    return ends_with(out / f"{name}{OVERLAY}", _JPEG_END)
 
 
 def stamp(path: Path) -> dict[str, int]:

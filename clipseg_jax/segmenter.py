@@ -10,7 +10,7 @@ from clipseg_jax.inference_config import Refinement
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
 from clipseg_jax.prompts import read_words
 from clipseg_jax.segment_options import SegmentOptions
-from clipseg_jax.segmentation import Segmentation
+from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenters.load import load_clip
 from clipseg_jax.segmenters.results import in_order
 from input_pipeline.datasets.images import BadImage
@@ -93,7 +93,16 @@ class Segmenter:
         Raises:
           ValueError: something that is no image.
         """
-        return self._runner.segment(images)
+        return self._runner(images)
+
+    def scores(
+        self, images: Iterable[Picture] | Picture, longest_px: int | None = 1024
+    ) -> Iterator[tuple[int, ClassScores | BadImage]]:
+        """As a call, with the probabilities of all classes, which no threshold has changed.
+
+        `longest_px`: of the maps' longer sides; None: the images' own.
+        """
+        return self._runner.scores(images, longest_px)
 
 
 def segment(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib.metadata
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from input_pipeline.writing import CannotWrite
 
@@ -28,19 +29,86 @@ _DATA = {"array_record", "cv2", "pycocotools", "tensorflow", "tensorflow_dataset
 _STOPPED = "stopped; run the same command again to resume"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """The parser of a command line; see `parser`.
+
+    `--help` fits a screen: it has what most users need. `--help-all` has the options of `more` and
+    the details as well.
+    """
+
+    def __init__(self, *, details: str = "", **given: Any):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **given
+        )
+        self.details = details
+        if details:
+            text = "show the help with all options and exit"
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, help=text)
+        self.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+        self.more = self.add_argument_group("more options")
+
+    def format_help(self, *, everything: bool = False) -> str:
+        """The text of `--help`, or of `--help-all`."""
+        hidden = [] if everything else self.more._group_actions
+        helps, epilog = [action.help for action in hidden], self.epilog
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        if everything:
+            self.epilog = self.details or epilog
+        try:
+            return super().format_help()
+        finally:
+            self.epilog = epilog
+            for action, text in zip(hidden, helps, strict=True):
+                action.help = text
+
+    def answer(self, text: str) -> NoReturn:
+        """Prints `text` and ends the command."""
+        self._print_message(text, sys.stdout)
+        self.exit()
+
     def error(self, message: str) -> NoReturn:
+        """Ends the command in one line, with status 2."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def parser(module: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """The parser of `python -m module`; wrong usage prints one line and exits with status 2."""
-    return _Parser(
-        prog=f"python -m {module}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.answer(parser.format_help(everything=True))
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.answer(f"{version()}\n")
+
+
+def version() -> str:
+    """ "clipseg_jax 0.1.0"."""
+    return f"clipseg_jax {importlib.metadata.version('clipseg_jax')}"
+
+
+def program(module: str) -> str:
+    """What a command is called: as it was started, `clipseg-predict` or `python -m ...`."""
+    name = Path(sys.argv[0]).stem
+    return name if name.startswith("clipseg-") else f"python -m {module}"
+
+
+def parser(module: str, description: str, examples: str, details: str = "") -> Parser:
+    """The parser of a command; wrong usage prints one line and exits with status 2.
+
+    Args:
+      module: that `python -m` runs, and a word that chooses one of its parsers.
+      description: of the command.
+      examples: what is told after the options.
+      details: what `--help-all` tells instead.
+    """
+    module, _, word = module.partition(" ")
+    name = program(module)
+    epilog, details = (text.replace(f"python -m {module}", name) for text in (examples, details))
+    return Parser(
+        prog=f"{name} {word}".rstrip(), description=description, epilog=epilog, details=details
     )
 
 

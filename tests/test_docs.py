@@ -18,12 +18,14 @@ import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
 import clipseg_jax
 import input_pipeline
 import weights_convert
-from clipseg_jax import main
+from clipseg_jax import console, main, predict
 from clipseg_jax.core.config_arguments import complete
+from clipseg_jax.demo import world
 from clipseg_jax.stages import preflight
 from clipseg_jax.task import Task
 from input_pipeline.datasets import catalog
@@ -47,6 +49,8 @@ INVENTED = {
     *("configs/base/probe.py", "configs/demo_probe.py", "configs/shapes_maskclip.py"),
 }
 MODULE = "python -m clipseg_jax.main"
+# The installed commands and the modules that they run.
+SCRIPTS = {name: module.removesuffix(".__main__") for name, module in console.MODULES.items()}
 
 
 def relative(path):
@@ -177,6 +181,8 @@ def understand(words, monkeypatch):
       AssertionError: a kind of command that this test does not know.
     """
     first, rest = words[0], words[1:]
+    if first in SCRIPTS:
+        first, *rest = words = ["python", "-m", SCRIPTS[first], *rest]
     if words[:2] == ["python", "-m"] and len(words) > 3:
         parse_args = argparse.ArgumentParser.parse_args
 
@@ -348,6 +354,25 @@ def test_new_method(tmp_path, monkeypatch):
     work = tmp_path / "workdir/demo_probe"
     assert (work / "metrics.json").exists()
     assert len((work / "train.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_predict(tmp_path, monkeypatch):
+    """Its commands with the demo's weights, then its examples."""
+    Image.fromarray(world.make("evaluation", 0, 64).image).save(tmp_path / "photo.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photo.png").rename(tmp_path / "photos/photo.png")
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "predict.md"
+    for language, text in fences(page):
+        if language == "sh":
+            words = shlex.split(text.replace("\\\n", " ").replace("ViT-B-16.pt", "demo"))
+            assert words[0] == "clipseg-predict"
+            assert predict.main(words[1:]) == 0
+    files = re.findall(r"`(\w+\.\w+)`", page.read_text().partition("## Scores")[0])
+    wrong = {name for name in files if not (tmp_path / "masks" / name).exists()}
+    assert wrong <= {"skipped.jsonl", "annotations_polygons.json"}
+    run_blocks("predict.md", tmp_path, monkeypatch)
 
 
 def test_new_dataset(tmp_path, monkeypatch):

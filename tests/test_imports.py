@@ -12,8 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the top. `clipseg_jax.methods` stands for all but the networks, which converters build.
 LAYERS = [
+    ["clipseg_jax.console"],
+    ["clipseg_jax.web", "clipseg_jax.reproduce"],
     ["clipseg_jax.predict", "clipseg_jax.demo_clip"],
-    ["clipseg_jax.predict_files", "clipseg_jax.predict_options"],
+    ["clipseg_jax.predict_files", "clipseg_jax.predict_model", "clipseg_jax.predict_results"],
+    ["clipseg_jax.predict_options"],
     ["clipseg_jax.predict_records"],
     ["clipseg_jax.segmenter"],
     ["clipseg_jax.segmenters"],
@@ -25,6 +28,7 @@ LAYERS = [
     ["networks"],
     ["clipseg_jax.train", "clipseg_jax.evaluate", "clipseg_jax.prompts"],
     ["clipseg_jax.train_step", "clipseg_jax.inference", "clipseg_jax.annotate"],
+    ["clipseg_jax.results"],
     ["clipseg_jax.segmentation", "clipseg_jax.labels"],
     ["clipseg_jax.inference_config"],
     ["clipseg_jax.views", "clipseg_jax.task"],

@@ -8,9 +8,11 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from clipseg_jax import predict
 from clipseg_jax.demo import world
+from clipseg_jax.results.npz import load_scores
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,29 @@ def test_methods_and_refinements_by_name(tmp_path, capsys, pictures):
         said = capsys.readouterr().err
         assert "invalid choice" in said
         assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_all_formats_with_the_network(tmp_path, capsys, pictures):
+    """The scores that are stored are those of the masks."""
+    (tmp_path / "photos").mkdir()
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture.image).save(tmp_path / f"photos/{i}.png")
+    more = ["--format=coco,npz", "--scores-px=128"]
+    assert command(tmp_path, tmp_path / "photos", more=more) == 0
+    out = tmp_path / "masks"
+    annotations = COCO(out / "annotations.json")
+    for i in range(3):
+        mask = np.asarray(Image.open(out / f"{i}.png"))
+        scores = load_scores(out / f"{i}.npz")
+        assert scores.names == ("background", "sheep", "tent", "bus")
+        assert scores.values.shape == (128, 128, 4)
+        assert scores.values.astype(np.float32).sum(axis=2).max() < 1.004
+        assert np.mean(scores.segmentation().labels == mask) > 0.999  # float16 has ties
+        painted = np.zeros_like(mask)
+        for each in annotations.imgToAnns[i + 1]:
+            painted[annotations.annToMask(each) > 0] = each["category_id"]
+        np.testing.assert_array_equal(painted, mask)
 
 
 def test_paths_are_checked(tmp_path, capsys, pictures):

@@ -70,13 +70,24 @@ examples:
   python -m weights_convert dino_b8.safetensors --export dino-vitb8 --to dino_huggingface
 """
 
+_SHORT = """\
+`list` prints the weights that have names, `download NAME ...` fills the cache with them.
+
+examples:
+  python -m weights_convert download ViT-B/16
+  python -m weights_convert --inspect ViT-B-16.pt
+  python -m weights_convert ViT-B-16.pt -o vit_b16.safetensors
+  python -m weights_convert ViT-B-16.pt --export clip-vit-base-patch16 --to huggingface
+"""
+
 _LAYOUTS = (*LAYOUTS, *FORMATS, *dino.LAYOUTS)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> commands.Parser:
     parser = commands.parser(
         "weights_convert",
         "Convert, inspect or export checkpoints of CLIP, of networks trained on it, and of DINO.",
+        _SHORT,
         f"{_EXAMPLES}\n{named.cache_line()}\n",
     )
     parser.add_argument(
@@ -95,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to",
         choices=_LAYOUTS,
-        help="layout of --export: a state dict (openai), a directory (huggingface), MaskCLIP's "
+        metavar="LAYOUT",
+        help=f"layout of --export: {', '.join(_LAYOUTS)}: "
+        "a state dict (openai), a directory (huggingface), MaskCLIP's "
         "*_clip_weights.pth or *_clip_backbone.pth, ReCLIP's best_weight.pth, or a checkpoint of "
         "MaskCLIP+ (mmsegmentation), WeCLIP or WTCLIP, CLIP-RC, deeplab-pytorch; of a DINO its "
         "authors' state dict (dino) or a directory (dino_huggingface)",
@@ -103,18 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vision-only", action="store_true", help="convert or export only the image tower"
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--activation",
         choices=ACTIVATIONS,
         help="activation of SRC's CLIP, for files that don't say it, such as OpenCLIP's",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--heads",
         metavar="N,N",
         help="heads of SRC's image and text towers, such as 12,8, for files that don't say them; "
         "of a DINO the first number",
     )
-    parser.add_argument(
+    parser.more.add_argument(
         "--revision",
         choices=REVISIONS,
         help="revision of the code that trained ReCLIP's SRC, to be recorded: published files "
@@ -142,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0, 2 after one line `error: ...` if the input is at fault, 74 if the disk is, 130 after Ctrl-C.
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     argv = [*(sys.argv[1:] if argv is None else argv)]
     if argv and argv[0] in named.WORDS:
         return named.main(argv)
@@ -331,5 +345,4 @@ def _counted(arrays: dict[str, np.ndarray]) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s")
     sys.exit(main())

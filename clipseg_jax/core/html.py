@@ -79,4 +79,9 @@ def image_uri(pixels: np.ndarray, format: str = "JPEG") -> str:
     """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format, quality=80)
-    return f"data:image/{format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), f"image/{format.lower()}")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The address that holds a file's content, of a type such as "image/png"."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

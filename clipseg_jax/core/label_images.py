@@ -57,12 +57,14 @@ def with_legend(
     Args:
       image: (h, w, 3) uint8.
       entries: (text, colour) pairs; they wrap over as many lines as needed.
-      scale: of the font, relative to 12 pixels; None: by the width of the image.
+      scale: of the font, relative to 12 pixels; None: by the image, so that the legend can be read
+        where a large image is shown on a screen.
     """
     if not entries:
         return image
     width = max(image.shape[1], 160)
-    size = round(np.clip(width / 36, 11, 40)) if scale is None else round(12 * scale)
+    largest = max(40, image.shape[0] / 25)
+    size = round(np.clip(width / 36, 11, largest)) if scale is None else round(12 * scale)
     font = ImageFont.load_default(size)
     pad, box = size // 2, size
     rows: list[list[tuple[str, np.ndarray, int]]] = [[]]

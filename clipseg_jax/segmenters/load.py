@@ -12,6 +12,7 @@ from clipseg_jax.segmenters.files import is_work_directory, of_file, of_work_dir
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary
 from clipseg_jax.segmenters.runner import devices_and_batch
 from clipseg_jax.segmenters.trained import Trained
+from weights_convert.named.find import is_name
 from weights_convert.trained.kinds import format_of
 
 DTYPES = ("float32", "bfloat16")
@@ -72,36 +73,65 @@ def load(
       ValueError: an argument without meaning, or a file that is not what it must be.
       FileNotFoundError: no file.
     """
-    path = _path(model, "model")
-    fmt = None
-    if not is_work_directory(path):
-        fmt = format_of(path) if path.is_file() else None
-        if fmt is None:
-            if clip is not None or classes is not None:
-                name = "clip" if clip is not None else "classes"
-                raise ValueError(f"{name} is given with {model}, which is no trained network")
-            return load_clip(
-                model,
-                dtype=dtype,
-                devices=devices,
-                batch_size=batch_size,
-                activation=activation,
-                heads=heads,
-            )
+    if not is_trained(model):
+        if clip is not None or classes is not None:
+            name = "clip" if clip is not None else "classes"
+            raise ValueError(f"{name} is given with {model}, which is no trained network")
+        return load_clip(
+            model,
+            dtype=dtype,
+            devices=devices,
+            batch_size=batch_size,
+            activation=activation,
+            heads=heads,
+        )
     if (dtype, activation, heads) != ("float32", None, None):
         raise ValueError(
             f"{model} is a trained network, which has its own dtype, activation and heads; leave "
             "them out"
         )
+    return load_trained(model, clip=clip, classes=classes, devices=devices, batch_size=batch_size)
+
+
+def load_trained(
+    model: str | Path,
+    *,
+    clip: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    devices: int | None = None,
+    batch_size: int | None = None,
+) -> Trained:
+    """A trained network that segments its classes; see `load` for the arguments.
+
+    Raises:
+      ValueError, OSError: as `load`; or what is no trained network.
+    """
     mesh, batch_size = devices_and_batch(devices, batch_size)
+    path = _path(model, "model")
     clip = None if clip is None else _path(clip, "clip")
-    if fmt is None:
+    if is_work_directory(path):
+        if classes is not None:
+            raise ValueError(f"{model} names its classes itself; leave them out")
         network, names = of_work_directory(path, clip)
-    else:
+    elif fmt := format_of(path):
         network, names = of_file(path, fmt, clip, classes)
+    else:
+        raise ValueError(f"{model} is no trained network; give a work directory or a trained file")
     return Trained(
         network, names.names, background=names.background, mesh=mesh, batch_size=batch_size
     )
+
+
+def is_trained(model: str | Path) -> bool:
+    """Whether this is a work directory or a trained file, and not a CLIP.
+
+    Raises:
+      ValueError, OSError: as `load`.
+    """
+    if is_name(model) and not str(model).startswith(("http://", "https://")):
+        return False  # nothing is downloaded to learn it
+    path = _path(model, "model")
+    return is_work_directory(path) or (path.is_file() and format_of(path) is not None)
 
 
 def _path(model: str | Path, argument: str) -> Path:

@@ -120,7 +120,7 @@ class OpenVocabulary:
           The index of an image and its segmentation; for a file that cannot be used, the error.
         """
         chosen = _chosen(options, method=method, refine=refine, short_side_px=short_side_px)
-        return self.runner(words, background, chosen).segment(images)
+        return self.runner(words, background, chosen)(images)
 
     def scores(
         self,

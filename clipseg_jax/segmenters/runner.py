@@ -102,7 +102,7 @@ class Runner:
         self.functions, self._mesh, self._batch_size = functions, mesh, batch_size
         self._state = replicate(mesh, state)
 
-    def segment(
+    def __call__(
         self, images: Iterable[Picture] | Picture
     ) -> Iterator[tuple[int, Segmentation | BadImage]]:
         """Yields (index, result) for every image, batched by size, so not in order.
@@ -132,7 +132,7 @@ class Runner:
     def scores(
         self, images: Iterable[Picture] | Picture, longest_px: int | None
     ) -> Iterator[tuple[int, ClassScores | BadImage]]:
-        """As `segment`, with the probabilities of all classes.
+        """As a call, with the probabilities of all classes.
 
         `longest_px`: of the maps' longer sides; None: the images' own.
         """
@@ -153,7 +153,7 @@ class Runner:
     def features(
         self, images: Iterable[Picture] | Picture
     ) -> Iterator[tuple[int, np.ndarray | BadImage]]:
-        """As `segment`, with dense features (gh, gw, e) float32 of whole images."""
+        """As a call, with dense features (gh, gw, e) float32 of whole images."""
 
         def run(state: nnx.State, arrays: dict[str, jax.Array], shapes: Any) -> list[Any]:
             fn = self.functions.features

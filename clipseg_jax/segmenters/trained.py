@@ -98,7 +98,7 @@ class Trained:
         Yields:
           The index of an image and its segmentation; for a file that cannot be used, the error.
         """
-        return self.runner(words, background, refine).segment(images)
+        return self.runner(words, background, refine)(images)
 
     def scores(
         self,

@@ -1,0 +1,1 @@
+"""What people take masks to: COCO annotations, stored scores, a contact sheet."""
