@@ -28,7 +28,7 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align:
 .paper, .ours, .difference, .seconds { text-align: right; font-variant-numeric: tabular-nums; }
 .others { white-space: nowrap; }
 @media (max-width: 50rem) {
-  .method, .dataset, .others, .hardware { display: none; }
+  .method, .dataset, .others, .difference, .hardware { display: none; }
   th, td { padding: .3rem; }
 }
 """
