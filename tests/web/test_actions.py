@@ -35,7 +35,7 @@ class Halves(Network):
 
 @pytest.fixture
 def files():
-    found = Files()
+    found = Files(grace_s=0)
     yield found
     found.close()
 
@@ -60,6 +60,8 @@ def dropped(files, size=(40, 60)):
 
 
 def count(files):
+    """Files that are there once those that should go are gone."""
+    files.sweep(idle_s=1e9, most_bytes=10**12)
     return sum(path.is_file() for path in files.root.rglob("*"))
 
 
