@@ -126,8 +126,11 @@ def evaluation_step(
         labels, _ = segment(
             state, batch["image"], batch["image_size"], batch["network_size"], shapes
         )
-        truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
-        counts = jax.vmap(count)(truth, labels)
+        if "label" in batch:
+            truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
+            counts = jax.vmap(count)(truth, labels)
+        else:  # images without label maps are segmented, not scored
+            counts = jnp.zeros((labels.shape[0], classes, classes), jnp.int32)
         right = jnp.diagonal(counts, axis1=1, axis2=2)
         each = jnp.stack([right, counts.sum(axis=2), counts.sum(axis=1)], axis=1)
         areas = jnp.where(batch["valid"], jnp.prod(batch["image_size"], axis=1), 0)
@@ -161,7 +164,7 @@ def evaluate(
       cfg: how images reach the network and logits become labels.
       batches: number of batches to skip -> the remaining ones, as
         `input_pipeline.batches.evaluation` yields them: this process's rows of each global batch,
-        every process the same number.
+        every process the same number. Without label maps nothing is counted but images.
       classes: number of labels.
       mesh: devices over which batches are sharded.
       total: images, for the progress bar.
@@ -198,7 +201,8 @@ def evaluate(
 
     with progress_bar(total=total, initial=progress.images, unit="image", desc="evaluate") as bar:
         for batch in batches(progress.batches):
-            rows = {name: batch[name] for name in ("image", "image_size", "label", "valid")}
+            wanted = ("image", "image_size", "label", "valid")
+            rows = {name: batch[name] for name in wanted if name in batch}
             sizes = [network_sizes((int(h), int(w)), cfg) for h, w in batch["image_size"]]
             rows["network_size"] = np.asarray(sizes, np.int32)
             shapes = network_shapes(batch["network_hw"], cfg)

@@ -124,7 +124,7 @@ def _run_stages(
     recipe: str,
 ) -> dict[str, dict]:
     # Like the recipes, these need the extra "data".
-    from clipseg_jax.stages import preflight, run_record, work_directory
+    from clipseg_jax.stages import completion, preflight, run_record, work_directory
 
     main_process = jax.process_index() == 0
     if main_process:
@@ -133,6 +133,7 @@ def _run_stages(
         remove_temporary(workdir)
     to_come = [name for name in config.stages if not _done(workdir, name).exists()]
     preflight.fetch(config, to_come)  # on every host, before processes wait for each other
+    config = completion.completed(config, workdir)
     if main_process:
         work_directory.check(config, workdir, given)
         preflight.check(config, to_come)

@@ -46,7 +46,8 @@ from clipseg_jax.ops.par import PARConfig
 from clipseg_jax.prompts import templates
 from clipseg_jax.stages import clip as clip_es_models
 from clipseg_jax.stages import preflight
-from clipseg_jax.stages.data import find_dataset, unseen_labels
+from clipseg_jax.stages.completion import completed
+from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.image_classes import class_count, label_of_class
 from clipseg_jax.stages.inference import inference_config, inference_values
 from clipseg_jax.stages.sections import options
@@ -81,7 +82,11 @@ def load(path):
 
 def strings(path):
     """The config strings that a file takes."""
-    special = {"voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released")}
+    special = {
+        "voc_clip_es": ("coco", "imagenet"), "voc_wtclip": ("weclip", "released"),
+        "own_maskclip": ("maskclip", *readouts.CHOICES[:-1]), "own_reclippp": (None,),
+        "own_clip_rc": ("all", "some", "inductive"),
+    }  # fmt: skip
     if path.stem in special:
         return special[path.stem]
     if path.stem.endswith("clip_rc"):
@@ -99,9 +104,11 @@ def strings(path):
     [(path, string) for path in RECIPES for string in strings(path)],
     ids=lambda x: getattr(x, "stem", str(x)),
 )
-def test_recipe(path, string):
+def test_recipe(path, string, tmp_path):
     module = load(path)
     config = module.get_config() if string is None else module.get_config(string)
+    if path.stem.startswith("own_"):
+        config = own(config, tmp_path)
     assert f"configs/{path.name}" in module.__doc__  # the command that runs it
     assert all(word in module.__doc__ for word in ("Hardware: ", "Hours: ", "Ours"))
     stages = main.stages_of(config.method)
@@ -122,6 +129,15 @@ def test_recipe(path, string):
     checks[config.method](config)
 
 
+def own(config, folder):
+    """A recipe for a user's images with names and a CLIP, and what follows from them."""
+    config.clip.weights, config.dataset.root = "demo", str(folder)
+    config.dataset.class_names = ("background", "cat", "dog")
+    if config.method == "clip_rc" and config.clip_rc.setting != "fully":
+        config.dataset.unseen = ("dog",)
+    return completed(config, folder)
+
+
 def check_maskclip(config):
     MaskCLIPConfig(**config.maskclip.to_dict())
     cfg = InferenceConfig(
@@ -139,7 +155,7 @@ def check_readouts(config):
     cfg = inference_config(config)
     assert set(cfg.embedding_labels) == set(range(find_dataset(config.dataset).num_classes))
     assert min(network_size(375, 500, cfg)) > 0
-    if config.dataset.name != "demo_world":
+    if config.dataset.name not in ("demo_world", "folder"):
         assert (cfg.pad_to_px > 0) == (config.read_out.name in ("clearclip", "proxyclip"))
 
 
@@ -269,7 +285,7 @@ def check_maskclip_plus(config):
 def check_reclip(config):
     """Every value that a stage needs is set, and makes what the stage makes of it."""
     for section in (config.rectifier, config.student):
-        assert section.total_epochs > 0
+        assert (section.total_steps or section.total_epochs) > 0
         assert (
             learning_rate(OptimConfig(**section.optim.to_dict()), 10)(0)
             == section.optim.learning_rate
@@ -368,11 +384,12 @@ def test_weclip_published_values():
 def check_clip_rc(config):
     cfg = clip_rc_models.model_config(config)
     seen = clip_rc_models.task_config(config).seen
-    unseen = unseen_labels(config.dataset)
+    unseen = clip_rc_models.unseen(config)
     classes = find_dataset(config.dataset).num_classes
     fully = config.clip_rc.setting == "fully"
     assert len(seen) == (classes if fully else classes - len(unseen))
-    assert bool(config.clip_rc.init_weights) == (config.clip_rc.setting == "transductive")
+    task, transductive = config.clip_rc, config.clip_rc.setting == "transductive"
+    assert bool(task.init_weights or task.self_training_step) == transductive
     assert config.clip_rc.total_steps > config.clip_rc.optim.warmup_steps
     OptimConfig(**config.clip_rc.optim.to_dict())
     inference = clip_rc_models.inference_config(config)

@@ -9,7 +9,14 @@ from weights_convert.clip.build import (
     with_config,
 )
 from weights_convert.clip.choices import check_choices
-from weights_convert.clip.convert import MISSING_TOKENIZER, LoadedCLIP, convert, load_clip
+from weights_convert.clip.convert import (
+    MISSING_TOKENIZER,
+    CLIPFacts,
+    LoadedCLIP,
+    clip_facts,
+    convert,
+    load_clip,
+)
 from weights_convert.clip.export import export, export_huggingface, to_state_dict
 from weights_convert.clip.huggingface import weights_file
 from weights_convert.clip.layouts import read_state_dict
@@ -39,6 +46,7 @@ __all__ = [
     "MISSING_TOKENIZER",
     "RECLIP",
     "WECLIP",
+    "CLIPFacts",
     "Checkpoint",
     "CheckpointError",
     "Converted",
@@ -48,6 +56,7 @@ __all__ = [
     "build_deeplab",
     "build_maskclip_plus",
     "check_choices",
+    "clip_facts",
     "clip_from_state_dict",
     "clip_to_state_dict",
     "convert",

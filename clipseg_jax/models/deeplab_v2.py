@@ -16,13 +16,19 @@ from jax import Array
 from clipseg_jax.models.convolutions import TapConv
 from clipseg_jax.models.deeplab import DILATIONS
 from clipseg_jax.models.resnet import RESNET101, DilatedResNet, DilatedResNetConfig
-from clipseg_jax.ops.image import mask_padding
+from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, mask_padding
 from clipseg_jax.ops.resize import resize, resize_within
 
 BACKBONE = DilatedResNetConfig(blocks=RESNET101, variant="caffe")
 SCALES = (0.5, 0.75)  # in addition to 1
 # RGB, in pixel values 0 to 255.
 MEAN, STD = (122.675, 116.669, 104.008), (1.0, 1.0, 1.0)
+# Mean and deviation of pixel values by the variant of the ResNet, whose weights expect them.
+STATISTICS = {
+    "caffe": (MEAN, STD),
+    "v1": (IMAGENET_MEAN, IMAGENET_STD),
+    "v1c": (IMAGENET_MEAN, IMAGENET_STD),
+}
 
 
 class DeepLabV2(nnx.Module):

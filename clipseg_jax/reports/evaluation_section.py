@@ -67,7 +67,9 @@ def against_paper(found: Sequence[Comparison], doubts: Sequence[str]) -> str:
     parts = ["<h2>Against the paper</h2>"]
     if found:
         rows = [_comparison(each) for each in found]
-        head = ("number", "others report", "paper", "here", "difference")
+        head = ["number", "others report", "paper", "here", "difference"]
+        if not any(each.figure.spread for each in found):
+            head, rows = [head[0], *head[2:]], [[row[0], *row[2:]] for row in rows]
         parts.append(table(head, rows, numbers=3))
         sources = dict.fromkeys(each.row.source for each in found)
         parts.append(f'<p class="soft">Source: {escape("; ".join(sources))}.</p>')

@@ -113,7 +113,9 @@ def read_results(workdir: Path) -> Results:
     found = [reader.evaluation(name) for name in reader.names("metrics*.json")]
     results.evaluations = sorted(found, key=lambda each: _place(each.file, results.stages))
     if not found:
-        reader.missing.append("There is no evaluation yet.")
+        unlabelled = any("scored" in record for record in results.done.values())
+        nothing = "Nothing is scored: the images have no label maps."
+        reader.missing.append(nothing if unlabelled else "There is no evaluation yet.")
     for name in reader.names("*.jsonl"):
         if log := reader.log(name):
             results.logs[name.removesuffix(".jsonl")] = log

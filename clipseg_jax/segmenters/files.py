@@ -17,7 +17,7 @@ from clipseg_jax.segmenters.released import released_config
 from clipseg_jax.stages.clip import embed_words, row_words, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.network import CONFIG, Network
-from clipseg_jax.stages.work_directory import flat
+from clipseg_jax.stages.work_directory import flat, recorded_content
 from configs.base import loops
 from weights_convert import CheckpointError, Format
 
@@ -53,7 +53,16 @@ def of_work_directory(folder: Path, clip: str | Path | None) -> tuple[Network, C
     """
     remedy = "run its recipe again, or give the trained file in it"
     config = _config(read_json(folder / RECORD, remedy), str(folder))
-    return _network(config, folder, str(folder), clip)
+    return _network(config, folder, str(folder), clip or _absolute_clip(config, folder))
+
+
+def _absolute_clip(config: ConfigDict, folder: Path) -> str | None:
+    """Where the recipe's CLIP was, if its path leads nowhere from this folder; None: as it says."""
+    weights = config.clip.get("weights")
+    absolute = recorded_content(folder).get("clip.weights", {}).get("absolute")
+    if not weights or not isinstance(absolute, str) or Path(weights).exists():
+        return None
+    return absolute if Path(absolute).exists() else None
 
 
 def of_file(

@@ -33,6 +33,16 @@ def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
     return weights_convert.load_clip(check_weights(config), **_choices(config))
 
 
+def clip_facts(config: ConfigDict) -> weights_convert.CLIPFacts:
+    """What the checkpoint of the config's CLIP says of it.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load_clip`.
+    """
+    choices = {name: value for name, value in _choices(config).items() if name != "dtype"}
+    return weights_convert.clip_facts(check_weights(config), **choices)
+
+
 def check_weights(config: ConfigDict) -> Path:
     """Where the config's CLIP is; checked in milliseconds, before stages that take hours.
 

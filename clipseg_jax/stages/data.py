@@ -44,16 +44,44 @@ def find_dataset(config: ConfigDict) -> Dataset:
             background=background,
             colours=colours,
             reduce_zero_label=config.reduce_zero_label,
+            labels=_labels_below(config.root, ""),
         )
-        # Training images are in train/, with or without labels.
-        labels = "train/labels" if (Path(config.root) / "train/labels").is_dir() else None
-        train = Split((Part("train/images", labels),))
-        layout = dataclasses.replace(plain.layout, splits=(("train", train), *plain.layout.splits))
-        return dataclasses.replace(plain, layout=layout)
+        # Without a folder train/ the images are learned from, never their labels.
+        home = training_home(config)
+        train = Part(f"{home}images", _labels_below(config.root, home) if home else None)
+        splits = (("train", Split((train,))), *plain.layout.splits)
+        layout = dataclasses.replace(plain.layout, splits=splits)
+        return dataclasses.replace(plain, layout=layout, longest_px=config.get("longest_px"))
     if config.name not in BY_NAME:
         choices = [*BY_NAME, "folder", "demo_world"]
         raise ValueError(f"unknown dataset {config.name!r}; choose one of {choices}")
-    return BY_NAME[config.name]
+    return dataclasses.replace(BY_NAME[config.name], longest_px=config.get("longest_px"))
+
+
+def training_home(config: ConfigDict) -> str:
+    """Where a user's folder has its training images, below the root: "train/", or "" for itself."""
+    return "train/" if config.name == "demo_world" or (Path(config.root) / "train").is_dir() else ""
+
+
+def _labels_below(root: str, home: str) -> str | None:
+    """The folder of the label maps beside the images of `home`; None: there is none."""
+    return f"{home}labels" if (Path(root) / home / "labels").is_dir() else None
+
+
+def check_labelled(config: ConfigDict, split: str, method: str) -> None:
+    """Checks that a split of a user's folder has label maps, from which `method` learns.
+
+    Raises:
+      ValueError: it has none; says where to put them.
+    """
+    if config.name != "folder" or find_dataset(config).index(config.root, split)[0].label_path:
+        return
+    home = training_home(config) or "train/"
+    raise ValueError(
+        f"{method} learns from label maps, and {config.root} has none to learn from: put the "
+        f"training images into {config.root}/{home}images and a PNG of the same stem for each into "
+        f"{config.root}/{home}labels (docs/own_images.md)"
+    )
 
 
 def unseen_labels(config: ConfigDict) -> tuple[int, ...]:
@@ -89,9 +117,19 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
             _paint(Path(config.root) / below, settings)
     barrier("data")
     dataset = find_dataset(config)
+    if config.name == "folder" and jax.process_index() == 0:
+        _say_what_is_missing(config, dataset, splits)
     counts = {split: len(dataset.index(config.root, split)) for split in splits}
     images = counts if len(counts) > 1 else next(iter(counts.values()))
     return {"dataset": dataset.name, "images": images, "classes": dataset.num_classes}
+
+
+def _say_what_is_missing(config: ConfigDict, dataset: Dataset, splits: Sequence[str]) -> None:
+    """Prints what a user's folder is used without, which may be a name that is misspelt."""
+    if dataset.index(config.root, config.split)[0].label_path is None:
+        print(f"{config.root}: no labels/, so {config.split} is segmented and not scored")
+    if "train" in splits and not training_home(config):
+        print(f"{config.root}: no train/, so images/ is what is learned from, without labels")
 
 
 def readable_batches(
@@ -101,17 +139,22 @@ def readable_batches(
     network_size: Callable[[int, int], tuple[int, int]] | None = None,
     resize: Callable[[int, int], tuple[int, int]] | None = None,
     corruption: tuple[str, int] | None = None,
+    full_size: bool = False,
 ) -> EvaluationBatches:
     """This process's batches of `examples`, as the config's `dataset` and `run` say.
 
     Images that can't be read are skipped, and listed in the batches' `skipped`. For the other
     arguments see `evaluation_batches`.
+
+    Args:
+      full_size: images are not shrunk, whatever `config.dataset.longest_px` says.
     """
     # With OpenCV, of the extra "data"; trained networks are loaded without it.
     from input_pipeline.batches.evaluation import evaluation_batches
 
+    dataset = find_dataset(config.dataset)
     return evaluation_batches(
-        find_dataset(config.dataset),
+        dataclasses.replace(dataset, longest_px=None) if full_size else dataset,
         examples,
         batch_size=config.run.batch_size,
         network_size=network_size,

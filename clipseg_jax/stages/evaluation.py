@@ -40,6 +40,9 @@ from clipseg_jax.stages.showcase import Panel, Showcase, clear_pictures, panel_o
 from clipseg_jax.task import Task
 from clipseg_jax.train import Evaluated
 
+# Of the record of a stage whose images, a user's, have no label maps.
+UNSCORED = {"scored": "nothing, without label maps"}
+
 
 class Evaluation:
     """A split with fixed preprocessing, for networks of one structure; compiled once.
@@ -59,7 +62,9 @@ class Evaluation:
         self._cfg, self._unseen = cfg, tuple(unseen)
         self._mesh = make_mesh(config.run.devices)
         self.dataset = find_dataset(config.dataset)
-        self._examples = self.dataset.index(config.dataset.root, split or config.dataset.split)
+        self._split = split or config.dataset.split
+        self._examples = self.dataset.index(config.dataset.root, self._split)
+        self._labelled = self._examples[0].label_path is not None
         self._published = config.evaluate.published_metric
         check_choice("evaluate.published_metric", self._published, metric_names(self._unseen))
         self._pictures = config.run.pictures
@@ -72,6 +77,7 @@ class Evaluation:
             self._examples,
             network_size=functools.partial(network_size, cfg=cfg),
             corruption=(corruption, config.dataset.corruption_level) if corruption else None,
+            full_size=True,
         )
         self._step: Any = None
 
@@ -148,7 +154,12 @@ class Evaluation:
         return progress
 
     def figures(self, task: Task) -> dict[str, float]:
-        """The summary alone, in percent."""
+        """The summary alone, in percent.
+
+        Raises:
+          ValueError: the split has no label maps.
+        """
+        self._check_labelled()
         progress = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
 
@@ -156,7 +167,11 @@ class Evaluation:
         """The summary in percent, the IoU of each class and the panel, while a network is trained.
 
         The first of several processes has the panel.
+
+        Raises:
+          ValueError: the split has no label maps.
         """
+        self._check_labelled()
         panel = Panel(self.dataset, panel_of(self._batches.plan))
         on_image = panel.add if jax.process_index() == 0 else None
         progress = self.count(task, on_image=on_image)
@@ -165,6 +180,10 @@ class Evaluation:
         return Evaluated(
             metrics.summary(self._unseen), shown(per_class, panel.pictures(self._names))
         )
+
+    def _check_labelled(self) -> None:
+        if not self._labelled:
+            raise ValueError(f"split {self._split} of {self.dataset.name} has no label maps")
 
     @property
     def _names(self) -> list[str]:
@@ -176,7 +195,7 @@ class Evaluation:
         Beside it confusion.npy (classes, classes) int64, image_scores.jsonl, the best and the worst
         images in examples/, and all of it for TensorBoard in tensorboard/evaluate/. As `config.run`
         says, overlays into pictures/ and all label maps into predictions/. `suffix` is added to the
-        names of files and folders.
+        names of files and folders. A split without label maps gets overlays and predictions alone.
         """
         folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
@@ -198,7 +217,7 @@ class Evaluation:
         progress = self.count(
             task,
             progress_path=partial,
-            showcase=showcase,
+            showcase=showcase if self._labelled else None,
             on_image=picture if self._pictures or self._predictions else None,
         )
         main_process = jax.process_index() == 0
@@ -206,6 +225,14 @@ class Evaluation:
             for reason in progress.skipped:
                 logging.warning("skipped %s", reason)
         console = Console(quiet=not main_process)  # one table, not one for each process
+        left_out = len(self._examples) - progress.images
+        record = {"images": progress.images, "skipped": left_out}
+        if not self._labelled:
+            if main_process:
+                _remove(partial)
+                print(f"split {self._split} has no label maps: nothing is scored")
+                self._say_folders(folder, predictions)
+            return record | UNSCORED
         names = self.dataset.class_names
         try:
             figures = report(
@@ -223,12 +250,14 @@ class Evaluation:
             write_json(path, figures)
             _remove(partial)
             print(f"metrics: {path}")
-            if self._pictures:
-                print(f"pictures: {folder}")
-            if self._predictions:
-                print(f"predictions: {predictions}")
-        left_out = len(self._examples) - progress.images
-        return {"images": progress.images, "skipped": left_out, **headline(figures)}
+            self._say_folders(folder, predictions)
+        return record | headline(figures)
+
+    def _say_folders(self, pictures: Path, predictions: Path) -> None:
+        if self._pictures:
+            print(f"pictures: {pictures}")
+        if self._predictions:
+            print(f"predictions: {predictions}")
 
     def _log(self, figures: Mapping[str, Any], showcase: Showcase, folder: Path) -> None:
         """The evaluation as events in `folder`, instead of those of an earlier one."""

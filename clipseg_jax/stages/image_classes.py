@@ -16,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.files import write_json
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import check_labelled, find_dataset, training_home
 from clipseg_jax.stages.label_list import read_label_list
 from input_pipeline.datasets.class_sets import prompt_set
 from input_pipeline.datasets.image_labels import (
@@ -52,6 +52,14 @@ def tag_list_path(config: ConfigDict, workdir: Path) -> Path:
     return workdir / f"{config.dataset.name}_{config.dataset.train_split}_tagclip.txt"
 
 
+def tags_file(config: ConfigDict, split: str) -> Path | None:
+    """A user's list of the classes of the training images: tags.txt beside them; None: no list."""
+    if config.dataset.name != "folder" or split != "train":
+        return None
+    path = Path(config.dataset.root) / training_home(config.dataset) / "tags.txt"
+    return path if path.is_file() else None
+
+
 def read_image_classes(
     config: ConfigDict,
     workdir: Path,
@@ -76,14 +84,17 @@ def read_image_classes(
             labelled = {each.name: each for each in dataset.index(root, split)}
             examples = [labelled[each.name] for each in examples]
         return image_labels(dataset, root, split, examples, maps=maps, cache=workdir, on_bad="skip")
-    listed = read_label_list(label_list, class_count(config))
-    labels = [listed.get(each.name, ()) for each in examples]
+    names = () if config.text.words else dataset.foreground
+    listed = read_label_list(label_list, class_count(config), names)
+    # Users may list an image by its file's name.
+    files = [f"{each.name}{Path(str(each.image_path)).suffix}" for each in examples]
+    found = [listed.get(e.name, listed.get(file)) for e, file in zip(examples, files, strict=True)]
     problems = [
-        (each.name, NO_OBJECT if each.name in listed else f"is not in {label_list}")
-        for each, ids in zip(examples, labels, strict=True)
+        (each.name, f"is not in {label_list}" if ids is None else NO_OBJECT)
+        for each, ids in zip(examples, found, strict=True)
         if not ids
     ]
-    return ImageLabels(labels, problems)
+    return ImageLabels([ids or () for ids in found], problems)
 
 
 def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> np.ndarray:
@@ -100,7 +111,7 @@ def present_classes(
     """CLIP-ES's: classes of each example that shows any; (name, reason) of the other examples.
 
     From the list `config.labels.file`; without one `config.labels.source` decides: "tags" is the
-    list that the stage `tags` wrote, "annotations" the dataset's own labels.
+    list that the stage `tags` wrote, "annotations" the dataset's own labels, or the `tags_file`.
 
     Raises:
       ValueError: the stage `tags` has not run, or a list for other classes.
@@ -110,6 +121,7 @@ def present_classes(
         label_list = tag_list_path(config, workdir)
         if not label_list.exists():
             raise ValueError(f"{label_list} is missing; run the stage `tags` first")
+    label_list = label_list or tags_file(config, split)
     labels, problems = read_image_classes(config, workdir, split, examples, label_list=label_list)
     _log_problems(problems)
     named = zip(examples, labels, strict=True)
@@ -134,7 +146,7 @@ def tagged_examples(
     if labels.source not in ("masks", "annotations"):
         raise ValueError(f'labels.source {labels.source!r} must be "masks" or "annotations"')
     examples = dataset.index(config.dataset.root, split, labels=label_maps)
-    label_list = Path(labels.file) if labels.file else None
+    label_list = Path(labels.file) if labels.file else tags_file(config, split)
     maps = read_from_label_maps(dataset, split, maps=labels.source == "masks")
     classes, problems = read_image_classes(
         config, workdir, split, examples, label_list=label_list, maps=maps
@@ -145,9 +157,50 @@ def tagged_examples(
         write_json(workdir / "labels_problems.json", unknown)
     kept = [i for i, each in enumerate(examples) if each.name not in unknown]
     if not kept:
-        raise ValueError(f"the classes of all {len(examples)} images of split {split} are unknown")
+        raise ValueError(unknown_classes(config, split, len(examples)))
     shown = multi_hot([classes[i] for i in kept], len(dataset.foreground))
+    _warn_of_absent(dataset.foreground, shown, from_maps=maps and label_list is None)
     return [examples[i] for i in kept], shown
+
+
+def check_label_maps(config: ConfigDict, workdir: Path, split: str, method: str) -> None:
+    """Checks that a user's images have label maps to learn from; warns of classes in none of them.
+
+    Raises:
+      ValueError: there are no label maps; says where to put them.
+    """
+    if config.dataset.name != "folder":
+        return
+    check_labelled(config.dataset, split, method)
+    dataset, root = find_dataset(config.dataset), config.dataset.root
+    examples = dataset.index(root, split)
+    read = image_labels(dataset, root, split, examples, maps=True, cache=workdir, on_bad="skip")
+    _log_problems([(name, reason) for name, reason in read.problems if reason != NO_OBJECT])
+    shown = multi_hot(read.labels, len(dataset.foreground))
+    _warn_of_absent(dataset.foreground, shown, from_maps=True)
+
+
+def _warn_of_absent(names: Sequence[str], shown: np.ndarray, *, from_maps: bool) -> None:
+    """Warns of classes that no image shows, of images x classes."""
+    absent = [name for name, column in zip(names, shown.T, strict=True) if not column.any()]
+    if not absent:
+        return
+    some = ", ".join(absent[:_SHOWN]) + (" and others" if len(absent) > _SHOWN else "")
+    binary = from_maps and len(absent) == len(names)
+    hint = "; masks of 0 and 255 need 1 in place of 255, which means ignored" if binary else ""
+    logging.warning("no training image shows %s%s", some, hint)
+
+
+def unknown_classes(config: ConfigDict, split: str, images: int) -> str:
+    """What is said where no image can be learned from, and what a user can do."""
+    unknown = f"the classes of all {images} images of split {split} are unknown"
+    if config.dataset.name != "folder":
+        return unknown
+    home = Path(config.dataset.root) / training_home(config.dataset)
+    return (
+        f"{unknown}; list them in {home / 'tags.txt'}, one image a line, such as `photo1: cat, "
+        f"dog`, or put label maps into {Path(config.dataset.root) / 'train/labels'}"
+    )
 
 
 def _log_problems(problems: Sequence[tuple[str, str]]) -> None:

@@ -2,11 +2,12 @@
 
 CLIP-ES reads COCO's image labels from such lists, TagCLIP writes them (spec clip_es, section 2;
 spec tagclip, sections 2 and 7). WeCLIP's cls_labels_onehot.npy, a dictionary of vectors of 0 and 1
-(spec weclip, section 8.2), can be read as well.
+(spec weclip, section 8.2), can be read as well. Users write names: `<image>: <class>, <class>`.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -35,30 +36,37 @@ def write_label_list(path: str | Path, images: Iterable[tuple[str, Sequence[int]
     return write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:
+def read_label_list(
+    path: str | Path, classes: int, names: Sequence[str] = ()
+) -> dict[str, tuple[int, ...]]:
     """Image id -> class ids, both in the file's order; blank lines are skipped.
 
     Args:
-      path: a label list, or a .npy file like WeCLIP's.
+      path: a label list, or a .npy file like WeCLIP's. A line may have names in place of ids, such
+        as `photo 7: cat, traffic light`.
       classes: number of classes; class ids are 0..classes - 1.
+      names: of the classes; (): lines have ids alone.
 
     Raises:
-      ValueError: a class id out of range, or a class or image that is listed twice, with the number
-        of the line; a list that is empty or no UTF-8 text; or a .npy file of anything but vectors
-        for these classes.
+      ValueError: a class id out of range, an unknown name, or a class or image that is listed
+        twice, with the number of the line; a list that is empty or no UTF-8 text; or a .npy file of
+        anything but vectors for these classes.
     """
     if Path(path).suffix == ".npy":
         return _read_one_hot(path, classes)
     listed: dict[str, tuple[int, ...]] = {}
     for number, line in numbered_lines(path):
         name, *words = line.split()
-        for word in words:
-            if not (word.isascii() and word.isdigit() and len(word) < 9 and int(word) < classes):
-                raise ValueError(
-                    f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; is "
-                    "this a label list, and for these classes?"
-                )
-        ids = tuple(map(int, words))
+        if names and ":" in line and not (words and all(map(_is_number, words))):
+            name, ids = _named(line, names, f"{path}, line {number}")
+        else:
+            for word in words:
+                if not (_is_number(word) and int(word) < classes):
+                    raise ValueError(
+                        f"{path}, line {number}: class {shown(word)} is not in 0..{classes - 1}; "
+                        "is this a label list, and for these classes?"
+                    )
+            ids = tuple(map(int, words))
         if len(set(ids)) < len(ids):
             raise ValueError(f"{path}, line {number}: a class is listed twice; list it once")
         if name in listed:
@@ -67,6 +75,25 @@ def read_label_list(path: str | Path, classes: int) -> dict[str, tuple[int, ...]
             )
         listed[name] = ids
     return listed
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 9
+
+
+def _named(line: str, names: Sequence[str], where: str) -> tuple[str, tuple[int, ...]]:
+    """Image id and class ids of a line `<image>: <class>, <class>`."""
+    image, _, listed = line.rpartition(":")
+    ids = []
+    for word in filter(None, (part.strip() for part in listed.split(","))):
+        if word not in names:
+            near = difflib.get_close_matches(word, names, 1)
+            raise ValueError(
+                f"{where}: {shown(word)} is no class; "
+                + (f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}")
+            )
+        ids.append(names.index(word))
+    return image.strip(), tuple(ids)
 
 
 def _read_one_hot(path: str | Path, classes: int) -> dict[str, tuple[int, ...]]:

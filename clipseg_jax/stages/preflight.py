@@ -16,6 +16,7 @@ from clipseg_jax.core.files import check_local
 from clipseg_jax.inference_config import check_values
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.stages.clip import row_words
+from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.inference import inference_values
 from input_pipeline.batches.corruptions import check_corruption
 from input_pipeline.datasets.records import is_address
@@ -28,6 +29,11 @@ _NOT_BY_NAME = ("file",)
 _WORDS = ("random", "demo")
 # Stages that train one of several networks; any other training stage has the only one.
 _TRAINS = {"rectify": "rectifier", "distill": "student"}
+# Stages that write what `run` asks for, scored or not.
+_SEGMENTS = (
+    *("evaluate", "evaluate_crf", "evaluate_student", "evaluate_student_crf"),
+    *("evaluate_maskclip", "evaluate_guided", "evaluate_distilled"),
+)
 # The least value of whole numbers of `run`; -1: all pictures.
 _LEAST = {
     "fsdp": 1, "max_buckets": 1, "log_every_steps": 1, "checkpoint_every_steps": 1,
@@ -71,6 +77,8 @@ def check(config: ConfigDict, stages: Collection[str]) -> None:
         _check_training(config, name)
     if {*stages} - {"data", "text"}:
         _check_evaluation(config)
+    if config.dataset.name == "folder":
+        _check_labels(config, stages)
 
 
 def _check_values(config: ConfigDict) -> None:
@@ -222,6 +230,39 @@ def _check_training(config: ConfigDict, section: str) -> None:
             "%s %d uses %d of %d devices; a multiple of %d uses all", key, batch, used, devices,
             needed,
         )  # fmt: skip
+
+
+def _check_labels(config: ConfigDict, stages: Collection[str]) -> None:
+    """What is asked of a user's images that have no label maps."""
+    if is_address(config.dataset.root):
+        return
+
+    def labelled(split: str) -> bool:
+        return all(part.labels for part in find_dataset(config.dataset).layout.split(split).parts)
+
+    split = config.dataset.split
+    missing = f"images of split {split} in {config.dataset.root} have no label maps"
+    validated = config.dataset.get("validation_split", split)
+    every = [
+        f"--config.{section}.{key}=0"
+        for section, values in config.items()
+        for key in (values if isinstance(values, ConfigDict) else ())
+        if key.startswith("evaluate_every_") and values[key]
+    ]
+    if every and not labelled(validated) and {*stages} & {"train", *_TRAINS}:
+        raise ValueError(
+            f"the images of split {validated} in {config.dataset.root} have no label maps to score "
+            f"while training; pass {' '.join(every)}"
+        )
+    if labelled(split):
+        return
+    if "robustness" in stages:
+        raise ValueError(f"{missing} to score when they are corrupted; omit the stage robustness")
+    evaluates = any(stage in _SEGMENTS for stage in stages)
+    if evaluates and not (config.run.predictions or config.run.pictures):
+        raise ValueError(
+            f"{missing} to score, and nothing is to be written; pass --config.run.predictions=True"
+        )
 
 
 def _check_evaluation(config: ConfigDict) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,18 @@ def _this_run(recipe: str) -> dict[str, Any]:
         "recipe": recipe,
         "devices": processes.describe(),
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}, {_processor()}",
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
     }
+
+
+def _processor() -> str:
+    """The machine's processor and its cores, as far as the system says."""
+    name = platform.processor()
+    with contextlib.suppress(OSError):  # but on Linux
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        name = found[1].strip() if found else name
+    return ", ".join(filter(None, (name, f"{os.cpu_count()} cores")))
 
 
 def _version(package: str) -> str | None:

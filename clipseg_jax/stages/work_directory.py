@@ -20,14 +20,16 @@ from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.run_record import RUNS
 from weights_convert.named.find import content_files, find_cached, is_name
 
+LOG = "log.txt"  # what a run prints, where `reproduce` starts it
 REPORT = "report.html"
-_CONFIG, _CONTENT = "config.json", "content.json"
+CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
 _DATA = "data"  # the stage that reads nothing but the section `dataset`
 
-Content = dict[str, Any]  # path, digest; of files also their stamp, of one file its sha256
+# path, digest; of files also their absolute path and their stamp, of one file its sha256
+Content = dict[str, Any]
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -49,7 +51,7 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
     Raises:
       ValueError: other values, or other content behind a path; or a damaged file.
     """
-    path = workdir / _CONFIG
+    path = workdir / CONFIG
     now = json.loads(json.dumps(config.to_dict()))
     if path.exists() and any(workdir.glob("*.done.json")):
         remedy = (
@@ -68,9 +70,26 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
     write_json(path, now)
 
 
+def differences(config: ConfigDict, workdir: Path) -> dict[str, tuple[object, object]]:
+    """Name -> (the value that the work directory was made with, that of `config`), if they differ.
+
+    Free values and paths don't count, nor values that the version that made it did not have.
+
+    Raises:
+      ValueError: a damaged `config.json`. OSError: there is none.
+    """
+    made = with_new_names(flat(read_json(workdir / CONFIG, "delete it")))
+    now = flat(json.loads(json.dumps(config.to_dict())))
+    return {
+        name: (made[name], now[name])
+        for name in sorted(made.keys() & now.keys())
+        if made[name] != now[name] and not (is_free(name) or names_path(name))
+    }
+
+
 def record_content(config: ConfigDict, workdir: Path) -> None:
     """Notes what is behind the config's paths, as far as it exists, for later runs."""
-    recorded = _recorded(workdir)
+    recorded = recorded_content(workdir)
     values = flat(config.to_dict())
     paths = {name: value for name, value in values.items() if _is_path(name, value)}
     current = {
@@ -90,7 +109,7 @@ def _changes(
     given: Collection[str],
 ) -> Iterator[str]:
     """What differs between two flat configs, one line each."""
-    recorded = _recorded(workdir)
+    recorded = recorded_content(workdir)
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if is_free(name):
@@ -114,10 +133,15 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {_CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT}
+    return left <= {CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT, LOG}
 
 
-def _recorded(workdir: Path) -> dict[str, Content]:
+def recorded_content(workdir: Path) -> dict[str, Content]:
+    """What was behind the config's paths, by the names of the values.
+
+    Raises:
+      ValueError: a damaged file.
+    """
     path = workdir / _CONTENT
     if not path.exists():
         return {}
@@ -128,6 +152,15 @@ def _recorded(workdir: Path) -> dict[str, Content]:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{path} is damaged ({name}: {content!r:.60}); {remedy}")
     return recorded
+
+
+def checksums(workdir: Path) -> dict[str, str]:
+    """Name of a config value -> the sha256 of the file that it named; "": a folder has none.
+
+    Raises:
+      ValueError: `content.json` is damaged.
+    """
+    return {name: str(each.get("sha256", "")) for name, each in recorded_content(workdir).items()}
 
 
 def names_path(name: str) -> bool:
@@ -152,16 +185,18 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     if not files:  # nothing there, or a word such as "random"
         return None
-    stamp = _stamp(files)
+    stamp, absolute = _stamp(files), str(path.resolve())
     if known and known.get("stamp") == stamp:
-        return known
+        return known | {"absolute": absolute}
     digest = hashlib.sha256()
     for each in files:
         with each.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{each.relative_to(path)} {inner}\n".encode())
     one = {"sha256": inner} if files == [path] else {}
-    return {"path": value, "digest": digest.hexdigest(), "stamp": stamp, **one}
+    # A relative path leads nowhere from another folder, where the results may be used.
+    known = {"path": value, "absolute": absolute, "digest": digest.hexdigest(), "stamp": stamp}
+    return known | one
 
 
 def _stamp(files: Sequence[Path]) -> str:

@@ -32,6 +32,8 @@ def get_config() -> ConfigDict:
     config.dataset.split = "val"  # on which the student is scored
     config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
     config.dataset.reduce_zero_label = False  # same: 0 in the files is no class, 1 the first
+    # Larger images are read shrunk to this longest side, to learn from and to make CAMs of.
+    config.dataset.longest_px = config_dict.placeholder(int)
     config.dataset.corruption = config_dict.placeholder(str)  # see configs/base/maskclip.py
     config.dataset.corruption_level = 1
 
@@ -83,7 +85,10 @@ def get_config() -> ConfigDict:
     config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training
     # ResNet-101 of COCO or ImageNet (deeplab-pytorch's .pth, .caffemodel), or "random".
     config.student.init_weights = config_dict.placeholder(str)
-    config.student.labels = "masks"  # of the stage, or a folder of <id>.png
+    # Of the ResNet: "caffe", as published; "v1" takes torchvision's weights, "v1c" open-mmlab's.
+    config.student.variant = "caffe"
+    # "masks" of the stage, a folder of <id>.png, or "dataset": the label maps of the train split.
+    config.student.labels = "masks"
     config.student.blocks = (3, 4, 23, 3)
     config.student.width = 64
     config.student.dtype = "float32"  # of the convolutions

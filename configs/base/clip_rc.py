@@ -86,6 +86,8 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     # Names of the classes held out; (): those of the record, as published.
     config.dataset.unseen = ()
     config.dataset.reduce_zero_label = False  # same: 0 in the files is no class, 1 the first
+    # Larger images are read shrunk to this longest side, to learn from.
+    config.dataset.longest_px = config_dict.placeholder(int)
     config.dataset.corruption = config_dict.placeholder(str)  # see configs/base/maskclip.py
     config.dataset.corruption_level = 1
 

@@ -119,6 +119,8 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.dataset.train_split = "train"
     # Names of the classes held out in the zero-shot setting; (): those of the record, as published.
     config.dataset.unseen = ()
+    # Larger images are read shrunk to this longest side, to learn from.
+    config.dataset.longest_px = config_dict.placeholder(int)
 
     config.student = ConfigDict()
     config.student.trained_weights = config_dict.placeholder(str)  # released or own; no training

@@ -112,6 +112,8 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.dataset.split = "val"
     config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
     config.dataset.reduce_zero_label = False  # same: 0 in the files is no class, 1 the first
+    # Larger images are read shrunk to this longest side, to learn from.
+    config.dataset.longest_px = config_dict.placeholder(int)
     # Robustness test: a kind of input_pipeline/batches/corruptions.py at level 1 to 5.
     config.dataset.corruption = config_dict.placeholder(str)
     config.dataset.corruption_level = 1

@@ -44,6 +44,8 @@ def get_config(model: str = "weclip") -> ConfigDict:
     config.dataset.split = "val"
     config.dataset.class_names = ()  # for name "folder" only; otherwise from the record
     config.dataset.reduce_zero_label = False  # same: 0 in the files is no class, 1 the first
+    # Larger images are read shrunk to this longest side, to learn from and to make CAMs of.
+    config.dataset.longest_px = config_dict.placeholder(int)
     config.dataset.corruption = config_dict.placeholder(str)  # see configs/base/maskclip.py
     config.dataset.corruption_level = 1
 

@@ -20,7 +20,7 @@ from input_pipeline.batches.loading import example_sizes, load_example
 from input_pipeline.batches.tf_threads import ArraySpec, stacked_rows
 from input_pipeline.batches.transforms import sample_rng
 from input_pipeline.datasets.catalog import Dataset
-from input_pipeline.datasets.images import BadFile
+from input_pipeline.datasets.images import BadFile, shrunk_size
 from input_pipeline.datasets.layout import Example
 
 
@@ -80,7 +80,9 @@ def evaluation_batches(
     if resize is not None and (network_size is not None or labelled):
         raise ValueError("resize excludes network_size and labels; omit these.")
 
-    sizes, bad = example_sizes(examples, resize or network_size)
+    longest_px = dataset.longest_px
+    file_sizes, bad = example_sizes(examples, resize or network_size, longest_px)
+    sizes = {i: shrunk_size(*size, longest_px) for i, size in file_sizes.items()}
     if bad and on_bad == "raise":
         raise bad[min(bad)]
     readable = [i for i in range(len(examples)) if i not in bad]
@@ -110,7 +112,7 @@ def evaluation_batches(
         plan=plan,
         names=[example.name for example in examples],
         sizes=loaded_sizes,
-        original_sizes=sizes,
+        original_sizes=file_sizes,
         network_sizes={
             i: network_size(*sizes[i]) if network_size else loaded_sizes[i] for i in readable
         },
@@ -139,7 +141,7 @@ class EvaluationBatches:
     Iteration yields a dict for the b rows of this process, padded at the bottom and right:
       image: uint8 (b, H, W, 3).
       image_size, network_size, original_size: int32 (b, 2), height and width; `original_size` is
-        the one before `resize`.
+        the file's, before `resize` and the dataset's `longest_px`.
       label: int32 (b, H, W), padded with the ignored label; absent without label files.
       valid: bool (b,), False for filler rows and bad files.
       index: int32 (b,), which examples these are.

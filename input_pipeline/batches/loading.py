@@ -19,6 +19,7 @@ from input_pipeline.datasets.images import (
     image_size,
     read_image,
     read_label,
+    shrunk_size,
 )
 from input_pipeline.datasets.layout import Example
 
@@ -26,10 +27,12 @@ from input_pipeline.datasets.layout import Example
 def read_example(dataset: Dataset, example: Example) -> tuple[np.ndarray, np.ndarray | None]:
     """Image (h, w, 3) uint8 and label map (h, w) int32 of an example; None without a label file.
 
+    Both are shrunk as `dataset.longest_px` says.
+
     Raises:
       BadFile: either file is bad, or their sizes differ.
     """
-    image = read_image(example.image_path)
+    image = read_image(example.image_path, dataset.longest_px)
     if example.label_path is None:
         return image, None
     label = read_label(
@@ -38,12 +41,25 @@ def read_example(dataset: Dataset, example: Example) -> tuple[np.ndarray, np.nda
         reduce_zero_label=dataset.reduce_zero_label,
         ignore_label=dataset.ignore_label,
     )
-    if label.shape != image.shape[:2]:
+    shrinks = dataset.longest_px is not None
+    size = image_size(example.image_path) if shrinks else image.shape[:2]
+    if label.shape != size:
         raise BadLabel(
             f"{example.label_path}: {label.shape[0]} x {label.shape[1]} pixels, but its image "
-            f"{example.image_path} has {image.shape[0]} x {image.shape[1]}; sizes must match."
+            f"{example.image_path} has {size[0]} x {size[1]}; sizes must match."
         )
-    return image, label
+    return image, nearest(label, image.shape[:2])
+
+
+def nearest(labels: np.ndarray, size: Size) -> np.ndarray:
+    """Labels (h, w) at another (height, width), each pixel's that of the nearest one."""
+    if labels.shape == size:
+        return labels
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
 
 
 def load_example(
@@ -58,7 +74,7 @@ def load_example(
 
     Args:
       index: the example's index, which seeds the corruption's noise together with `seed`.
-      size: (height, width) by `image_size`.
+      size: (height, width) by `image_size`, shrunk as the dataset says.
       corruption: (kind, level) of `corrupt`; None: none.
 
     Raises:
@@ -76,15 +92,20 @@ def load_example(
 
 
 def example_sizes(
-    examples: Sequence[Example], network_size: Callable[[int, int], Size] | None
+    examples: Sequence[Example],
+    network_size: Callable[[int, int], Size] | None,
+    longest_px: int | None = None,
 ) -> tuple[dict[int, Size], dict[int, BadFile]]:
-    """Sizes of all images by index, and the errors of those that have no usable size."""
+    """Sizes of all files by index, and the errors of those that have no usable size.
+
+    `longest_px`: see `read_image`; `network_size` takes the size that is read.
+    """
 
     def measure(example: Example) -> Size | BadFile:
         try:
             size = image_size(example.image_path)
             if network_size is not None:
-                network_size(*size)
+                network_size(*shrunk_size(*size, longest_px))
         except BadFile as error:
             return error
         except ValueError as error:

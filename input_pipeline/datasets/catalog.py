@@ -38,6 +38,8 @@ class Dataset:
       unseen: labels held out in zero-shot training.
       image_class_labels: the label of each class that image labels name, where those are other
         classes than `foreground`; (): they are the same.
+      longest_px: longest side of images as they are read, larger ones and their label maps are
+        shrunk; None: they are not.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Dataset:
     ignore_label: int = 255
     unseen: tuple[int, ...] = ()
     image_class_labels: tuple[int, ...] = ()
+    longest_px: int | None = None
 
     @property
     def num_classes(self) -> int:

@@ -80,8 +80,20 @@ def open_image(file: BinaryIO) -> Iterator[Image.Image]:
         raise TooLarge(str(error).partition(" exceeds")[0]) from error
 
 
-def read_image(path: AnyFile) -> np.ndarray:
+def shrunk_size(height: int, width: int, longest_px: int | None) -> tuple[int, int]:
+    """(height, width) of an image whose longest side is at most `longest_px`; None: as it is."""
+    longest = max(height, width)
+    if longest_px is None or longest <= longest_px:
+        return height, width
+    height, width = (max(round(side * longest_px / longest), 1) for side in (height, width))
+    return height, width
+
+
+def read_image(path: AnyFile, longest_px: int | None = None) -> np.ndarray:
     """Decodes an image to uint8 RGB (h, w, 3), upright as OpenCV's imread gives it.
+
+    `longest_px`: a larger image is shrunk to the size of `shrunk_size`, with Pillow's bilinear
+    filter, which is antialiased; JPEGs are decoded at a fraction of their size for it.
 
     The EXIF orientation is applied; damaged metadata is ignored. Grey, palette and CMYK images
     become RGB; transparency is dropped, not blended; 16-bit samples keep their high byte. JPEG
@@ -91,7 +103,17 @@ def read_image(path: AnyFile) -> np.ndarray:
       BadImage: missing, not an image, truncated or otherwise damaged, or of more than MAX_PIXELS.
     """
 
-    return _with_image(path, rgb_pixels, BadImage)
+    def decode(image: Image.Image) -> np.ndarray:
+        if longest_px is None or max(image.size) <= longest_px:
+            return rgb_pixels(image)
+        height, width = shrunk_size(*_upright_size(image), longest_px)
+        # At twice the size at least, so that the filter makes the pixels, not the decoder.
+        twice = 2 * longest_px / max(image.size)
+        image.draft("RGB", (round(image.width * twice), round(image.height * twice)))
+        pixels = Image.fromarray(rgb_pixels(image))
+        return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
+
+    return _with_image(path, decode, BadImage)
 
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:
@@ -156,11 +178,13 @@ def image_size(path: AnyFile) -> tuple[int, int]:
     if not isinstance(path, str | os.PathLike):
         return path.size
 
-    def measure(image: Image.Image) -> tuple[int, int]:
-        width, height = image.size
-        return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
+    return _with_image(path, _upright_size, BadImage)
 
-    return _with_image(path, measure, BadImage)
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image of which nothing is decoded yet."""
+    width, height = image.size
+    return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
 
 
 def read_label(

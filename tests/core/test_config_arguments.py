@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipseg_jax.core.config_arguments import complete, installed
+from clipseg_jax.core.config_arguments import resolve as config_of
 from clipseg_jax.core.config_show import shown
 from clipseg_jax.main import RECIPES
 from configs import voc_reclippp
@@ -119,6 +120,17 @@ def test_an_installed_recipe_in_another_folder(name, tmp_path):
     done = run(f"--config={name}", "--show", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "run.fsdp = 1  # devices that share one copy of the trained parameters" in done.stdout
+
+
+def test_the_config_of_arguments():
+    before = [*sys.argv]
+    config = config_of(["--config=voc_reclippp:2025", "--config.stages=data,text"], RECIPES)
+    assert (config.revision, config.stages) == ("2025", ("data", "text"))
+    assert sys.argv == before
+    for wrong in ("--config.run.device=1", "--workdir=here"):
+        with pytest.raises(ValueError, match=r"run\.devices|workdir"):
+            config_of(["--config=voc_reclippp", wrong], RECIPES)
+    assert sys.argv == before
 
 
 def test_show_has_every_value_and_most_comments():

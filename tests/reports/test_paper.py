@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 
 import pytest
 
 from clipseg_jax.core.files import write_json
+from clipseg_jax.reports.evaluation_section import against_paper
 from clipseg_jax.reports.paper import Recipe, comparisons, doubts
 from clipseg_jax.reports.results import read_results
-from clipseg_jax.stages.published_rows import rows
+from clipseg_jax.stages.published_rows import Spread, rows
+from tests.reports.pages import Page
 
 
 def run_of(folder, recipe, changes=None, *, figures=None, recorded=True):
@@ -44,6 +47,21 @@ VOC = {"images": 1449, "mIoU": 49.2, "skipped": []}
 def test_a_published_run_is_compared_without_doubts(tmp_path):
     results = run_of(tmp_path / "a", "voc_maskclip", WEIGHTS, figures={"metrics.json": VOC})
     assert told(results) == ([(49.5, 49.2)], [])
+
+
+def test_the_table_has_both_numbers_and_what_others_report(tmp_path):
+    results = run_of(tmp_path / "a", "voc_maskclip", WEIGHTS, figures={"metrics.json": VOC})
+    (each,) = comparisons(results, Recipe(results))
+    page = Page(against_paper([each], []))
+    assert page.rows == [
+        ["number", "paper", "here", "difference"],
+        ["MaskCLIP, ViT-B/16, mIoU", "49.5", "49.20", "-0.30"],
+    ]
+    for low, high, said in ((48.0, 49.1, "48 to 49.1"), (48.0, 48.0, "48")):
+        figure = dataclasses.replace(each.figure, spread=Spread(low, high, "an issue"))
+        page = Page(against_paper([dataclasses.replace(each, figure=figure)], ["<b>no</b>"]))
+        assert page.rows[1][1] == said
+        assert "<b>no</b>" in page.text
 
 
 def test_the_row_is_that_of_the_weights(tmp_path):

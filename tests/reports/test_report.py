@@ -17,6 +17,7 @@ from clipseg_jax import main
 from clipseg_jax.demo import world
 from clipseg_jax.reports.__main__ import main as command
 from clipseg_jax.reports.report import write_report
+from clipseg_jax.stages.evaluation import UNSCORED
 from configs import demo_maskclip
 from tests.reports.pages import Page
 
@@ -146,7 +147,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"classes": 3, "best": {}, "x": [', bytes(99)])
+@pytest.mark.parametrize("content", [b'{"classes": 3, "x": [', bytes(99)])
 def test_a_damaged_file_is_named_and_the_rest_is_shown(copy, name, content):
     (copy / name).write_bytes(content)
     page = page_of(copy)
@@ -207,6 +208,16 @@ def test_a_run_of_an_earlier_version_has_a_report(copy):
     assert "metrics.json came without pictures, a confusion matrix" in page.text
     assert "Which recipe this was is not recorded" in page.text
     assert "The recipe's own values are not known here" in page.text
+
+
+def test_a_run_on_images_without_labels_has_a_report(copy):
+    for name in ("metrics.json", "confusion.npy", "image_scores.jsonl"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "examples")
+    (copy / "evaluate.done.json").write_text(json.dumps({"images": 3, **UNSCORED, "seconds": 1.0}))
+    page = page_of(copy)
+    assert "Nothing is scored: the images have no label maps." in page.text
+    assert page.row("evaluate")[1] == "images 3, scored nothing, without label maps"
 
 
 def test_the_command(copy, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,6 @@ from clipseg_jax.models.clip import (
     CLIP,
     CLIPConfig,
     SigLIPTokenizer,
-    SigLIPVision,
     Tokenizer,
 )
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD
@@ -63,18 +63,28 @@ class LoadedCLIP(NamedTuple):
     @property
     def mean(self) -> Channels:
         """Mean of each channel with which images are normalised, of pixels from 0 to 255."""
-        return self._statistic("image_mean", CLIP_MEAN)
+        return _statistic(self.meta, "image_mean", CLIP_MEAN)
 
     @property
     def std(self) -> Channels:
         """Standard deviation of each channel, likewise."""
-        return self._statistic("image_std", CLIP_STD)
+        return _statistic(self.meta, "image_std", CLIP_STD)
 
-    def _statistic(self, name: str, of_clip: Channels) -> Channels:
-        if (shares := self.meta.get(name)) is not None:
-            red, green, blue = (255 * share for share in shares)
-            return red, green, blue
-        return _SIGLIP_STATISTICS if isinstance(self.model.visual, SigLIPVision) else of_clip
+
+class CLIPFacts(NamedTuple):
+    """What a checkpoint says of its CLIP, without the weights."""
+
+    config: CLIPConfig
+    temperature: float  # exp(logit_scale), the factor of its cosines
+    mean: Channels  # with which images are normalised, of pixels from 0 to 255
+    std: Channels
+
+
+def _statistic(record: Mapping[str, Any], name: str, of_clip: Channels) -> Channels:
+    if (shares := record.get(name)) is not None:
+        red, green, blue = (255 * share for share in shares)
+        return red, green, blue
+    return _SIGLIP_STATISTICS if record["config"]["kind"] == "siglip" else of_clip
 
 
 class Fitted(NamedTuple):
@@ -259,16 +269,7 @@ def load_clip(
     """
     check_choices(activation, heads, norm_eps, dtype)
     path = find_weights(path)
-    weights_path = weights_file(path)
-
-    def fresh() -> Converted:
-        return _convert(path, vision_only)
-
-    if is_converted(weights_path):
-        converted = fresh()
-    else:
-        converted = through_cache(path, weights_path, cache_dir, vision_only, fresh)
-    arrays, record = _choose(converted, path, activation, heads)
+    arrays, record = _choose(_converted(path, cache_dir, vision_only), path, activation, heads)
     replaced = {"norm_eps": norm_eps, "dtype": dtype}
     replaced = {name: value for name, value in replaced.items() if value is not None}
     config = config_from_dict(record["config"]).replace(**replaced)
@@ -278,6 +279,37 @@ def load_clip(
     model = build(arrays, config)
     meta = {k: v for k, v in record.items() if k not in ("carried", "tokenizer")}
     return LoadedCLIP(model, tokenizer, meta)
+
+
+def _converted(path: Path, cache_dir: str | Path | None, vision_only: bool) -> Converted:
+    weights_path = weights_file(path)
+
+    def fresh() -> Converted:
+        return _convert(path, vision_only)
+
+    if is_converted(weights_path):
+        return fresh()
+    return through_cache(path, weights_path, cache_dir, vision_only, fresh)
+
+
+def clip_facts(
+    path: str | Path, *, activation: str | None = None, heads: Heads | None = None
+) -> CLIPFacts:
+    """What a checkpoint says of its CLIP; `load_clip` of the same file is then quick.
+
+    Raises:
+      CheckpointError, FileNotFoundError, ValueError, CannotDownload: as `load_clip`.
+    """
+    check_choices(activation, heads)
+    path = find_weights(path)
+    arrays, record = _choose(_converted(path, None, False), path, activation, heads)
+    scale = np.asarray(arrays.get("logit_scale", math.log(100))).item()
+    return CLIPFacts(
+        config_from_dict(record["config"]),
+        round(math.exp(scale), 3),  # released CLIPs were trained to 100.00000 or 99.99999
+        _statistic(record, "image_mean", CLIP_MEAN),
+        _statistic(record, "image_std", CLIP_STD),
+    )
 
 
 def _tokenizer(path: Path, record: dict[str, Any], rows: int) -> Tokenizer | SigLIPTokenizer:

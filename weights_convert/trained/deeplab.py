@@ -22,7 +22,7 @@ from weights_convert.clip.build import counters, flat_arrays, install, is_carrie
 from weights_convert.clip.keys import batch_norm
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import Converted
-from weights_convert.formats.record import list_of, whole
+from weights_convert.formats.record import list_of, one_of, whole
 from weights_convert.mapping import CONV, KeyMap, Rule, Transform
 from weights_convert.named.find import find_weights
 from weights_convert.trained.files import read_published
@@ -30,7 +30,8 @@ from weights_convert.trained.format import CLASS_COUNT, Format, arrays_of, class
 
 PREFIX = "base."  # of trained files: the network within its multi-scale wrapper
 _STEM = "layer1.conv1"
-_STEM_SCALE = "backbone.stem.0.norm.scale"
+_WIDTH_SCALE = "backbone.layers.0.0.norm1.scale"  # as many numbers as the backbone is wide
+_PUBLISHED = "caffe"  # the variant of the backbone; other variants are of our training alone
 _UNITS = {"reduce": "1", "conv3x3": "2", "increase": "3"}  # of a block: our number
 # The published network sees BGR, ours RGB.
 _CONV_BGR = Transform(lambda x: CONV.forward(x[:, ::-1]), lambda x: CONV.inverse(x)[:, ::-1])
@@ -87,8 +88,12 @@ def to_published(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def build_deeplab(trained: Converted, *, dtype: str = "float32") -> DeepLabV2:
     """The model of a trained file; `dtype` is that of its convolutions."""
     arrays = trained.arrays
-    width = arrays[_STEM_SCALE].size
-    cfg = _config(_blocks_by_our_paths(arrays), width, dtype)
+    cfg = _config(
+        _blocks_by_our_paths(arrays),
+        arrays[_WIDTH_SCALE].size,
+        trained.record.get("variant", _PUBLISHED),
+        dtype,
+    )
     classes = arrays["aspp.0.bias"].size
     model = abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs))
     install(model, arrays, complete=("",))
@@ -150,15 +155,22 @@ def _to_published(
     trained: Converted, clip: Mapping[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
     del clip
+    variant = trained.record.get("variant", _PUBLISHED)
+    if variant != _PUBLISHED:
+        raise CheckpointError(
+            f"a DeepLabV2 whose ResNet is of variant {variant!r} has no published form; export one "
+            f"of variant {_PUBLISHED!r}"
+        )
     return to_published(trained.arrays)
 
 
 def _record(arrays: Mapping[str, np.ndarray], model: DeepLabV2 | None) -> dict[str, Any]:
-    del model
     blocks = list(_blocks_by_our_paths(arrays))
-    if _STEM_SCALE not in arrays:
-        raise CheckpointError(f"not the arrays of a DeepLabV2: {_STEM_SCALE} is missing")
-    return {"blocks": blocks, "class_count": arrays["aspp.0.bias"].size}
+    if _WIDTH_SCALE not in arrays:
+        raise CheckpointError(f"not the arrays of a DeepLabV2: {_WIDTH_SCALE} is missing")
+    record = {"blocks": blocks, "class_count": arrays["aspp.0.bias"].size}
+    variant = _PUBLISHED if model is None else model.backbone.cfg.variant
+    return record if variant == _PUBLISHED else record | {"variant": variant}
 
 
 def _summary(record: Mapping[str, Any]) -> str:
@@ -196,13 +208,17 @@ def _blocks_by_our_paths(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     return tuple(counts[stage] for stage in "0123")
 
 
-def _config(blocks: tuple[int, ...], width: int, dtype: str = "float32") -> DilatedResNetConfig:
-    return DilatedResNetConfig(blocks=blocks, width=width, variant="caffe", dtype=dtype)
+def _config(
+    blocks: tuple[int, ...], width: int, variant: Any = _PUBLISHED, dtype: str = "float32"
+) -> DilatedResNetConfig:
+    return DilatedResNetConfig(blocks=blocks, width=width, variant=variant, dtype=dtype)
 
 
 @functools.lru_cache(maxsize=4)
-def _shapes(classes: int, blocks: tuple[int, ...], width: int) -> dict[str, tuple[int, ...]]:
-    cfg = _config(blocks, width)
+def _shapes(
+    classes: int, blocks: tuple[int, ...], width: int, variant: str = _PUBLISHED
+) -> dict[str, tuple[int, ...]]:
+    cfg = _config(blocks, width, variant)
     return shapes_of(abstract(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs)))
 
 
@@ -215,10 +231,16 @@ DEEPLAB = Format(
     to_published=_to_published,
     stored_arrays=arrays_of,
     record=_record,
-    entries=({"blocks": list_of(whole(1, 1000), 4, 4), "class_count": CLASS_COUNT}, {}),
+    entries=(
+        {"blocks": list_of(whole(1, 1000), 4, 4), "class_count": CLASS_COUNT},
+        {"variant": one_of("caffe", "v1", "v1c")},
+    ),
     summary=_summary,
     shapes=lambda arrays, record: _shapes(
-        record["class_count"], tuple(record["blocks"]), arrays[_STEM_SCALE].size
+        record["class_count"],
+        tuple(record["blocks"]),
+        arrays[_WIDTH_SCALE].size,
+        record.get("variant", _PUBLISHED),
     ),
     takes_clip=False,
 )

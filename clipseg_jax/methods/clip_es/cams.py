@@ -45,13 +45,14 @@ from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, ups
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset, readable_batches
-from clipseg_jax.stages.evaluation import write_confusion
+from clipseg_jax.stages.evaluation import UNSCORED, write_confusion
 from clipseg_jax.stages.image_classes import (
     Present,
     by_class_count,
     label_of_class,
     padded_classes,
     present_classes,
+    unknown_classes,
 )
 from clipseg_jax.stages.sections import options
 from input_pipeline.batches.evaluation import EvaluationBatches
@@ -68,7 +69,7 @@ def cams(config: ConfigDict, workdir: Path) -> dict:
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
     present, problems = present_classes(config, workdir, split, examples)
     if not present:
-        raise ValueError(f"no class is known of any of the {len(examples)} images of {split}")
+        raise ValueError(unknown_classes(config, split, len(examples)))
     barrier("cams known")
     todo = [e for e in examples if e.name in present and not is_whole(cam_path(workdir, e.name))]
     barrier("cams begin")
@@ -169,7 +170,8 @@ def examples_with_cams(config: ConfigDict, workdir: Path) -> tuple[list[Example]
 def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     """Mean IoU of the CAMs for each background threshold: metrics_cams.json (section 8).
 
-    The best threshold is the one with the highest published metric.
+    The best threshold is the one with the highest published metric. Images without label maps are
+    not scored.
     """
     published = config.evaluate.published_metric
     check_choice("evaluate.published_metric", published, metric_names())
@@ -177,6 +179,8 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
     if not thresholds:
         raise ValueError("cams.thresholds is empty; give at least one background threshold")
     examples, missing = examples_with_cams(config, workdir)
+    if examples[0].label_path is None:
+        return UNSCORED
     dataset = find_dataset(config.dataset)
     names = jnp.asarray(label_of_class(config))
     classes = dataset.num_classes

@@ -31,10 +31,10 @@ from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
 from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.stages.data import find_dataset
-from clipseg_jax.stages.evaluation import write_confusion
+from clipseg_jax.stages.evaluation import UNSCORED, write_confusion
 from clipseg_jax.stages.image_classes import label_of_class
 from input_pipeline.batches.evaluation import Skipped
-from input_pipeline.batches.loading import read_example
+from input_pipeline.batches.loading import nearest, read_example
 from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Example
 from input_pipeline.writing import is_whole_png
@@ -57,7 +57,10 @@ def _is_made(workdir: Path, name: str) -> bool:
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
-    """CRF labels of every image with CAMs into crf/ and masks/; resumes after an interruption."""
+    """CRF labels of every image with CAMs into crf/ and masks/; resumes after an interruption.
+
+    They have the sizes of the files, also of images that were shrunk when they were read.
+    """
     dataset = find_dataset(config.dataset)
     split = config.dataset.train_split
     examples = dataset.index(config.dataset.root, split, labels=False)
@@ -71,15 +74,19 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     coloured = config.run.palette
     clear = (0, 255) if dataset.background else (255,)
 
-    def keep(example: Example, outputs: dict, image: np.ndarray) -> None:
+    def keep(
+        example: Example, outputs: dict, image: np.ndarray, file_size: tuple[int, int]
+    ) -> None:
         h, w = image.shape[:2]
         labels, mask = (outputs[which][:h, :w] for which in ("labels", "masks"))
-        save_labels(_labels_path(workdir, example.name), labels, coloured=coloured)
+        path = _labels_path(workdir, example.name)
+        save_labels(path, nearest(labels, file_size), coloured=coloured)
         if config.run.pictures and example.name in shown:
             painted = overlay(image, mask, colours, config.run.opacity, clear=clear)
             save_image(workdir / "pictures_masks" / f"{example.name}.png", painted)
         # Written last: its presence means that the image is done.
-        save_labels(mask_path(workdir, example.name), mask, coloured=coloured)
+        path = mask_path(workdir, example.name)
+        save_labels(path, nearest(mask, file_size), coloured=coloured)
 
     step = _step(config)
     skipped: list[Skipped] = []
@@ -99,7 +106,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
             index: int, outputs: dict, row: int, batch: Any, members: list[Example] = members
         ) -> None:
             h, w = batch["image_size"][row]
-            keep(members[index], outputs, batch["image"][row, :h, :w])
+            height, width = (int(side) for side in batch["original_size"][row])
+            keep(members[index], outputs, batch["image"][row, :h, :w], (height, width))
 
         annotate(
             batches, lambda arrays, _: crf(arrays), on_image, mesh=mesh, total=len(members),
@@ -140,16 +148,22 @@ def _step(config: ConfigDict) -> Any:
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
-    """Mean IoU of the CRF's labels, unsure pixels included: metrics_masks.json."""
+    """Mean IoU of the CRF's labels, unsure pixels included: metrics_masks.json.
+
+    Images without label maps are not scored.
+    """
     examples, missing = examples_with_cams(config, workdir)
+    if examples[0].label_path is None:
+        return UNSCORED
     dataset = find_dataset(config.dataset)
     classes = dataset.num_classes
     share = examples[jax.process_index() :: jax.process_count()]
 
     def count(example: Example) -> np.ndarray | None:
         try:
-            _, truth = read_example(dataset, example)
+            image, truth = read_example(dataset, example)
             labels = read_label(_labels_path(workdir, example.name), classes)
+            labels = nearest(labels, image.shape[:2])
         except BadFile as error:
             logging.warning("not scored: %s", error)
             return None

@@ -21,14 +21,23 @@ from clipseg_jax.methods.clip_es.crf_masks import evaluate_masks, masks
 from clipseg_jax.methods.clip_es.student import evaluate_student, evaluate_student_crf, train
 from clipseg_jax.methods.tagclip.tags_stage import tags
 from clipseg_jax.stages.clip import embed_words
-from clipseg_jax.stages.data import check_splits
+from clipseg_jax.stages.data import check_splits, find_dataset
+from clipseg_jax.stages.image_classes import check_label_maps
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's splits are there; paints the demo world."""
-    del workdir
     splits = (config.dataset.train_split, config.dataset.mask_split, config.dataset.split)
-    return check_splits(config.dataset, *dict.fromkeys(splits))
+    checked = check_splits(config.dataset, *dict.fromkeys(splits))
+    dataset = find_dataset(config.dataset)
+    if "cams" in config.stages and config.cams.background and not dataset.background:
+        raise ValueError(
+            f"CLIP-ES labels a background, and {dataset.name} has none; put `background` before "
+            "the other class names"
+        )
+    if config.student.labels == "dataset" and not config.student.trained_weights:
+        check_label_maps(config, workdir, config.dataset.train_split, "DeepLab")
+    return checked
 
 
 def text(config: ConfigDict, workdir: Path) -> dict:

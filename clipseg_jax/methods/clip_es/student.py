@@ -1,4 +1,4 @@
-"""The stages that train a DeepLabV2 on masks and score it, with and without a CRF.
+"""The stages that train a DeepLabV2 on masks, or on given label maps, and score it.
 
 Spec deeplab; spec clip_es, section 10.
 """
@@ -17,6 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import weights_convert
+from clipseg_jax.core.checks import check_choice
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.core.processes import barrier
@@ -24,12 +25,12 @@ from clipseg_jax.methods.clip_es import student_task
 from clipseg_jax.methods.clip_es.build import STUDENT, network
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.models.batch_norm import BatchNorm
-from clipseg_jax.models.deeplab_v2 import MEAN, STD, DeepLabV2
-from clipseg_jax.models.resnet import DilatedResNetConfig
+from clipseg_jax.models.deeplab_v2 import STATISTICS, DeepLabV2
+from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
 from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
-from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.data import check_labelled, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.sections import options
@@ -39,7 +40,7 @@ from input_pipeline.writing import is_whole_png
 
 
 def train(config: ConfigDict, workdir: Path) -> dict:
-    """Trains on the masks of the stage `masks`; writes student.safetensors."""
+    """Trains on the masks of the stage `masks` or other label maps; writes student.safetensors."""
     student = config.student
     if student.trained_weights:
         return {"skipped": f"config.student.trained_weights is {student.trained_weights}"}
@@ -49,20 +50,28 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             "ImageNet, as deeplab-pytorch or Caffe have it), or =random for random weights"
         )
     dataset = find_dataset(config.dataset)
+    mean, std = STATISTICS[student.variant]
     crops = functools.partial(
         multi_scale_batches,
         dataset,
-        examples_with_masks(config, workdir),
+        labelled_examples(config, workdir),
         scales=tuple(student.scales),
         crop_hw=tuple(student.crop_px),
-        colour=MEAN,
+        colour=mean,
         batch_size=student.batch_size,
         seed=config.train.seed,
         on_bad="skip",
     )
     model = build(config)
     if student.init_weights == "random":
+        if tuple(student.blocks) in (RESNET50, RESNET101):
+            logging.warning(
+                "the DeepLab starts from random weights; ImageNet's make it far better "
+                "(--config.student.init_weights, docs/checkpoints.md)"
+            )
         calibrate_batch_norm(model, next(crops().batches()))
+    elif student.variant != "caffe":
+        weights_convert.load_imagenet(student.init_weights, model.backbone, statistics=True)
     else:
         loaded = weights_convert.load_deeplab_backbone(student.init_weights, model)
         if loaded.skipped:
@@ -70,7 +79,8 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     data = crops(process_index=jax.process_index(), process_count=jax.process_count())
     groups = student_task.groups(student.head_learning_rate_factor)
     optim = OptimConfig(**student.optim.to_dict(), groups=groups)
-    task = student_task.build(model, student_task.DeepLabConfig(loss=student.loss))
+    cfg = student_task.DeepLabConfig(loss=student.loss, mean=mean, std=std)
+    task = student_task.build(model, cfg)
     trained = training.run(
         config, task, data, optim, workdir, "train", total_steps=student.total_steps
     )
@@ -88,13 +98,18 @@ def train(config: ConfigDict, workdir: Path) -> dict:
     return trained.metrics
 
 
-def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
+def labelled_examples(config: ConfigDict, workdir: Path) -> list[Example]:
     """The training images that have a mask, which becomes their label map.
+
+    With `config.student.labels` "dataset" they have the dataset's own.
 
     Raises:
       ValueError: none has.
     """
     split = config.dataset.train_split
+    if config.student.labels == "dataset":
+        check_labelled(config.dataset, split, "DeepLab")
+        return find_dataset(config.dataset).index(config.dataset.root, split)
     examples = find_dataset(config.dataset).index(config.dataset.root, split, labels=False)
     if config.student.labels == "masks":
         paths = {each.name: mask_path(workdir, each.name) for each in examples}
@@ -122,7 +137,8 @@ def examples_with_masks(config: ConfigDict, workdir: Path) -> list[Example]:
 def build(config: ConfigDict) -> DeepLabV2:
     """An untrained DeepLabV2 of the config's sizes."""
     student = config.student
-    cfg = options(DilatedResNetConfig, student, variant="caffe")
+    check_choice("student.variant", student.variant, tuple(STATISTICS))
+    cfg = options(DilatedResNetConfig, student)
     classes = find_dataset(config.dataset).num_classes
     return initialised(lambda rngs: DeepLabV2(classes, cfg, rngs=rngs), config.train.seed)
 
@@ -139,7 +155,8 @@ def calibrate_batch_norm(model: DeepLabV2, batch: Mapping[str, np.ndarray]) -> N
     def measured(state: nnx.State, images: jax.Array, sizes: jax.Array) -> nnx.State:
         copy = nnx.merge(graph, state)
         copy.backbone.set_attributes(BatchNorm, momentum=1.0)
-        copy.backbone(network_input(images, sizes, MEAN, STD), train=True)
+        statistics = STATISTICS[copy.backbone.cfg.variant]
+        copy.backbone(network_input(images, sizes, *statistics), train=True)
         return nnx.state(copy, nnx.BatchStat)
 
     nnx.update(model, measured(state, batch["image"], batch["image_size"]))
@@ -155,6 +172,9 @@ def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a CRF after it: metrics_student_crf.json."""
     trained = network(config, workdir)
     cfg = dataclasses.replace(
-        trained.cfg, refine=CRFConfig(**config.crf.to_dict()), crf_image=config.masks.image
+        trained.cfg,
+        refine=CRFConfig(**config.crf.to_dict()),
+        refine_px=config.dataset.longest_px,
+        crf_image=config.masks.image,
     )
     return Evaluation(config, cfg).write(trained.task, workdir, "_student_crf")

@@ -21,11 +21,19 @@ from weights_convert.trained.clip_rc.format import is_whole
 HALF, LAST = "clip_rc_half.safetensors", "clip_rc_last.safetensors"
 
 
+def unseen(config: ConfigDict) -> tuple[int, ...]:
+    """The labels held out; those that are scored apart where all are seen, which may be none."""
+    named = config.dataset.unseen or find_dataset(config.dataset).unseen
+    if config.clip_rc.setting == "fully" and not named:
+        return ()
+    return unseen_labels(config.dataset)
+
+
 def task_config(config: ConfigDict) -> CLIPRCTaskConfig:
     """Which labels train the network, and how its losses are weighted."""
     classes = find_dataset(config.dataset).num_classes
-    unseen = unseen_labels(config.dataset)
-    seen = tuple(label for label in range(classes) if label not in unseen)
+    held_out = unseen(config)
+    seen = tuple(label for label in range(classes) if label not in held_out)
     return options(
         CLIPRCTaskConfig,
         config.clip_rc,

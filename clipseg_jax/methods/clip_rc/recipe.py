@@ -36,13 +36,15 @@ from clipseg_jax.methods.clip_rc.build import (
     load_model,
     network,
     task_config,
+    unseen,
 )
 from clipseg_jax.methods.clip_rc.counts import count
 from clipseg_jax.methods.clip_rc.model import CLIPRC
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import EMBEDDINGS, embed_words
-from clipseg_jax.stages.data import check_splits, find_dataset, unseen_labels
+from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.image_classes import check_label_maps
 from clipseg_jax.stages.network import recorded
 from input_pipeline.batches.training import TrainingBatches, random_view_batches
 from input_pipeline.batches.zero_shot import hide_unseen
@@ -54,8 +56,10 @@ _LEAST_COSINE = 0.999
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
-    del workdir
-    return check_splits(config.dataset, config.dataset.train_split, config.dataset.split)
+    checked = check_splits(config.dataset, config.dataset.train_split, config.dataset.split)
+    if not config.clip_rc.trained_weights:
+        check_label_maps(config, workdir, config.dataset.train_split, "CLIP-RC")
+    return checked
 
 
 def text(config: ConfigDict, workdir: Path) -> dict:
@@ -209,13 +213,13 @@ def _batches(config: ConfigDict) -> TrainingBatches:
     return hide_unseen(
         data,
         config.clip_rc.setting,
-        unseen_labels(config.dataset),
+        unseen(config),
         before_crop=not config.clip_rc.crops_by_unseen,
     )
 
 
 def _evaluation(config: ConfigDict) -> Evaluation:
-    return Evaluation(config, inference_config(config), unseen=unseen_labels(config.dataset))
+    return Evaluation(config, inference_config(config), unseen=unseen(config))
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict:

@@ -45,6 +45,7 @@ from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import text
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
+from clipseg_jax.stages.image_classes import check_label_maps
 from clipseg_jax.stages.inference import inference_config
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.robustness import measure
@@ -53,8 +54,13 @@ from clipseg_jax.train import Evaluated
 
 def data(config: ConfigDict, workdir: Path) -> dict:
     """Checks that the dataset's two splits are there; paints the demo world."""
-    del workdir
+    if config.text.background_words:
+        raise ValueError(
+            "MaskCLIP+ has no rows for background words; omit --config.text.background_words"
+        )
     checked = check_splits(config.dataset, config.dataset.split)
+    if unseen(config) and not config.student.trained_weights:
+        check_label_maps(config, workdir, config.dataset.train_split, "zero-shot MaskCLIP+")
     return checked | {"training_images": len(training_batches(config).examples)}
 
 

@@ -73,11 +73,12 @@ def _guess(config: ConfigDict, folder: Path, rows: np.ndarray, todo: list) -> No
     """Appends a line for each image to this process's partial file."""
     classifier = Classifier(load_clip(config).model, rows, config.run.crops_at_once)
     cfg = options(TagsConfig, config.tags)
+    longest_px = find_dataset(config.dataset).longest_px
 
     def images() -> Iterator[tuple[int, np.ndarray | None]]:
         for index, path in todo:
             try:
-                yield index, read_image(path)
+                yield index, read_image(path, longest_px)
             except BadFile as error:
                 logging.warning("no tags: %s", error)
                 yield index, None

@@ -34,15 +34,19 @@ from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.evaluation import write_confusion
 from clipseg_jax.stages.image_classes import tagged_examples
+from input_pipeline.batches.loading import nearest
 
 
 def masks(config: ConfigDict, workdir: Path) -> dict:
-    """Label maps of `config.masks.split` into masks/<id>.png; metrics_masks.json, if scored.
+    """Label maps of `config.masks.split` into masks/<id>.png, of the files' sizes.
+
+    Those of images with label maps are scored, if `config.masks.score`: metrics_masks.json.
 
     Images that can't be read are left out and counted.
     """
     dataset, section = find_dataset(config.dataset), config.masks
     examples, tags = tagged_examples(config, workdir, section.split, label_maps=section.score)
+    score = section.score and examples[0].label_path is not None
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(
         inference(config), ratios=(1.0,), min_side_px=model.clip.visual.cfg.patch_px
@@ -80,9 +84,10 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         h, w = batch["image_size"][row]
         labels = outputs["labels"][:h, :w]
         path = workdir / "masks" / f"{examples[index].name}.png"
-        save_labels(path, labels, coloured=config.run.palette)
+        height, width = (int(side) for side in batch["original_size"][row])
+        save_labels(path, nearest(labels, (height, width)), coloured=config.run.palette)
         count += 1
-        if section.score:
+        if score:
             truth = batch["label"][row, :h, :w]
             total[...] += confusion_on_host(truth, labels, classes, dataset.ignore_label)
 
@@ -91,7 +96,7 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         logging.warning("no mask of %s: %s", one.name, one.reason)
     images = int(sum_over_processes(np.asarray([count]))[0])
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
-    if section.score:
+    if score:
         console = Console(quiet=jax.process_index() != 0)
         confusion = sum_over_processes(total)
         figures = report(

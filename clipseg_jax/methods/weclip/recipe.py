@@ -139,16 +139,21 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a dense CRF after it: metrics_crf.json. Prints both."""
+    trained = network(config, workdir)
+    cfg = dataclasses.replace(
+        trained.cfg,
+        refine=CRFConfig(**config.crf.to_dict()),
+        refine_px=config.dataset.longest_px,
+        crf_image="raw",
+    )
+    record = Evaluation(config, cfg).write(trained.task, workdir, "_crf")
+    published = config.evaluate.published_metric
+    if published not in record:  # images without label maps
+        return record
     plain = workdir / "metrics.json"
     if not broadcast_from_main(plain.exists()):
         evaluate(config, workdir)
         barrier("metrics")
-    trained = network(config, workdir)
-    cfg = dataclasses.replace(
-        trained.cfg, refine=CRFConfig(**config.crf.to_dict()), crf_image="raw"
-    )
-    record = Evaluation(config, cfg).write(trained.task, workdir, "_crf")
-    published = config.evaluate.published_metric
     remedy = "delete it and evaluate.done.json and run again: it is evaluated again"
     without = read_json(plain, remedy).get(published)
     if jax.process_index() == 0:

@@ -1,11 +1,14 @@
 """Evaluation batches: padding, processes, resume, bad files. Everything from a small folder."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from input_pipeline.batches.corruptions import corrupt
 from input_pipeline.batches.evaluation import evaluation_batches
+from input_pipeline.batches.loading import nearest, read_example
 from input_pipeline.batches.transforms import rescaled_size, sample_rng
 from input_pipeline.datasets import catalog
 from input_pipeline.datasets.images import BadImage, BadLabel, read_image, read_label
@@ -41,6 +44,33 @@ def same(first, second):
     assert first.keys() == second.keys()
     for key in first:
         np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def test_large_images_and_labels_are_shrunk(world):
+    """With their label maps, by the nearest pixel; sizes of the files stay known."""
+    world = dataclasses.replace(world, longest_px=30)
+    examples = world.index("")
+    for batch in batches(world, max_buckets=1):
+        for row in np.flatnonzero(batch["valid"]):
+            height, width = SIZES[batch["index"][row]]
+            factor = 30 / max(height, width)
+            size = max(round(height * factor), 1), max(round(width * factor), 1)
+            assert tuple(batch["image_size"][row]) == size
+            assert tuple(batch["original_size"][row]) == (height, width)
+            image, label = read_example(world, examples[batch["index"][row]])
+            assert image.shape[:2] == label.shape == size
+            np.testing.assert_array_equal(batch["label"][row, : size[0], : size[1]], label)
+    whole = seeded.label_map(40, 60, len(CLASSES), 0)
+    np.testing.assert_array_equal(read_example(world, examples[0])[1], whole[1::2, 1::2])
+    np.testing.assert_array_equal(nearest(whole[1::2, 1::2], (40, 60))[::2, ::2], whole[1::2, 1::2])
+
+
+def test_a_label_map_of_another_size_is_refused_where_images_shrink(world):
+    world = dataclasses.replace(world, longest_px=30)
+    (example, *_) = world.index("")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(example.label_path)
+    with pytest.raises(BadLabel, match=r"20 x 30 pixels, but its image .* has 40 x 60"):
+        read_example(world, example)
 
 
 @pytest.mark.slow
@@ -113,7 +143,7 @@ def test_resume_does_not_decode(world, monkeypatch):
     read = []
     monkeypatch.setattr(
         "input_pipeline.batches.loading.read_image",
-        lambda path: read.append(path) or read_image(path),
+        lambda path, longest: read.append(path) or read_image(path, longest),
     )
     last = list(whole.starting_at(len(whole) - 1))
     assert len(read) == last[0]["valid"].sum()
@@ -205,7 +235,7 @@ def test_bad_files_raise(world, tmp_path):
 
 
 def test_other_errors_always_raise(world, monkeypatch):
-    def broken(path):
+    def broken(path, longest):
         raise RuntimeError("a mistake of ours")
 
     monkeypatch.setattr("input_pipeline.batches.loading.read_image", broken)

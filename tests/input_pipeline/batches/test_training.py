@@ -237,7 +237,7 @@ def test_going_on_is_no_skip(world, monkeypatch):
     read = []
     monkeypatch.setattr(
         "input_pipeline.batches.loading.read_image",
-        lambda path: read.append(path) or read_image(path),
+        lambda path, longest: read.append(path) or read_image(path, longest),
     )
     stream = view_batches(world, batch_size=1, threads=1).batches(10**12)
     next(stream)
@@ -261,7 +261,7 @@ def test_processes_read_their_own_rows(world, monkeypatch):
     read = set()
     monkeypatch.setattr(
         "input_pipeline.batches.loading.read_image",
-        lambda path: read.add(path.stem) or read_image(path),
+        lambda path, longest: read.add(path.stem) or read_image(path, longest),
     )
     data = view_batches(world, process_index=1, process_count=2, reshuffle=False)
     taken(data, 6)
@@ -351,7 +351,7 @@ def test_many_bad_in_a_row(tmp_path):
 
 
 def test_other_errors_always_raise(world, monkeypatch):
-    def broken(path):
+    def broken(path, longest):
         raise RuntimeError("a mistake of ours")
 
     monkeypatch.setattr("input_pipeline.batches.loading.read_image", broken)

@@ -58,6 +58,25 @@ def test_exif_orientation(tmp_path, suffix, orientation):
         np.testing.assert_array_equal(read, cv2.imread(str(path))[..., ::-1])
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_images_are_shrunk(tmp_path, suffix, orientation):
+    """To the size that the header gives; as Pillow shrinks the whole image."""
+    pixels = np.kron(seeded.image(30, 40, 0), np.ones((20, 20, 1), np.uint8))  # 600 x 800
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path := tmp_path / f"a.{suffix}", quality=95, exif=exif)
+    size = images.shrunk_size(*images.image_size(path), 100)
+    assert size == ((75, 100) if orientation == 1 else (100, 75))
+    shrunk, whole = images.read_image(path, 100), images.read_image(path)
+    assert shrunk.shape[:2] == size
+    expected = Image.fromarray(whole).resize(size[::-1], Image.Resampling.BILINEAR)
+    assert np.abs(shrunk.astype(int) - np.asarray(expected)).mean() < 3
+    np.testing.assert_array_equal(images.read_image(path, 800), whole)
+    assert images.shrunk_size(3, 4000, 500) == (1, 500)
+
+
 def test_grey_and_palette_and_transparent(tmp_path):
     grey = Image.fromarray(RGB).convert("L")
     expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.methods.clip_es.stored_cams import StoredCAM, is_whole, read_cams, write_cams
-from clipseg_jax.methods.clip_es.student import examples_with_masks
+from clipseg_jax.methods.clip_es.student import labelled_examples
 from configs import demo_clip_es
 
 MAPS = np.random.default_rng(0).random((2, 5, 7), np.float32)
@@ -74,9 +74,9 @@ def test_a_torn_mask_is_no_reason_to_leave_its_image_out(tmp_path):
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8)).save(path)
-    names = [each.name for each in examples_with_masks(config, tmp_path)]
+    names = [each.name for each in labelled_examples(config, tmp_path)]
     assert len(names) == 3
     torn = mask_path(tmp_path, names[1])
     torn.write_bytes(torn.read_bytes()[:-20])
     with pytest.raises(ValueError, match=rf"{torn} .*delete .*masks\.done\.json"):
-        examples_with_masks(config, tmp_path)
+        labelled_examples(config, tmp_path)

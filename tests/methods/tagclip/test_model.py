@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,24 @@ def test_label_lists(tmp_path):
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_label_list(path, 20)
+
+
+def test_label_lists_by_name(tmp_path):
+    """As users write them, also in one list with ids; names of files may hold anything."""
+    path, names = tmp_path / "tags.txt", ("cat", "traffic light")
+    path.write_text("a: cat\n\nphoto 7.jpg: traffic light, cat\n10:22 1 0\nnothing:\nb 0\nc:cat\n")
+    assert read_label_list(path, 2, names) == {
+        "a": (0,), "photo 7.jpg": (1, 0), "10:22": (1, 0), "nothing": (), "b": (0,), "c": (0,),
+    }  # fmt: skip
+    for text, message in (
+        ("a: cta\n", "line 1: cta is no class; did you mean cat?"),
+        ("a: zebra\n", "line 1: zebra is no class; there are cat, traffic light"),
+        ("a: cat, cat\n", "line 1: a class is listed twice"),
+        ("a: cat\na: cat\n", "line 2: image a is listed twice"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read_label_list(path, 2, names)
 
 
 def test_label_vectors(tmp_path):
