@@ -261,6 +261,10 @@ def test_a_trained_model_has_its_own_classes(visit, served):
     segment(tab)
     assert {"boat", "fish"} <= legend(tab).keys()
     assert served.output.splitlines()[-1].startswith("pass: my <b>maskclip, its own")
+    shown = source(tab, "overlay")
+    tab.click("#samples button >> nth=7")  # geese, whose words are others
+    changed(tab, "overlay", shown)
+    assert tab.input_value("#words textarea") == ", ".join(world.CLASSES)
     choose(tab, "model", "demo")
     tab.wait_for_selector("#about:has-text('painted toys')")
     assert tab.is_enabled("#words textarea")
