@@ -9,10 +9,11 @@ import gradio as gr
 from gradio.events import Dependency
 
 from clipseg_jax.web import markup
-from clipseg_jax.web.actions import Actions, Upload, Wish, told
+from clipseg_jax.web.actions import Actions, Upload, Wish
 from clipseg_jax.web.layout import TITLE, Fields, choices
 from clipseg_jax.web.models import Models
 from clipseg_jax.web.photos import Limits, Sample
+from clipseg_jax.web.told import told
 
 _WAITING = 40  # events that wait; of more a browser is told that the queue is full
 # On a phone the results are below the window.
