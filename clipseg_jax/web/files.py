@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 
 
@@ -17,8 +18,11 @@ class Files:
     Only names that cannot be guessed lead to its files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, grace_s: float = 3.0) -> None:
+        """`grace_s`: how long a file stays after `remove`, for browsers that still fetch it."""
         self.root = Path(tempfile.mkdtemp(prefix="clipseg_web_")).resolve()  # for this user alone
+        self._grace_s = grace_s
+        self._leaving: deque[tuple[float, Path]] = deque()  # since when
 
     def new(self, suffix: str) -> Path:
         """A new path in a folder of its own, whose last part is `suffix`."""
@@ -26,21 +30,16 @@ class Files:
         folder.mkdir(mode=0o700)
         return folder / suffix
 
-    def remove(self, path: str | os.PathLike[str]) -> None:
-        """Removes a file below `root`, and its folder if that is empty then; others are left."""
+    def remove(self, path: str | os.PathLike[str], *, now: float | None = None) -> None:
+        """Lets the next `sweep` but for the grace remove a file; one outside `root` is left."""
         path = Path(os.path.realpath(path))
-        if self.root not in path.parents:
-            return
-        with contextlib.suppress(OSError):
-            path.unlink()
-        if path.parent != self.root:
-            with contextlib.suppress(OSError):
-                path.parent.rmdir()
+        if self.root in path.parents:
+            self._leaving.append((time.time() if now is None else now, path))
 
     def sweep(self, *, idle_s: float, most_bytes: int, now: float | None = None) -> int:
-        """Removes files that nobody removed; returns how many.
+        """Removes what `remove` was told, and what nobody tells of; returns how many files.
 
-        Those of uploads that broke off, of tabs that were closed, and the library's own.
+        That are those of uploads that broke off, and the library's own.
 
         Args:
           idle_s: files that were written longer ago go.
@@ -48,6 +47,9 @@ class Files:
           now: the time.
         """
         now = time.time() if now is None else now
+        count = 0
+        while self._leaving and self._leaving[0][0] <= now - self._grace_s:
+            count += _unlink(self._leaving.popleft()[1])
         found = []
         for folder, _, names in os.walk(self.root):
             for name in names:
@@ -56,14 +58,23 @@ class Files:
                     state = os.stat(path, follow_symlinks=False)
                     found.append((state.st_mtime, state.st_size, path))
         total = sum(size for _, size, _ in found)
-        count = 0
         for written, size, path in sorted(found):
             if written < now - idle_s or total > most_bytes:
-                self.remove(path)
+                count += _unlink(Path(path))
                 total -= size
-                count += 1
         return count
 
     def close(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _unlink(path: Path) -> bool:
+    """Removes a file, and its folder if that is empty then; whether it was there."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+    return True

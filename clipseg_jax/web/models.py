@@ -93,10 +93,10 @@ class Models:
         with self._devices:
             return self._get(name)
 
-    def trained(self) -> list[tuple[str, ...]]:
-        """The classes of each trained model in memory."""
-        loaded = list(self._loaded.values())
-        return [model.classes for model in loaded if model.classes is not None]
+    def trained(self) -> dict[str, tuple[str, ...]]:
+        """The classes of each trained model in memory, by its name."""
+        loaded = list(self._loaded.items())
+        return {name: model.classes for name, model in loaded if model.classes is not None}
 
     def is_loaded(self, name: str) -> bool:
         """Whether it is in memory."""

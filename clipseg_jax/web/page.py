@@ -9,10 +9,11 @@ import gradio as gr
 from gradio.events import Dependency
 
 from clipseg_jax.web import markup
-from clipseg_jax.web.actions import Actions, Upload, Wish, told
+from clipseg_jax.web.actions import Actions, Upload, Wish
 from clipseg_jax.web.layout import TITLE, Fields, choices
 from clipseg_jax.web.models import Models
 from clipseg_jax.web.photos import Limits, Sample
+from clipseg_jax.web.told import told
 
 _WAITING = 40  # events that wait; of more a browser is told that the queue is full
 # On a phone the results are below the window.
@@ -32,7 +33,7 @@ def build(
     """The page: its components, and the events between them and `actions`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         fields = Fields(models, limits, samples)
-        taken = _wire_photo(page, fields, actions, samples)
+        taken = _wire_photo(page, fields, actions, models, samples)
         _wire_runs(fields, actions, models, samples, taken)
         _wire_views(fields, actions)
         page.queue(max_size=_WAITING, default_concurrency_limit=4, api_open=False)
@@ -40,7 +41,11 @@ def build(
 
 
 def _wire_photo(
-    page: gr.Blocks, fields: Fields, actions: Actions, samples: tuple[Sample, ...]
+    page: gr.Blocks,
+    fields: Fields,
+    actions: Actions,
+    models: Models,
+    samples: tuple[Sample, ...],
 ) -> Dependency:
     """The photo: a sample at first, then what the visitor takes or drops.
 
@@ -54,10 +59,10 @@ def _wire_photo(
 
     @told
     def take_sample(
-        words: str, background: str, event: gr.EventData, request: gr.Request
+        words: str, background: str, model: str, event: gr.EventData, request: gr.Request
     ) -> tuple[Any, ...]:
         picture, sample = actions.take_sample(_index(event), _visitor(request))
-        if (words, background) in own:  # not the visitor's
+        if (words, background) in own and model not in models.trained():  # not the visitor's
             words, background = ", ".join(sample.words), ", ".join(sample.background)
         return picture, words, background
 
@@ -82,7 +87,7 @@ def _wire_photo(
     page.load(enter, None, fields.photo, **_QUICK)
     taken = fields.samples.pick(
         take_sample,
-        [fields.words, fields.background],
+        [fields.words, fields.background, fields.model],
         [fields.photo, fields.words, fields.background],
         **_QUICK,
     )
@@ -115,7 +120,7 @@ def _wire_runs(
     @told
     def choose(name: str, words: str) -> tuple[Any, ...]:
         chosen = choices(name, models.get(name), samples[0])
-        trained = {", ".join(classes) for classes in models.trained()}
+        trained = {", ".join(classes) for classes in models.trained().values()}
         kept = chosen.open and words not in trained
         return (
             gr.update(value=words if kept else chosen.words, interactive=chosen.open),

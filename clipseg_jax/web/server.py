@@ -21,7 +21,7 @@ from input_pipeline import commands
 from input_pipeline.text_lists import escaped, one_line
 
 _IDLE_S = 3600.0  # what is not used for so long is forgotten
-_SWEEP_S = 20.0
+_SWEEP_S = 2.0
 _MOST_SESSIONS = 200
 _MOST_BYTES = 1 << 30  # of all visitors' photos and results
 _MOST_FILE_BYTES = 1 << 31

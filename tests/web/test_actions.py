@@ -6,14 +6,12 @@ import json
 import threading
 from pathlib import Path
 
-import gradio as gr
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipseg_jax.segmentation import ClassScores
-from clipseg_jax.web.actions import Actions, Upload, Wish, told
+from clipseg_jax.web.actions import Actions, Upload, Wish
 from clipseg_jax.web.files import Files
 from clipseg_jax.web.models import Models
 from clipseg_jax.web.photos import Limits, samples
@@ -35,7 +33,7 @@ class Halves(Network):
 
 @pytest.fixture
 def files():
-    found = Files()
+    found = Files(grace_s=0)
     yield found
     found.close()
 
@@ -60,6 +58,8 @@ def dropped(files, size=(40, 60)):
 
 
 def count(files):
+    """Files that are there once those that should go are gone."""
+    files.sweep(idle_s=1e9, most_bytes=10**12)
     return sum(path.is_file() for path in files.root.rglob("*"))
 
 
@@ -145,46 +145,3 @@ def test_a_trained_model_takes_no_words(actions, files):
         None,
     )
     assert new
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "logged"),
-    [
-        (ValueError("the <b>name</b>\nis wrong"), "the &lt;b&gt;name&lt;/b&gt; is wrong", False),
-        (OSError("disk"), "disk", False),
-        (
-            MemoryError(),
-            "The server is short of memory; take a smaller photo or fewer words.",
-            True,
-        ),
-        (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: x"),
-            "The device is short of memory; take fewer words.",
-            True,
-        ),
-        (
-            KeyError("x"),
-            "This page has an error of its own; the server&#x27;s log says which.",
-            True,
-        ),
-        (gr.Error("as it is"), "as it is", False),
-    ],
-)
-def test_what_visitors_are_told(error, message, logged, caplog):
-    @told
-    def at_once():
-        raise error
-
-    @told
-    def step_by_step():
-        yield 1
-        raise error
-
-    steps = step_by_step()
-    assert next(steps) == 1
-    for action in (at_once, lambda: next(steps)):
-        caplog.clear()
-        with pytest.raises(gr.Error) as caught:
-            action()
-        assert caught.value.message == message
-        assert bool(caplog.records) == logged

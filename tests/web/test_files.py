@@ -26,28 +26,42 @@ def test_paths_cannot_be_guessed_and_belong_to_the_user():
     assert not files.root.exists()
 
 
+SWEEP = {"idle_s": 50, "most_bytes": 1000}
+
+
 def test_what_is_outside_is_left(tmp_path):
-    files = Files()
+    files = Files(grace_s=0)
     other = tmp_path / "precious"
     other.write_text("x")
     link = files.root / "link"
     link.symlink_to(other)
     for path in (other, files.root / ".." / other.name, link, files.root):
-        files.remove(path)
+        files.remove(path, now=0)
+    assert files.sweep(**SWEEP, now=0) == 0
     assert other.exists()
-    assert files.root.exists()
-    path = written(files)
-    files.remove(path)
-    assert not path.parent.exists()
+    assert link.is_symlink()
     files.close()
 
 
-def test_sweep():
+def test_a_file_stays_for_those_who_still_fetch_it():
+    files = Files()
+    path = written(files)
+    files.remove(path, now=1000.0)
+    assert files.sweep(**SWEEP, now=1002.0) == 0
+    assert files.sweep(**SWEEP, now=1004.0) == 1
+    assert not path.parent.exists()
+    files.remove(path, now=1011.0)
+    assert files.sweep(**SWEEP, now=1030.0) == 0
+    assert files.root.exists()
+    files.close()
+
+
+def test_what_nobody_removed():
     files = Files()
     old, young, loose = written(files, age=100), written(files), files.root / "tmpabc"
     loose.write_bytes(b"")  # as Gradio leaves them
     os.utime(loose, (0, 0))
-    assert files.sweep(idle_s=50, most_bytes=1000, now=1000.0) == 2
+    assert files.sweep(**SWEEP, now=1000.0) == 2
     assert not old.parent.exists()
     assert young.exists()
     newer = written(files, age=-1)

@@ -71,7 +71,7 @@ def test_the_least_recently_used_goes(three, loaded):
     assert loaded == {"a.pt": 1, "b": 2, "c": 1}
     assert three.is_loaded("A")
     assert not three.is_loaded("C")
-    assert three.trained() == [("cat", "dog")]
+    assert three.trained() == {"B": ("cat", "dog")}
 
 
 def test_what_a_run_asks_for(three):
