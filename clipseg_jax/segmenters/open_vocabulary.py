@@ -188,10 +188,10 @@ class OpenVocabulary:
         names, others, threshold = read_words(words, background)
         vision = self.clip.cfg.vision
         labels = (*range(1, len(names) + 1), *(0 for _ in others))
-        cfg = options.inference(vision, labels, threshold)
+        cfg = options.inference(vision, labels, 0.0)  # the runner has the threshold
         cfg = dataclasses.replace(cfg, mean=self._loaded.mean, std=self._loaded.std)
         protocol = repr((cfg, options))
-        key = (tuple(names), tuple(others), protocol)
+        key = (tuple(names), tuple(others), threshold, protocol)
         runner = self._runners.get(key)
         if runner is None:
             if len(names) == 1 and not others:
@@ -211,6 +211,7 @@ class OpenVocabulary:
                 ("background", *names),
                 mesh=self._mesh,
                 batch_size=self._batch_size,
+                threshold=threshold,
             )
         _keep(self._runners, key, runner)
         _keep(self._functions, protocol, runner.functions)

@@ -96,9 +96,14 @@ class Runner:
         *,
         mesh: Mesh,
         batch_size: int,
+        threshold: float = 0.0,
     ):
-        """`names`: of the labels, "background" first. The other arguments: see above."""
-        self.names, self.cfg = tuple(names), cfg
+        """`names`: of the labels, "background" first. The other arguments: see above.
+
+        `threshold`: pixels whose best probability is lower are background. It is applied here, not
+        on the device, so that another one is not compiled again.
+        """
+        self.names, self.cfg, self._threshold = tuple(names), cfg, threshold
         self.functions, self._mesh, self._batch_size = functions, mesh, batch_size
         self._state = replicate(mesh, state)
 
@@ -124,8 +129,10 @@ class Runner:
             return list(zip(*jax.device_get(maps), strict=True))
 
         def result(maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> Segmentation:
-            h, w = size
-            return Segmentation(maps[0][:h, :w], maps[1][:h, :w], self.names)
+            labels, best = (each[: size[0], : size[1]] for each in maps)
+            if self._threshold:
+                labels = np.where(best < np.float32(self._threshold), np.uint8(0), labels)
+            return Segmentation(labels, best, self.names)
 
         return self._results(images, run, result)
 

@@ -150,10 +150,10 @@ class Trained:
                 "probability below which nothing is named, or None"
             )
         check_refine(refine)
-        cfg = self._cfg
+        cfg, threshold = self._cfg, 0.0
         if background is not None:
             threshold = check_number("background", background, 0, 1)
-            cfg = dataclasses.replace(cfg, background_threshold=threshold)
+            cfg = dataclasses.replace(cfg, background_threshold=0.0)  # the runner has it
         if refine != "auto":
             chosen = REFINEMENTS[refine] if isinstance(refine, str) else refine
             cfg = dataclasses.replace(cfg, refine=chosen, crf_image="raw")
@@ -161,4 +161,12 @@ class Trained:
             self._compiled[cfg] = compiled(self._network.task, cfg, self._network.features)
         state, functions = self._compiled[cfg]
         names = ("background", *self.classes)
-        return Runner(state, functions, cfg, names, mesh=self._mesh, batch_size=self._batch_size)
+        return Runner(
+            state,
+            functions,
+            cfg,
+            names,
+            mesh=self._mesh,
+            batch_size=self._batch_size,
+            threshold=threshold,
+        )

@@ -131,12 +131,14 @@ def test_an_unreadable_file_is_named_and_the_others_done(model, picture, tmp_pat
         model.segment([path], NAMES)
 
 
-def test_other_words_of_the_same_number_are_not_compiled_again(model, picture):
+@pytest.mark.parametrize("background", [None, 0.3, 0.7])
+def test_nothing_is_compiled_again(model, picture, background):
+    """For other words of the same number, and for other thresholds."""
     model.segment(picture.image, ["cow", "duck"], refine=None)
     before = len(model._functions)
     functions = next(reversed(model._functions.values()))
     traced = functions.segment._cache_size()
-    model.segment(picture.image, ["car", "bus"], refine=None)
+    model.segment(picture.image, ["car", "bus"], refine=None, background=background)
     assert len(model._functions) == before
     assert functions.segment._cache_size() == traced
 
