@@ -34,7 +34,10 @@ SMALL = {
     "crf": {"iterations": 2},
     "rectifier": {"batch_size": 2, "total_steps": 2},
     "student": {
-        "blocks": (1, 1, 1, 1), "width": 8, "batch_size": 2, "total_steps": 2,
+        "blocks": (1, 1, 1, 1),
+        "width": 8,
+        "batch_size": 2,
+        "total_steps": 2,
         "init_weights": "random",
     },
     "clip_rc": {"heads": 4, "hidden": 64, "batch_size": 2, "total_steps": 2},
