@@ -1,8 +1,10 @@
-"""The evaluation loop: sums a confusion matrix over all processes and hands out label maps."""
+"""The evaluation loop: sums a confusion matrix over all processes and hands out its images."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,23 +16,38 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from clipseg_jax.core.files import load_arrays, write_atomic
-from clipseg_jax.core.mesh import local_rows, replicate, shard_batch
+from clipseg_jax.core.mesh import batch_sharding, local_rows, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
+from clipseg_jax.core.processes import barrier
 from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.inference import InferenceConfig, make_segment_fn, network_shapes, network_sizes
 from clipseg_jax.task import HostBatch, Task
 
-# (state, sharded batch, static network shapes) -> pixel counts, [images, pixels], labels
-EvaluationStep = Callable[..., tuple[Array, Array, Array]]
-# (index of the example, image (h, w, 3) uint8, labels (h, w) uint8)
-OnLabels = Callable[[int, np.ndarray, np.ndarray], None]
+# (state, sharded batch, static network shapes) -> pixel counts, [images, pixels], pixels of each
+# image, labels
+EvaluationStep = Callable[..., tuple[Array, Array, Array, Array]]
 
+
+@dataclasses.dataclass(frozen=True)
+class Segmented:
+    """One image of this process and what became of it; the devices are asked for what is used."""
+
+    index: int  # of the example
+    image: np.ndarray  # (h, w, 3) uint8
+    truth: np.ndarray  # (h, w) int32
+    # () -> (h, w) uint8: the label map.
+    labels: Callable[[], np.ndarray]
+    # () -> (3, classes) int32: pixels of each class that are right, labelled and predicted.
+    counts: Callable[[], np.ndarray]
+
+
+OnImage = Callable[[Segmented], None]
 
 _SAVED = ("plan", "confusion", "images", "batches", "pixels")
 _MUCH_IGNORED = 0.1  # share of ignored pixels that is mentioned if a class has no pixel at all
@@ -78,6 +95,10 @@ class Progress:
             return fresh
         return cls(confusion.copy(), images, batches, plan, pixels)
 
+    def copy(self) -> Progress:
+        """The counts as they are now."""
+        return dataclasses.replace(self, confusion=self.confusion.copy())
+
     def save(self, path: Path) -> None:
         """Writes the counts atomically."""
         fields = {name: getattr(self, name) for name in _SAVED}
@@ -85,32 +106,40 @@ class Progress:
 
 
 def evaluation_step(
-    task: Task, cfg: InferenceConfig, *, classes: int, ignore: int = 255
+    task: Task, cfg: InferenceConfig, *, classes: int, mesh: Mesh, ignore: int = 255
 ) -> EvaluationStep:
-    """The jitted step (state, batch, static network shapes) -> counts, [images, pixels], labels.
+    """The jitted step; see `EvaluationStep`. Pixels of each image are `Segmented.counts`.
 
     Compiles once per bucket of image sizes and serves every state of the same network.
 
     Args:
       classes: number of labels.
+      mesh: devices over which batches are sharded.
       ignore: label of pixels that are not counted.
     """
     _, segment = make_segment_fn(task, cfg)
+    count = functools.partial(confusion_matrix, classes=classes, ignore=ignore)
 
-    def step(state: Any, batch: dict[str, Array], shapes: tuple) -> tuple[Array, Array, Array]:
+    def step(
+        state: Any, batch: dict[str, Array], shapes: tuple
+    ) -> tuple[Array, Array, Array, Array]:
         labels, _ = segment(
             state, batch["image"], batch["image_size"], batch["network_size"], shapes
         )
         if "label" in batch:
             truth = jnp.where(batch["valid"][:, None, None], batch["label"], ignore)
-            counts = confusion_matrix(truth, labels, classes, ignore)
+            counts = jax.vmap(count)(truth, labels)
         else:  # images without label maps are segmented, not scored
-            counts = jnp.zeros((classes, classes), jnp.int32)
+            counts = jnp.zeros((labels.shape[0], classes, classes), jnp.int32)
+        right = jnp.diagonal(counts, axis1=1, axis2=2)
+        each = jnp.stack([right, counts.sum(axis=2), counts.sum(axis=1)], axis=1)
         areas = jnp.where(batch["valid"], jnp.prod(batch["image_size"], axis=1), 0)
         sizes = jnp.stack([jnp.sum(batch["valid"]), jnp.sum(areas)])
-        return counts, sizes, labels.astype(jnp.uint8)
+        return counts.sum(axis=0), sizes, each, labels.astype(jnp.uint8)
 
-    return jax.jit(step, static_argnums=2)
+    everywhere, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    shardings = (everywhere, everywhere, rows, rows)
+    return jax.jit(step, static_argnums=2, out_shardings=shardings)
 
 
 def evaluate(
@@ -125,7 +154,7 @@ def evaluate(
     plan: str = "",
     progress_path: Path | None = None,
     save_every_s: float = 60.0,
-    on_labels: OnLabels | None = None,
+    on_image: OnImage | None = None,
     step: EvaluationStep | None = None,
 ) -> Progress:
     """Segments every batch and counts its pixels; every process returns the same counts.
@@ -144,26 +173,31 @@ def evaluate(
       progress_path: file for the counts, written every `save_every_s` seconds; a run that finds it
         resumes from it. The caller removes it once the result is stored.
       save_every_s: seconds between writes of `progress_path`.
-      on_labels: called for each of this process's images with its index, pixels and label map.
+      on_image: called for each of this process's images; all calls of a batch have been made, in
+        every process, before its counts are in the file.
       step: from `evaluation_step`, to avoid recompilation when one network is evaluated repeatedly.
     """
     state = replicate(mesh, nnx.state(task.model))
-    step = step or evaluation_step(task, cfg, classes=classes, ignore=ignore)
+    step = step or evaluation_step(task, cfg, classes=classes, mesh=mesh, ignore=ignore)
     progress = Progress.load(progress_path, classes, plan)
     main_process = jax.process_index() == 0
     saved_at = time.monotonic()
-    pending: tuple[Array, Array, Array, HostBatch] | None = None
+    pending: tuple[Array, Array, Array, Array, HostBatch] | None = None
+    # Another process begins a batch, without which this one gets no counts of it, when it has
+    # handed out the last but one: so the oldest of three counts is safe to save.
+    settled = collections.deque([progress.copy()], maxlen=3)
 
-    def finish(results: tuple[Array, Array, Array, HostBatch], bar: tqdm) -> None:
-        counts, sizes, labels, batch = results
+    def finish(results: tuple[Array, Array, Array, Array, HostBatch], bar: tqdm) -> None:
+        counts, sizes, each, labels, batch = results
         progress.confusion += np.asarray(jax.device_get(counts), np.int64)
         images, pixels = (int(size) for size in jax.device_get(sizes))
         progress.images += images
         progress.pixels += pixels
         progress.batches += 1
         bar.update(images)
-        if on_labels:
-            _hand_out(labels, batch, on_labels)
+        if on_image:
+            _hand_out(labels, each, batch, on_image)
+        settled.append(progress.copy())
 
     with progress_bar(total=total, initial=progress.images, unit="image", desc="evaluate") as bar:
         for batch in batches(progress.batches):
@@ -179,23 +213,34 @@ def evaluate(
             pending = (*results, batch)
             due = time.monotonic() - saved_at > save_every_s
             if due and main_process and progress_path is not None:
-                progress.save(progress_path)
+                settled[0].save(progress_path)
                 saved_at = time.monotonic()
         if pending:
             finish(pending, bar)
-    if main_process and progress_path is not None:
-        progress.save(progress_path)
+    if progress_path is not None:
+        barrier("evaluated")
+        if main_process:
+            progress.save(progress_path)
     return progress
 
 
-def _hand_out(labels: Array, batch: HostBatch, on_labels: OnLabels) -> None:
-    """Calls `on_labels` with this process's valid rows, cropped to their real size."""
-    local = local_rows(labels)
-    for row, valid in enumerate(batch["valid"]):
-        if valid:
-            h, w = batch["image_size"][row]
-            image = batch["image"][row, :h, :w]
-            on_labels(int(batch["index"][row]), image, local[row, :h, :w])
+def _hand_out(labels: Array, each: Array, batch: HostBatch, on_image: OnImage) -> None:
+    """Calls `on_image` with this process's valid rows, cropped to their real size."""
+    all_labels = functools.cache(lambda: local_rows(labels))
+    all_counts = functools.cache(lambda: local_rows(each))
+
+    def one(row: int) -> Segmented:
+        h, w = (int(side) for side in batch["image_size"][row])
+        return Segmented(
+            index=int(batch["index"][row]),
+            image=batch["image"][row, :h, :w],
+            truth=batch["label"][row, :h, :w],
+            labels=lambda: all_labels()[row, :h, :w],
+            counts=lambda: all_counts()[row],
+        )
+
+    for row in np.flatnonzero(batch["valid"]):
+        on_image(one(int(row)))
 
 
 def report(

@@ -84,10 +84,16 @@ def stages_of(method: str) -> Mapping[str, Stage]:
     return importlib.import_module(METHODS[method]).STAGES
 
 
-def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[str, dict]:
+def run(
+    config: ConfigDict, workdir: Path, given: Collection[str] = (), *, recipe: str = ""
+) -> dict[str, dict]:
     """Runs the config's stages; returns each stage's record, also of those skipped.
 
-    `given`: names of the config values that were set on the command line.
+    Afterwards report.html in the work directory shows what is there.
+
+    Args:
+      given: names of the config values that were set on the command line.
+      recipe: whose config it is, such as "voc_reclippp:2025", for the report.
 
     Raises:
       ValueError: unknown method, unknown stages or stages out of order, or a work directory that
@@ -107,14 +113,18 @@ def run(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> dict[
             f"set --config.stages={','.join(in_order)}"
         )
     with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run_stages(config, workdir, stages, given)
+        return _run_stages(config, workdir, stages, given, recipe)
 
 
 def _run_stages(
-    config: ConfigDict, workdir: Path, stages: Mapping[str, Stage], given: Collection[str]
+    config: ConfigDict,
+    workdir: Path,
+    stages: Mapping[str, Stage],
+    given: Collection[str],
+    recipe: str,
 ) -> dict[str, dict]:
     # Like the recipes, these need the extra "data".
-    from clipseg_jax.stages import completion, preflight, work_directory
+    from clipseg_jax.stages import completion, preflight, run_record, work_directory
 
     main_process = jax.process_index() == 0
     if main_process:
@@ -127,6 +137,7 @@ def _run_stages(
     if main_process:
         work_directory.check(config, workdir, given)
         preflight.check(config, to_come)
+        run_record.append_run(workdir, recipe)
     processes.barrier("start")
     records = {}
     for name in config.stages:
@@ -147,17 +158,33 @@ def _run_stages(
             write_json(done, records[name])
             work_directory.record_content(config, workdir)
         processes.barrier(name)
+    if main_process:
+        _report(workdir)
     return records
+
+
+def _report(workdir: Path) -> None:
+    """Leaves report.html; a run whose results are there does not fail for want of it."""
+    from clipseg_jax.reports.report import write_report
+
+    try:
+        commands.say(f"report: {write_report(workdir)}")
+    except Exception as error:
+        logging.warning(
+            "no report: %s; try again: python -m clipseg_jax.reports %s",
+            printable(f"{type(error).__name__}: {error}"),
+            workdir,
+        )
 
 
 def _done(workdir: Path, stage: str) -> Path:
     return workdir / f"{stage}.done.json"
 
 
-def _config_name() -> str:
-    """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string becomes part of it."""
-    path, _, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "_".join(filter(None, [Path(path).stem, string.replace("/", "_")]))
+def _recipe() -> str:
+    """ "voc_maskclip" of --config=configs/voc_maskclip.py; a config string follows after ":"."""
+    path, colon, string = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"{Path(path).stem}{colon}{string}"
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -175,7 +202,8 @@ def _run_flags(argv: list[str]) -> int:
     if _SHOW.value:
         commands.say("\n".join(shown(_CONFIG.value, _sources())))
         return 0
-    workdir = f"workdir/{_config_name()}" if _WORKDIR.value is None else _WORKDIR.value
+    own_folder = "_".join(filter(None, _recipe().replace("/", "_").split(":", 1)))
+    workdir = f"workdir/{own_folder}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
         check_local(workdir, "--workdir")
@@ -183,7 +211,7 @@ def _run_flags(argv: list[str]) -> int:
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        run(_CONFIG.value, Path(workdir), given)
+        run(_CONFIG.value, Path(workdir), given, recipe=_recipe())
 
     with signals():
         return processes.end_together(lambda: exit_code(lambda: processes.exit_if_peer_lost(work)))

@@ -28,7 +28,7 @@ from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.progress import progress_bar
-from clipseg_jax.core.writer import Writer
+from clipseg_jax.core.writer import Shown, Writer
 from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
 
@@ -64,6 +64,13 @@ class TrainResult(NamedTuple):
     metrics: dict[str, Any]  # "steps"; last "loss"; "best": its step, metrics, `monitor`, or {}
 
 
+class Evaluated(NamedTuple):
+    """What an evaluation during training gives to the loop."""
+
+    metrics: dict[str, float]  # logged; one of them selects the best checkpoint
+    shown: Shown | None = None  # in TensorBoard beside them
+
+
 class NonFiniteError(ValueError):
     """The loss or its gradient became NaN or infinite."""
 
@@ -77,7 +84,7 @@ def train(
     mesh: Mesh,
     workdir: Path,
     name: str,
-    evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
+    evaluate: Callable[[nnx.Module, int], Evaluated] | None = None,
     callbacks: Mapping[int, Callable[[nnx.Module], None]] | None = None,
     example_names: Sequence[str] | None = None,
 ) -> TrainResult:
@@ -92,7 +99,7 @@ def train(
       mesh: devices over which batches (and with "fsdp" parameters) are sharded.
       workdir: folder of checkpoints, logs and TensorBoard events.
       name: of this run within `workdir`.
-      evaluate: (model, step) -> metrics; called in every process.
+      evaluate: (model, step) -> metrics and what is shown; called in every process.
       callbacks: number of completed steps -> function of the model, called in every process; called
         again by a run that resumes at that step.
       example_names: name of each example, for error messages.
@@ -162,10 +169,10 @@ def train(
                     saved.wait()
                     caught.at_once()
                     model = parts.model(state.params, state.stats, frozen)
-                    evaluation = evaluate(model, step)
-                    best.offer(step, state, evaluation)
-                    evaluated.write(step, evaluation)
-                    bar.write(f"step {step}: " + _format(evaluation))
+                    metrics_now, shown = evaluate(model, step)
+                    best.offer(step, state, metrics_now)
+                    evaluated.write(step, metrics_now, shown)
+                    bar.write(f"step {step}: " + _format(metrics_now))
                     clock, images = time.monotonic(), 0
                 if callbacks and step in callbacks:
                     check()
@@ -178,6 +185,8 @@ def train(
                 state, metrics = step_once(state, frozen, shard_batch(mesh, batch))
                 caught.defer()
                 check()  # of the previous step, so that the devices always have work queued
+                if step == start + 1:  # what came before was mostly compilation
+                    clock, images = time.monotonic(), 0
                 pending = (step, batch, metrics)
                 step += 1
                 bar.update()

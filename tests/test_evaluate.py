@@ -16,6 +16,7 @@ from PIL import Image
 
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.mesh import make_mesh, shard_batch
+from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.evaluate import Progress, evaluate, headline, report
 from clipseg_jax.inference import (
     InferenceConfig,
@@ -106,17 +107,17 @@ def test_an_interrupted_run_resumes(root, counted, tmp_path):
     path = tmp_path / "partial.npz"
     indices = []
 
-    def stop(index, image, labels):
-        indices.append(index)
+    def stop(one):
+        indices.append(one.index)
         if len(indices) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(root, 1, 1, progress_path=path, save_every_s=0, on_labels=stop)
+        run(root, 1, 1, progress_path=path, save_every_s=0, on_image=stop)
     assert 0 < Progress.load(path, CLASSES, _plan(path)).images < len(SIZES)
     again = []
     progress = run(
-        root, 1, 1, progress_path=path, save_every_s=0, on_labels=lambda i, *_: again.append(i)
+        root, 1, 1, progress_path=path, save_every_s=0, on_image=lambda one: again.append(one.index)
     )
     assert len(again) < len(SIZES)
     assert progress.images == len(SIZES)
@@ -140,9 +141,41 @@ def test_labels_reach_the_caller_at_their_own_size(root):
         root,
         8,
         8,
-        on_labels=lambda i, image, labels: sizes.update({i: (image.shape, labels.shape)}),
+        on_image=lambda one: sizes.update(
+            {one.index: (one.image.shape, one.truth.shape, one.labels().shape)}
+        ),
     )
-    assert sizes == {i: ((*size, 3), size) for i, size in enumerate(SIZES)}
+    assert sizes == {i: ((*size, 3), size, size) for i, size in enumerate(SIZES)}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_counts_of_each_image_are_its_own(root, devices):
+    each = {}
+
+    def keep(one):
+        wrong = np.array(confusion_on_host(one.truth, one.labels(), CLASSES))
+        expected = np.stack([np.diag(wrong), wrong.sum(1), wrong.sum(0)])
+        np.testing.assert_array_equal(one.counts(), expected)
+        each[one.index] = one.counts()
+
+    progress = run(root, 8, devices, on_image=keep)
+    assert sorted(each) == list(range(len(SIZES)))
+    right, labelled, predicted = sum(each.values())
+    np.testing.assert_array_equal(right, np.diag(progress.confusion))
+    np.testing.assert_array_equal(labelled, progress.confusion.sum(1))
+    np.testing.assert_array_equal(predicted, progress.confusion.sum(0))
+
+
+def test_saved_counts_lag_behind_what_is_handed_out(root, tmp_path):
+    """By two batches: so far behind may another process be."""
+    path, counted = tmp_path / "partial.npz", []
+
+    def saved():
+        return Progress.load(path, CLASSES, _plan(path)).images if path.exists() else 0
+
+    run(root, 1, 1, progress_path=path, save_every_s=0, on_image=lambda _: counted.append(saved()))
+    assert counted == [0, 0, 0, 1, 2, 3, 4, 5, 6]
+    assert saved() == len(SIZES)
 
 
 def test_one_program_for_each_bucket(root, monkeypatch):

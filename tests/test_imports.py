@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the top. `clipseg_jax.methods` stands for all but the networks, which converters build.
 LAYERS = [
     ["clipseg_jax.console"],
+    ["clipseg_jax.web", "clipseg_jax.reproduce"],
     ["clipseg_jax.predict", "clipseg_jax.demo_clip"],
     ["clipseg_jax.predict_files", "clipseg_jax.predict_model", "clipseg_jax.predict_results"],
     ["clipseg_jax.predict_options"],
@@ -20,6 +21,7 @@ LAYERS = [
     ["clipseg_jax.segmenter"],
     ["clipseg_jax.segmenters"],
     ["clipseg_jax.main", "clipseg_jax.segment_options", "clipseg_jax.segmenter_images"],
+    ["clipseg_jax.reports"],
     ["clipseg_jax.methods"],
     ["clipseg_jax.stages"],
     ["weights_convert"],

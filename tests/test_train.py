@@ -16,7 +16,7 @@ from flax import nnx
 from clipseg_jax.core.interrupt import Interrupted
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import Group, OptimConfig
-from clipseg_jax.train import NonFiniteError, TrainConfig, train
+from clipseg_jax.train import Evaluated, NonFiniteError, TrainConfig, train
 from tests import toy_task
 
 OPTIM = OptimConfig(learning_rate=0.1, hold_steps=4)
@@ -142,7 +142,7 @@ def test_the_best_evaluation_is_kept(tmp_path):
 
     def evaluate(model, step):
         evaluated[step] = flat(model)
-        return {"mIoU": scores[step]}
+        return Evaluated({"mIoU": scores[step]})
 
     done = run(tmp_path, cfg, evaluate=evaluate)
     assert list(evaluated) == [4, 8, 12]

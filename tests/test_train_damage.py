@@ -13,6 +13,7 @@ import pytest
 from tensorboardX.event_file_writer import EventsWriter
 
 from clipseg_jax.core.writer import Writer
+from clipseg_jax.train import Evaluated
 from tests import toy_task
 from tests.test_train import SHORT, assert_same, run
 
@@ -29,7 +30,10 @@ def evaluated(workdir, stop=None, **options):
                 raise RuntimeError("killed")
             yield batch
 
-    return run(workdir, EVALUATED, data=data, evaluate=lambda m, s: {"mIoU": SCORES[s]}, **options)
+    def evaluate(model, step):
+        return Evaluated({"mIoU": SCORES[step]})
+
+    return run(workdir, EVALUATED, data=data, evaluate=evaluate, **options)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, killed, monkeypatch):
 
     with monkeypatch.context() as full:
         full.setattr(EventsWriter, "flush", os_error)
-        with pytest.raises(OSError, match=r"cannot write .*toy\.jsonl: No space left"):
+        with pytest.raises(OSError, match=r"cannot write .*tensorboard.toy: No space left"):
             evaluated(work)
     done = evaluated(work)
     assert_same(done.model, whole.model)

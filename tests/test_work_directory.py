@@ -185,12 +185,29 @@ def test_a_failed_start_locks_nothing(config, tmp_path):
 def test_what_an_unfinished_stage_has_left_locks(config, tmp_path):
     work = tmp_path / "work"
     main.run(config, work)
+    (work / work_directory.LOG).write_text("stage data\n")  # is no result
     config.maskclip.ks_threshold = 1.0
     work_directory.check(config, work)
     (work / "checkpoints").mkdir()
     config.maskclip.ks_threshold = 2.0
     with pytest.raises(ValueError, match=r"maskclip\.ks_threshold: 1\.0 -> 2\.0"):
         work_directory.check(config, work)
+
+
+def test_differences(config, tmp_path):
+    main.run(config, tmp_path)
+    assert work_directory.differences(config, tmp_path) == {}
+    config.dataset.root, config.clip.weights = "elsewhere", "other.pt"
+    config.run.pictures, config.stages = 5, ("data",)
+    config.maskclip.ks_threshold, config.inference.scale_px = 2.0, (32, 32)
+    made = json.loads((tmp_path / "config.json").read_text())
+    assert work_directory.differences(config, tmp_path) == {
+        "inference.scale_px": (made["inference"]["scale_px"], [32, 32]),
+        "maskclip.ks_threshold": (0.0, 2.0),
+    }
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        work_directory.differences(config, tmp_path)
 
 
 def test_no_file_is_trusted_for_its_date(config, tmp_path):

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from clipseg_jax.core.config_names import check_arguments
 
@@ -52,6 +53,43 @@ def complete(arguments: Sequence[str], recipes: Path) -> list[str]:
         else:
             out.append(name)
     return out
+
+
+def resolve(arguments: Sequence[str], recipes: Path) -> ConfigDict:
+    """The config that a command with these `--config` arguments and no others runs.
+
+    Raises:
+      ValueError: as `complete`.
+    """
+    completed = complete(["", *arguments], recipes)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, lock_config=True)
+    before, sys.argv = sys.argv, completed  # config flags look for their overrides there
+    try:
+        values(completed)
+    except flags.Error as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    finally:
+        sys.argv = before
+    return values["config"].value
+
+
+def installed(recipe: str, recipes: Path) -> ConfigDict:
+    """The config of an installed recipe such as "voc_reclippp:2025", with its own values.
+
+    Args:
+      recipe: its name, and a config string after a colon.
+      recipes: the installed package of configs.
+
+    Raises:
+      ValueError: no such recipe or variant.
+    """
+    name, colon, string = recipe.partition(":")
+    file = recipes / f"{name}.py"
+    if not name.isidentifier() or not file.is_file():
+        raise ValueError(f"no recipe {name}; there is none of this name in {recipes}")
+    _use(recipes)
+    return _load(file, string if colon else None)
 
 
 def _split(arguments: Sequence[str]) -> list[tuple[str, str | None]]:

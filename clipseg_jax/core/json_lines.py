@@ -22,7 +22,7 @@ def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
       kinds: name -> Python type of the values that a record must have.
     """
     lines = _content(path).split(b"\n") if path.exists() else []
-    records = [_record(line, kinds) for line in lines if line.strip()]
+    records = [parse_line(line, kinds) for line in lines if line.strip()]
     whole = [record for record in records if record is not None]
     if damaged := len(records) - len(whole):
         logging.warning("%s: %d damaged lines, as a kill leaves, are left out", path, damaged)
@@ -34,8 +34,8 @@ def _content(path: Path) -> bytes:
         return file.read()
 
 
-def _record(line: bytes, kinds: Mapping[str, type]) -> dict[str, Any] | None:
-    """The record of a line; None for a damaged one."""
+def parse_line(line: bytes, kinds: Mapping[str, type]) -> dict[str, Any] | None:
+    """The record of a line; None for a damaged one, see `read_lines`."""
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):

@@ -36,10 +36,11 @@ def completed(config: ConfigDict, workdir: Path) -> ConfigDict:
     if config.dataset.name == "folder":
         if not config.dataset.class_names:
             config.dataset.class_names = _class_names(config.dataset)
-        if "usual_background" in config.text:
+        if "text" in config and "usual_background" in config.text:
             config.text.background_words = _background_words(config)
     values = flat(config.to_dict())
-    missing = [name for name in config.clip.get("decides", ()) if values[name] is None]
+    decides = config.clip.get("decides", ()) if "clip" in config else ()
+    missing = [name for name in decides if values[name] is None]
     if missing:
         recorded = _recorded(workdir)
         if any(recorded.get(name) is None for name in missing):

@@ -1,4 +1,4 @@
-"""Evaluation on a split of a dataset: batches, table, metrics files, overlays, predictions."""
+"""Evaluation on a split of a dataset: batches, table, metrics files, pictures, predictions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from clipseg_jax.core.checks import check_choice
-from clipseg_jax.core.files import write_json
+from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.core.json_lines import append_partial, json_line, partial_files, read_partial
 from clipseg_jax.core.label_images import overlay, save_image, save_labels
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.metrics import SegmentationMetrics, metric_names
 from clipseg_jax.core.processes import barrier
+from clipseg_jax.core.writer import Events
 from clipseg_jax.evaluate import (
-    OnLabels,
     Progress,
+    Segmented,
     evaluate,
     evaluation_step,
     headline,
@@ -35,7 +36,9 @@ from clipseg_jax.evaluate import (
 )
 from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.stages.data import find_dataset, readable_batches
+from clipseg_jax.stages.showcase import Panel, Showcase, clear_pictures, panel_of, shown
 from clipseg_jax.task import Task
+from clipseg_jax.train import Evaluated
 
 # Of the record of a stage whose images, a user's, have no label maps.
 UNSCORED = {"scored": "nothing, without label maps"}
@@ -85,89 +88,137 @@ class Evaluation:
         return other
 
     def count(
-        self, task: Task, *, progress_path: Path | None = None, on_labels: OnLabels | None = None
+        self,
+        task: Task,
+        *,
+        progress_path: Path | None = None,
+        showcase: Showcase | None = None,
+        on_image: Callable[[Segmented], None] | None = None,
     ) -> Progress:
         """Pixel counts of the whole split, and the files left out.
 
         What is left out is written beside the counts, for a run that resumes; with several
-        processes, without `progress_path`, each knows its own only.
+        processes, without `progress_path`, each knows its own only. `showcase` gets every image,
+        and so does `on_image`.
         """
         folder = progress_path and progress_path.with_suffix("")
         left_out: dict[int, str] = {}
+        record: list[Callable[[Mapping], object]] = []
 
         def batches(start: int) -> Iterator[dict[str, Any]]:
             rest = self._batches.starting_at(start)
-            with _record(folder, fresh=start == 0) as write:
-                for batch in itertools.chain(rest, [None]):  # None: after the last one
-                    for one in rest.skipped:
-                        if one.index not in left_out:
-                            left_out[one.index] = f"{one.name}: {one.reason}"
-                            write({"index": one.index, "reason": left_out[one.index]})
-                    if batch is not None:
-                        yield batch
+            record.append(write := stack.enter_context(_record(folder, fresh=start == 0)))
+            if showcase:
+                showcase.begin()
+            for batch in itertools.chain(rest, [None]):  # None: after the last one
+                for one in rest.skipped:
+                    if one.index not in left_out:
+                        left_out[one.index] = f"{one.name}: {one.reason}"
+                        write({"index": one.index, "reason": left_out[one.index]})
+                if batch is not None:
+                    yield batch
+
+        def each(one: Segmented) -> None:
+            if on_image:
+                on_image(one)
+            if showcase:
+                showcase.add(one, record[0])
 
         classes = self.dataset.num_classes
         # A run that wrote fewer files can't be resumed: its label maps would be missing.
-        plan = repr((self._batches.plan, self._pictures, self._predictions))
-        self._step = self._step or evaluation_step(task, self._cfg, classes=classes)
-        progress = evaluate(
-            task,
-            self._cfg,
-            batches,
-            classes=classes,
-            mesh=self._mesh,
-            total=len(self._examples),
-            plan=hashlib.sha256(plan.encode()).hexdigest(),
-            progress_path=progress_path,
-            on_labels=on_labels,
-            step=self._step,
+        files = (self._pictures, self._predictions, "scores")
+        plan = repr((self._batches.plan, files))
+        self._step = self._step or evaluation_step(
+            task, self._cfg, classes=classes, mesh=self._mesh
         )
+        with contextlib.ExitStack() as stack:
+            progress = evaluate(
+                task,
+                self._cfg,
+                batches,
+                classes=classes,
+                mesh=self._mesh,
+                total=len(self._examples),
+                plan=hashlib.sha256(plan.encode()).hexdigest(),
+                progress_path=progress_path,
+                on_image=each if showcase or on_image else None,
+                step=self._step,
+            )
         if folder:
             barrier("counted")
-            lines = read_partial(folder, index=int, reason=str)
-            left_out |= {line["index"]: line["reason"] for line in lines}
+            lines = read_partial(folder, index=int)
+            left_out |= {line["index"]: line["reason"] for line in lines if "reason" in line}
             barrier("left out")
         progress.skipped = tuple(reason for _, reason in sorted(left_out.items()))
         progress.left_out = len(self._examples) - progress.images
         return progress
 
     def figures(self, task: Task) -> dict[str, float]:
-        """The summary alone, in percent, for evaluations during training.
+        """The summary alone, in percent.
 
         Raises:
           ValueError: the split has no label maps.
         """
-        if not self._labelled:
-            raise ValueError(f"split {self._split} of {self.dataset.name} has no label maps")
+        self._check_labelled()
         progress = self.count(task)
         return SegmentationMetrics.from_confusion(progress.confusion).summary(self._unseen)
+
+    def validate(self, task: Task) -> Evaluated:
+        """The summary in percent, the IoU of each class and the panel, while a network is trained.
+
+        The first of several processes has the panel.
+
+        Raises:
+          ValueError: the split has no label maps.
+        """
+        self._check_labelled()
+        panel = Panel(self.dataset, panel_of(self._batches.plan))
+        on_image = panel.add if jax.process_index() == 0 else None
+        progress = self.count(task, on_image=on_image)
+        metrics = SegmentationMetrics.from_confusion(progress.confusion)
+        per_class = metrics.per_class(self.dataset.class_names)
+        return Evaluated(
+            metrics.summary(self._unseen), shown(per_class, panel.pictures(self._names))
+        )
+
+    def _check_labelled(self) -> None:
+        if not self._labelled:
+            raise ValueError(f"split {self._split} of {self.dataset.name} has no label maps")
+
+    @property
+    def _names(self) -> list[str]:
+        return [example.name for example in self._examples]
 
     def write(self, task: Task, workdir: Path, suffix: str = "") -> dict:
         """Stage: the table into metrics.json; resumes after an interruption.
 
-        As `config.run` says, overlays into pictures/ and all label maps into predictions/. `suffix`
-        is added to the names of files and folders. A split without label maps gets overlays and
-        predictions alone.
+        Beside it confusion.npy (classes, classes) int64, image_scores.jsonl, the best and the worst
+        images in examples/, and all of it for TensorBoard in tensorboard/evaluate/. As `config.run`
+        says, overlays into pictures/ and all label maps into predictions/. `suffix` is added to the
+        names of files and folders. A split without label maps gets overlays and predictions alone.
         """
         folder, predictions = workdir / f"pictures{suffix}", workdir / f"predictions{suffix}"
         colours = np.asarray(self.dataset.palette, np.uint8)
         clear = (0, 255) if self.dataset.background else (255,)
 
-        def picture(index: int, image: np.ndarray, predicted: np.ndarray) -> None:
-            name = self._examples[index].name
+        def picture(one: Segmented) -> None:
+            name = self._examples[one.index].name
             if self._predictions:
                 path = predictions / f"{name}.png"
-                save_labels(path, predicted, coloured=self._palette)
-            if 0 <= self._pictures <= index:
+                save_labels(path, one.labels(), coloured=self._palette)
+            if 0 <= self._pictures <= one.index:
                 return
-            painted = overlay(image, predicted, colours, self._opacity, clear=clear)
+            painted = overlay(one.image, one.labels(), colours, self._opacity, clear=clear)
             save_image(folder / f"{name}.png", painted)
 
         partial = workdir / f"evaluate{suffix}.partial.npz"
+        panel = panel_of(self._batches.plan)
+        showcase = Showcase(self.dataset, panel, partial.with_suffix(""))
         progress = self.count(
             task,
             progress_path=partial,
-            on_labels=picture if self._pictures or self._predictions else None,
+            showcase=showcase if self._labelled else None,
+            on_image=picture if self._pictures or self._predictions else None,
         )
         main_process = jax.process_index() == 0
         if main_process:
@@ -193,6 +244,9 @@ class Evaluation:
             raise
         if main_process:
             path = workdir / f"metrics{suffix}.json"
+            write_confusion(workdir / f"confusion{suffix}.npy", progress.confusion)
+            showcase.store(workdir, suffix, self._names)
+            self._log(figures, showcase, workdir / "tensorboard" / f"evaluate{suffix}")
             write_json(path, figures)
             _remove(partial)
             print(f"metrics: {path}")
@@ -204,6 +258,21 @@ class Evaluation:
             print(f"pictures: {pictures}")
         if self._predictions:
             print(f"predictions: {predictions}")
+
+    def _log(self, figures: Mapping[str, Any], showcase: Showcase, folder: Path) -> None:
+        """The evaluation as events in `folder`, instead of those of an earlier one."""
+        for path in folder.glob("events.*"):
+            path.unlink(missing_ok=True)
+        known = metric_names(self._unseen)
+        events = Events(folder)
+        scalars = {name: figures[name] for name in known if figures[name] is not None}
+        events.write(0, scalars, shown(figures["classes"], showcase.panel(self._names)))
+        events.close()
+
+
+def write_confusion(path: Path, counts: np.ndarray) -> None:
+    """Writes pixel counts (classes, classes) int64 beside a metrics file, for the report."""
+    write_atomic(path, lambda file: np.save(file, counts))
 
 
 @contextlib.contextmanager
@@ -222,22 +291,21 @@ def _record(folder: Path | None, *, fresh: bool) -> Iterator[Callable[[Mapping],
 def _clear(folder: Path) -> None:
     for path in partial_files(folder):
         path.unlink(missing_ok=True)
+    clear_pictures(folder)
 
 
 def _remove(partial: Path) -> None:
-    """Removes the counts of an evaluation and the lines of what was left out."""
+    """Removes the counts of an evaluation, its scores and pictures, and what was left out."""
     partial.unlink(missing_ok=True)
     _clear(partial.with_suffix(""))
-    with contextlib.suppress(OSError):
-        partial.with_suffix("").rmdir()
 
 
 def validation(
     make: Callable[[], Evaluation], as_task: Callable[[Any], Task]
-) -> Callable[[nnx.Module, int], dict[str, float]]:
-    """(model, step) -> metrics of the whole split, as the training loop calls it.
+) -> Callable[[nnx.Module, int], Evaluated]:
+    """(model, step) -> what the training loop logs of the whole split.
 
     `make` is called once, at the first evaluation.
     """
     evaluation = functools.cache(make)
-    return lambda model, _: evaluation().figures(as_task(model))
+    return lambda model, _: evaluation().validate(as_task(model))

@@ -15,7 +15,7 @@ from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.mesh import make_mesh
 from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.task import Task
-from clipseg_jax.train import TrainConfig, TrainResult, train
+from clipseg_jax.train import Evaluated, TrainConfig, TrainResult, train
 from input_pipeline.batches.training import TrainingBatches
 
 Batch = Mapping[str, np.ndarray]
@@ -31,7 +31,7 @@ def run(
     *,
     total_steps: int,
     evaluate_every_steps: int = 0,
-    evaluate: Callable[[nnx.Module, int], dict[str, float]] | None = None,
+    evaluate: Callable[[nnx.Module, int], Evaluated] | None = None,
     add: Callable[[Batch], Batch] = dict,
     at: Mapping[int, Callable[[nnx.Module], None]] | None = None,
 ) -> TrainResult:
@@ -39,7 +39,7 @@ def run(
 
     Args:
       name: of the stage; its checkpoints and its log are named after it.
-      evaluate: (model, step) -> metrics, every `evaluate_every_steps`.
+      evaluate: (model, step) -> metrics and pictures, every `evaluate_every_steps`.
       add: batch -> the batch that the task's loss takes.
       at: step -> what is done with the model after that step.
     """

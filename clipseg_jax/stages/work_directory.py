@@ -17,15 +17,19 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.run_record import RUNS
 from weights_convert.named.find import content_files, find_cached, is_name
 
+LOG = "log.txt"  # what a run prints, where `reproduce` starts it
+REPORT = "report.html"
 CONFIG, _CONTENT = "config.json", "content.json"
 _ROOT = "dataset.root"
 _FILES = ("weights", "trained_weights", "init_weights", "file")  # values that name files
 
 _DATA = "data"  # the stage that reads nothing but the section `dataset`
 
-Content = dict[str, Any]  # path, digest; of files also their absolute path and their stamp
+# path, digest; of files also their absolute path and their stamp, of one file its sha256
+Content = dict[str, Any]
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
@@ -64,6 +68,23 @@ def check(config: ConfigDict, workdir: Path, given: Collection[str] = ()) -> Non
                 "another --workdir, or delete it"
             )
     write_json(path, now)
+
+
+def differences(config: ConfigDict, workdir: Path) -> dict[str, tuple[object, object]]:
+    """Name -> (the value that the work directory was made with, that of `config`), if they differ.
+
+    Free values and paths don't count, nor values that the version that made it did not have.
+
+    Raises:
+      ValueError: a damaged `config.json`. OSError: there is none.
+    """
+    made = with_new_names(flat(read_json(workdir / CONFIG, "delete it")))
+    now = flat(json.loads(json.dumps(config.to_dict())))
+    return {
+        name: (made[name], now[name])
+        for name in sorted(made.keys() & now.keys())
+        if made[name] != now[name] and not (is_free(name) or names_path(name))
+    }
 
 
 def record_content(config: ConfigDict, workdir: Path) -> None:
@@ -112,7 +133,7 @@ def _changes(
 def _only_data(workdir: Path) -> bool:
     """Whether the stage `data` has finished and no other has left anything."""
     left = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
-    return left <= {CONFIG, _CONTENT, f"{_DATA}.done.json"}
+    return left <= {CONFIG, _CONTENT, f"{_DATA}.done.json", RUNS, REPORT, LOG}
 
 
 def recorded_content(workdir: Path) -> dict[str, Content]:
@@ -133,8 +154,22 @@ def recorded_content(workdir: Path) -> dict[str, Content]:
     return recorded
 
 
+def checksums(workdir: Path) -> dict[str, str]:
+    """Name of a config value -> the sha256 of the file that it named; "": a folder has none.
+
+    Raises:
+      ValueError: `content.json` is damaged.
+    """
+    return {name: str(each.get("sha256", "")) for name, each in recorded_content(workdir).items()}
+
+
+def names_path(name: str) -> bool:
+    """Whether the value called `name` is a file or folder, whose place may change."""
+    return name == _ROOT or name.rpartition(".")[2] in _FILES
+
+
 def _is_path(name: str, value: object) -> bool:
-    return isinstance(value, str) and (name == _ROOT or name.rpartition(".")[2] in _FILES)
+    return isinstance(value, str) and names_path(name)
 
 
 def _content(config: ConfigDict, name: str, value: str, recorded: Content | None) -> Content | None:
@@ -158,8 +193,10 @@ def _content(config: ConfigDict, name: str, value: str, recorded: Content | None
         with each.open("rb") as file:
             inner = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{each.relative_to(path)} {inner}\n".encode())
+    one = {"sha256": inner} if files == [path] else {}
     # A relative path leads nowhere from another folder, where the results may be used.
-    return {"path": value, "absolute": absolute, "digest": digest.hexdigest(), "stamp": stamp}
+    known = {"path": value, "absolute": absolute, "digest": digest.hexdigest(), "stamp": stamp}
+    return known | one
 
 
 def _stamp(files: Sequence[Path]) -> str:

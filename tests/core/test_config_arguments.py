@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from clipseg_jax.core.config_arguments import complete
+from clipseg_jax.core.config_arguments import complete, installed
+from clipseg_jax.core.config_arguments import resolve as config_of
 from clipseg_jax.core.config_show import shown
 from clipseg_jax.main import RECIPES
 from configs import voc_reclippp
@@ -121,6 +122,17 @@ def test_an_installed_recipe_in_another_folder(name, tmp_path):
     assert "run.fsdp = 1  # devices that share one copy of the trained parameters" in done.stdout
 
 
+def test_the_config_of_arguments():
+    before = [*sys.argv]
+    config = config_of(["--config=voc_reclippp:2025", "--config.stages=data,text"], RECIPES)
+    assert (config.revision, config.stages) == ("2025", ("data", "text"))
+    assert sys.argv == before
+    for wrong in ("--config.run.device=1", "--workdir=here"):
+        with pytest.raises(ValueError, match=r"run\.devices|workdir"):
+            config_of(["--config=voc_reclippp", wrong], RECIPES)
+    assert sys.argv == before
+
+
 def test_show_has_every_value_and_most_comments():
     lines = [*shown(voc_reclippp.get_config(), (RECIPES / "base").glob("*.py"))]
     by_name = dict(line.split(" = ", 1) for line in lines)
@@ -182,3 +194,13 @@ def test_without_the_extra_of_datasets(arguments, code, text, tmp_path):
     assert done.returncode == code, done.stderr
     assert text in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_installed_recipe_has_its_own_values():
+    assert installed("voc_maskclip", RECIPES).dataset.name == "voc12_20"
+    assert installed("voc_clip_rc:transductive", RECIPES).clip_rc.setting == "transductive"
+    for name in ("voc_maskclip.py", "../configs/voc_maskclip", "nothing", "", "__init__"):
+        with pytest.raises(ValueError, match=r"no recipe|no function get_config"):
+            installed(name, RECIPES)
+    with pytest.raises(ValueError, match=r"voc_clip_rc\.py:nothing"):
+        installed("voc_clip_rc:nothing", RECIPES)

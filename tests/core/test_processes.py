@@ -26,7 +26,7 @@ jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
 from tests.test_evaluate import run
 indices = []
-progress = run(root, 4, None, processes=2, on_labels=lambda i, *_: indices.append(i))
+progress = run(root, 4, None, processes=2, on_image=lambda one: indices.append(one.index))
 counts = dict(confusion=progress.confusion, images=progress.images)
 np.savez(f"{out}/{process}.npz", indices=indices, **counts)
 """

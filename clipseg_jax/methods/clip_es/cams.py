@@ -45,7 +45,7 @@ from clipseg_jax.ops.cam import cam_labels, class_labels, min_max_normalize, ups
 from clipseg_jax.ops.image import valid_mask
 from clipseg_jax.stages.clip import load_image_tower, read_embeddings, whole_patches, word_lists
 from clipseg_jax.stages.data import find_dataset, readable_batches
-from clipseg_jax.stages.evaluation import UNSCORED
+from clipseg_jax.stages.evaluation import UNSCORED, write_confusion
 from clipseg_jax.stages.image_classes import (
     Present,
     by_class_count,
@@ -215,7 +215,8 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
             total=len(members),
             desc="evaluate CAMs",
         )
-    metrics = [SegmentationMetrics.from_confusion(one) for one in sum_over_processes(confusion)]
+    counted = sum_over_processes(confusion)
+    metrics = [SegmentationMetrics.from_confusion(one) for one in counted]
     summaries = [one.summary() for one in metrics]
     scores = [summary[published] for summary in summaries]
     best = int(np.argmax(np.nan_to_num(scores, nan=-1.0)))
@@ -235,5 +236,6 @@ def evaluate_cams(config: ConfigDict, workdir: Path) -> dict:
             f"{published}_by_threshold": dict(zip(map(str, thresholds), scores, strict=True)),
             "classes": metrics[best].per_class(dataset.class_names),
         }
+        write_confusion(workdir / "confusion_cams.npy", counted[best])
         write_json(workdir / "metrics_cams.json", counts | figures | sweep)
     return counts | headline(figures)

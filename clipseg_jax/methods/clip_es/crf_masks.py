@@ -31,7 +31,7 @@ from clipseg_jax.methods.clip_es.stored_cams import batches_with_cams, cam_path
 from clipseg_jax.ops.cam import cam_unary, pseudo_labels, upsample
 from clipseg_jax.ops.crf import CRFConfig, dense_crf, wrapped_image
 from clipseg_jax.stages.data import find_dataset
-from clipseg_jax.stages.evaluation import UNSCORED
+from clipseg_jax.stages.evaluation import UNSCORED, write_confusion
 from clipseg_jax.stages.image_classes import label_of_class
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import nearest, read_example
@@ -188,6 +188,7 @@ def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:
         console=console,
     )
     if jax.process_index() == 0:
+        write_confusion(workdir / "confusion_masks.npy", confusion)
         write_json(workdir / "metrics_masks.json", figures)
     left_out = len(examples) + missing - scored
     return {"images": scored, "left_out": left_out, **headline(figures)}

@@ -49,6 +49,7 @@ from clipseg_jax.stages.image_classes import check_label_maps
 from clipseg_jax.stages.inference import inference_config
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.robustness import measure
+from clipseg_jax.train import Evaluated
 
 
 def data(config: ConfigDict, workdir: Path) -> dict:
@@ -163,7 +164,7 @@ def _evaluation(config: ConfigDict, cfg: InferenceConfig) -> Evaluation:
 
 def _validation(
     config: ConfigDict, keep: Callable[..., None]
-) -> Callable[[nnx.Module, int], dict[str, float]]:
+) -> Callable[[nnx.Module, int], Evaluated]:
     """(model, step) -> metrics of the whole val split.
 
     Writes the student with which self-training begins.
@@ -171,7 +172,7 @@ def _validation(
     validate = validation(lambda: _evaluation(config, inference(config)), student_task)
     switch = config.student.self_training_steps[0]
 
-    def figures(model: Any, step: int) -> dict[str, float]:
+    def figures(model: Any, step: int) -> Evaluated:
         model.teacher = None  # the model is a copy
         if step == switch:
             graph, state = nnx.split(model)

@@ -42,7 +42,7 @@ from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.task import Task
-from clipseg_jax.train import TrainResult
+from clipseg_jax.train import Evaluated, TrainResult
 from input_pipeline.batches.training import random_view_batches
 from weights_convert import RECLIP, load_imagenet, save_trained
 
@@ -143,7 +143,7 @@ def _train(
     name: str,
     *,
     unlabelled: bool = False,
-    evaluate: Callable[[nnx.Module, int], dict[str, float]],
+    evaluate: Callable[[nnx.Module, int], Evaluated],
 ) -> TrainResult:
     """Trains as a section (rectifier, student) says; the learning rate changes once an epoch.
 

@@ -32,6 +32,7 @@ from clipseg_jax.methods.weclip.task import pseudo_labels
 from clipseg_jax.ops.image import normalize
 from clipseg_jax.ops.resize import resize_within
 from clipseg_jax.stages.data import find_dataset, readable_batches
+from clipseg_jax.stages.evaluation import write_confusion
 from clipseg_jax.stages.image_classes import tagged_examples
 from input_pipeline.batches.loading import nearest
 
@@ -97,13 +98,15 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     record: dict[str, Any] = {"images": images, "left_out": len(examples) - images}
     if score:
         console = Console(quiet=jax.process_index() != 0)
+        confusion = sum_over_processes(total)
         figures = report(
-            Progress(sum_over_processes(total), images, left_out=len(examples) - images),
+            Progress(confusion, images, left_out=len(examples) - images),
             dataset.class_names,
             published=config.evaluate.published_metric,
             console=console,
         )
         if jax.process_index() == 0:
+            write_confusion(workdir / "confusion_masks.npy", confusion)
             write_json(workdir / "metrics_masks.json", figures)
         record |= headline(figures)
     barrier("masks made")

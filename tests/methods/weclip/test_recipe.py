@@ -25,6 +25,8 @@ from clipseg_jax.ops.resize import resize
 from clipseg_jax.stages.image_classes import tagged_examples
 from configs import demo_weclip, demo_wtclip
 from tests import folders
+from tests.events import read_events
+from tests.reports.pages import Page
 from weights_convert import WECLIP, load_trained
 
 ALL = ("data", "text", "train", "evaluate", "evaluate_crf")
@@ -67,6 +69,24 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def seen(folder, both):
+    """TensorBoard has every evaluation with panel and classes, the report has all curves."""
+    during = read_events(folder / "tensorboard" / "train_evaluations")
+    panel = [tag for tag in during if tag.startswith("panel/")]
+    assert len(panel) == 6
+    assert all([*during[tag]] == [2, 4] for tag in (*panel, "mIoU", "iou/background"))
+    for figures, name in zip(both, ("", "_crf"), strict=True):
+        final = read_events(folder / "tensorboard" / f"evaluate{name}")
+        assert final["mIoU"][0] == pytest.approx(figures["mIoU"])
+        assert sum(tag.startswith("panel/") for tag in final) == 3
+    page = Page((folder / "report.html").read_text())
+    assert "Training: train" in page.text
+    drawn = [attrs["aria-label"] for _, attrs in page.tags if attrs.get("class") == "curve"]
+    assert {"loss", "learning rate", "affinity_loss", "mIoU of evaluations"} <= {*drawn}
+    for figures, name in zip(both, ("evaluation", "with CRF"), strict=True):
+        assert f"{name}{figures['mIoU_of_labelled']:.2f}mIoU_of_labelled, 3 images" in page.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [demo_weclip, demo_wtclip])
 def test_the_whole_recipe(module, painted, tmp_path, capsys, caplog):
@@ -102,6 +122,7 @@ def test_the_whole_recipe(module, painted, tmp_path, capsys, caplog):
     assert told == tuple(figures["mIoU_of_labelled"] for figures in both)
     said = f"mIoU_of_labelled without CRF {told[0]:.2f}, with CRF {told[1]:.2f}"
     assert said in capsys.readouterr().out
+    seen(tmp_path, both)
 
     assert main.run(config, tmp_path) == records
     assert capsys.readouterr().out.count("done before") == len(ALL)

@@ -1,0 +1,1 @@
+"""A work directory as one HTML page: report.html, which every run of a recipe leaves."""

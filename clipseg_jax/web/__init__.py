@@ -1,0 +1,1 @@
+"""The web page: a visitor's photo, segmented by words, in a browser."""
