@@ -297,6 +297,9 @@ def test_without_tags_and_labels(mine, tmp_path):
 def test_a_background_is_asked_for(mine, tmp_path):
     (mine / "classes.txt").write_text("\n".join(CLASSES))
     config = small(own_clip_es.get_config(), mine)
+    with pytest.raises(ValueError, match="needs the name background before"):
+        main.run(config, tmp_path / "words")
+    config.text.background_words = ()
     with pytest.raises(ValueError, match="put `background` before"):
         main.run(config, tmp_path / "clip_es")
 
