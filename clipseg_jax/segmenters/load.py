@@ -128,6 +128,7 @@ def is_trained(model: str | Path) -> bool:
     Raises:
       ValueError, OSError: as `load`.
     """
+    check_name(model, "model")
     if is_name(model) and not str(model).startswith(("http://", "https://")):
         return False  # nothing is downloaded to learn it
     path = _path(model, "model")
@@ -136,9 +137,18 @@ def is_trained(model: str | Path) -> bool:
 
 def _path(model: str | Path, argument: str) -> Path:
     """The file or folder that an argument names; what is on no disk yet is downloaded."""
-    if not isinstance(model, (str, os.PathLike)) or not str(model):
+    check_name(model, argument)
+    return weights_convert.find_weights(model)
+
+
+def check_name(model: str | Path, argument: str) -> None:
+    """Checks that an argument may name a model.
+
+    Raises:
+      ValueError: it is no text and no path.
+    """
+    if not isinstance(model, (str, os.PathLike)) or not str(model).strip():
         raise ValueError(
             f"{argument} is {model!r}; give a name such as 'ViT-B/16' or 'demo', or the path of a "
             "checkpoint"
         )
-    return weights_convert.find_weights(model)

@@ -138,9 +138,10 @@ class Trained:
         Raises:
           ValueError: other words than the classes, or a value without meaning.
         """
-        if words is not None and tuple(words) != self.classes:
+        listed = isinstance(words, Iterable) and not isinstance(words, str)
+        if words is not None and not (listed and tuple(words) == self.classes):
             raise ValueError(
-                f"words are {list(words)!r}; a trained network knows only its classes "
+                f"words are {words!r}; a trained network knows only its classes "
                 f"({', '.join(self.classes)}): leave words out, or load a CLIP"
             )
         if isinstance(background, (str, Sequence)):

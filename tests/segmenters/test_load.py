@@ -166,7 +166,10 @@ def test_scores_take_no_threshold(model, picture):
     ("arguments", "message"),
     [
         ({"model": ""}, "model is ''; give"),
-        ({"model": 7}, "model is 7; give"),
+        *(
+            ({"model": bad}, r"model is .*; give a name")
+            for bad in (7, None, ["demo"], b"demo", " ")
+        ),
         ({"model": "demo", "clip": "x"}, "clip is given with demo, which is no trained"),
         ({"model": "demo", "classes": ["a"]}, "classes is given with demo"),
         ({"model": "demo", "dtype": "int8"}, "dtype is 'int8'"),

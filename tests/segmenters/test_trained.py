@@ -133,6 +133,13 @@ def test_no_folder_of_the_trainer_is_in_a_trained_file(finished, painted):
         assert str(workdir).encode() not in content
 
 
+@pytest.mark.parametrize("words", [5, "cow", ["cow"], [*CLASSES, "dog"]])
+def test_other_words_than_the_classes(finished, painted, words):
+    _, workdir, _, _ = finished
+    with pytest.raises(ValueError, match="knows only its classes"):
+        clipseg_jax.load(workdir).segment(next((painted / "images").iterdir()), words)
+
+
 def test_a_threshold_and_a_refinement(finished, painted):
     _, workdir, _, _ = finished
     model, image = clipseg_jax.load(workdir), next((painted / "images").iterdir())

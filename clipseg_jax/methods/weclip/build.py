@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from jax import Array
 from ml_collections import ConfigDict
 
 import weights_convert
@@ -102,8 +103,10 @@ def network(config: ConfigDict, workdir: Path) -> Network:
     """The model with its trained head, as it is evaluated; its features are the fused ones."""
     model = load_trained(config, workdir)
     cfg = dataclasses.replace(inference(config), min_side_px=model.clip.visual.cfg.patch_px)
-    return Network(
-        task.build(model, task_config(config)),
-        cfg,
-        lambda model, images, sizes: model.decode(model.encode(images, sizes, maps=False)).fused,
-    )
+    return Network(task.build(model, task_config(config)), cfg, _fused)
+
+
+def _fused(model: WeCLIP, images: Array, sizes: Array) -> Array:
+    features = model.encode(images, sizes, maps=False)
+    fused = model.decode(features).fused
+    return fused.reshape(fused.shape[0], *features.shape, -1)
