@@ -40,7 +40,7 @@ class Segmented:
 
     index: int  # of the example
     image: np.ndarray  # (h, w, 3) uint8
-    truth: np.ndarray  # (h, w) int32
+    truth: np.ndarray | None  # (h, w) int32; None: it has no label map
     # () -> (h, w) uint8: the label map.
     labels: Callable[[], np.ndarray]
     # () -> (3, classes) int32: pixels of each class that are right, labelled and predicted.
@@ -234,7 +234,7 @@ def _hand_out(labels: Array, each: Array, batch: HostBatch, on_image: OnImage) -
         return Segmented(
             index=int(batch["index"][row]),
             image=batch["image"][row, :h, :w],
-            truth=batch["label"][row, :h, :w],
+            truth=batch["label"][row, :h, :w] if "label" in batch else None,
             labels=lambda: all_labels()[row, :h, :w],
             counts=lambda: all_counts()[row],
         )

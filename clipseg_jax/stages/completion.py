@@ -29,13 +29,14 @@ def completed(config: ConfigDict, workdir: Path) -> ConfigDict:
     What the CLIP decides is taken from the work directory once its stage `text` has run.
 
     Raises:
-      ValueError: no class names, or no CLIP. FileNotFoundError: no such CLIP.
+      ValueError: no class names, words for no background, or no CLIP.
+      FileNotFoundError: no such CLIP.
     """
     config = config.copy_and_resolve_references()
     if config.dataset.name == "folder":
         if not config.dataset.class_names:
-            config.dataset.class_names = _class_names(config.dataset.root)
-        if "text" in config and config.text.get("usual_background"):
+            config.dataset.class_names = _class_names(config.dataset)
+        if "text" in config and "usual_background" in config.text:
             config.text.background_words = _background_words(config)
     values = flat(config.to_dict())
     decides = config.clip.get("decides", ()) if "clip" in config else ()
@@ -80,8 +81,7 @@ def decided_by_clip(method: str, clip: weights_convert.CLIPFacts) -> dict[str, A
         "rectifier.crop_px": crop,
         "student.scale_px": scale,
         "tags.affinity_blocks": tuple(range(2 * blocks // 3, blocks - 1)),
-        # Windows of a sixth of it: a third of the image's longest side.
-        "tags.crop_px": 2 * longest,
+        "tags.threshold": round(0.23 * clip.temperature, 3),  # of logits: 23 for all released CLIPs
         "clip_rc.scale_px": scale,
         "clip_rc.crop_px": side,
         "inference.scale_px": (longest, longest) if method == "weclip" else scale,
@@ -103,23 +103,33 @@ def _recorded(workdir: Path) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
-def _class_names(root: str) -> tuple[str, ...]:
-    path = Path(root) / "classes.txt"
+def _class_names(dataset: ConfigDict) -> tuple[str, ...]:
+    """Those of classes.txt; a background is no class where label 0 is none."""
+    path = Path(dataset.root) / "classes.txt"
     if not path.is_file():
         raise ValueError(
             f"no class names; write them into {path}, one a line, or pass "
             "--config.dataset.class_names=background,cat,dog"
         )
-    return tuple(line for _, line in numbered_lines(path))
+    names = tuple(line for _, line in numbered_lines(path))
+    return names[1:] if dataset.reduce_zero_label and names[0] == "background" else names
 
 
 def _background_words(config: ConfigDict) -> tuple[str, ...]:
-    """The config's own words, and the published ones of CLIP-ES that are no class.
+    """The config's own words and, if it says so, the published ones of CLIP-ES that are no class.
 
-    Without a class "background" there are none: each of them would be the first class.
+    Without a class "background" there are none.
+
+    Raises:
+      ValueError: words for a background that is no class; they would be the first class.
     """
     names, own = tuple(config.dataset.class_names), tuple(config.text.background_words)
     if names[0] != "background":
-        return own
-    usual = prompt_set("voc", synonyms=True).background
+        if own:
+            raise ValueError(
+                "--config.text.background_words needs the name background before the other "
+                "classes; omit it, or name these words as classes"
+            )
+        return ()
+    usual = prompt_set("voc", synonyms=True).background if config.text.usual_background else ()
     return (*own, *(word for word in usual if word not in (*names, *own)))

@@ -192,6 +192,7 @@ def _ends(scores: Mapping[int, Score]) -> dict[int, Score]:
 def _picture(dataset: Dataset, one: Segmented) -> np.ndarray:
     """Image, truth and prediction side by side."""
     colours, clear = np.asarray(dataset.palette, np.uint8), _clear(dataset)
+    assert one.truth is not None  # only labelled images are scored
     return compare(one.image, one.truth, one.labels(), colours, _OPACITY, clear=clear)
 
 

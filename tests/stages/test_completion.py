@@ -12,7 +12,15 @@ from clipseg_jax.demo import world
 from clipseg_jax.models.clip import CLIPConfig, ResNetConfig, SigLIPVisionConfig, ViTConfig
 from clipseg_jax.stages import completion
 from clipseg_jax.stages.completion import completed, decided_by_clip
-from configs import demo_maskclip, own_clip_es, own_clip_rc, own_maskclip, own_weclip, voc_maskclip
+from configs import (
+    demo_maskclip,
+    own_clip_es,
+    own_clip_rc,
+    own_maskclip,
+    own_reclippp,
+    own_weclip,
+    voc_maskclip,
+)
 from input_pipeline.datasets.class_sets import prompt_set
 from weights_convert import CLIPFacts
 
@@ -103,8 +111,15 @@ def test_names_and_background(root, tmp_path):
     assert done.text.background_words[:3] == ("sofa", "wall", "ground")
     assert done.text.background_words.count("wall") == 1
     config.dataset.class_names = ("cat", "dog")  # no background: they would be cats
+    with pytest.raises(ValueError, match="needs the name background before the other classes"):
+        completed(config, tmp_path / "work")
     config.text.background_words = ()
     assert completed(config, tmp_path / "work").text.background_words == ()
+    # ReCLIP++ has no background.
+    done = completed(own(own_reclippp, root), tmp_path / "work")
+    assert done.dataset.class_names == ("cat", "tree", "traffic light")
+    assert done.text.background_words == ()
+    assert done.tags.threshold == pytest.approx(0.23 * 20.4, abs=0.01)
 
 
 def test_no_names(tmp_path):
