@@ -48,7 +48,7 @@ def fetch(config: ConfigDict, stages: Collection[str]) -> None:
       ValueError, OSError: see `weights_convert.find_weights`.
     """
     for section, key, value in _files(config):
-        if _is_needed(section, stages) and key not in _NOT_BY_NAME and is_name(value):
+        if key not in _NOT_BY_NAME and is_name(value) and _is_needed(config, section, key, stages):
             _found(section, key, value)
 
 
@@ -148,8 +148,14 @@ def _files(config: ConfigDict) -> Iterator[tuple[str, str, str]]:
                 yield section, key, value
 
 
-def _is_needed(section: str, stages: Collection[str]) -> bool:
-    """What follows the texts may do without CLIP, on a machine that does not have it."""
+def _is_needed(config: ConfigDict, section: str, key: str, stages: Collection[str]) -> bool:
+    """What follows the texts may do without CLIP, on a machine that does not have it.
+
+    Initial weights by name are for training alone, and not downloaded for other stages; a file is
+    looked for in any case.
+    """
+    if key == "init_weights" and is_name(config[section][key]):
+        return section in _trained(config, stages)
     return section != "clip" or "text" in stages
 
 
@@ -167,7 +173,7 @@ def _check_paths(config: ConfigDict, stages: Collection[str]) -> None:
         by_name = key not in _NOT_BY_NAME and is_name(value)
         if not by_name:
             check_local(value, name)
-        if not _is_needed(section, stages):
+        if not _is_needed(config, section, key, stages):
             continue
         path = Path(value) if key in _NOT_BY_NAME else _found(section, key, value)
         if not path.exists():

@@ -12,7 +12,14 @@ from ml_collections import ConfigDict
 import configs
 from clipseg_jax.stages import preflight
 from clipseg_jax.stages.completion import completed
-from configs import demo_maskclip, demo_maskclip_plus, demo_reclippp, voc_clip_es, voc_reclippp
+from configs import (
+    demo_maskclip,
+    demo_maskclip_plus,
+    demo_reclippp,
+    own_clip_es,
+    voc_clip_es,
+    voc_reclippp,
+)
 
 TRAINING = ("data", "text", "tags", "rectify", "distill")
 
@@ -97,6 +104,20 @@ def test_files_of_later_stages(name, path):
     said = f"={path}" if path else " is empty"  # as a variable of the shell that is not set
     with pytest.raises((FileNotFoundError, ValueError), match=rf"--config\.{name}{said}"):
         preflight.check(config, ("data", "text"))
+
+
+def test_initial_weights_by_name_are_for_training(monkeypatch, tmp_path):
+    """Masks alone, or an evaluation, download no backbone."""
+    asked = []
+    monkeypatch.setattr(preflight, "_found", lambda *names: asked.append(names) or tmp_path)
+    config = own_clip_es.get_config()
+    config.dataset.root, config.dataset.class_names = str(tmp_path), ("background", "cat")
+    for stages in (("cams", "masks"), ("evaluate_student",)):
+        preflight.fetch(config, stages)
+        preflight._check_paths(config, stages)
+    assert not asked
+    preflight.fetch(config, ("text", "train"))
+    assert asked == [("clip", "weights", "ViT-B/16"), ("student", "init_weights", "resnet50")]
 
 
 def test_after_the_texts_a_run_may_do_without_clip():

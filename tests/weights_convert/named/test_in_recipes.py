@@ -93,21 +93,24 @@ def test_downloads_are_before_the_first_stage(config, toy, server, tmp_path):
     assert not [*(tmp_path / "work").glob("*.done.json")]
 
 
+STAGES = ("data", "text", "train")  # the last alone needs what a student starts from
+
+
 @pytest.mark.parametrize(
     ("section", "key"), [("clip", "weights"), ("student", "init_weights")]
 )  # fmt: skip
 def test_names_of_each_section(section, key, toy, server):
     config = demo_maskclip_plus.get_config()
     config[section][key] = "Toy/1"
-    preflight.fetch(config, ("data", "text"))
+    preflight.fetch(config, STAGES)
     assert location(toy).exists()
-    preflight.check(config, ("data", "text"))
+    preflight.check(config, STAGES)
     config[section][key] = "ViT-B-16"
     with pytest.raises(FileNotFoundError, match=rf"--config\.{section}\.{key}: no .*ViT-B/16 mea"):
-        preflight.check(config, ("data", "text"))
+        preflight.check(config, STAGES)
     config[section][key] = "https://host/a.pt"
     with pytest.raises(ValueError, match=rf"--config\.{section}\.{key}: .* has no checksum"):
-        preflight.fetch(config, ("data", "text"))
+        preflight.fetch(config, STAGES)
 
 
 def test_dino(toy, server, tmp_path):
