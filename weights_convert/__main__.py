@@ -87,7 +87,7 @@ def _parser() -> commands.Parser:
     parser = commands.parser(
         "weights_convert",
         "Convert, inspect or export checkpoints of CLIP, of networks trained on it, and of DINO.",
-        _SHORT,
+        f"{_SHORT}\n{named.cache_line()}\n",
         f"{_EXAMPLES}\n{named.cache_line()}\n",
     )
     parser.add_argument(
