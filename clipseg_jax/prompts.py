@@ -22,7 +22,7 @@ from clipseg_jax.models.clip import (
     l2_normalize,
 )
 
-_MOST_CLASSES = 254  # with the background and 255, what an index PNG holds
+MOST_CLASSES = 254  # with the background and 255, what an index PNG holds
 
 TextEncoder = Callable[[Array], Array]  # ids (n, t) int32 -> features (n, e), not normalised
 
@@ -171,9 +171,9 @@ def read_words(
         holds, or a background that is neither words nor a probability that can decide.
     """
     names = check_class_names(class_names)
-    if len(names) > _MOST_CLASSES:
+    if len(names) > MOST_CLASSES:
         raise ValueError(
-            f"{len(names)} classes; pass at most {_MOST_CLASSES}, which fit an index PNG"
+            f"{len(names)} classes; pass at most {MOST_CLASSES}, which fit an index PNG"
         )
     if "background" in (" ".join(name.lower().split()) for name in names):
         raise ValueError(

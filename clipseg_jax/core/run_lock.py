@@ -16,7 +16,8 @@ from typing import Any
 from input_pipeline.writing import CannotWrite
 
 _NAME = ".run.lock"
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+# What file systems without `flock` answer.
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 _log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _flock(file: int, path: Path, holder: dict[str, Any]) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise _in_use(path, holder) from None
-        if error.errno in _NO_FLOCK:
+        if error.errno in NO_FLOCK:
             return False
         raise
     return True

@@ -15,6 +15,7 @@ from clipseg_jax.core.files import load_array, read_json
 from clipseg_jax.core.json_lines import parse_line
 from clipseg_jax.reports.logs import Log, read_log
 from clipseg_jax.stages.run_record import RUNS
+from clipseg_jax.stages.work_directory import CONFIG
 from input_pipeline.datasets.images import BadFile, read_image
 
 _REMEDY = "it is left out"
@@ -98,10 +99,10 @@ def read_results(workdir: Path) -> Results:
     Raises:
       ValueError: it is none: it has no config.json.
     """
-    if not (workdir / "config.json").is_file():
-        raise ValueError(f"{workdir} is no work directory of a recipe: it has no config.json")
+    if not (workdir / CONFIG).is_file():
+        raise ValueError(f"{workdir} is no work directory of a recipe: it has no {CONFIG}")
     reader = _Reader(workdir)
-    results = Results(workdir, config=reader.json("config.json"), missing=reader.missing)
+    results = Results(workdir, config=reader.json(CONFIG), missing=reader.missing)
     planned = results.config.get("stages")
     results.stages = [str(name) for name in planned] if isinstance(planned, list) else []
     for name in reader.names("*.done.json"):

@@ -17,7 +17,7 @@ from clipseg_jax.reproduce.sources import WEIGHTS
 from clipseg_jax.reproduce.verdicts import difference, verdict
 from clipseg_jax.stages.published_rows import Figure, PublishedRow
 from clipseg_jax.stages.run_record import RUNS
-from clipseg_jax.stages.work_directory import checksums, differences
+from clipseg_jax.stages.work_directory import CONFIG, checksums, differences
 from input_pipeline.datasets.catalog import BY_NAME
 
 DONE, READY, MISSING, FAILED, INTERRUPTED = "done", "ready", "missing", "failed", "interrupted"
@@ -70,7 +70,7 @@ def is_finished(plan: Plan) -> bool:
     """Whether the work directory has all stages and numbers, whatever values they are of."""
     stages = [plan.workdir / f"{name}.done.json" for name in plan.config.stages]
     files = [plan.workdir / figure.file for figure in plan.row.figures]
-    return all(path.exists() for path in (plan.workdir / "config.json", *stages, *files))
+    return all(path.exists() for path in (plan.workdir / CONFIG, *stages, *files))
 
 
 def is_done(plan: Plan) -> bool:

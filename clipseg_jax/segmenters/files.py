@@ -17,11 +17,11 @@ from clipseg_jax.segmenters.released import released_config
 from clipseg_jax.stages.clip import embed_words, row_words, word_lists
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.network import CONFIG, Network
+from clipseg_jax.stages.work_directory import CONFIG as RECORD
 from clipseg_jax.stages.work_directory import flat, recorded_content
 from configs.base import loops
 from weights_convert import CheckpointError, Format
 
-RECORD = "config.json"  # of a work directory
 # Those with a module `build` that has a function `network`; the last ones run on a frozen CLIP.
 _METHODS = ("maskclip_plus", "clip_es", "maskclip", "readouts", "reclip", "weclip", "clip_rc")
 _ON_CLIP = _METHODS[2:]
@@ -87,13 +87,12 @@ def of_file(
         config = released_config(path, fmt, record, classes)
     else:
         config = _config(stored, str(path))
-    distilled = config.get("method") == "reclip" and record.get("stage") == "distillation"
     section = {"weclip": "head", "clip_rc": "clip_rc", "reclip": "rectifier"}.get(config.method)
+    if section is None or (config.method == "reclip" and record.get("stage") == "distillation"):
+        section = "student"
     with tempfile.TemporaryDirectory(prefix="clipseg_jax_") as folder:
         try:
-            config["student" if distilled or section is None else section].trained_weights = str(
-                path
-            )
+            config[section].trained_weights = str(path)
         except KeyError as error:
             raise _other_version(str(path)) from error
         return _network(config, Path(folder), str(path), clip, embed=True)

@@ -123,10 +123,8 @@ class Runner:
           ValueError: something that is no image.
         """
 
-        def run(state: nnx.State, arrays: dict[str, jax.Array], shapes: Any) -> list[Any]:
-            fn = self.functions.segment
-            maps = fn(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
-            return list(zip(*jax.device_get(maps), strict=True))
+        def run(*inputs: Any) -> list[Any]:
+            return list(zip(*jax.device_get(self.functions.segment(*inputs)), strict=True))
 
         def result(maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> Segmentation:
             labels, best = (each[: size[0], : size[1]] for each in maps)
@@ -146,10 +144,8 @@ class Runner:
         if longest_px is not None:
             check_whole("longest_px", longest_px)
 
-        def run(state: nnx.State, arrays: dict[str, jax.Array], shapes: Any) -> list[Any]:
-            fn = self.functions.scores
-            inputs = arrays["images"], arrays["sizes"], arrays["network"]
-            return list(jax.device_get(fn(state, *inputs, shapes, longest_px)))
+        def run(*inputs: Any) -> list[Any]:
+            return list(jax.device_get(self.functions.scores(*inputs, longest_px)))
 
         def result(maps: np.ndarray, size: tuple[int, int]) -> ClassScores:
             h, w = shrunk(size, longest_px)
@@ -162,10 +158,8 @@ class Runner:
     ) -> Iterator[tuple[int, np.ndarray | BadImage]]:
         """As a call, with dense features (gh, gw, e) float32 of whole images."""
 
-        def run(state: nnx.State, arrays: dict[str, jax.Array], shapes: Any) -> list[Any]:
-            fn = self.functions.features
-            maps = fn(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
-            return list(zip(*jax.device_get(maps), strict=True))
+        def run(*inputs: Any) -> list[Any]:
+            return list(zip(*jax.device_get(self.functions.features(*inputs)), strict=True))
 
         def result(maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> np.ndarray:
             h, w = maps[1]
@@ -174,6 +168,11 @@ class Runner:
         return self._results(images, run, result)
 
     def _results(self, images: Any, run: Callable, result: Callable) -> Iterator[tuple[int, Any]]:
+        """What `__call__` returns.
+
+        `run`: the arguments of `inference.SegmentFn` -> what each row of the batch gives, on the
+        host; `result`: that of a row and the image's size -> what is yielded.
+        """
         if not isinstance(images, Iterator) or is_one_picture(images):
             return self._of_list(picture_list(images), run, result)  # checked at once
         return self._of_iterator(images, run, result)
@@ -236,7 +235,8 @@ class Runner:
         )
         del pixels
         state = self._state if mesh is self._mesh else replicate(mesh, self._state)
-        maps = run(state, arrays, network_shapes(batch.network_hw, self.cfg))
+        shapes = network_shapes(batch.network_hw, self.cfg)
+        maps = run(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
         del arrays  # a large picture's; the caller may need as much again
         for row, index in enumerate(chosen):
             if batch.valid[row]:

@@ -10,7 +10,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from clipseg_jax.core.checks import check_number
+from clipseg_jax.core.mesh import replicate
 from clipseg_jax.inference_config import REFINEMENTS, InferenceConfig, Refinement
+from clipseg_jax.prompts import MOST_CLASSES
 from clipseg_jax.segment_options import REFINE_PX, check_refine
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenters.results import in_order
@@ -22,7 +24,6 @@ from input_pipeline.pictures import Picture
 # Longest side in pixels of photos at networks that take images at their own size: those of the
 # datasets that they were trained on are half as large.
 LONGEST_PX = 1024
-_MOST_CLASSES = 254  # of an index PNG, beside background and 255
 
 
 class Trained:
@@ -43,9 +44,9 @@ class Trained:
           ValueError: more classes than an index PNG holds.
         """
         self.classes = tuple(names[int(background) :])
-        if len(self.classes) > _MOST_CLASSES:
+        if len(self.classes) > MOST_CLASSES:
             raise ValueError(
-                f"the network has {len(self.classes)} classes, an index PNG at most {_MOST_CLASSES}"
+                f"the network has {len(self.classes)} classes, an index PNG at most {MOST_CLASSES}"
             )
         cfg = network.cfg
         labels = cfg.embedding_labels or tuple(range(len(names)))
@@ -158,7 +159,9 @@ class Trained:
             chosen = REFINEMENTS[refine] if isinstance(refine, str) else refine
             cfg = dataclasses.replace(cfg, refine=chosen, crf_image="raw")
         if cfg not in self._compiled:
-            self._compiled[cfg] = compiled(self._network.task, cfg, self._network.features)
+            state, functions = compiled(self._network.task, cfg, self._network.features)
+            # On the devices once, not at every call.
+            self._compiled[cfg] = replicate(self._mesh, state), functions
         state, functions = self._compiled[cfg]
         names = ("background", *self.classes)
         return Runner(

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from clipseg_jax.core.files import read_json, write_json
+from clipseg_jax.core.run_lock import NO_FLOCK
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
 from input_pipeline.walk import open_regular
@@ -29,7 +30,6 @@ from weights_convert.named.names import KNOWN, Weights
 
 VARIABLE = "CLIPSEG_JAX_CACHE"
 _LOCKS = ".locks"
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
 
 
@@ -178,7 +178,7 @@ class Lock:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _NO_FLOCK:
+            if error.errno in NO_FLOCK:
                 self.held = False
                 return
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
