@@ -103,9 +103,9 @@ class Runner:
         `threshold`: pixels whose best probability is lower are background. It is applied here, not
         on the device, so that another one is not compiled again.
         """
-        self.names, self.cfg, self._threshold = tuple(names), cfg, threshold
+        self.names, self.cfg, self.threshold = tuple(names), cfg, threshold
         self.functions, self._mesh, self._batch_size = functions, mesh, batch_size
-        self._state = replicate(mesh, state)
+        self.state = replicate(mesh, state)
 
     def __call__(
         self, images: Iterable[Picture] | Picture
@@ -128,8 +128,8 @@ class Runner:
 
         def result(maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> Segmentation:
             labels, best = (each[: size[0], : size[1]] for each in maps)
-            if self._threshold:
-                labels = np.where(best < np.float32(self._threshold), np.uint8(0), labels)
+            if self.threshold:
+                labels = np.where(best < np.float32(self.threshold), np.uint8(0), labels)
             return Segmentation(labels, best, self.names)
 
         return self._results(images, run, result)
@@ -234,7 +234,7 @@ class Runner:
             },
         )
         del pixels
-        state = self._state if mesh is self._mesh else replicate(mesh, self._state)
+        state = self.state if mesh is self._mesh else replicate(mesh, self.state)
         shapes = network_shapes(batch.network_hw, self.cfg)
         maps = run(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
         del arrays  # a large picture's; the caller may need as much again
