@@ -229,7 +229,7 @@ def test_a_hostile_value_is_one_error(trained, method, name, value, tmp_path, of
     record, arrays = trained(method)
     put(record, name, value)
     path = written(tmp_path, record, arrays)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError) as caught:
         clipseg_jax.load(path)
     message = str(caught.value)
@@ -237,7 +237,7 @@ def test_a_hostile_value_is_one_error(trained, method, name, value, tmp_path, of
     assert "\n" not in message
     assert len(message) < 1000
     assert message.isprintable()
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KB: 1 GB
 
 
