@@ -173,7 +173,7 @@ def segment(
     Raises:
       ValueError: an argument without meaning, something that is no image, or weights that are not
         a CLIP with a text tower.
-      BadImage: a file that cannot be read as an image, or an image of a size that cannot be used.
+      BadImage: a file that cannot be read as an image, or a size that cannot be used.
     """
     if not isinstance(images, Iterator):
         images = picture_list(images)  # checked before the weights are read

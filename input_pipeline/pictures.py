@@ -46,6 +46,11 @@ def picture_size(picture: Picture) -> tuple[int, int]:
       BadImage: a file that cannot be read, or a picture of too many pixels.
     """
     if not isinstance(picture, np.ndarray):
+        if os.path.isdir(picture):
+            raise BadImage(
+                f"{picture} is a folder; give the photos in it, such as "
+                "sorted(Path(FOLDER).glob('*.jpg')), or run python -m clipseg_jax.predict FOLDER"
+            )
         return image_size(picture)
     height, width = picture.shape[:2]
     if height * width > MAX_PIXELS:

@@ -82,7 +82,7 @@ class Trained:
 
         Raises:
           ValueError: an argument without meaning, or something that is no image.
-          BadImage: a file that cannot be read as an image, or an image of a size that cannot be used.
+          BadImage: a file that cannot be read as an image, or a size that cannot be used.
         """
         return in_order(self.stream(images, words, background=background, refine=refine))
 

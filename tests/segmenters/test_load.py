@@ -153,6 +153,12 @@ def test_an_array_of_an_extreme_size_is_named_and_the_others_done(
         model.stream([thin, np.zeros((4, 4), np.int64)], NAMES)
 
 
+def test_a_folder_is_no_image(model, tmp_path):
+    with pytest.raises(BadImage, match=r"is a folder; give the photos in it") as caught:
+        model.segment(tmp_path, NAMES)
+    assert "split" not in str(caught.value)
+
+
 @pytest.mark.parametrize("background", [None, 0.3, 0.7])
 def test_nothing_is_compiled_again(model, picture, background):
     """For other words of the same number, and for other thresholds."""
@@ -174,6 +180,7 @@ def test_nothing_is_compiled_again(model, picture, background):
         ({"words": NAMES, "method": "dog"}, "method is 'dog'"),
         ({"words": NAMES, "short_side_px": 0}, "short_side_px is 0"),
         ({"words": NAMES, "background": "0.5"}, "background is the text '0.5'"),
+        ({"words": NAMES, "background": "wall"}, r"the text 'wall'; .* background=\['wall'\]"),
     ],
 )
 def test_what_cannot_be_meant(model, picture, given, message):
@@ -194,6 +201,7 @@ def test_scores_take_no_threshold(model, picture):
             ({"model": bad}, r"model is .*; give a name")
             for bad in (7, None, ["demo"], b"demo", " ")
         ),
+        ({"model": "a\0b"}, "model is .*; no name or path has a NUL character"),
         ({"model": "demo", "clip": "x"}, "clip is given with demo, which is no trained"),
         ({"model": "demo", "classes": ["a"]}, "classes is given with demo"),
         ({"model": "demo", "dtype": "int8"}, "dtype is 'int8'"),
