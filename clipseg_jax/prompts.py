@@ -187,7 +187,8 @@ def read_words(
         if _is_number(background):
             raise ValueError(f"background is the text {background!r}; {taken} as a number")
         raise ValueError(
-            f"background is the text {background!r}; give a list of words: background=[{background!r}]"
+            f"background is the text {background!r}; give a list of words: "
+            f"background=[{background!r}]"
         )
     # NumPy's and JAX's numbers may be arrays without axes.
     if not isinstance(background, Iterable) or getattr(background, "ndim", 1) == 0:
