@@ -87,6 +87,8 @@ def recorded_config(
             f"{shown(found)}; {REMEDY}"
         )
     named = with_new_names(flat(stored))
+    decides = named.get("clip.decides")
+    open_ = decides if isinstance(decides, list) else []  # what nothing needed may be None still
     values: dict[str, Any] = {}
     nested: dict[str, Any] = {}
     try:
@@ -98,7 +100,8 @@ def recorded_config(
             if name not in named:
                 continue
             value = None if _PATHS.fullmatch(name) else named[name]
-            if value is not None:  # as what a CLIP decides may still be
+            may_lack = default is None or name.endswith("_px") or name in open_
+            if value is not None or not (may_lack or _PATHS.fullmatch(name)):
                 (_BOUNDS.get(name) or _check_of(name, kind, default))(value, f"config.{name}")
             values[name] = _as_tuples(value)
             put(nested, name, value)

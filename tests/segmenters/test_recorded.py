@@ -195,6 +195,8 @@ HOSTILE = [
     ("weclip", "config.clip.dtype", "float1"),
     ("weclip", "config.clip.heads", [0, 0]),
     ("weclip", "config.clip.mean", [1, 2]),
+    ("weclip", "config.clip.mean", None),
+    ("weclip", "config.text.background_words", None),
     ("weclip", "config.clip.std", [0, 0, 0]),
     ("weclip", "config.clip", "demo"),
     ("weclip", "config", 5),
