@@ -89,7 +89,7 @@ class OpenVocabulary:
 
         Raises:
           ValueError: an argument without meaning, or something that is no image.
-          BadImage: a file that cannot be read as an image.
+          BadImage: a file that cannot be read as an image, or a size that cannot be used.
         """
         return in_order(
             self.stream(
@@ -117,7 +117,7 @@ class OpenVocabulary:
         """As `segment`, one image after the other, batched by size and so not in order.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
         """
         chosen = chosen_options(options, method=method, refine=refine, short_side_px=short_side_px)
         return self.runner(words, background, chosen)(images)

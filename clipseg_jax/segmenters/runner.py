@@ -117,7 +117,7 @@ class Runner:
             generator, is read 64 images at a time, anything else to its end first.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
 
         Raises:
           ValueError: something that is no image.
@@ -182,13 +182,15 @@ class Runner:
     ) -> Iterator[tuple[int, Any]]:
         done = 0
         while chunk := list(itertools.islice(images, AT_ONCE)):
-            for index, each in self._of_list(picture_list(chunk, first=done), run, result):
+            pictures = picture_list(chunk, first=done)
+            for index, each in self._of_list(pictures, run, result, first=done):
                 yield done + index, each
             done += len(chunk)
 
     def _of_list(
-        self, pictures: Sequence[Picture], run: Callable, result: Callable
+        self, pictures: Sequence[Picture], run: Callable, result: Callable, first: int = 0
     ) -> Iterator[tuple[int, Any]]:
+        """`first`: the number of the first one in errors."""
         sizes: dict[int, tuple[int, int]] = {}  # of the readable ones, by index
         for i, picture in enumerate(pictures):
             try:
@@ -196,8 +198,11 @@ class Runner:
                 network_sizes(size, self.cfg)
             except ValueError as error:
                 if isinstance(picture, np.ndarray):
-                    raise ValueError(f"image {i}: {error}") from error
-                yield i, error if isinstance(error, BadImage) else BadImage(f"{picture}: {error}")
+                    yield i, BadImage(f"image {first + i}: {error}")
+                elif isinstance(error, BadImage):
+                    yield i, error
+                else:
+                    yield i, BadImage(f"{picture}: {error}")
                 continue
             sizes[i] = size
         large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]

@@ -186,11 +186,7 @@ def test_rows_and_labels():
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
-        (
-            "proxyclip",
-            {},
-            r"no DINO weights; pass --config\.dino\.weights=dino_vitb8 or another name",
-        ),
+        ("proxyclip", {}, r"no DINO weights; pass --config\.dino\.weights=dino_vitb8 or another"),
         ("naclip", {"read_out.name": "gem"}, r"--config\.read_out\.name is 'gem'; give 'value' or"),
         ("naclip", {"read_out.cross": 0.3}, r"cross is for resclip, not for naclip; omit it"),
         ("resclip", {"read_out.cross": 1.3}, r"read_out\.cross is 1\.3; give a number from 0 to 1"),
