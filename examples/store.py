@@ -3,7 +3,7 @@
     python examples/store.py
 
 Needs the extra "test". It runs in an empty folder, so what `examples/quickstart` holds is neither
-used nor changed. Ten minutes on two CPU cores.
+used nor changed. About five minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 _LONGEST_S = 3600  # of a cell
-_QUALITY = 70  # of JPEGs
+_QUALITY = 60  # of JPEGs
 
 
 def read() -> NotebookNode:
