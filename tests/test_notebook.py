@@ -45,11 +45,11 @@ def images(cell):
 
 @pytest.mark.slow
 def test_it_runs(notebook, tmp_path, monkeypatch):
-    """Every cell in a kernel of its own, in an empty folder; the training for two steps."""
+    """Every cell, in an empty folder; small pictures, a training of two steps."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     for cell in store.code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    store.assign(notebook, STEPS=2, LEARN=8, SCORE=4)
+    store.assign(notebook, SIDE=96, STEPS=2, LEARN=8, SCORE=4)
     store.run(notebook, tmp_path)
     cells = {cell.id: cell for cell in store.code_cells(notebook)}
     assert [cell.execution_count for cell in cells.values()] == [*range(1, len(cells) + 1)]
