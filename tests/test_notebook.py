@@ -49,7 +49,8 @@ def test_it_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     for cell in store.code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
-    store.assign(notebook, SIDE=96, STEPS=2, LEARN=8, SCORE=4)
+    short = {"SIDE": 96, "STEPS": 2, "LEARN": 8, "SCORE": 4}
+    store.assign(notebook, READ_OUTS=["sclip"], REFINEMENTS=[None, "par"], **short)
     store.run(notebook, tmp_path)
     cells = {cell.id: cell for cell in store.code_cells(notebook)}
     assert [cell.execution_count for cell in cells.values()] == [*range(1, len(cells) + 1)]
