@@ -145,8 +145,8 @@ def test_what_has_no_meaning(model, tmp_path, given, message):
 
 
 def test_networks_that_the_converter_does_not_know(model, tmp_path):
+    given = {"words": WORDS, "method": "resclip_feedback", "refine": None}
     with pytest.raises(ValueError, match=r"cannot .* this network .*; export StableHLO"):
-        given = {"words": WORDS, "method": "resclip_feedback", "refine": None}
         export_model(model, tmp_path / "m.onnx", size=64, **given)
     assert not [*tmp_path.iterdir()]
 
