@@ -128,14 +128,14 @@ def test_of_a_work_directory_and_of_its_file(finished, painted, tmp_path):
 
 
 def test_exported(finished, painted, tmp_path):
-    """Probabilities are those of `scores`, though weights are constants that XLA folds."""
+    """XLA folds weights that are constants; the temperature of 100 multiplies what it rounds."""
     _, workdir, _, _ = finished
     model, path = clipseg_jax.load(workdir, devices=1), next((painted / "images").iterdir())
     export_model(model, tmp_path / "model", size=64, refine=None, outputs="probabilities")
     images = np.asarray(Image.open(path).convert("RGB"))[None]
     (values,) = run_stablehlo((tmp_path / "model").read_bytes(), images)
     (expected,) = model.scores(path, refine=None)
-    np.testing.assert_allclose(values[0], expected.values, atol=2e-4)
+    np.testing.assert_allclose(values[0], expected.values, atol=1e-4)
 
 
 def test_no_folder_of_the_trainer_is_in_a_trained_file(finished, painted):
