@@ -7,6 +7,8 @@ array.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,7 +160,26 @@ def _concatenate(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     return [jax.lax.concatenate([each for each in inputs if each.shape[axis]], axis)]
 
 
+def _max_pool(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The largest of the window's elements, each a strided slice: jax2onnx takes channels first."""
+    (x,), given = inputs, equation.params
+    window, strides = given["window_dimensions"], given["window_strides"]
+    dilation = given["window_dilation"]
+    assert all(each == 1 for each in given["base_dilation"]), "no network here has one"
+    lowest = np.asarray(-np.inf, x.dtype)
+    x = jax.lax.pad(x, lowest, [(before, after, 0) for before, after in given["padding"]])
+    shape = equation.outvars[0].aval.shape
+    last = [(n - 1) * stride + 1 for n, stride in zip(shape, strides, strict=True)]
+    starts = ([i * by for i in range(n)] for n, by in zip(window, dilation, strict=True))
+    slices = [
+        jax.lax.slice(x, start, [a + n for a, n in zip(start, last, strict=True)], strides)
+        for start in itertools.product(*starts)
+    ]
+    return [functools.reduce(jax.lax.max, slices)]
+
+
 _RULES = {
+    "reduce_window_max": _max_pool,
     "stack": _stack,
     "unstack": _unstack,
     "concatenate": _concatenate,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax import numpy as jnp
 
 from clipseg_jax.export.plain import plain
@@ -98,6 +99,14 @@ def test_reading_integers_beyond_the_end():
         return jnp.asarray(x).at[jnp.asarray([1, 9])].get(mode="fill", fill_value=7)
 
     operations(call, np.arange(4, dtype=np.uint8))
+
+
+def test_max_pooling():
+    def call(x):
+        return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    images = np.random.default_rng(0).normal(size=(1, 7, 8, 3)).astype(np.float32)
+    assert "reduce_window_max" not in operations(call, images)
 
 
 def test_joining_and_splitting():
