@@ -11,6 +11,7 @@ from input_pipeline import commands
 
 MODULES = {
     "clipseg-convert": "weights_convert.__main__",
+    "clipseg-export": "clipseg_jax.export.__main__",
     "clipseg-predict": "clipseg_jax.predict",
     "clipseg-prepare": "input_pipeline.prepare.__main__",
     "clipseg-reproduce": "clipseg_jax.reproduce.__main__",
@@ -20,8 +21,13 @@ MODULES = {
 
 
 def convert() -> int:
-    """Converts, inspects or exports weights."""
+    """Converts and inspects weights."""
     return _run("clipseg-convert")
+
+
+def export() -> int:
+    """Writes a model as StableHLO or ONNX."""
+    return _run("clipseg-export")
 
 
 def predict() -> int:

@@ -27,16 +27,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from clipseg_jax.core import processes
-from clipseg_jax.core.command import exit_code
+# What needs JAX is imported where it is used: --help and wrong options are answered without it.
 from clipseg_jax.core.config_arguments import complete
 from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
-from clipseg_jax.core.interrupt import signals
 from clipseg_jax.core.run_lock import RunLock
 from input_pipeline import commands
 from input_pipeline.text_lists import printable
@@ -99,6 +96,8 @@ def run(
       ValueError: unknown method, unknown stages or stages out of order, or a work directory that
         holds another recipe's results.
     """
+    import jax
+
     stages = stages_of(config.method)
     if unknown := [name for name in config.stages if name not in stages]:
         raise ValueError(
@@ -123,6 +122,10 @@ def _run_stages(
     given: Collection[str],
     recipe: str,
 ) -> dict[str, dict]:
+    import jax
+
+    from clipseg_jax.core import processes
+
     # Like the recipes, these need the extra "data".
     from clipseg_jax.stages import completion, preflight, run_record, work_directory
 
@@ -202,6 +205,10 @@ def _run_flags(argv: list[str]) -> int:
     if _SHOW.value:
         commands.say("\n".join(shown(_CONFIG.value, _sources())))
         return 0
+    from clipseg_jax.core import processes
+    from clipseg_jax.core.command import exit_code
+    from clipseg_jax.core.interrupt import signals
+
     own_folder = "_".join(filter(None, _recipe().replace("/", "_").split(":", 1)))
     workdir = f"workdir/{own_folder}" if _WORKDIR.value is None else _WORKDIR.value
 

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     settings, segmenter = find_model(args)
     out = Path(args.out)
     sources, left_out = list_images(args.images, out)
-    with RunLock(out):
+    with _locked(out):
         records = Records(out)
         new, other = _compare(out, settings, args.overwrite)
         names = result_names(sources, records)
@@ -118,6 +118,20 @@ def run(args: argparse.Namespace) -> None:
         _report(out, todo, left_out + failed, made=made)
         if none:
             raise ValueError(f"no image could be segmented; {len(left_out + failed)} were skipped")
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The output folder under its lock; after an error, folders made for it do not stay empty."""
+    new = [each for each in (out, *out.parents) if not os.path.lexists(each)]
+    try:
+        with RunLock(out):
+            yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+        raise
 
 
 def _segment(segmenter: Segmenter | Runner, todo: Sequence[Image], results: Results) -> LeftOut:
@@ -231,9 +245,23 @@ def _check_targets(images: Sequence[Image], results: Results, *, new: bool) -> N
     """Checks that no result replaces an image, nor, in a new output folder, a file of the user.
 
     Raises:
-      ValueError: one would, or a link in the output folder leads out of it.
+      ValueError: one would, a folder is where a file is to be, or a link in the output folder leads
+        out of it.
     """
     out = results.out
+    for target in results.files_of_the_folder():
+        if target.is_dir():
+            raise ValueError(
+                f"{target} is a folder, and this command writes a file of that name; rename it, or "
+                f"choose another --out{results.without(target)}"
+            )
+        for path, name in images:
+            if Path(name).parts[0] == target.name and len(Path(name).parts) > 1:
+                raise ValueError(
+                    f"the masks of {path} and others of the folder {target.name} would be in "
+                    f"{target}, which is a file of this command; rename that folder"
+                    f"{results.without(target)}"
+                )
     for folder in {os.path.dirname(name) for _, name in images}:
         if elsewhere := leads_to(out, folder):
             raise ValueError(

@@ -164,7 +164,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 def class_names(args: argparse.Namespace) -> list[str]:
     """The names of the three options, in their order."""
-    named = _split("--classes", args.classes)
+    named = split_names("--classes", args.classes)
     return [*named, *args.class_, *_names_in(args.classes_file)]
 
 
@@ -189,7 +189,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             "the class list is empty; name at least one class: --classes, --class or --classes-file"
         )
-    words = _split("--background-words", args.background_words)
+    words = split_names("--background-words", args.background_words)
     threshold = check_number("--background", args.background, 0, 1)
     if words and threshold:
         raise ValueError(
@@ -227,7 +227,12 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _split(option: str, text: str) -> list[str]:
+def split_names(option: str, text: str) -> list[str]:
+    """The names of an option, separated by commas.
+
+    Raises:
+      ValueError: one has quotes or brackets around it.
+    """
     names = [name.strip() for name in text.split(",") if name.strip()]
     return _plain(option, names, "cat, sofa")
 

@@ -9,7 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clipseg_jax.predict_records import OVERLAY, SCORES, SUMMARY, Records, is_whole_overlay
+from clipseg_jax.predict_records import (
+    OVERLAY,
+    SCORES,
+    SETTINGS,
+    SKIPPED,
+    SUMMARY,
+    Records,
+    is_whole_overlay,
+)
 from clipseg_jax.results import coco, contact_sheet
 from clipseg_jax.results.contact_sheet import Thumbnail
 from clipseg_jax.results.label_map import NAME as LABEL_MAP
@@ -68,6 +76,17 @@ class Results:
     def files_of_all(self) -> list[Path]:
         """The COCO files that are written; other files for all images spare what is there."""
         return [self.out / file for kind, file in coco.FILES.items() if kind in self._formats]
+
+    def files_of_the_folder(self) -> list[Path]:
+        """The files for all images, of which none may be a folder."""
+        html = [contact_sheet.NAME] if "html" in self._formats else []
+        names = [*html, LABEL_MAP, SUMMARY, SETTINGS, SKIPPED]
+        return [*self.files_of_all(), *(self.out / name for name in names)]
+
+    def without(self, target: Path) -> str:
+        """What else helps where `target` cannot be written; "" where nothing does."""
+        html = target.name == contact_sheet.NAME
+        return ", or leave html out of --format" if html else ""
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes what is made of masks that are made again, in formats that may not be asked for.

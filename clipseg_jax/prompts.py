@@ -186,7 +186,10 @@ def read_words(
     if isinstance(background, str):
         if _is_number(background):
             raise ValueError(f"background is the text {background!r}; {taken} as a number")
-        background = [background]
+        raise ValueError(
+            f"background is the text {background!r}; give a list of words: "
+            f"background=[{background!r}]"
+        )
     # NumPy's and JAX's numbers may be arrays without axes.
     if not isinstance(background, Iterable) or getattr(background, "ndim", 1) == 0:
         number = getattr(background, "item", lambda: background)()

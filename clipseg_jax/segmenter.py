@@ -88,7 +88,7 @@ class Segmenter:
             first.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
 
         Raises:
           ValueError: something that is no image.
@@ -173,7 +173,7 @@ def segment(
     Raises:
       ValueError: an argument without meaning, something that is no image, or weights that are not
         a CLIP with a text tower.
-      BadImage: a file that cannot be read as an image.
+      BadImage: a file that cannot be read as an image, or a size that cannot be used.
     """
     if not isinstance(images, Iterator):
         images = picture_list(images)  # checked before the weights are read

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from input_pipeline.datasets.images import MAX_PIXELS, image_size, rgb_pixels
+from input_pipeline.datasets.images import MAX_PIXELS, BadImage, image_size, rgb_pixels
 
 Picture = str | os.PathLike[str] | np.ndarray  # an array is uint8 (h, w), (h, w, 1), ... (h, w, 4)
 _TAKEN = (
@@ -43,9 +43,22 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     """(height, width) of a picture; of a file, from its header alone.
 
     Raises:
-      BadImage: a file that cannot be read.
+      BadImage: a file that cannot be read, or a picture of too many pixels.
     """
-    return picture.shape[:2] if isinstance(picture, np.ndarray) else image_size(picture)
+    if not isinstance(picture, np.ndarray):
+        if os.path.isdir(picture):
+            raise BadImage(
+                f"{picture} is a folder; give the photos in it, such as "
+                "sorted(Path(FOLDER).glob('*.jpg')), or run python -m clipseg_jax.predict FOLDER"
+            )
+        return image_size(picture)
+    height, width = picture.shape[:2]
+    if height * width > MAX_PIXELS:
+        raise BadImage(
+            f"{height} x {width} pixels are more than the {MAX_PIXELS} that are taken; scale it "
+            "down"
+        )
+    return height, width
 
 
 def rgb_array(picture: np.ndarray) -> np.ndarray:
@@ -82,11 +95,6 @@ def _picture(image: Any, index: int) -> Picture:
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and 1 <= array.shape[2] <= 4)):
         kind = f"{array.dtype} {array.shape}" if array.ndim else f"of type {type(image).__name__}"
         raise ValueError(f"image {index} is {kind}; {_TAKEN}")
-    if array.shape[0] * array.shape[1] > MAX_PIXELS:
-        raise ValueError(
-            f"image {index} is {array.shape}, of more pixels than the {MAX_PIXELS} that are taken; "
-            "scale it down"
-        )
     if 0 in array.shape:
         raise ValueError(f"image {index} is {array.shape}, without pixels; {_TAKEN}")
     return array

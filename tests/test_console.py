@@ -77,6 +77,38 @@ def test_help_fits_a_screen(name, monkeypatch, capsys):
     assert "python -m" not in text
 
 
+@pytest.mark.parametrize("name", PRESENT)
+def test_help_is_forty_lines_of_a_wide_screen(name):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "100"}
+    done = subprocess.run(
+        [command(name), "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+
+
+QUICK = [
+    "input_pipeline.prepare",
+    "clipseg_jax.reproduce",
+    "clipseg_jax.web",
+    "clipseg_jax.reports",
+]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--wrnog"]])
+@pytest.mark.parametrize("module", QUICK)
+def test_help_and_mistakes_are_answered_without_jax(module, arguments):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", module, *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == (2 if "--wrnog" in arguments else 0)
+    assert "input_pipeline.commands" in imported
+    assert not {"jax", "flax"} & imported
+
+
 @pytest.mark.parametrize("name", ["clipseg-predict", "clipseg-convert"])
 def test_all_help_has_the_rest(name, monkeypatch, capsys):
     short = helped(name, "--help", monkeypatch=monkeypatch, capsys=capsys)

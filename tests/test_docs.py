@@ -40,8 +40,8 @@ WRITTEN = [
 ]
 METHODS = sorted((DOCS / "methods").glob("*.md"))
 TOPS = (
-    *("benchmarks", "clipseg_jax", "configs", "docs", "input_pipeline", "launch", "tests"),
-    "weights_convert",
+    *("benchmarks", "clipseg_jax", "configs", "docs", "examples", "input_pipeline", "launch"),
+    *("tests", "weights_convert"),
 )
 # Examples of what a reader writes.
 INVENTED = {

@@ -213,6 +213,40 @@ def test_files_of_others_stay(tmp_path, photos, capsys):
         assert (other / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["index.html", "labelmap.txt", "summary.jsonl"])
+def test_a_folder_with_the_name_of_a_result_is_told_before_any_work(tmp_path, photos, capsys, name):
+    paint(photos / name / "d.jpg")
+    out = tmp_path / "new/masks"
+    assert command(out, photos) == 2
+    error = capsys.readouterr().err
+    assert f"the masks of {photos / name / 'd.jpg'} and others of the folder {name}" in error
+    assert ("leave html out of --format" in error) == (name == "index.html")
+    assert error.count("\n") == 1
+    assert (QuickSegmenter.made, out.parent.exists()) == (0, False)
+    (out / name).mkdir(parents=True)
+    assert command(out, photos / "a.jpg") == 2
+    assert f"{out / name} is a folder, " in capsys.readouterr().err
+    assert QuickSegmenter.made == 0
+    if name == "index.html":
+        assert command(out, photos, more=["--format=png"]) == 0
+        assert (out / "index.html/d.png").is_file()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_error_leaves_no_empty_folder(tmp_path, photos, monkeypatch, capsys, there):
+    def refuse(**_):
+        raise ValueError("a class name is too long")
+
+    monkeypatch.setattr(predict_model, "Segmenter", refuse)
+    out = tmp_path / "new/masks"
+    if there:
+        out.mkdir(parents=True)
+    assert command(out, photos) == 2
+    assert "too long" in capsys.readouterr().err
+    assert out.exists() == there
+    assert out.parent.exists() == there
+
+
 @pytest.mark.parametrize("package", ["pycocotools", "cv2"])
 def test_a_missing_package_is_told_before_any_work(tmp_path, photos, monkeypatch, capsys, package):
     for name in [*sys.modules]:

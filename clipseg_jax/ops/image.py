@@ -71,7 +71,7 @@ def opencv_resize(
         far = jnp.where(outside, 0, columns.far)[:, None]
 
         def take(pixels: Array, index: Array, axis: int) -> Array:
-            return jnp.take(pixels, jnp.clip(index, 0, in_size[axis] - 1), axis)
+            return jnp.take(pixels, jnp.clip(index, 0, in_size[axis] - 1), axis=axis)
 
         left, right = take(image, columns.low, 1), take(image, columns.low + 1, 1)
         wide = (left.astype(jnp.int32) * near + right.astype(jnp.int32) * far) >> 4

@@ -38,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(workdir: Path, out: Path | None) -> int:
     from clipseg_jax.reports.report import write_report
+    from input_pipeline.text_lists import escaped
 
-    commands.say(f"report: {write_report(workdir, out)}")
+    def tell(damage: str) -> None:
+        commands.say(escaped(f"warning: {workdir}/{damage}"), error=True)
+
+    commands.say(f"report: {write_report(workdir, out, tell)}")
     return 0
 
 

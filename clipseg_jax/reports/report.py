@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipseg_jax.core.html import escape, page
@@ -24,18 +24,24 @@ _CALLED = {
 }
 
 
-def write_report(workdir: Path, out: Path | None = None) -> Path:
+def write_report(
+    workdir: Path, out: Path | None = None, tell: Callable[[str], object] = lambda damage: None
+) -> Path:
     """Writes the report of a work directory, finished or not, atomically; returns its path.
 
     Args:
       workdir: of a recipe.
       out: the file; None: report.html in the work directory.
+      tell: called with a sentence for each damaged file, which the report has as well.
 
     Raises:
-      ValueError: `workdir` is no work directory.
+      ValueError: `workdir` is no work directory, or nothing in it can be read.
       OSError: the report cannot be written.
     """
-    text = report(read_results(workdir))
+    results = read_results(workdir)
+    text = report(results)
+    for damage in results.damaged:
+        tell(damage)
     return write_atomic(out or workdir / REPORT, lambda file: file.write(text.encode("utf-8")))
 
 
@@ -43,7 +49,7 @@ def report(results: Results) -> str:
     """The whole page."""
     recipe = Recipe(results)
     found = comparisons(results, recipe)
-    title = _title(recipe, found)
+    title = _title(results, recipe, found)
     open_ = results.evaluations[-1:]  # the last stage's
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -65,27 +71,32 @@ def report(results: Results) -> str:
     return page(title, "\n".join(filter(None, parts)), _STYLE)
 
 
-def _title(recipe: Recipe, found: Sequence[Comparison]) -> str:
+def _title(results: Results, recipe: Recipe, found: Sequence[Comparison]) -> str:
     name = "dataset.name"
     dataset = recipe.values.get(name)
     if found and recipe.defaults and dataset == recipe.defaults.get(name):
         return f"{found[0].row.method} on {found[0].row.dataset}"
-    method = str(recipe.values.get("method"))
-    return f"{_CALLED.get(method, method)} on {dataset}"
+    if "method" not in recipe.values:  # its config is damaged
+        return recipe.name or results.workdir.absolute().name
+    method = str(recipe.values["method"])
+    return f"{_CALLED.get(method, method)} on {dataset or 'an unknown dataset'}"
 
 
 def _summary(results: Results, recipe: Recipe) -> str:
     parts = [f"recipe {recipe.name}"] if recipe.name else []
     if results.runs:
         parts.append(run_section.moment(results.runs[-1]["started"]))
-        parts.append(str(results.runs[-1].get("devices")))
+        parts.append(str(results.runs[-1].get("devices") or "devices not recorded"))
     unfinished = [name for name in results.stages if name not in results.done]
+    if not results.config:
+        parts.append("its config cannot be read")
     parts.append(f"not finished: {', '.join(unfinished)}" if unfinished else "finished")
     return " · ".join(parts)
 
 
 def _missing(results: Results) -> str:
-    if not results.missing:
+    gone = [*results.damaged, *results.missing]
+    if not gone:
         return ""
-    lines = "".join(f"<li>{escape(each)}</li>" for each in results.missing)
+    lines = "".join(f"<li>{escape(each)}</li>" for each in gone)
     return f"<h2>Not in this report</h2><ul>{lines}</ul>"

@@ -77,7 +77,8 @@ class Results:
       content: config value -> path and checksum of the file that it names.
       problems: file of problems -> image -> why it was left out.
       robustness: kind of corruption -> level -> metrics.
-      missing: what is damaged or not there, in whole sentences.
+      missing: what is not there, in whole sentences.
+      damaged: what is there and cannot be read, or not all of it; each begins with its file.
     """
 
     workdir: Path
@@ -91,18 +92,20 @@ class Results:
     problems: dict[str, dict[str, Any]] = field(default_factory=dict)
     robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def read_results(workdir: Path) -> Results:
     """Everything of a work directory that a report shows.
 
     Raises:
-      ValueError: it is none: it has no config.json.
+      ValueError: it is none: it has no config.json; or none of its files can be read.
     """
     if not (workdir / CONFIG).is_file():
         raise ValueError(f"{workdir} is no work directory of a recipe: it has no {CONFIG}")
     reader = _Reader(workdir)
-    results = Results(workdir, config=reader.json(CONFIG), missing=reader.missing)
+    missing = reader.missing
+    results = Results(workdir, reader.json(CONFIG), missing=missing, damaged=reader.damaged)
     planned = results.config.get("stages")
     results.stages = [str(name) for name in planned] if isinstance(planned, list) else []
     for name in reader.names("*.done.json"):
@@ -110,23 +113,29 @@ def read_results(workdir: Path) -> Results:
     results.stages += [name for name in results.done if name not in results.stages]
     for name in results.stages:
         if name not in results.done:
-            reader.missing.append(f"Stage {name} is not finished.")
+            missing.append(f"Stage {name} is not finished.")
     found = [reader.evaluation(name) for name in reader.names("metrics*.json")]
     results.evaluations = sorted(found, key=lambda each: _place(each.file, results.stages))
     if not found:
         unlabelled = any("scored" in record for record in results.done.values())
         nothing = "Nothing is scored: the images have no label maps."
-        reader.missing.append(nothing if unlabelled else "There is no evaluation yet.")
+        missing.append(nothing if unlabelled else "There is no evaluation yet.")
     for name in reader.names("*.jsonl"):
         if log := reader.log(name):
             results.logs[name.removesuffix(".jsonl")] = log
     results.runs = reader.runs()
-    if not results.runs:
-        reader.missing.append(f"There is no {RUNS}: versions, devices and recipe are not known.")
+    if not results.runs and not (workdir / RUNS).exists():
+        missing.append(f"There is no {RUNS}: versions, devices and recipe are not known.")
     results.content = _dictionaries(reader.json("content.json"))
     for name in reader.names("*_problems.json"):
         results.problems[name] = reader.json(name)
     results.robustness = _dictionaries(reader.json("robustness.json"))
+    read = (results.config, results.runs, results.logs, *results.done.values())
+    if not any(read) and not any(each.figures for each in found):
+        raise ValueError(
+            f"{workdir} has nothing that can be read, so there is no report: "
+            f"{' '.join(reader.damaged)} Run its recipe again in another folder"
+        )
     return results
 
 
@@ -136,6 +145,7 @@ class _Reader:
     def __init__(self, workdir: Path):
         self._workdir = workdir
         self.missing: list[str] = []
+        self.damaged: list[str] = []
 
     def names(self, pattern: str) -> list[str]:
         return sorted(path.name for path in self._workdir.glob(pattern))
@@ -149,7 +159,7 @@ class _Reader:
             return read(path)
         except (ValueError, OSError) as error:
             text = str(error).replace(f"{self._workdir}/", "").removesuffix(f"; {_REMEDY}")
-            self.missing.append(f"{text}; {_REMEDY}.")
+            self.damaged.append(f"{text}; {_REMEDY}.")
             return None
 
     def json(self, name: str) -> dict[str, Any]:
@@ -160,13 +170,18 @@ class _Reader:
         log = self._read(name, read_log) or Log()
         trained = (self._workdir / "tensorboard" / name.removesuffix(".jsonl")).is_dir()
         if log.damaged and (log.series or trained):
-            self.missing.append(f"{name}: {log.damaged} damaged lines are left out.")
+            self.damaged.append(f"{name}: {log.damaged} damaged lines are left out.")
         return log if log.series else None
 
     def runs(self) -> list[dict[str, Any]]:
         content = self._read(RUNS, lambda path: path.read_bytes()) or b""
-        parsed = (parse_line(line, {"started": str}) for line in content.splitlines())
-        return [record for record in parsed if record]
+        lines = [line for line in content.splitlines() if line.strip()]
+        parsed = [parse_line(line, {"started": str}) for line in lines]
+        whole = [record for record in parsed if record]
+        if damaged := len(lines) - len(whole):
+            lost = "" if whole else ": versions, devices and recipe are not known"
+            self.damaged.append(f"{RUNS}: {damaged} damaged lines are left out{lost}.")
+        return whole
 
     def evaluation(self, name: str) -> Evaluation:
         suffix = name.removeprefix("metrics").removesuffix(".json")
@@ -180,7 +195,7 @@ class _Reader:
             name,
             figures,
             classes,
-            self._confusion(f"confusion{suffix}.npy", len(classes)),
+            self._confusion(f"confusion{suffix}.npy", len(classes)) if figures else None,
             listed["images"] if isinstance(listed.get("images"), int) else None,
             *(self._pictures(f"examples{suffix}", listed.get(kind)) for kind in ("best", "worst")),
         )
@@ -191,7 +206,7 @@ class _Reader:
             return None
         whole = counts.dtype == np.int64 and counts.shape == (classes, classes) and classes
         if not whole or counts.min() < 0:
-            self.missing.append(f"{name} holds no counts of {classes} classes; {_REMEDY}.")
+            self.damaged.append(f"{name} holds no counts of {classes} classes; {_REMEDY}.")
             return None
         return counts
 

@@ -17,13 +17,14 @@ import fnmatch
 import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from clipseg_jax.core.run_lock import RunLock
-from clipseg_jax.reproduce.loop import look, reproduce, tell
-from clipseg_jax.reproduce.plan import Folders, check_given
-from clipseg_jax.stages.published_rows import PublishedRow, rows
 from input_pipeline import commands
 from input_pipeline.text_lists import printable
+
+# All else is imported where it is used: --help and mistakes are answered without JAX.
+if TYPE_CHECKING:
+    from clipseg_jax.stages.published_rows import PublishedRow
 
 _DESCRIPTION = """\
 Run the rows of the papers' tables for which datasets and weights are there, one after the other,
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
+    from clipseg_jax.core.run_lock import RunLock
+    from clipseg_jax.reproduce.loop import look, reproduce, tell
+    from clipseg_jax.reproduce.plan import Folders, check_given
+
     folders = Folders(args.datasets, args.weights, args.out)
     chosen = choose(args.rows)
     check_given(args.config, chosen)
@@ -67,6 +72,8 @@ def choose(patterns: Sequence[str]) -> list[PublishedRow]:
     Raises:
       ValueError: a glob that matches nothing; names the nearest rows.
     """
+    from clipseg_jax.stages.published_rows import rows
+
     names = [row.row for row in rows()]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):

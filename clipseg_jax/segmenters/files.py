@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.config_names import with_new_names
 from clipseg_jax.core.files import read_json
+from clipseg_jax.segmenters.recorded import REMEDY, check_recorded_clip, put, recorded_config
 from clipseg_jax.segmenters.released import released_config
 from clipseg_jax.stages.clip import embed_words, row_words, word_lists
 from clipseg_jax.stages.data import find_dataset
@@ -21,6 +22,7 @@ from clipseg_jax.stages.work_directory import CONFIG as RECORD
 from clipseg_jax.stages.work_directory import flat, recorded_content
 from configs.base import loops
 from weights_convert import CheckpointError, Format
+from weights_convert.formats.reader import DAMAGE, described
 
 # Those with a module `build` that has a function `network`; the last ones run on a frozen CLIP.
 _METHODS = ("maskclip_plus", "clip_es", "maskclip", "readouts", "reclip", "weclip", "clip_rc")
@@ -79,23 +81,36 @@ def of_file(
     Raises:
       ValueError: a missing argument, or a file that is not what it must be.
     """
-    record = weights_convert.load_trained(path, fmt).record
+    arrays, record = weights_convert.load_trained(path, fmt)
     if classes is not None and record["classes"] is not None:
         raise ValueError(f"{path} names its classes itself; leave them out")
-    stored = record.get(CONFIG)
-    if stored is None:
-        config = released_config(path, fmt, record, classes)
+    source, recorded = str(path), record.get(CONFIG) is not None
+    if recorded:
+        config = _as_it_runs_here(recorded_config(record, fmt, arrays, source))
     else:
-        config = _config(stored, str(path))
+        config = released_config(path, fmt, record, classes)
     section = {"weclip": "head", "clip_rc": "clip_rc", "reclip": "rectifier"}.get(config.method)
     if section is None or (config.method == "reclip" and record.get("stage") == "distillation"):
         section = "student"
     with tempfile.TemporaryDirectory(prefix="clipseg_jax_") as folder:
         try:
-            config[section].trained_weights = str(path)
-        except KeyError as error:
-            raise _other_version(str(path)) from error
-        return _network(config, Path(folder), str(path), clip, embed=True)
+            config[section].trained_weights = source
+            if recorded and clip is None and config.method in _ON_CLIP:
+                config.clip.weights = check_recorded_clip(config.clip.weights, source)
+            return _network(config, Path(folder), source, clip, embed=True)
+        except ValueError as error:
+            if not recorded:
+                raise
+            named = source in str(error)
+            raise CheckpointError(str(error) if named else f"{source}: {error}") from error
+        except DAMAGE as error:
+            if not recorded:
+                raise
+            if isinstance(error, (KeyError, AttributeError)):  # what the config lacks
+                raise _other_version(source) from error
+            raise CheckpointError(
+                f"{source}: its record makes no network ({described(error)}); {REMEDY}"
+            ) from error
 
 
 def _config(stored: Any, source: str) -> ConfigDict:
@@ -112,20 +127,15 @@ def _config(stored: Any, source: str) -> ConfigDict:
         )
     values: dict[str, Any] = {}
     for name, value in with_new_names(flat(stored)).items():
-        *sections, key = name.split(".")
-        section = values
-        for each in sections:
-            section = section.setdefault(each, {})
-        section[key] = _as_tuples(value)
-    config = ConfigDict(values)
-    config.run = loops.run()  # how it ran says nothing of how it runs here
+        put(values, name, value)
+    return _as_it_runs_here(ConfigDict(values))
+
+
+def _as_it_runs_here(config: ConfigDict) -> ConfigDict:
+    """How it ran says nothing of how it runs here."""
+    config.run = loops.run()
     config.run.remat = False
     return config
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(_as_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 def _network(
@@ -167,7 +177,7 @@ def _words(config: ConfigDict) -> list[str]:
 def _check_clip(config: ConfigDict, source: str) -> None:
     weights = config.clip.weights
     if not weights:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} holds what was trained on top of a CLIP; give the CLIP that it was trained "
             "with: clip='ViT-B-16.pt', or --clip"
         )

@@ -152,3 +152,5 @@ def check_name(model: str | Path, argument: str) -> None:
             f"{argument} is {model!r}; give a name such as 'ViT-B/16' or 'demo', or the path of a "
             "checkpoint"
         )
+    if "\0" in str(model):
+        raise ValueError(f"{argument} is {str(model)!r:.80}; no name or path has a NUL character")

@@ -89,7 +89,7 @@ class OpenVocabulary:
 
         Raises:
           ValueError: an argument without meaning, or something that is no image.
-          BadImage: a file that cannot be read as an image.
+          BadImage: a file that cannot be read as an image, or a size that cannot be used.
         """
         return in_order(
             self.stream(
@@ -117,9 +117,9 @@ class OpenVocabulary:
         """As `segment`, one image after the other, batched by size and so not in order.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
         """
-        chosen = _chosen(options, method=method, refine=refine, short_side_px=short_side_px)
+        chosen = chosen_options(options, method=method, refine=refine, short_side_px=short_side_px)
         return self.runner(words, background, chosen)(images)
 
     def scores(
@@ -147,7 +147,7 @@ class OpenVocabulary:
                 f"background is {background!r}; give words or None here, and the threshold to "
                 "`segmentation` of the scores"
             )
-        chosen = _chosen(options, method=method, refine=refine, short_side_px=short_side_px)
+        chosen = chosen_options(options, method=method, refine=refine, short_side_px=short_side_px)
         return in_order(self.runner(words, background, chosen).scores(images, longest_px))
 
     def features(
@@ -161,7 +161,7 @@ class OpenVocabulary:
 
         Their products with `embed(words)` are cosines. `method`: the read-out.
         """
-        chosen = _chosen(None, method=method, refine=None, short_side_px=short_side_px)
+        chosen = chosen_options(None, method=method, refine=None, short_side_px=short_side_px)
         return in_order(self.runner(["object", "thing"], None, chosen).features(images))
 
     def embed(self, words: Sequence[str], *, prompt_templates: str | None = None) -> np.ndarray:
@@ -235,13 +235,18 @@ class OpenVocabulary:
         return rows
 
 
-def _chosen(
+def chosen_options(
     options: SegmentOptions | None,
     *,
     method: str | None,
     refine: Refinement | str | None,
     short_side_px: int | None,
 ) -> SegmentOptions:
+    """`options`, or those that the three other arguments are of.
+
+    Raises:
+      ValueError: both are given.
+    """
     if options is None:
         return SegmentOptions(method=method, refine=refine, short_side_px=short_side_px)
     if (method, refine, short_side_px) != (None, "auto", None):

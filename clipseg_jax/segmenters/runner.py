@@ -103,9 +103,9 @@ class Runner:
         `threshold`: pixels whose best probability is lower are background. It is applied here, not
         on the device, so that another one is not compiled again.
         """
-        self.names, self.cfg, self._threshold = tuple(names), cfg, threshold
+        self.names, self.cfg, self.threshold = tuple(names), cfg, threshold
         self.functions, self._mesh, self._batch_size = functions, mesh, batch_size
-        self._state = replicate(mesh, state)
+        self.state = replicate(mesh, state)
 
     def __call__(
         self, images: Iterable[Picture] | Picture
@@ -117,7 +117,7 @@ class Runner:
             generator, is read 64 images at a time, anything else to its end first.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
 
         Raises:
           ValueError: something that is no image.
@@ -128,8 +128,8 @@ class Runner:
 
         def result(maps: tuple[np.ndarray, np.ndarray], size: tuple[int, int]) -> Segmentation:
             labels, best = (each[: size[0], : size[1]] for each in maps)
-            if self._threshold:
-                labels = np.where(best < np.float32(self._threshold), np.uint8(0), labels)
+            if self.threshold:
+                labels = np.where(best < np.float32(self.threshold), np.uint8(0), labels)
             return Segmentation(labels, best, self.names)
 
         return self._results(images, run, result)
@@ -182,13 +182,15 @@ class Runner:
     ) -> Iterator[tuple[int, Any]]:
         done = 0
         while chunk := list(itertools.islice(images, AT_ONCE)):
-            for index, each in self._of_list(picture_list(chunk, first=done), run, result):
+            pictures = picture_list(chunk, first=done)
+            for index, each in self._of_list(pictures, run, result, first=done):
                 yield done + index, each
             done += len(chunk)
 
     def _of_list(
-        self, pictures: Sequence[Picture], run: Callable, result: Callable
+        self, pictures: Sequence[Picture], run: Callable, result: Callable, first: int = 0
     ) -> Iterator[tuple[int, Any]]:
+        """`first`: the number of the first one in errors."""
         sizes: dict[int, tuple[int, int]] = {}  # of the readable ones, by index
         for i, picture in enumerate(pictures):
             try:
@@ -196,8 +198,11 @@ class Runner:
                 network_sizes(size, self.cfg)
             except ValueError as error:
                 if isinstance(picture, np.ndarray):
-                    raise ValueError(f"image {i}: {error}") from error
-                yield i, error if isinstance(error, BadImage) else BadImage(f"{picture}: {error}")
+                    yield i, BadImage(f"image {first + i}: {error}")
+                elif isinstance(error, BadImage):
+                    yield i, error
+                else:
+                    yield i, BadImage(f"{picture}: {error}")
                 continue
             sizes[i] = size
         large = [i for i, (h, w) in sizes.items() if h * w > ALONE_PX]
@@ -234,7 +239,7 @@ class Runner:
             },
         )
         del pixels
-        state = self._state if mesh is self._mesh else replicate(mesh, self._state)
+        state = self.state if mesh is self._mesh else replicate(mesh, self.state)
         shapes = network_shapes(batch.network_hw, self.cfg)
         maps = run(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
         del arrays  # a large picture's; the caller may need as much again

@@ -82,7 +82,7 @@ class Trained:
 
         Raises:
           ValueError: an argument without meaning, or something that is no image.
-          BadImage: a file that cannot be read as an image.
+          BadImage: a file that cannot be read as an image, or a size that cannot be used.
         """
         return in_order(self.stream(images, words, background=background, refine=refine))
 
@@ -97,7 +97,7 @@ class Trained:
         """As `segment`, one image after the other, batched by size and so not in order.
 
         Yields:
-          The index of an image and its segmentation; for a file that cannot be used, the error.
+          The index of an image and its segmentation; for one that cannot be used, the error.
         """
         return self.runner(words, background, refine)(images)
 

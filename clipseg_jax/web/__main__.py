@@ -20,14 +20,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# What needs JAX is imported where it is used: --help and mistakes are answered without it.
 from clipseg_jax.core.checks import check_number, check_whole
-from clipseg_jax.core.command import exit_code
-from clipseg_jax.core.interrupt import signals
-from clipseg_jax.web.models import DEMO, find_models
 from clipseg_jax.web.photos import Limits
 from input_pipeline import commands
 from input_pipeline.datasets.images import MAX_PIXELS
-from weights_convert import find_weights
 
 _MOST_MEGAPIXELS = MAX_PIXELS // 10**6
 
@@ -40,6 +37,9 @@ def offered(names: Sequence[str], folder: Path | None) -> dict[str, str | Path]:
     Raises:
       ValueError, OSError: a model that isn't there; see `find_weights` and `find_models`.
     """
+    from clipseg_jax.web.models import DEMO, find_models
+    from weights_convert import find_weights
+
     found: dict[str, str | Path] = {}
     for name in names:
         path = find_weights(name)
@@ -110,6 +110,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, after one line of an error if that is not 0."""
     args = parser().parse_args(argv)
+    from clipseg_jax.core.command import exit_code
+    from clipseg_jax.core.interrupt import signals
+
     with signals():
         return exit_code(lambda: run(args))
 

@@ -130,8 +130,8 @@ def as_json(
 def _parser() -> argparse.ArgumentParser:
     parser = commands.parser(
         "input_pipeline.prepare",
-        "Check that a dataset is complete and its label maps are correct; make label files from "
-        "the published maps and annotations.",
+        "Check that a dataset is complete and its label maps are correct;\n"
+        "make label files from the published maps and annotations.",
         _EXAMPLES,
     )
     parser.add_argument("name", metavar="NAME", choices=PREPARATIONS, help=", ".join(PREPARATIONS))

@@ -142,7 +142,7 @@ DAMAGE = {
     "evaluate.done.json": "evaluate.done.json is damaged",
     "config.json": "config.json is damaged",
     "content.json": "content.json is damaged",
-    "runs.jsonl": "There is no runs.jsonl",
+    "runs.jsonl": "runs.jsonl: 1 damaged lines are left out",
 }
 
 
@@ -153,6 +153,30 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(copy, name, content):
     page = page_of(copy)
     assert DAMAGE[name] in page.text
     assert page.row("text")[2]  # the stage
+    assert "None on None" not in page.text
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_the_command_names_what_is_damaged(copy, name, capsys):
+    (copy / name).write_bytes(b"{")
+    assert command([str(copy)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"report: {copy}/report.html\n"
+    assert said.err.startswith(f"warning: {copy}/{name}")
+    assert said.err.count("\n") == 1
+
+
+def test_nothing_but_damage_is_an_error(copy, capsys):
+    (copy / "report.html").unlink()
+    for path in [*copy.rglob("*")]:
+        if path.is_file():
+            path.write_bytes(b"{")
+    assert command([str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {copy} has nothing that can be read, so there is no report")
+    assert "metrics.json is damaged" in error
+    assert error.count("\n") == 1
+    assert not (copy / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,34 @@ def test_an_unreadable_file_is_named_and_the_others_done(model, picture, tmp_pat
         model.segment([path], NAMES)
 
 
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_an_array_of_an_extreme_size_is_named_and_the_others_done(
+    model, picture, as_iterator, monkeypatch
+):
+    """As a file of that size; what is no image at all is refused before anything is done."""
+    monkeypatch.setattr(runner, "AT_ONCE", 2)
+    thin = np.zeros((1, 5000, 3), np.uint8)
+    vast = np.broadcast_to(np.uint8(0), (20_000, 20_000))
+    images = [picture.image, thin, vast, picture.image]
+    results = dict(model.stream(iter(images) if as_iterator else images, NAMES, options=MASKCLIP))
+    assert {*results} == {0, 1, 2, 3}
+    assert results[0].labels.shape == results[3].labels.shape == (128, 128)
+    for index, words in ((1, "1 x 5000 pixels"), (2, "20000 x 20000 pixels")):
+        assert isinstance(results[index], BadImage)
+        assert str(results[index]).startswith(f"image {index}: ")
+        assert words in str(results[index])
+    with pytest.raises(BadImage, match="image 1: an image of 1 x 5000 pixels"):
+        model.segment([picture.image, thin], NAMES, options=MASKCLIP)
+    with pytest.raises(ValueError, match="image 1 is int64"):
+        model.stream([thin, np.zeros((4, 4), np.int64)], NAMES)
+
+
+def test_a_folder_is_no_image(model, tmp_path):
+    with pytest.raises(BadImage, match=r"is a folder; give the photos in it") as caught:
+        model.segment(tmp_path, NAMES)
+    assert "split" not in str(caught.value)
+
+
 @pytest.mark.parametrize("background", [None, 0.3, 0.7])
 def test_nothing_is_compiled_again(model, picture, background):
     """For other words of the same number, and for other thresholds."""
@@ -152,6 +180,7 @@ def test_nothing_is_compiled_again(model, picture, background):
         ({"words": NAMES, "method": "dog"}, "method is 'dog'"),
         ({"words": NAMES, "short_side_px": 0}, "short_side_px is 0"),
         ({"words": NAMES, "background": "0.5"}, "background is the text '0.5'"),
+        ({"words": NAMES, "background": "wall"}, r"the text 'wall'; .* background=\['wall'\]"),
     ],
 )
 def test_what_cannot_be_meant(model, picture, given, message):
@@ -172,6 +201,7 @@ def test_scores_take_no_threshold(model, picture):
             ({"model": bad}, r"model is .*; give a name")
             for bad in (7, None, ["demo"], b"demo", " ")
         ),
+        ({"model": "a\0b"}, "model is .*; no name or path has a NUL character"),
         ({"model": "demo", "clip": "x"}, "clip is given with demo, which is no trained"),
         ({"model": "demo", "classes": ["a"]}, "classes is given with demo"),
         ({"model": "demo", "dtype": "int8"}, "dtype is 'int8'"),

@@ -13,6 +13,8 @@ from PIL import Image
 import clipseg_jax
 from clipseg_jax import main
 from clipseg_jax.demo import world
+from clipseg_jax.export import export_model
+from clipseg_jax.export.stablehlo import run_stablehlo
 from configs import demo_clip_rc, demo_maskclip, demo_readout, demo_reclippp, demo_weclip
 from tests import folders
 from tests.methods.clip_es import test_recipe as clip_es
@@ -123,6 +125,17 @@ def test_of_a_work_directory_and_of_its_file(finished, painted, tmp_path):
     for one, other in zip(results, assert_same_labels(alone, painted, predictions), strict=True):
         assert one.scores.std() > 0
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def test_exported(finished, painted, tmp_path):
+    """XLA folds weights that are constants; the temperature of 100 multiplies what it rounds."""
+    _, workdir, _, _ = finished
+    model, path = clipseg_jax.load(workdir, devices=1), next((painted / "images").iterdir())
+    export_model(model, tmp_path / "model", size=64, refine=None, outputs="probabilities")
+    images = np.asarray(Image.open(path).convert("RGB"))[None]
+    (values,) = run_stablehlo((tmp_path / "model").read_bytes(), images)
+    (expected,) = model.scores(path, refine=None)
+    np.testing.assert_allclose(values[0], expected.values, atol=1e-4)
 
 
 def test_no_folder_of_the_trainer_is_in_a_trained_file(finished, painted):

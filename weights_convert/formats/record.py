@@ -1,6 +1,6 @@
 """The one checker of the records in files of our own form: entries, their types and ranges.
 
-A check is a function of a value and its place that raises `_Unfit`. A checksum proves nothing about
+A check is a function of a value and its place that raises `Unfit`. A checksum proves nothing about
 who wrote a file, so records are checked as anything else of a stranger.
 """
 
@@ -17,7 +17,7 @@ from weights_convert.errors import CheckpointError
 Check = Callable[[Any, str], None]
 
 
-class _Unfit(Exception):  # noqa: N818
+class Unfit(Exception):  # noqa: N818
     """A value that a check refuses."""
 
 
@@ -29,12 +29,12 @@ def check_record(record: Any, check: Check, source: object) -> None:
     """
     try:
         check(record, "record")
-    except _Unfit as error:
+    except Unfit as error:
         raise CheckpointError(f"{source}: its {error}; convert its source again") from error
 
 
-def _unfit(at: str, value: Any, expected: str) -> _Unfit:
-    return _Unfit(f"{at} is {shown(value)}, expected {expected}")
+def _unfit(at: str, value: Any, expected: str) -> Unfit:
+    return Unfit(f"{at} is {shown(value)}, expected {expected}")
 
 
 def check_arrays(
@@ -139,12 +139,12 @@ def entries(
             raise _unfit(at, value, "entries by name")
         for name in required:
             if name not in value:
-                raise _Unfit(f"{at} lacks the entry {name!r}")
+                raise Unfit(f"{at} lacks the entry {name!r}")
         for name, inner in value.items():
             known = required.get(name) or optional.get(name)
             if known is not None:
                 known(inner, f"{at}.{name}")
             elif not others:
-                raise _Unfit(f"{at} has the unknown entry {shown(name)}")
+                raise Unfit(f"{at} has the unknown entry {shown(name)}")
 
     return check

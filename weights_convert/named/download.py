@@ -203,7 +203,8 @@ def _validator(headers: Any) -> str:
 def _refused(part: Part, error: urllib.error.HTTPError) -> NoReturn:
     """Raises what an answer that is no file means."""
     with error:
-        reason = printable(f"HTTP {error.code} {error.reason}")
+        said = " ".join(str(error.reason).split())  # a loop of redirects is told in three lines
+        reason = printable(f"HTTP {error.code} {said}")
         if error.code == 416 and part.size:  # nothing is left to send, or the file is another now
             part.restart()
             raise _TryAgainError("the server has no such part of the file") from None

@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from clipseg_jax.core.checks import check_number
+from clipseg_jax.core.checks import check_choice, check_number
 from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.maskclip.model import denoise_prompts
 from clipseg_jax.methods.reclip.heads import (
@@ -61,6 +61,7 @@ class ReCLIPConfig:
 
     def __post_init__(self) -> None:
         read_out(self.read_out)
+        check_choice("norm_over", self.norm_over, ("image", "batch"))
         for name in ("gumbel_scale", "filter_scale", "temperature"):
             check_number(name, getattr(self, name), 0, above=True)
 

@@ -40,6 +40,10 @@ class HeadConfig:
             check_whole(name, getattr(self, name))
         check_number("dropout", self.dropout, 0, 1)
         check_whole("wavelet_levels", self.wavelet_levels, least=0)
+        if self.width % self.heads:
+            raise ValueError(
+                f"{self.heads} heads do not divide a width of {self.width}; set heads to a divisor"
+            )
 
 
 class Decoded(NamedTuple):

@@ -21,7 +21,8 @@ class Faults:
     wait_s: float = 0  # before each block
     gate_at: int | None = None  # bytes, after which it waits for `Server.gate`
     block: int = 64 * 1024
-    redirect: str = ""
+    redirect: str = ""  # of the next answer
+    loop: str = ""  # of every answer
     announced: int | None = None  # Content-Length; -1: none, in chunks
     encoding: str = ""
 
@@ -59,9 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if body:
             server.asked.append((self.path, self.headers.get("Range", "")))
-        if faults.redirect:
+        if faults.redirect or faults.loop:
             self.send_response(302)
-            self.send_header("Location", faults.redirect)
+            self.send_header("Location", faults.redirect or faults.loop)
             self.send_header("Content-Length", "0")
             faults.redirect = ""
             return self.end_headers()

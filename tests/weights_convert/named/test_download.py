@@ -314,6 +314,14 @@ def test_redirects_to_what_is_not_https(known, server, there):
     assert left(location(weights)) == []
 
 
+def test_redirects_in_a_loop_are_one_line(known, server):
+    known(DATA)
+    server.faults.loop = f"{server.url}/again.pt"
+    with pytest.raises(CheckpointError, match=r"HTTP 302 .* infinite loop") as caught:
+        find_weights("Toy/1")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_redirect_on_this_machine(known, server):
     known(DATA)
     server.faults.redirect = f"{server.url}/elsewhere.pt"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from weights_convert.named.find import find_cached
 
 DATA = bytes(range(256)) * 12_000
 HALF = 1_572_864  # a whole number of blocks
@@ -37,7 +40,7 @@ def run(server, cache):
 
 def whole(cache):
     (path,) = cache.glob("weights/*/toy.pt")
-    return path.read_bytes() == DATA
+    return hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(DATA).digest()
 
 
 def until_half(cache):
@@ -81,3 +84,26 @@ def test_one_is_killed_and_the_next_goes_on(run, server, cache):
     assert second.returncode == 0, err
     assert server.asked == [("/toy.pt", ""), ("/toy.pt", f"bytes={HALF}-")]
     assert whole(cache)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)]
+)
+def test_what_a_signal_leaves_is_no_whole_file_and_is_gone_on_with(
+    run, server, cache, number, status
+):
+    first = run()
+    until_half(cache)
+    first.send_signal(number)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == status, err
+    assert "Traceback" not in err
+    assert find_cached(first.args[-1]) is None
+    assert not [*cache.glob("weights/*/toy.pt")]
+    server.gate.set()
+    _, err = (second := run()).communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert server.asked == [("/toy.pt", ""), ("/toy.pt", f"bytes={HALF}-")]
+    assert whole(cache)
+    assert [path.name for path in cache.glob("weights/*/toy.pt.part*")] == []
