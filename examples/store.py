@@ -3,7 +3,7 @@
     python examples/store.py
 
 Needs the extra "test". It runs in an empty folder, so what `examples/quickstart` holds is neither
-used nor changed. About five minutes on two CPU cores.
+used nor changed. Two to five minutes on two CPU cores.
 """
 
 from __future__ import annotations

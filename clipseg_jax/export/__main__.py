@@ -17,13 +17,16 @@ if __name__ == "__main__":
     commands.begin()  # before the imports below
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from clipseg_jax.core.checks import check_number
+from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import signals
+from clipseg_jax.export.files import check_path, record_path
 from clipseg_jax.export.function import OUTPUTS
 from clipseg_jax.export.model import FORMATS, export_model
 from clipseg_jax.inference_config import REFINEMENTS
@@ -39,17 +42,25 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError, OSError: see `export_model`; or a file that exists already.
     """
-    path = args.out
-    if path.exists() and not args.overwrite:
-        raise ValueError(f"--out {path} exists already; give another name, or --overwrite")
+    check_path(args.out, overwrite=args.overwrite)  # before the model is read
+    size = image_size(args.size)
+    if args.batch is not None:
+        check_whole("--batch", args.batch)
     others = split_names("--background-words", args.background_words)
     threshold = check_number("--background", args.background, 0, 1)
     if others and threshold:
         raise ValueError("--background and --background-words are given; give one of them")
     words = split_names("--words", args.words) or None
     if is_trained(args.model):
+        of_clips = ("words", "background_words", "method", "short_side")
+        given = [name for name in of_clips if getattr(args, name)]
         if args.dtype != DTYPES[0]:
-            raise ValueError(f"--dtype is of CLIPs, and {args.model} is a trained model; omit it")
+            given.append("dtype")
+        if given:
+            raise ValueError(
+                f"--{given[0].replace('_', '-')} is of CLIPs, and {args.model} is a trained model, "
+                "which has its classes and its own protocol; leave it out"
+            )
         model: Any = load_trained(args.model, clip=args.clip, devices=1)
     else:
         if words is None:
@@ -57,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
         model = load(args.model, clip=args.clip, dtype=args.dtype, devices=1)
     record = export_model(
         model,
-        path,
-        size=image_size(args.size),
+        args.out,
+        size=size,
         words=words,
         background=others or threshold or None,
         method=args.method,
@@ -67,10 +78,13 @@ def run(args: argparse.Namespace) -> None:
         outputs=args.outputs,
         batch=args.batch,
         fmt=args.format,
+        overwrite=args.overwrite,
     )
+    path = Path(args.out)
     commands.say(
-        f"wrote {path} ({path.stat().st_size / 1e6:.0f} MB) and {path}.json; its probabilities "
-        f"are the model's to {record['largest_difference']:.1g}"
+        f"wrote {path} ({record['format']}, {path.stat().st_size / 1e6:.0f} MB) and "
+        f"{record_path(path)}; checked: its probabilities differ by at most "
+        f"{record['largest_difference']:.1g} from the model's"
     )
 
 
@@ -94,9 +108,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "model", type=commands.given, metavar="MODEL", help="as --model of clipseg_jax.predict"
     )
-    result.add_argument(
-        "--out", type=commands.local_path, required=True, metavar="FILE", help="written"
-    )
+    result.add_argument("--out", type=commands.given, required=True, metavar="FILE", help="written")
     result.add_argument(
         "--size", required=True, metavar="PX", help="of the images: 512, or HEIGHTxWIDTH"
     )
@@ -160,7 +172,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status, after one line of an error if that is not 0."""
     args = parser().parse_args(argv)
     with signals():
-        return exit_code(lambda: run(args))
+        status = exit_code(lambda: run(args))
+    if status > 128:  # interrupted: compilers go on in threads that the interpreter would wait for
+        sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from clipseg_jax.core.checks import check_choice, check_sizes, check_whole
-from clipseg_jax.core.files import write_atomic, write_json
 from clipseg_jax.demo import world
+from clipseg_jax.export.files import check_path, write
 from clipseg_jax.export.function import OUTPUTS, Function, Outputs, function_of
 from clipseg_jax.export.onnx import check_onnx, run_onnx, to_onnx
 from clipseg_jax.export.stablehlo import PLATFORMS, run_stablehlo, to_stablehlo
-from clipseg_jax.inference_config import CRFConfig, Refinement
+from clipseg_jax.inference_config import REFINEMENTS, CRFConfig, Refinement
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmenters.load import load
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary, chosen_options
@@ -43,6 +43,7 @@ def export_model(
     outputs: Outputs = "labels",
     batch: int | None = None,
     fmt: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes a model as one function of uint8 RGB images of one size, and its record beside it.
 
@@ -58,6 +59,7 @@ def export_model(
         "probabilities": those of all labels (b, h, w, names).
       batch: images at once; None: any number, one after the other; in ONNX 1.
       fmt: "stablehlo" or "onnx"; None: ONNX if `path` ends so.
+      overwrite: replace files of these names.
 
     Returns:
       The record: names of the labels, inputs, outputs, and what the comparison found.
@@ -66,10 +68,18 @@ def export_model(
       ValueError: an argument without meaning, or a network that cannot be exported.
       OSError: no model, or a file that cannot be written.
     """
-    path = Path(path)
-    fmt = fmt or ("onnx" if path.suffix == ".onnx" else "stablehlo")
+    path = check_path(path, overwrite=overwrite)
+    named_onnx = path.suffix.lower() == ".onnx"
+    fmt = fmt or ("onnx" if named_onnx else "stablehlo")
     check_choice("fmt", fmt, FORMATS)
+    if named_onnx and fmt != "onnx":
+        raise ValueError(f"{path} is named as ONNX and the format is {fmt}; give another name")
     check_choice("outputs", outputs, OUTPUTS)
+    if outputs == "probabilities" and isinstance(background, (int, float)):
+        raise ValueError(
+            f"background is {background!r}; a threshold is for labels: omit it, and apply it to "
+            "the probabilities"
+        )
     h, w = check_sizes("size", (size, size) if isinstance(size, int) else size)
     if batch is not None:
         check_whole("batch", batch)
@@ -90,7 +100,7 @@ def export_model(
                 raise ValueError(f"{name} is {value!r}; a trained network has its own: omit it")
         runner = model.runner(words, background, refine)  # type: ignore[arg-type]  # it checks
     if fmt == "onnx" and isinstance(runner.cfg.refine, CRFConfig):
-        raise ValueError("refine is a CRF, whose loops ONNX cannot hold; give another, or None")
+        raise ValueError("ONNX cannot hold the loops of a CRF; refine with pamr, par or nothing")
     function = function_of(runner, (h, w), outputs)
     if function.megabytes > _MOST_MEGABYTES:
         raise ValueError(
@@ -110,15 +120,28 @@ def export_model(
         "names": [*runner.names],
         "inputs": {"images": {"shape": [batch or "b", h, w, 3], "dtype": "uint8", "order": "RGB"}},
         "outputs": _described(function, batch),
-        "background": runner.threshold or None,
-        "refine": None if runner.cfg.refine is None else type(runner.cfg.refine).__name__,
+        "background": background if background is None else _plain(background),
+        "method": method,
+        "refine": _called(runner.cfg.refine),
         "platforms": [*PLATFORMS] if fmt == "stablehlo" else None,
         "largest_difference": difference,
         "sha256": hashlib.sha256(content).hexdigest(),
         "versions": {name: importlib.metadata.version(name) for name in ("clipseg_jax", "jax")},
     }
-    _write(path, content, record)
+    write(path, content, record)
     return record
+
+
+def _plain(background: float | Sequence[str]) -> float | list[str]:
+    return float(background) if isinstance(background, (int, float)) else [*background]
+
+
+def _called(refine: Refinement | None) -> str | dict[str, Any] | None:
+    """The word for a refinement, or its values."""
+    for name, known in REFINEMENTS.items():
+        if refine == known:
+            return name
+    return None if refine is None else dataclasses.asdict(refine)
 
 
 def _compare(function: Function, run: Any, batch: int) -> float:
@@ -144,20 +167,3 @@ def _described(function: Function, batch: int | None) -> dict[str, Any]:
         "labels": {"shape": shape, "dtype": "uint8"},
         "scores": {"shape": shape, "dtype": "float32"},
     }
-
-
-def _write(path: Path, content: bytes, record: dict[str, Any]) -> None:
-    """Both files, or none where there was none: the record's checksum tells which belong together.
-
-    Raises:
-      OSError: one cannot be written.
-    """
-    new = not path.exists()
-    write_atomic(path, lambda file: file.write(content))
-    try:
-        write_json(f"{path}.json", record)
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                path.unlink()
-        raise

@@ -168,7 +168,7 @@ def _max_pool(equation: JaxprEqn, inputs: Sequence[Any]) -> Sequence[Any]:
     assert all(each == 1 for each in given["base_dilation"]), "no network here has one"
     lowest = np.asarray(-np.inf, x.dtype)
     x = jax.lax.pad(x, lowest, [(before, after, 0) for before, after in given["padding"]])
-    shape = equation.outvars[0].aval.shape
+    shape = equation.outvars[0].aval.shape  # type: ignore[attr-defined]
     last = [(n - 1) * stride + 1 for n, stride in zip(shape, strides, strict=True)]
     starts = ([i * by for i in range(n)] for n, by in zip(window, dilation, strict=True))
     slices = [

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,14 +17,15 @@ import pytest
 import clipseg_jax
 from clipseg_jax.demo import world
 from clipseg_jax.export import __main__ as command
-from clipseg_jax.export import export_model
+from clipseg_jax.export import export_model, files
 from clipseg_jax.export import model as export_module
 from clipseg_jax.segment_options import SegmentOptions
 from input_pipeline.writing import CannotWrite
-from tests.test_docs import DOCS, fences
+from tests.test_docs import DOCS, ROOT, fences
 
 pytestmark = pytest.mark.slow
 WORDS, BACKGROUND = list(world.CLASSES)[:4], list(world.SCENERY)
+SCRIPT = "import sys; from clipseg_jax import console; sys.exit(console.export())"
 # As a program of a user who has one of the two runtimes and not this library.
 ALONE = """
 import sys
@@ -79,6 +83,8 @@ def test_stablehlo_gives_what_segment_gives(model, tmp_path, count, batch, optio
     assert labels.dtype == np.uint8
     assert len(np.unique(labels)) > 1
     assert record == json.loads((tmp_path / "model.stablehlo.json").read_text())
+    assert record["background"] == BACKGROUND
+    assert record["refine"] == options.get("refine", "pamr")
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert record["inputs"]["images"]["shape"] == [batch or "b", 64, 96, 3]
     assert record["outputs"]["labels"]["shape"] == [batch or "b", 64, 96]
@@ -93,7 +99,9 @@ def test_probabilities_and_a_threshold(model, tmp_path):
     np.testing.assert_allclose(values[0], expected.values, atol=1e-5)
     assert record["outputs"]["probabilities"]["shape"] == ["b", 64, 96, 5]
     threshold = float(np.median(expected.values.max(axis=2)))
-    export_model(model, path, size=(64, 96), background=threshold, **given)
+    given = {**given, "background": threshold, "overwrite": True}
+    record = export_model(model, path, size=(64, 96), **given)
+    assert record["background"] == threshold
     labels, _ = alone(path, images, tmp_path)
     assert np.mean(labels[0] == expected.segmentation(threshold).labels) > 0.999
     assert 0.3 < np.mean(labels == 0) < 0.7
@@ -129,6 +137,15 @@ def test_onnx_runs_without_jax(model, tmp_path, given):
     [
         ({"refine": "crf", "fmt": "onnx"}, "ONNX cannot hold"),
         ({"batch": 2, "fmt": "onnx"}, "one image at a time"),
+        ({"path": "m.ONNX", "fmt": "stablehlo"}, "named as ONNX"),
+        ({"path": "there.stablehlo"}, "there.stablehlo exists already"),
+        ({"path": "of"}, "of.json exists already"),
+        ({"path": "folder", "overwrite": True}, "is a folder"),
+        ({"path": "folder/"}, "is a folder"),
+        ({"path": "pipe", "overwrite": True}, "no regular file"),
+        ({"path": "a\0b"}, "path is 'a"),
+        ({"path": None}, "path is None"),
+        ({"outputs": "probabilities", "background": 0.4}, "a threshold is for labels"),
         ({"fmt": "tflite"}, "fmt is 'tflite'"),
         ({"outputs": "masks"}, "outputs is 'masks'"),
         ({"size": (64, 0)}, "size"),
@@ -138,10 +155,21 @@ def test_onnx_runs_without_jax(model, tmp_path, given):
         ({"options": SegmentOptions(), "method": "sclip"}, "options and one of"),
     ],
 )
-def test_what_has_no_meaning(model, tmp_path, given, message):
+def test_what_has_no_meaning(model, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.stablehlo").write_text("precious")
+    (tmp_path / "of.json").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo("pipe")
     with pytest.raises(ValueError, match=message):
-        export_model(model, tmp_path / "m", **{"size": 64, "words": WORDS, **given})
-    assert not [*tmp_path.iterdir()]
+        export_model(model, **{"path": "m", "size": 64, "words": WORDS, **given})
+    assert {each.name for each in tmp_path.iterdir()} == {
+        "there.stablehlo",
+        "of.json",
+        "folder",
+        "pipe",
+    }
+    assert (tmp_path / "of.json").read_text() == "precious"
 
 
 def test_networks_that_the_converter_does_not_know(model, tmp_path):
@@ -171,7 +199,7 @@ def test_both_files_or_none(model, tmp_path, monkeypatch):
     def full(path, record):
         raise CannotWrite(f"cannot write {path}: no space")
 
-    monkeypatch.setattr(export_module, "write_json", full)
+    monkeypatch.setattr(files, "write_json", full)
     with pytest.raises(CannotWrite, match="no space"):
         export_model(model, tmp_path / "m", size=64, words=WORDS, refine=None)
     assert not [*tmp_path.iterdir()]
@@ -184,11 +212,27 @@ def test_the_command(tmp_path, capsys):
     assert f"wrote {path}" in capsys.readouterr().out
     before = path.read_bytes()
     assert command.main([*given, "--out", str(path)]) == 2
-    assert "exists already; give another name, or --overwrite" in capsys.readouterr().err
+    assert "exists already; give another name, or overwrite" in capsys.readouterr().err
     assert path.read_bytes() == before
     given += ["--background-words", "wall", "--overwrite"]
     assert command.main([*given, "--out", str(path)]) == 0
     assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("start", [["-m", "clipseg_jax.export"], ["-c", SCRIPT]])
+def test_ctrl_c_while_it_starts(tmp_path, start):
+    """One line, and nothing written, from the first import on."""
+    given = ["demo", "--size", "64", "--words", "cat", "--out", str(tmp_path / "m")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, *start, *given], stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate()[1]
+    assert process.returncode == 130
+    assert told.splitlines() == ["stopped; run the same command again to resume"]
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +272,6 @@ def test_the_page(tmp_path, monkeypatch):
             words = shlex.split(line)
             if words[0] != "pip":
                 assert words[:3] == ["python", "-m", "clipseg_jax.export"]
-                assert command.main([*words[3:], "--overwrite"]) == 0
+                assert command.main(words[3:]) == 0
                 commands += 1
     assert commands == 2

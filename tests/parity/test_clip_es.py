@@ -111,8 +111,8 @@ def check_cam(case, arrays, goldens):
     balanced = np.asarray(sinkhorn_normalize(jnp.asarray(affinity)[None])[0])
     # Attention is sharp in these weights: the original is up to 2.1e-4 off its float64.
     cases.near(affinity[::4], arrays["attn_mean"], share=4e-4, name="affinity")
-    # An element's error is multiplied by what Sinkhorn's sums multiply the element by, here up to 20;
-    # on an EPYC one is 5.4e-4 of the largest off. On the average 1e-4 is seen.
+    # Sinkhorn's sums multiply an element's error as the element, here by up to 20: on an EPYC one
+    # is 5.4e-4 of the largest off. On the average 1e-4 is seen.
     off = np.abs(balanced.astype(np.float64)[::8] - arrays["sym"])
     assert np.all(off <= 4e-4 * affinity.max() * sinkhorn_factors(affinity)[::8]), "sym"
     assert off.mean() <= 3e-4 * arrays["sym"].mean(), "sym"
