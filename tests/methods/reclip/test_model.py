@@ -160,12 +160,13 @@ def test_a_batch_is_the_mean_of_its_images_one_by_one(cfg):
         alone.append(grad)
         nnx.update(model, nnx.State(moved_stats))
     assert losses[1] == 0
-    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
     expected = jax.tree.map(lambda *g: sum(g) / 3, *alone)
     largest = max(np.abs(g).max() for g in jax.tree.leaves(expected))
     assert largest > 1e-4
+    # Sums of another order, through a softmax of scores times 100: on an EPYC 1.4e-5.
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), grads, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5 * largest), grads, expected
     )
     final = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), stats, final)
