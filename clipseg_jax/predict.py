@@ -45,12 +45,11 @@ from clipseg_jax.predict_records import (
     SKIPPED,
     Records,
     changed_settings,
-    leads_to,
     stamp,
     write_settings,
     write_skipped,
 )
-from clipseg_jax.predict_results import Results, about, read_formats
+from clipseg_jax.predict_results import Results, about, check_targets, read_formats
 from clipseg_jax.results.contact_sheet import Thumbnail, thumbnail
 from clipseg_jax.results.npz import save_scores
 from clipseg_jax.results.overlays import write_overlay
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         results = Results(
             records, settings["classes"], formats, opacity=args.opacity, about=about(settings)
         )
-        _check_targets(images, results, new=new and not args.overwrite)
+        check_targets(images, results, new=new and not args.overwrite)
         todo = [
             (path, name)
             for path, name in images
@@ -239,50 +238,6 @@ def _compare(out: Path, settings: dict[str, Any], overwrite: bool) -> tuple[bool
             "choose another --out, or pass --overwrite to replace them"
         )
     return changed is None, bool(changed)
-
-
-def _check_targets(images: Sequence[Image], results: Results, *, new: bool) -> None:
-    """Checks that no result replaces an image, nor, in a new output folder, a file of the user.
-
-    Raises:
-      ValueError: one would, a folder is where a file is to be, or a link in the output folder leads
-        out of it.
-    """
-    out = results.out
-    for target in results.files_of_the_folder():
-        if target.is_dir():
-            raise ValueError(
-                f"{target} is a folder, and this command writes a file of that name; rename it, or "
-                f"choose another --out{results.without(target)}"
-            )
-        for path, name in images:
-            if Path(name).parts[0] == target.name and len(Path(name).parts) > 1:
-                raise ValueError(
-                    f"the masks of {path} and others of the folder {target.name} would be in "
-                    f"{target}, which is a file of this command; rename that folder"
-                    f"{results.without(target)}"
-                )
-    for folder in {os.path.dirname(name) for _, name in images}:
-        if elsewhere := leads_to(out, folder):
-            raise ValueError(
-                f"{out / folder} is a link that leads out of {out}, to {elsewhere}; remove it, or "
-                "choose another --out"
-            )
-    inputs = {os.path.realpath(path) for path, _ in images}
-    written = results.files_of_all()
-    for path, name in images:
-        for target in results.files_of(name):
-            if os.path.realpath(target) in inputs:
-                raise ValueError(
-                    f"the result of {path} would replace the image {target}; choose another --out"
-                )
-            written.append(target)
-    for target in written if new else ():
-        if os.path.lexists(target):
-            raise ValueError(
-                f"{target} exists and is not of this command; choose another --out, or pass "
-                "--overwrite to replace it"
-            )
 
 
 def _report(out: Path, todo: Sequence[Image], skipped: LeftOut, *, made: int) -> None:

@@ -7,8 +7,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clipseg_jax.core.checks import check_number
-from clipseg_jax.predict_options import check_common, class_names, segmenter_options, settings_of
+from clipseg_jax.predict_options import (
+    background_of,
+    check_common,
+    class_names,
+    refinement_of,
+    segmenter_options,
+    settings_of,
+)
 from clipseg_jax.segmenter import Segmenter
 from clipseg_jax.segmenters.load import DTYPES, is_trained, load_trained
 from clipseg_jax.segmenters.runner import Runner
@@ -39,6 +45,24 @@ def find_model(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[[], S
     return settings_of(args, options), segmenter
 
 
+def check_of_trained(args: argparse.Namespace, model: str, of_clips: Sequence[str]) -> None:
+    """Checks that no option that only a CLIP has is given with a trained model.
+
+    `of_clips`: names of those options, beside --dtype.
+
+    Raises:
+      ValueError: one is.
+    """
+    given = [name for name in of_clips if getattr(args, name)]
+    if args.dtype != DTYPES[0]:
+        given.append("dtype")
+    if given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} is of CLIPs, and {model} is a trained model, "
+            "which has its classes and its own protocol; leave it out"
+        )
+
+
 def _trained_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Trained.runner`, checked.
 
@@ -49,18 +73,9 @@ def _trained_options(args: argparse.Namespace) -> dict[str, Any]:
         *("background_words", "method", "dino", "templates", "short_side", "pd", "ks", "slide"),
         *("flip", "activation", "heads"),
     )
-    given = [name for name in of_clips if getattr(args, name)]
-    if args.dtype != DTYPES[0]:
-        given.append("dtype")
-    if given:
-        raise ValueError(
-            f"--{given[0].replace('_', '-')} is of CLIPs, and {args.weights} is a trained model, "
-            "which has its classes and its own protocol; leave it out"
-        )
+    check_of_trained(args, args.weights, of_clips)
     check_common(args)
-    threshold = check_number("--background", args.background, 0, 1)
-    refine = None if args.refine == "none" else args.refine
-    return {"words": None, "background": threshold or None, "refine": refine}
+    return {"words": None, "background": background_of(args), "refine": refinement_of(args)}
 
 
 def _trained_settings(

@@ -180,6 +180,26 @@ def check_common(args: argparse.Namespace) -> None:
     check_whole("--scores-px", args.scores_px)
 
 
+def background_of(args: argparse.Namespace) -> float | list[str] | None:
+    """The words or the threshold of --background-words and --background.
+
+    Raises:
+      ValueError: a value without meaning, or both.
+    """
+    words = split_names("--background-words", args.background_words)
+    threshold = check_number("--background", args.background, 0, 1)
+    if words and threshold:
+        raise ValueError(
+            f"--background {threshold:g} and --background-words are given; give one of them"
+        )
+    return words or threshold or None
+
+
+def refinement_of(args: argparse.Namespace) -> str | None:
+    """What --refine names."""
+    return None if args.refine == "none" else args.refine
+
+
 def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Segmenter` but for weights and batch size, checked."""
     names = class_names(args)
@@ -189,13 +209,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             "the class list is empty; name at least one class: --classes, --class or --classes-file"
         )
-    words = split_names("--background-words", args.background_words)
-    threshold = check_number("--background", args.background, 0, 1)
-    if words and threshold:
-        raise ValueError(
-            f"--background {threshold:g} and --background-words are given; give one of them"
-        )
-    background = words or threshold or None
+    background = background_of(args)
     read_words(names, background)
     if args.templates is not None:
         templates(args.templates)
@@ -214,7 +228,7 @@ def segmenter_options(args: argparse.Namespace) -> dict[str, Any]:
         "class_names": names,
         "background": background,
         "method": args.method,
-        "refine": None if args.refine == "none" else args.refine,
+        "refine": refinement_of(args),
         "maskclip": maskclip,
         "dino": args.dino,
         "prompt_templates": args.templates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from clipseg_jax.predict_records import (
     SUMMARY,
     Records,
     is_whole_overlay,
+    leads_to,
 )
 from clipseg_jax.results import coco, contact_sheet
 from clipseg_jax.results.contact_sheet import Thumbnail
@@ -213,3 +215,55 @@ def _bar(kind: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
 def _say_kept(path: Path) -> None:
     text = f"{path} is not of this command and stays; move it to get this command's"
     commands.say(escaped(text), error=True)
+
+
+def check_targets(images: Sequence[tuple[Path, str]], results: Results, *, new: bool) -> None:
+    """Checks that no result replaces an image, nor, in a new output folder, a file of the user.
+
+    Args:
+      images: files, and the names of their results.
+      results: the results in the output folder.
+      new: whether that folder is a new one.
+
+    Raises:
+      ValueError: one would, a folder is where a file is to be, or a link in the output folder leads
+        out of it.
+    """
+    out = results.out
+    below: dict[str, Path] = {}  # folder at the top of `out` -> one of its images
+    for path, name in images:
+        if len(parts := Path(name).parts) > 1:
+            below.setdefault(parts[0], path)
+    for target in results.files_of_the_folder():
+        if target.is_dir():
+            raise ValueError(
+                f"{target} is a folder, and this command writes a file of that name; rename it, or "
+                f"choose another --out{results.without(target)}"
+            )
+        if target.name in below:
+            raise ValueError(
+                f"the masks of {below[target.name]} and others of the folder {target.name} would "
+                f"be in {target}, which is a file of this command; rename that folder"
+                f"{results.without(target)}"
+            )
+    for folder in {os.path.dirname(name) for _, name in images}:
+        if elsewhere := leads_to(out, folder):
+            raise ValueError(
+                f"{out / folder} is a link that leads out of {out}, to {elsewhere}; remove it, or "
+                "choose another --out"
+            )
+    inputs = {os.path.realpath(path) for path, _ in images}
+    written = results.files_of_all()
+    for path, name in images:
+        for target in results.files_of(name):
+            if os.path.realpath(target) in inputs:
+                raise ValueError(
+                    f"the result of {path} would replace the image {target}; choose another --out"
+                )
+            written.append(target)
+    for target in written if new else ():
+        if os.path.lexists(target):
+            raise ValueError(
+                f"{target} exists and is not of this command; choose another --out, or pass "
+                "--overwrite to replace it"
+            )

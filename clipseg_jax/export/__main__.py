@@ -23,14 +23,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipseg_jax.core.checks import check_number, check_whole
+from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import signals
 from clipseg_jax.export.files import check_path, record_path
 from clipseg_jax.export.function import OUTPUTS
 from clipseg_jax.export.model import FORMATS, export_model
 from clipseg_jax.inference_config import REFINEMENTS
-from clipseg_jax.predict_options import split_names
+from clipseg_jax.predict_model import check_of_trained
+from clipseg_jax.predict_options import background_of, refinement_of, split_names
 from clipseg_jax.segment_options import DEFAULT_METHOD, METHODS, PROXY
 from clipseg_jax.segmenters.load import DTYPES, is_trained, load, load_trained
 from input_pipeline import commands
@@ -46,21 +47,11 @@ def run(args: argparse.Namespace) -> None:
     size = image_size(args.size)
     if args.batch is not None:
         check_whole("--batch", args.batch)
-    others = split_names("--background-words", args.background_words)
-    threshold = check_number("--background", args.background, 0, 1)
-    if others and threshold:
-        raise ValueError("--background and --background-words are given; give one of them")
+    background = background_of(args)
     words = split_names("--words", args.words) or None
     if is_trained(args.model):
         of_clips = ("words", "background_words", "method", "short_side")
-        given = [name for name in of_clips if getattr(args, name)]
-        if args.dtype != DTYPES[0]:
-            given.append("dtype")
-        if given:
-            raise ValueError(
-                f"--{given[0].replace('_', '-')} is of CLIPs, and {args.model} is a trained model, "
-                "which has its classes and its own protocol; leave it out"
-            )
+        check_of_trained(args, args.model, of_clips)
         model: Any = load_trained(args.model, clip=args.clip, devices=1)
     else:
         if words is None:
@@ -71,9 +62,9 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         size=size,
         words=words,
-        background=others or threshold or None,
+        background=background,
         method=args.method,
-        refine=None if args.refine == "none" else args.refine,
+        refine=refinement_of(args),
         short_side_px=args.short_side,
         outputs=args.outputs,
         batch=args.batch,

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 
 from clipseg_jax.inference import network_shapes, network_sizes
@@ -28,8 +27,7 @@ class Function(NamedTuple):
     size: tuple[int, int]  # h, w
     outputs: tuple[str, ...]  # names of what it returns
     names: tuple[str, ...]  # of the labels; the first is "background"
-    weights: nnx.State  # on the host; `call` holds them
-    megabytes: float  # of the weights
+    megabytes: float  # of the weights, which `call` holds
 
 
 def function_of(runner: Runner, size: tuple[int, int], outputs: Outputs) -> Function:
@@ -61,4 +59,4 @@ def function_of(runner: Runner, size: tuple[int, int], outputs: Outputs) -> Func
 
     returned = ("labels", "scores") if outputs == "labels" else ("probabilities",)
     megabytes = sum(each.nbytes for each in jax.tree.leaves(state)) / 1e6
-    return Function(call, size, returned, runner.names, state, megabytes)
+    return Function(call, size, returned, runner.names, megabytes)

@@ -43,10 +43,12 @@ def _evaluate(closed: Any, arguments: Sequence[Any]) -> list[Any]:
     jaxpr = closed.jaxpr if isinstance(closed, ClosedJaxpr) else closed
     values = dict(zip(jaxpr.constvars, constants, strict=True))
     values |= zip(jaxpr.invars, arguments, strict=True)
+
+    def read(atoms: Sequence[Any]) -> list[Any]:
+        return [each.val if isinstance(each, Literal) else values[each] for each in atoms]
+
     for equation in jaxpr.eqns:
-        inputs = [
-            each.val if isinstance(each, Literal) else values[each] for each in equation.invars
-        ]
+        inputs = read(equation.invars)
         if all(map(_is_known, inputs)):
             with jax.ensure_compile_time_eval():
                 outputs = _bind(equation, inputs)
@@ -54,7 +56,7 @@ def _evaluate(closed: Any, arguments: Sequence[Any]) -> list[Any]:
             name = equation.primitive.name
             outputs = (_call if name in _CALLS else _RULES.get(name, _bind))(equation, inputs)
         values |= zip(equation.outvars, outputs, strict=True)
-    return [each.val if isinstance(each, Literal) else values[each] for each in jaxpr.outvars]
+    return read(jaxpr.outvars)
 
 
 def _is_known(value: Any) -> bool:

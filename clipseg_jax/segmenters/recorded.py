@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from clipseg_jax.core.config_names import is_free, with_new_names
 from clipseg_jax.core.safe_pickle import shown
 from clipseg_jax.prompts import MOST_CLASSES, check_class_names
+from clipseg_jax.segmenters.trained import LONGEST_PX
 from clipseg_jax.stages.network import CONFIG
 from clipseg_jax.stages.work_directory import flat
 from configs.base import clip_es, clip_rc, maskclip_plus, reclip, weclip
@@ -30,7 +31,6 @@ from weights_convert.named.names import KNOWN
 REMEDY = "take the file as its training wrote it, or run its recipe again"
 MOST_SIDE_PX = 1536  # of the shorter side at the network, and of a window
 _MOST_WINDOWS = 32  # along a side of so many pixels, or fewer
-_PHOTO_PX = 1024  # the longest side of photos at networks that take images at their own size
 _MOST_VALUES = 2000
 _MOST_WORDS = 1000  # of any list
 
@@ -195,7 +195,7 @@ def _check_names(values: Mapping[str, Any], record: Mapping[str, Any]) -> None:
 def _check_views(values: Mapping[str, Any]) -> None:
     """No photo is enlarged, or cut into windows, beyond what a machine can hold and finish."""
     for section in ("inference", "student"):
-        scale = values.get(f"{section}.scale_px") or (_PHOTO_PX, _PHOTO_PX)
+        scale = values.get(f"{section}.scale_px") or (LONGEST_PX, LONGEST_PX)
         smaller = min if values.get(f"{section}.keep_ratio", True) else max
         ratios = values.get(f"{section}.ratios", (1.0,))
         side = smaller(scale) * max(ratios)
