@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from importlib import resources
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -190,8 +190,7 @@ def read_words(
             f"background is the text {background!r}; give a list of words: "
             f"background=[{background!r}]"
         )
-    # NumPy's and JAX's numbers may be arrays without axes.
-    if not isinstance(background, Iterable) or getattr(background, "ndim", 1) == 0:
+    if is_threshold(background):
         number = getattr(background, "item", lambda: background)()
         try:
             threshold = check_number("background", number, 0, 1)
@@ -207,6 +206,12 @@ def read_words(
     words = check_class_names(cast("Iterable[str]", background), "background")
     check_class_names([*names, *words])
     return names, words, 0.0
+
+
+def is_threshold(background: Any) -> bool:
+    """Whether a background is a number, and not words."""
+    # NumPy's and JAX's numbers may be arrays without axes.
+    return not isinstance(background, Iterable) or getattr(background, "ndim", 1) == 0
 
 
 def _is_number(text: str) -> bool:

@@ -19,6 +19,7 @@ from clipseg_jax.export.function import OUTPUTS, Function, Outputs, function_of
 from clipseg_jax.export.onnx import check_onnx, run_onnx, to_onnx
 from clipseg_jax.export.stablehlo import PLATFORMS, run_stablehlo, to_stablehlo
 from clipseg_jax.inference_config import REFINEMENTS, CRFConfig, Refinement
+from clipseg_jax.prompts import is_threshold
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmenters.load import load
 from clipseg_jax.segmenters.open_vocabulary import OpenVocabulary, chosen_options
@@ -75,7 +76,7 @@ def export_model(
     if named_onnx and fmt != "onnx":
         raise ValueError(f"{path} is named as ONNX and the format is {fmt}; give another name")
     check_choice("outputs", outputs, OUTPUTS)
-    if outputs == "probabilities" and isinstance(background, (int, float)):
+    if outputs == "probabilities" and background is not None and is_threshold(background):
         raise ValueError(
             f"background is {background!r}; a threshold is for labels: omit it, and apply it to "
             "the probabilities"
@@ -120,7 +121,7 @@ def export_model(
         "names": [*runner.names],
         "inputs": {"images": {"shape": [batch or "b", h, w, 3], "dtype": "uint8", "order": "RGB"}},
         "outputs": _described(function, batch),
-        "background": background if background is None else _plain(background),
+        "background": _plain(background),
         "method": method,
         "refine": _called(runner.cfg.refine),
         "platforms": [*PLATFORMS] if fmt == "stablehlo" else None,
@@ -132,8 +133,11 @@ def export_model(
     return record
 
 
-def _plain(background: float | Sequence[str]) -> float | list[str]:
-    return float(background) if isinstance(background, (int, float)) else [*background]
+def _plain(background: Any) -> float | list[str] | None:
+    """A background as JSON has it."""
+    if background is None:
+        return None
+    return float(background) if is_threshold(background) else [*background]
 
 
 def _called(refine: Refinement | None) -> str | dict[str, Any] | None:

@@ -17,7 +17,13 @@ import weights_convert
 from clipseg_jax.core.mesh import replicate
 from clipseg_jax.inference_config import Refinement
 from clipseg_jax.models.clip import l2_normalize
-from clipseg_jax.prompts import check_class_names, class_embeddings, read_words, text_encoder
+from clipseg_jax.prompts import (
+    check_class_names,
+    class_embeddings,
+    is_threshold,
+    read_words,
+    text_encoder,
+)
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmentation import ClassScores, Segmentation
 from clipseg_jax.segmenters.results import in_order
@@ -142,7 +148,7 @@ class OpenVocabulary:
         Raises:
           ValueError, BadImage: as `segment`; or `background` is a number.
         """
-        if isinstance(background, (int, float)):
+        if background is not None and is_threshold(background):
             raise ValueError(
                 f"background is {background!r}; give words or None here, and the threshold to "
                 "`segmentation` of the scores"

@@ -99,9 +99,10 @@ def test_probabilities_and_a_threshold(model, tmp_path):
     np.testing.assert_allclose(values[0], expected.values, atol=1e-5)
     assert record["outputs"]["probabilities"]["shape"] == ["b", 64, 96, 5]
     threshold = float(np.median(expected.values.max(axis=2)))
-    given = {**given, "background": threshold, "overwrite": True}
+    given = {**given, "background": np.float32(threshold), "overwrite": True}
     record = export_model(model, path, size=(64, 96), **given)
-    assert record["background"] == threshold
+    stored = json.loads((tmp_path / "model.json").read_text())
+    assert record["background"] == stored["background"] == threshold
     labels, _ = alone(path, images, tmp_path)
     assert np.mean(labels[0] == expected.segmentation(threshold).labels) > 0.999
     assert 0.3 < np.mean(labels == 0) < 0.7
@@ -146,6 +147,7 @@ def test_onnx_runs_without_jax(model, tmp_path, given):
         ({"path": "a\0b"}, "path is 'a"),
         ({"path": None}, "path is None"),
         ({"outputs": "probabilities", "background": 0.4}, "a threshold is for labels"),
+        ({"outputs": "probabilities", "background": np.float32(0.4)}, "a threshold is for labels"),
         ({"fmt": "tflite"}, "fmt is 'tflite'"),
         ({"outputs": "masks"}, "outputs is 'masks'"),
         ({"size": (64, 0)}, "size"),

@@ -191,6 +191,8 @@ def test_what_cannot_be_meant(model, picture, given, message):
 def test_scores_take_no_threshold(model, picture):
     with pytest.raises(ValueError, match=r"background is 0\.5; give words or None"):
         model.scores(picture.image, NAMES, background=0.5)
+    with pytest.raises(ValueError, match="give words or None"):
+        model.scores(picture.image, NAMES, background=np.float32(0.5))
 
 
 @pytest.mark.parametrize(
