@@ -27,7 +27,7 @@ from benchmarks.inputs import SEED
 from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.optim import OptimConfig, optimizer
 from clipseg_jax.task import Task
-from clipseg_jax.train_step import init_state, make_update, split_model
+from clipseg_jax.train_step import init_state, jit_update, split_model
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CONSTANT_SGD = OptimConfig(schedule="constant")
@@ -50,13 +50,9 @@ class Ours:
         mesh = make_mesh(devices)
         parts = split_model(task)
         tx = optimizer(optim, steps)
-        self.state, self.frozen, shardings = init_state(parts, tx, mesh)
+        self.state, self.frozen = init_state(parts, tx, mesh)
         self.batch = shard_batch(mesh, batch)
-        update = jax.jit(
-            make_update(task, parts, tx, seed=SEED),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        update = jit_update(task, parts, tx, mesh, seed=SEED)
         self.compiled = update.lower(self.state, self.frozen, self.batch).compile()
 
     def __call__(self) -> dict[str, float]:

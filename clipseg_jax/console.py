@@ -10,6 +10,7 @@ import importlib
 from input_pipeline import commands
 
 MODULES = {
+    "clipseg-compile": "clipseg_jax.compile.__main__",
     "clipseg-convert": "weights_convert.__main__",
     "clipseg-export": "clipseg_jax.export.__main__",
     "clipseg-predict": "clipseg_jax.predict",
@@ -18,6 +19,11 @@ MODULES = {
     "clipseg-train": "clipseg_jax.main",
     "clipseg-web": "clipseg_jax.web.__main__",
 }
+
+
+def compile_ahead() -> int:
+    """Says what a recipe needs of TPUs or GPUs that are not there."""
+    return _run("clipseg-compile")
 
 
 def convert() -> int:

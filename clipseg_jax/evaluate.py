@@ -22,7 +22,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from clipseg_jax.core.files import load_arrays, write_atomic
-from clipseg_jax.core.mesh import batch_sharding, local_rows, replicate, shard_batch
+from clipseg_jax.core.mesh import batch_sharding, local_rows, on_mesh, replicate, shard_batch
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix, percent_text
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.core.progress import progress_bar
@@ -139,7 +139,7 @@ def evaluation_step(
 
     everywhere, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     shardings = (everywhere, everywhere, rows, rows)
-    return jax.jit(step, static_argnums=2, out_shardings=shardings)
+    return jax.jit(on_mesh(mesh, step), static_argnums=2, out_shardings=shardings)
 
 
 def evaluate(

@@ -20,17 +20,17 @@ import jax
 from absl import logging
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from clipseg_jax.core.checkpoint import Checkpoints, Restored
 from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.interrupt import Interrupted, signals
-from clipseg_jax.core.mesh import batch_sharding, parameter_shardings, replicate, shard_batch
+from clipseg_jax.core.mesh import replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.core.writer import Shown, Writer
 from clipseg_jax.task import HostBatch, Task
-from clipseg_jax.train_step import Parts, TrainState, init_state, make_update, split_model
+from clipseg_jax.train_step import Parts, TrainState, init_state, jit_update, split_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +112,9 @@ def train(
     """
     parts = split_model(task)
     tx = optimizer(optim, cfg.total_steps)
-    state, frozen, shardings = init_state(parts, tx, mesh)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    step_once = jax.jit(
-        make_update(task, parts, tx, seed=cfg.seed, accumulate_steps=cfg.accumulate_steps),
-        donate_argnums=0,
-        in_shardings=(shardings, parameter_shardings(mesh, frozen), batch_sharding(mesh)),
-        out_shardings=(shardings, everywhere),
+    state, frozen = init_state(parts, tx, mesh)
+    step_once = jit_update(
+        task, parts, tx, mesh, seed=cfg.seed, accumulate_steps=cfg.accumulate_steps
     )
     last: dict[str, float] = {}
     saved = Checkpoints(workdir / "checkpoints" / name, cfg.keep_checkpoints)

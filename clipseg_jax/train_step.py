@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from clipseg_jax.core.mesh import parameter_shardings
+from clipseg_jax.core.mesh import batch_sharding, on_mesh, parameter_shardings
 from clipseg_jax.task import Task
 
 
@@ -127,16 +128,52 @@ def make_update(
     return update
 
 
-def init_state(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any, Any]:
-    """The initial `TrainState` and the frozen state on the mesh, and the state's shardings."""
+def jit_update(
+    task: Task,
+    parts: Parts,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int = 0,
+    accumulate_steps: int = 1,
+) -> Any:
+    """`make_update` jitted for a mesh: state and parameters sharded, the old state donated."""
+    state, frozen = abstract_state(parts, tx, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, (state, frozen))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    update = make_update(task, parts, tx, seed=seed, accumulate_steps=accumulate_steps)
+    return jax.jit(
+        on_mesh(mesh, update),
+        donate_argnums=0,
+        in_shardings=(*shardings, batch_sharding(mesh)),
+        out_shardings=(shardings[0], everywhere),
+    )
 
-    def first(params: Any, stats: Any) -> TrainState:
-        # Copies, because steps donate the state's buffers.
-        params, stats = jax.tree.map(jnp.copy, (params, stats))
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, stats, tx.init(params), zero)
 
-    shardings = parameter_shardings(mesh, jax.eval_shape(first, parts.params, parts.stats))
-    state = jax.jit(first, out_shardings=shardings)(parts.params, parts.stats)
-    frozen = jax.device_put(parts.frozen, parameter_shardings(mesh, parts.frozen))
-    return state, frozen, shardings
+def init_state(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any]:
+    """The initial `TrainState` and the frozen state on the mesh."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(parts, tx, mesh))
+    first = functools.partial(_first_state, tx)
+    state = jax.jit(first, out_shardings=shardings[0])(parts.params, parts.stats)
+    return state, jax.device_put(parts.frozen, shardings[1])
+
+
+def abstract_state(parts: Parts, tx: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, Any]:
+    """Shapes, types and shardings of what `init_state` returns; computes and allocates nothing."""
+
+    def sharded(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            parameter_shardings(mesh, tree),
+        )
+
+    state = jax.eval_shape(functools.partial(_first_state, tx), parts.params, parts.stats)
+    return sharded(state), sharded(parts.frozen)
+
+
+def _first_state(tx: optax.GradientTransformation, params: Any, stats: Any) -> TrainState:
+    # Copies, because steps donate the state's buffers.
+    params, stats = jax.tree.map(jnp.copy, (params, stats))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, stats, tx.init(params), zero)

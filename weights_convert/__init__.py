@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weights_convert.clip.architectures import ARCHITECTURES, RANDOM, random_clip
 from weights_convert.clip.build import (
     clip_from_state_dict,
     clip_to_state_dict,
@@ -40,10 +41,12 @@ from weights_convert.trained.reclip.format import RECLIP
 from weights_convert.trained.weclip.format import WECLIP
 
 __all__ = [
+    "ARCHITECTURES",
     "CLIP_RC",
     "DEEPLAB",
     "MASKCLIP_PLUS",
     "MISSING_TOKENIZER",
+    "RANDOM",
     "RECLIP",
     "WECLIP",
     "CLIPFacts",
@@ -77,6 +80,7 @@ __all__ = [
     "load_dino",
     "load_imagenet",
     "load_trained",
+    "random_clip",
     "read",
     "read_state_dict",
     "save_converted",

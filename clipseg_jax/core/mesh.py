@@ -6,7 +6,8 @@ one device. Axes are Auto: with Explicit ones (JAX's default) reshaping a sharde
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,23 +15,33 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 _BATCH = PartitionSpec(("data", "fsdp"))
 _MIN_SHARDED = 2**16  # elements; gathering smaller arrays costs more than replicating them
 
 
-def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False) -> Mesh:
+def make_mesh(
+    devices: int | None = None,
+    fsdp: int = 1,
+    *,
+    local: bool = False,
+    among: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh with axes "data" and "fsdp" over the devices of all processes.
 
     Args:
       devices: how many devices to use, the first ones; None: all.
       fsdp: size of the axis over which each parameter is sharded.
       local: over the devices of this process alone.
+      among: over these, which need not be there (ahead-of-time compilation); None: all.
 
     Raises:
       ValueError: fewer devices than requested, or not divisible by `fsdp`.
     """
-    available = jax.local_devices() if local else jax.devices()
+    if among is None:
+        among = jax.local_devices() if local else jax.devices()
+    available = list(among)
     count = len(available) if devices is None else devices
     if not 0 < count <= len(available):
         raise ValueError(
@@ -72,6 +83,38 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array sharded along its first axis; inverts `shard_batch`."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, to be jitted for this mesh: ops that are kernels find it by `by_rows`."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Result:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
+def knows_devices() -> bool:
+    """Whether `by_rows` knows the devices of what is traced now."""
+    return not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+
+
+def by_rows(function: Callable[..., Result], rows: Any) -> Result:
+    """`function(rows)`, each device its own rows of the first axes, of a function traced `on_mesh`.
+
+    For kernels, which XLA does not partition. Arrays of one row are shared by all devices, as all
+    are if their rows cannot be divided.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    most = max(leaf.shape[0] for leaf in jax.tree.leaves(rows))
+    if mesh.empty or mesh.manual_axes or mesh.size == 1 or most % mesh.size:
+        return function(rows)
+    specs = jax.tree.map(lambda leaf: _BATCH if leaf.shape[0] > 1 else PartitionSpec(), rows)
+    return jax.shard_map(function, mesh=mesh, in_specs=(specs,), out_specs=_BATCH, check_vma=False)(
+        rows
+    )
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:

@@ -164,7 +164,7 @@ class DINO(nnx.Module):
         b, h, w, _ = images.shape
         grid, first = self.grid_shape(h, w), 1 + self.cfg.registers
         images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
-        tokens = self.patch_embed(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
+        tokens = patches.embed(self.patch_embed, images)
         # Registers have no positions.
         leading = [(self.cls_token[...] + self.pos_embed[0])[None]]
         if self.register_tokens is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
 from clipseg_jax.ops.attention import MASKED
@@ -29,6 +30,23 @@ def pad_to_grid(images: Array, sizes: Array | None, grid: tuple[int, int], patch
     shape = (images.shape[1], images.shape[2])
     pad = [(0, max(n * patch_px - side, 0)) for n, side in zip(grid, shape, strict=True)]
     return jnp.pad(mask_padding(images, sizes), ((0, 0), *pad, (0, 0)))
+
+
+def embed(conv: nnx.Conv, images: Array) -> Array:
+    """Patch tokens (b, hp*wp, d) float32 of images (b, h, w, 3) by a convolution of whole patches.
+
+    In bfloat16, which is for accelerators, it is written as a matrix product: of a convolution over
+    three channels TPUs' compiler reorders every pixel (2.7 of 28 ms of a dense inference on v5e).
+    """
+    if jnp.dtype(conv.dtype) != jnp.bfloat16:
+        return conv(images).astype(jnp.float32).reshape(len(images), -1, conv.out_features)
+    (p, _), (b, h, w, channels) = conv.kernel_size, images.shape
+    pixels = images[:, : h // p * p, : w // p * p].astype(jnp.bfloat16)
+    pixels = pixels.reshape(b, h // p, p, w // p, p * channels)
+    kernel = conv.kernel[...].astype(jnp.bfloat16).reshape(p, p * channels, -1)
+    tokens = jnp.einsum("birjc,rcd->bijd", pixels, kernel, preferred_element_type=jnp.float32)
+    tokens = tokens.reshape(b, -1, conv.out_features)
+    return tokens if conv.bias is None else tokens + conv.bias[...]
 
 
 def padding_bias(grids: Array, grid: tuple[int, int], leading: int) -> Array:

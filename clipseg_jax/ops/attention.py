@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from clipseg_jax.core.mesh import by_rows, knows_devices
+from clipseg_jax.ops import attention_tpu
 from clipseg_jax.ops.dropout import dropout
 
 MASKED = -1e30  # a bias that hides a key: exp() gives exactly 0, and no NaN where all are hidden
@@ -32,7 +34,8 @@ class KeyValues(NamedTuple):
 
     keys: Array  # (b, n, k, d), or (1, n, k, d): shared by the batch
     values: Array  # (b, n, k, e), or (1, n, k, e)
-    # (1 or b, 1 or q, k), added to the scores of all heads; -inf masks a key. None: no mask.
+    # (1 or b, 1 or q, k), added to the scores of all heads; -inf masks a key. None: no mask. It is
+    # a constant: no gradient flows to it.
     bias: Array | None = None
 
 
@@ -61,7 +64,7 @@ def attention(
             )
     b, n, length, d = queries.shape
     count = sum(group.keys.shape[2] for group in groups)
-    biases = [group.bias for group in groups]
+    biases = [None if group.bias is None else jax.lax.stop_gradient(group.bias) for group in groups]
     shared = [len(group.keys) < b for group in groups]
 
     @jax.checkpoint
@@ -114,11 +117,29 @@ def attention(
         )
         return mixed.reshape(b, n, *mixed.shape[1:])
 
+    def by_kernel(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
+        del index, q
+        rows = [(k, v, bias) for (k, v), bias in zip(pairs, biases, strict=True)]
+        return by_rows(lambda rows: _in_one_kernel(*rows), (queries, rows))
+
     index = jnp.arange(b * n).reshape(b, n)
     arrays = (index, queries * d**-0.5, *((group.keys, group.values) for group in groups))
     if b * n * length * count <= _SCORES_AT_ONCE:
         return all_at_once(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=in_batches, default=all_at_once)
+    forms: dict[str, Any] = {"cpu": in_batches}
+    same = all(group.values.shape[3] == d for group in groups) and not any(shared)
+    kinds = {queries.dtype, *(x.dtype for group in groups for x in (group.keys, group.values))}
+    fits = len(kinds) == 1 and attention_tpu.fits(n, length, count, d, queries.dtype)
+    if key is None and same and fits and knows_devices():
+        forms["tpu"] = by_kernel
+    return jax.lax.platform_dependent(*arrays, **forms, default=all_at_once)
+
+
+def _in_one_kernel(queries: Array, groups: Sequence[tuple[Array, Array, Array | None]]) -> Array:
+    """`attention` (b, n, q, d) by the TPU's kernel, which takes heads side by side."""
+    rows = [(join_heads(k), join_heads(v), bias) for k, v, bias in groups]
+    mixed = attention_tpu.attend(join_heads(queries), rows, queries.shape[3])
+    return split_heads(mixed, queries.shape[1])
 
 
 def attention_maps(queries: Array, keys: Array, bias: Array | None = None) -> Array:

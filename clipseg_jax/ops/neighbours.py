@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from clipseg_jax.core.checks import check_whole
+from clipseg_jax.core.mesh import by_rows, knows_devices
+from clipseg_jax.ops import neighbours_tpu
 
 Offsets = tuple[tuple[int, int], ...]  # (row, column) of each neighbour, in pixels
 
@@ -96,18 +98,31 @@ def diffuse(
         return masks
     far = _reach(offsets)
 
-    def once(_: int, masks: Array) -> Array:
-        wide = _widen(masks, offsets, sizes)
-        return sum(
-            (
-                weights[:, :, i, None] * _shifted(wide, offset, (h, w), far)
-                for i, offset in enumerate(offsets)
-            ),
-            jnp.zeros_like(masks),
+    def written(masks: Array, weights: Array) -> Array:
+        def once(_: int, masks: Array) -> Array:
+            wide = _widen(masks, offsets, sizes)
+            return sum(
+                (
+                    weights[:, :, i, None] * _shifted(wide, offset, (h, w), far)
+                    for i, offset in enumerate(offsets)
+                ),
+                jnp.zeros_like(masks),
+            )
+
+        return jax.lax.fori_loop(0, iterations, once, masks)
+
+    def by_kernel(masks: Array, weights: Array) -> Array:
+        real = jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)) if sizes is None else sizes
+        return by_rows(
+            lambda rows: neighbours_tpu.diffuse(*rows[:2], offsets, iterations, rows[2]),
+            (weights, masks, real),
         )
 
     def all_iterations(masks: Array) -> Array:
-        return jax.lax.fori_loop(0, iterations, once, masks)
+        forms = {}
+        if knows_devices() and neighbours_tpu.fits(masks.shape, offsets):  # type: ignore[arg-type]
+            forms["tpu"] = by_kernel
+        return jax.lax.platform_dependent(masks, weights, **forms, default=written)
 
     shares = min(-(-b * h * w * k // _MASKS_AT_ONCE), k)
     if shares <= 1:

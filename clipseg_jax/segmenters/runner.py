@@ -241,7 +241,8 @@ class Runner:
         del pixels
         state = self.state if mesh is self._mesh else replicate(mesh, self.state)
         shapes = network_shapes(batch.network_hw, self.cfg)
-        maps = run(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
+        with jax.set_mesh(mesh):
+            maps = run(state, arrays["images"], arrays["sizes"], arrays["network"], shapes)
         del arrays  # a large picture's; the caller may need as much again
         for row, index in enumerate(chosen):
             if batch.valid[row]:

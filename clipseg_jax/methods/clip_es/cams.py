@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,7 @@ from rich.table import Table
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.checks import check_choice
 from clipseg_jax.core.files import write_json
-from clipseg_jax.core.mesh import make_mesh, replicate
+from clipseg_jax.core.mesh import make_mesh, on_mesh, replicate
 from clipseg_jax.core.metrics import (
     SegmentationMetrics,
     confusion_matrix,
@@ -91,20 +92,11 @@ def _make(
     config: ConfigDict, workdir: Path, todo: list[Example], present: Present
 ) -> list[tuple[str, str]]:
     """Makes the CAMs of `todo`; (name, reason) of what this process could not read."""
-    model = _model(config, workdir)
+    model = build_model(config, workdir)
     patch_px = model.visual.cfg.patch_px
     mesh = make_mesh(config.run.devices)
-    graph, state = nnx.split(model)
-    state = replicate(mesh, state)
-
-    @jax.jit
-    def refine(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        model = nnx.merge(graph, state)
-        cams = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
-        maps = cams.refined if config.cams.refine else cams.cam
-        grids = model.visual.grid_sizes(batch["image_size"])
-        real = valid_mask(grids, (maps.shape[2], maps.shape[3]))
-        return {"maps": min_max_normalize(maps, real)}
+    refine = cam_step(config, model, mesh)
+    state = replicate(mesh, nnx.state(model))
 
     bad: list[tuple[str, str]] = []
     for bound, members in by_class_count(todo, present):
@@ -149,7 +141,23 @@ def _make(
     return bad
 
 
-def _model(config: ConfigDict, workdir: Path) -> CLIPES:
+def cam_step(config: ConfigDict, model: CLIPES, mesh: Mesh) -> Any:
+    """The jitted step: (state, batch with `classes` and `real`) -> `maps` (b, k, hp, wp)."""
+    graph = nnx.graphdef(model)
+
+    def refine(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        model = nnx.merge(graph, state)
+        cams = model(batch["image"], batch["image_size"], batch["classes"], batch["real"])
+        maps = cams.refined if config.cams.refine else cams.cam
+        grids = model.visual.grid_sizes(batch["image_size"])
+        real = valid_mask(grids, (maps.shape[2], maps.shape[3]))
+        return {"maps": min_max_normalize(maps, real)}
+
+    return jax.jit(on_mesh(mesh, refine))
+
+
+def build_model(config: ConfigDict, workdir: Path) -> CLIPES:
+    """The frozen CLIP with the embeddings of the stage `text`."""
     classes, background = word_lists(config)
     rows = read_embeddings(config, workdir, (*classes, *background))
     cfg = options(CLIPESConfig, config.cams)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -88,17 +88,9 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         path = mask_path(workdir, example.name)
         save_labels(path, nearest(mask, file_size), coloured=coloured)
 
-    step = _step(config)
     skipped: list[Skipped] = []
     mesh = make_mesh(config.run.devices)
-    crf = jax.jit(
-        jax.shard_map(
-            step,
-            mesh=mesh,
-            in_specs=PartitionSpec(("data", "fsdp")),
-            out_specs=PartitionSpec(("data", "fsdp")),
-        )
-    )
+    crf = crf_step(config, mesh)
     patch_px = config.cams.patch_px
     for members, batches in batches_with_cams(config, workdir, todo, patch_px, skipped):
 
@@ -120,8 +112,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
     return {"images": written, "left_out": len(examples) - written}
 
 
-def _step(config: ConfigDict) -> Any:
-    """batch -> labels and masks (b, h, w) uint8."""
+def crf_step(config: ConfigDict, mesh: Mesh) -> Any:
+    """The jitted step: batch -> labels and masks (b, h, w) uint8, each device its own images."""
     cfg = CRFConfig(**config.crf.to_dict())
     background = config.cams.background
     names = jnp.asarray(label_of_class(config))
@@ -144,7 +136,8 @@ def _step(config: ConfigDict) -> Any:
 
     if config.masks.image not in ("wrapped", "raw"):
         raise ValueError(f'masks.image {config.masks.image!r} must be "wrapped" or "raw"')
-    return step
+    rows = PartitionSpec(("data", "fsdp"))
+    return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=rows, out_specs=rows))
 
 
 def evaluate_masks(config: ConfigDict, workdir: Path) -> dict:

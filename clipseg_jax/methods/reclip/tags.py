@@ -11,19 +11,26 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from clipseg_jax.core.checks import check_choice, check_number, check_whole
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.mesh import batch_sharding, make_mesh, replicate
-from clipseg_jax.models.clip import CLIP, l2_normalize, with_class_token
+from clipseg_jax.core.mesh import batch_sharding, make_mesh, on_mesh, replicate
+from clipseg_jax.models.clip import (
+    CLIP,
+    ModifiedResNet,
+    VisionTransformer,
+    l2_normalize,
+    with_class_token,
+)
 from clipseg_jax.models.clip.preprocess import resize_and_crop
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize
 from clipseg_jax.ops.pillow import pillow_bicubic
@@ -84,6 +91,18 @@ def vote_tags(winners: Sequence[int] | np.ndarray, min_votes: int = 1, k: int = 
     return elected or list(votes)[:k]
 
 
+def crop_logits(visual: VisionTransformer | ModifiedResNet, mesh: Mesh) -> Any:
+    """The jitted step: (state, scaled rows (c, e), uint8 crops (b, side, side, 3)) -> (b, c)."""
+    graph, image_px = nnx.graphdef(visual), visual.cfg.image_px
+
+    def logits(state: nnx.State, rows: Array, crops: Array) -> Array:
+        pixels = normalize(pillow_bicubic(crops, image_px), CLIP_MEAN, CLIP_STD)
+        features = l2_normalize(nnx.merge(graph, state)(pixels)[0].astype(jnp.float32))
+        return jnp.matmul(features, rows.T, precision="highest")
+
+    return jax.jit(on_mesh(mesh, logits))
+
+
 class Classifier:
     """Class logits of square crops by a plain CLIP, on the devices of this process."""
 
@@ -101,18 +120,11 @@ class Classifier:
         self._mesh = make_mesh(devices, local=True)
         self.batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self.image_px = clip.cfg.vision.image_px
-        graph, state = nnx.split(with_class_token(clip.visual, "the tagger"))
+        visual = with_class_token(clip.visual, "the tagger")
         scale = jnp.exp(clip.logit_scale[...])
         rows = scale * jnp.asarray(text_embeddings, jnp.float32)
-        self._fixed = replicate(self._mesh, (state, rows))
-
-        @jax.jit
-        def logits(state: nnx.State, rows: Array, crops: Array) -> Array:
-            pixels = normalize(pillow_bicubic(crops, self.image_px), CLIP_MEAN, CLIP_STD)
-            features = l2_normalize(nnx.merge(graph, state)(pixels)[0].astype(jnp.float32))
-            return jnp.matmul(features, rows.T, precision="highest")
-
-        self._logits = logits
+        self._fixed = replicate(self._mesh, (nnx.state(visual), rows))
+        self._logits = crop_logits(visual, self._mesh)
 
     def submit(self, crops: Sequence[np.ndarray]) -> Array:
         """At most a batch of crops uint8 (side, side, 3) -> logits (batch_size, c), dispatched."""

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.json_lines import append_partial, json_line, read_partial
-from clipseg_jax.core.mesh import make_mesh, replicate
+from clipseg_jax.core.mesh import make_mesh, on_mesh, replicate
 from clipseg_jax.core.processes import barrier
 from clipseg_jax.methods.tagclip.metrics import average_precision, relative_tags, tag_metrics
 from clipseg_jax.methods.tagclip.model import TagCLIP, TagCLIPConfig
@@ -41,7 +42,7 @@ from clipseg_jax.stages.sections import options
 from input_pipeline.datasets.image_labels import has_annotations
 from input_pipeline.datasets.layout import Example
 
-_EMBEDDINGS = "tag_embeddings.npy"
+EMBEDDINGS = "tag_embeddings.npy"
 
 
 def tags(config: ConfigDict, workdir: Path) -> dict:
@@ -101,17 +102,11 @@ def _score(
     config: ConfigDict, workdir: Path, folder: Path, examples: list[Example], todo: list[int]
 ) -> None:
     """Appends a line for each image to this process's partial file."""
-    model = _model(config, workdir)
+    model = build_model(config, workdir)
     patch_px = model.visual.cfg.patch_px
     mesh = make_mesh(config.run.devices)
-    graph, state = nnx.split(model)
-    state = replicate(mesh, state)
-
-    @jax.jit
-    def scores(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        model = nnx.merge(graph, state)
-        return {"scores": model(batch["image"], batch["image_size"], batch["valid"]).scores}
-
+    scores = score_step(model, mesh)
+    state = replicate(mesh, nnx.state(model))
     batches = readable_batches(
         config,
         [examples[i] for i in todo],
@@ -136,15 +131,27 @@ def _score(
         logging.warning("no tags of %s: %s", example.name, example.reason)
 
 
-def _model(config: ConfigDict, workdir: Path) -> TagCLIP:
+def score_step(model: TagCLIP, mesh: Mesh) -> Any:
+    """The jitted step: (state, batch) -> `scores` (b, c)."""
+    graph = nnx.graphdef(model)
+
+    def scores(state: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        model = nnx.merge(graph, state)
+        return {"scores": model(batch["image"], batch["image_size"], batch["valid"]).scores}
+
+    return jax.jit(on_mesh(mesh, scores))
+
+
+def build_model(config: ConfigDict, workdir: Path) -> TagCLIP:
+    """The frozen CLIP with the embeddings of its words, which are made if there are none."""
     classes, background = word_lists(config, synonyms=False)
     if len(classes) != class_count(config):
         raise ValueError(f"{len(classes)} prompts for {class_count(config)} classes")
     words = (*classes, *background)
-    if not (workdir / _EMBEDDINGS).exists():
-        embed_words(config, workdir, words, _EMBEDDINGS, templates_name=config.tags.templates)
+    if not (workdir / EMBEDDINGS).exists():
+        embed_words(config, workdir, words, EMBEDDINGS, templates_name=config.tags.templates)
         barrier("tag words")
-    text_embeddings = read_embeddings(config, workdir, words, _EMBEDDINGS)
+    text_embeddings = read_embeddings(config, workdir, words, EMBEDDINGS)
     cfg = options(
         TagCLIPConfig,
         config.tags,

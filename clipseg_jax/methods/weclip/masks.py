@@ -15,17 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from clipseg_jax.annotate import annotate
 from clipseg_jax.core.files import write_json
 from clipseg_jax.core.label_images import save_labels
-from clipseg_jax.core.mesh import make_mesh, replicate, shard_batch
+from clipseg_jax.core.mesh import make_mesh, on_mesh, replicate, shard_batch
 from clipseg_jax.core.metrics import confusion_on_host
 from clipseg_jax.core.processes import barrier, sum_over_processes
 from clipseg_jax.evaluate import Progress, headline, report
-from clipseg_jax.inference import network_size
+from clipseg_jax.inference import InferenceConfig, network_size
 from clipseg_jax.methods.weclip.build import inference, load_trained
 from clipseg_jax.methods.weclip.model import WeCLIP
 from clipseg_jax.methods.weclip.task import pseudo_labels
@@ -57,21 +58,8 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         network_size=functools.partial(network_size, cfg=cfg),
     )
     mesh = make_mesh(config.run.devices)
-    graph, state = nnx.split(model)
-    state = replicate(mesh, state)
-    mean, std = cfg.mean, cfg.std
-
-    @functools.partial(jax.jit, static_argnums=2)
-    def label(state: Any, batch: dict[str, jax.Array], shape: tuple[int, int]) -> jax.Array:
-        model: WeCLIP = nnx.merge(graph, state)
-        sizes = batch["image_size"], batch["network_size"]
-        images = resize_within(normalize(batch["image"], mean, std), *sizes, shape)
-        size = batch["image"].shape[1], batch["image"].shape[2]
-        labels = pseudo_labels(
-            model, images, batch["tags"], size=size, sizes=sizes[1], label_sizes=sizes[0]
-        )
-        return labels.astype(jnp.uint8)
-
+    label = label_step(model, cfg, mesh)
+    state = replicate(mesh, nnx.state(model))
     classes = dataset.num_classes
     total, count = np.zeros((classes, classes), np.int64), 0
 
@@ -111,3 +99,21 @@ def masks(config: ConfigDict, workdir: Path) -> dict:
         record |= headline(figures)
     barrier("masks made")
     return record
+
+
+def label_step(model: WeCLIP, cfg: InferenceConfig, mesh: Mesh) -> Any:
+    """The jitted step: (state, batch with `tags`, static network shape) -> labels (b, h, w)."""
+    graph = nnx.graphdef(model)
+    mean, std = cfg.mean, cfg.std
+
+    def label(state: Any, batch: dict[str, jax.Array], shape: tuple[int, int]) -> jax.Array:
+        model: WeCLIP = nnx.merge(graph, state)
+        sizes = batch["image_size"], batch["network_size"]
+        images = resize_within(normalize(batch["image"], mean, std), *sizes, shape)
+        size = batch["image"].shape[1], batch["image"].shape[2]
+        labels = pseudo_labels(
+            model, images, batch["tags"], size=size, sizes=sizes[1], label_sizes=sizes[0]
+        )
+        return labels.astype(jnp.uint8)
+
+    return jax.jit(on_mesh(mesh, label), static_argnums=2)

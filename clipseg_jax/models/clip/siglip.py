@@ -157,10 +157,10 @@ class SigLIPVision(nnx.Module):
 
         The bias (b, 1, t) masks padding tokens; None if `sizes` is None.
         """
-        b, h, w, _ = images.shape
+        _, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
         images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
-        tokens = self.conv1(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
+        tokens = patches.embed(self.conv1, images)
         if sizes is None:
             return tokens + self.positions(grid), None
         grids = self.grid_sizes(sizes)

@@ -35,6 +35,10 @@ def _activate(x: Array, activation: Activation) -> Array:
     """GELU by the error function, by tanh (SigLIP), or OpenAI's approximation."""
     if activation == "quick_gelu":
         return quick_gelu(x)
+    if activation == "gelu" and x.dtype == jnp.bfloat16:
+        # 1 + erf is as exact as bfloat16, and on TPUs a third of the price of JAX's erfc.
+        wide = x.astype(jnp.float32)
+        return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
     return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
@@ -51,8 +55,22 @@ class Attention(nnx.Module):
 
     def qkv(self, x: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each (b, t, d), heads in contiguous channel groups."""
-        q, k, v = jnp.split(self.in_proj(x), 3, axis=-1)
+        if jnp.dtype(self.in_proj.dtype) == jnp.bfloat16:
+            # Three products, whose results a kernel reads as they are: parts of one are copied.
+            kernels, biases = (jnp.split(p[...], 3, axis=-1) for p in self._packed())
+            x = x.astype(jnp.bfloat16)
+            parts = [
+                x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+                for kernel, bias in zip(kernels, biases, strict=True)
+            ]
+        else:
+            parts = jnp.split(self.in_proj(x), 3, axis=-1)
+        q, k, v = parts
         return q, k, v
+
+    def _packed(self) -> tuple[nnx.Param, nnx.Param]:
+        assert self.in_proj.bias is not None
+        return self.in_proj.kernel, self.in_proj.bias
 
     def gather(self, q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
         """Attention output (b, t, d) before the output projection, from `qkv`'s results."""

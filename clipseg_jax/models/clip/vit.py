@@ -134,7 +134,7 @@ class VisionTransformer(nnx.Module):
         b, h, w, _ = images.shape
         grid = self.grid_shape(h, w)
         images = patches.pad_to_grid(images, sizes, grid, self.cfg.patch_px)
-        tokens = self.conv1(images).astype(jnp.float32).reshape(b, -1, self.cfg.width)
+        tokens = patches.embed(self.conv1, images)
         first = jnp.broadcast_to(self.class_embedding[...], (b, 1, self.cfg.width))
         tokens = jnp.concatenate([first, tokens], axis=1)
         if sizes is None:

@@ -68,7 +68,7 @@ def test_a_step_of_each_family(module, variant):
     parts = split_model(task)
     tx = optimizer(OptimConfig(**config.student.optim.to_dict()), config.student.total_steps)
     mesh = make_mesh(1)
-    state, frozen, _ = init_state(parts, tx, mesh)
+    state, frozen = init_state(parts, tx, mesh)
     before = jax.device_get(state.params)
     assert not any("teacher" in str(path) for path, _ in jax.tree.leaves_with_path(before))
     update = jax.jit(make_update(task, parts, tx, seed=0), donate_argnums=0)

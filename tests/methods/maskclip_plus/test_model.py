@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 
-from clipseg_jax.core.mesh import batch_sharding, make_mesh, parameter_shardings, shard_batch
+from clipseg_jax.core.mesh import make_mesh, shard_batch
 from clipseg_jax.core.modules import Keys, abstract, initialised
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig, classify
@@ -30,7 +29,7 @@ from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.ops.cross_entropy import upsampled_cross_entropy
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, network_input
 from clipseg_jax.ops.upsample import upsampled_argmax
-from clipseg_jax.train_step import init_state, make_update, split_model
+from clipseg_jax.train_step import init_state, jit_update, split_model
 from configs.base.maskclip_plus import STUDENTS, dataset_config
 from tests import tiny
 from tests.parity import cases
@@ -299,19 +298,14 @@ def trained(devices, decoder="deeplabv3plus", steps=4):
     task = maskclip_plus.build(toy(decoder, background=True), ZERO_SHOT)
     parts, mesh = split_model(task), make_mesh(devices)
     tx = optimizer(dataclasses.replace(OPTIM, learning_rate=0.001), steps)
-    state, frozen, shardings = init_state(parts, tx, mesh)
+    state, frozen = init_state(parts, tx, mesh)
     traced = []
 
     def loss(*args):
         traced.append(1)
         return task.loss(*args)
 
-    update = jax.jit(
-        make_update(task._replace(loss=loss), parts, tx),
-        in_shardings=(shardings, parameter_shardings(mesh, frozen), batch_sharding(mesh)),
-        out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
+    update = jit_update(task._replace(loss=loss), parts, tx, mesh)
     metrics_of_steps = []
     for step in range(steps):
         state, metrics = update(state, frozen, shard_batch(mesh, batch_of(seed=10 + step)))
