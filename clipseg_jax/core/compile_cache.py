@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from clipseg_jax.core.cache_folder import VARIABLE, cache_folder
 
@@ -59,7 +60,7 @@ def enable() -> None:
     """
     import jax
 
-    config = jax.config
+    config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
     folder = compiled_folder()

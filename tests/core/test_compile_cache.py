@@ -141,7 +141,7 @@ def test_folders_of_others_are_not_used(tmp_path, monkeypatch):
         make_private(folder)
     folder.chmod(0o700)
     folder.parent.chmod(0o777)
-    with pytest.raises(PermissionError, match="all users can replace .*chmod o-w"):
+    with pytest.raises(PermissionError, match=r"all users can replace .*chmod o-w"):
         make_private(folder)
     folder.parent.chmod(0o1777)
     make_private(folder)
