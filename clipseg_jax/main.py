@@ -31,6 +31,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 # What needs JAX is imported where it is used: --help and wrong options are answered without it.
+from clipseg_jax.core import compile_cache
 from clipseg_jax.core.config_arguments import complete
 from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
@@ -217,6 +218,8 @@ def _run_flags(argv: list[str]) -> int:
         addresses = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
+        else:  # several processes can wait for one that writes into the cache
+            compile_cache.enable()
         given = config_flags.get_override_values(flags.FLAGS["config"])
         run(_CONFIG.value, Path(workdir), given, recipe=_recipe())
 
@@ -255,7 +258,7 @@ def parse(argv: list[str]) -> list[str]:
 def _help() -> str:
     module = "clipseg_jax.main"
     text = (__doc__ or "").replace(f"python -m {module}", commands.program(module))
-    lines = [text, "options:"]
+    lines = [f"{text}\n{compile_cache.help_lines()}\n\noptions:"]
     for holder in (_CONFIG, _WORKDIR, _SHOW, _DISTRIBUTED, _COORDINATOR, _PROCESSES, _PROCESS):
         lines.append(f"  --{holder.name:<13}{flags.FLAGS[holder.name].help}")
     lines += ["  --version      the version, and exit", "  --helpfull     also the options of absl"]

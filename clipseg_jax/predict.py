@@ -33,6 +33,7 @@ from PIL.Image import DecompressionBombWarning
 from tqdm import tqdm
 
 from clipseg_jax import predict_options
+from clipseg_jax.core import compile_cache
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.label_images import save_labels
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
       ValueError, OSError: a wrong command, or no image has masks in the end.
       Interrupted: Ctrl-C or SIGTERM.
     """
+    compile_cache.enable()
     formats = read_formats(args.format)
     settings, segmenter = find_model(args)
     out = Path(args.out)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from clipseg_jax.core import compile_cache
+from clipseg_jax.core.cache_folder import cache_folder
 from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.inference_config import REFINEMENTS
 from clipseg_jax.methods.maskclip.model import MaskCLIPConfig
@@ -20,7 +22,6 @@ from clipseg_jax.segmenters.load import DTYPES
 from input_pipeline import commands
 from input_pipeline.text_lists import numbered_lines, printable
 from weights_convert.clip.choices import ACTIVATIONS, parse_heads
-from weights_convert.named.cache import cache_folder
 
 # An apostrophe may end a name, and so may a bracket: "mens'", "crane (bird)".
 _OPENING, _CLOSING = "'\"`([{\u2018\u201c", '"`\u201d'
@@ -33,7 +34,10 @@ def parser(text: str) -> argparse.ArgumentParser:
     """
     description, details = text.split("\n\n", 1)
     example = details.partition("\n\n")[0]
-    result = commands.parser("clipseg_jax.predict", description, example, details)
+    short, long = compile_cache.help_line(), compile_cache.help_lines()
+    result = commands.parser(
+        "clipseg_jax.predict", description, f"{example}\n\n{short}", f"{details}\n{long}"
+    )
     more = result.more
     cache = str(cache_folder()).replace("%", "%%")  # argparse formats help
     result.add_argument(
@@ -80,7 +84,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="LIST",
-        help="what is written besides the masks (png): overlay, html (a contact sheet), coco, "
+        help="written besides masks (png): overlay, html (a contact sheet), coco, "
         "coco-objects, coco-polygons, npz (default: png,overlay,html); may be repeated",
     )
     more.add_argument(
@@ -95,7 +99,7 @@ def parser(text: str) -> argparse.ArgumentParser:
         type=float,
         metavar="P",
         default=0.0,
-        help="pixels whose best class probability, 0 to 1, is lower are background (0: off)",
+        help="pixels whose best probability, 0 to 1, is lower are background (0: off)",
     )
     result.add_argument(
         "--background-words",

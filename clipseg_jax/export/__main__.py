@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipseg_jax.core import compile_cache
 from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.command import exit_code
 from clipseg_jax.core.interrupt import signals
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError, OSError: see `export_model`; or a file that exists already.
     """
+    compile_cache.enable()
     check_path(args.out, overwrite=args.overwrite)  # before the model is read
     size = image_size(args.size)
     if args.batch is not None:
@@ -95,7 +97,10 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     description, _, details = (__doc__ or "").partition("\n\n")
     example = details.partition("\n\n")[0]
-    result = commands.parser("clipseg_jax.export", description, example, details)
+    short, long = compile_cache.help_line(), compile_cache.help_lines()
+    result = commands.parser(
+        "clipseg_jax.export", description, f"{example}\n\n{short}", f"{details}\n{long}"
+    )
     result.add_argument(
         "model", type=commands.given, metavar="MODEL", help="as --model of clipseg_jax.predict"
     )
@@ -140,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
         "--outputs",
         choices=OUTPUTS,
         default=OUTPUTS[0],
-        help="labels and their scores, or the probabilities of all labels (default: labels)",
+        help="labels and their scores, or all probabilities (default: labels)",
     )
     result.add_argument(
         "--batch",

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clipseg_jax.core import compile_cache
 from input_pipeline import commands
 from input_pipeline.text_lists import printable
 
@@ -88,7 +89,9 @@ def choose(patterns: Sequence[str]) -> list[PublishedRow]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = commands.parser("clipseg_jax.reproduce", _DESCRIPTION, _EXAMPLES)
+    parser = commands.parser(
+        "clipseg_jax.reproduce", _DESCRIPTION, f"{_EXAMPLES}\n{compile_cache.help_lines()}\n"
+    )
     parser.add_argument(
         "--datasets",
         type=commands.local_path,

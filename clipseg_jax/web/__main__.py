@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # What needs JAX is imported where it is used: --help and mistakes are answered without it.
+from clipseg_jax.core import compile_cache
 from clipseg_jax.core.checks import check_number, check_whole
 from clipseg_jax.web.photos import Limits
 from input_pipeline import commands
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     check_whole("--port", args.port, 0, 65535)
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("the page needs gradio; pip install 'clipseg_jax[web]'")
+    compile_cache.enable()
     from clipseg_jax.web import server
 
     server.serve(offered(args.model, args.models), args.host, args.port, limits)
@@ -75,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     description, _, details = (__doc__ or "").partition("\n\n")
+    details = f"{details}\n{compile_cache.help_lines()}\n"
     result = commands.parser("clipseg_jax.web", description, details)
     result.add_argument(
         "--model",

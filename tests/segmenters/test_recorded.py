@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import clipseg_jax
+from clipseg_jax.core.cache_folder import VARIABLE
 from clipseg_jax.demo import TINY_CLIP, world
 from clipseg_jax.methods.clip_es import student as clip_es
 from clipseg_jax.methods.clip_rc import build as clip_rc
@@ -44,7 +45,6 @@ from weights_convert import (
 )
 from weights_convert.formats.converted import Converted, load_converted, save_converted
 from weights_convert.named import download, hub
-from weights_convert.named.cache import VARIABLE
 
 pytestmark = pytest.mark.slow
 CLASSES = tuple(world.CLASSES)

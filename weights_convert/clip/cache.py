@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clipseg_jax.core.cache_folder import cache_folder
 from clipseg_jax.models.clip import (
     CLIPConfig,
     ResNetConfig,
@@ -26,7 +27,6 @@ from weights_convert.clip.shards import weight_files
 from weights_convert.clip.siglip_tokenizer_files import tokenizer_of
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.converted import FORMAT, Converted, load_converted, save_converted
-from weights_convert.named.cache import cache_folder
 
 _CACHED_FROM_BYTES = 32 * 2**20  # smaller files are converted faster than looked up
 _CHECKED = 3  # conversions of earlier versions were not checked for all that this one checks

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from clipseg_jax.core.cache_folder import VARIABLE, cache_folder
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.core.run_lock import NO_FLOCK
 from input_pipeline import commands
@@ -28,25 +29,8 @@ from input_pipeline.writing import CannotWrite
 from weights_convert.errors import CheckpointError
 from weights_convert.named.names import KNOWN, Weights
 
-VARIABLE = "CLIPSEG_JAX_CACHE"
 _LOCKS = ".locks"
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-
-
-def cache_folder() -> Path | None:
-    """$CLIPSEG_JAX_CACHE, else $XDG_CACHE_HOME/clipseg_jax, else ~/.cache/clipseg_jax.
-
-    None: none is set, and the user has no home directory, as in some containers.
-    """
-    if folder := os.environ.get(VARIABLE):
-        return Path(os.path.expanduser(folder))
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(shared):  # the standard ignores others
-        return Path(shared) / "clipseg_jax"
-    try:
-        return Path.home() / ".cache" / "clipseg_jax"
-    except RuntimeError:
-        return None
 
 
 def location(weights: Weights) -> Path:

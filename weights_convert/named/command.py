@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from clipseg_jax.core.cache_folder import VARIABLE, cache_folder
 from input_pipeline import commands
 from input_pipeline.text_lists import escaped
 from weights_convert.errors import CheckpointError
-from weights_convert.named.cache import VARIABLE, cache_folder, location
+from weights_convert.named.cache import location
 from weights_convert.named.find import content_files, find_weights, is_name
 from weights_convert.named.names import KNOWN, Weights
 

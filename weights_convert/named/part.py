@@ -14,10 +14,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from clipseg_jax.core.cache_folder import VARIABLE
 from clipseg_jax.core.files import read_json, write_json
 from clipseg_jax.core.progress import Lines
 from input_pipeline.writing import CannotWrite
-from weights_convert.named.cache import VARIABLE
 from weights_convert.named.names import Weights
 
 BLOCK = 2**18  # bytes that are read at once

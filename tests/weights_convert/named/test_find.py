@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import weights_convert
+from clipseg_jax.core.cache_folder import cache_folder
 from clipseg_jax.demo import TINY_CLIP
 from tests.weights_convert import toys
 from tests.weights_convert.dino import toys as dino_toys
 from weights_convert import CheckpointError, find_cached, find_weights
 from weights_convert.formats.torch_writer import write_torch
-from weights_convert.named.cache import cache_folder
 from weights_convert.named.find import content_files, is_name
 
 DATA = b"weights" * 1000
