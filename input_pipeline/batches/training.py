@@ -258,10 +258,9 @@ class TrainingBatches:
         ignored = self.dataset.ignore_label
         view = self.unlabelled_view if label is None else self.view
         if label is None:
-            label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int32)
-        elif self.hidden:
-            label = suppress(label, self.hidden)
-        label = label.astype(np.int16)  # half the work of int32
+            label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int16)
+        else:
+            label = suppress(label, self.hidden)  # int16: half the work of int32
         image, label = view(image, label, sample_rng(self.seed, epoch, index))
         size = image.shape[0], image.shape[1]
         image, label = pad(image, label, self.crop_hw, ignore_label=ignored)
