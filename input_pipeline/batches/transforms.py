@@ -105,7 +105,7 @@ def random_crop(
                 if shown > 1 and pixels.max() / pixels.sum() < cat_max_ratio:
                     break
                 if shown < 2 and one_label is None:
-                    one_label = np.count_nonzero(counts(label)) < 2
+                    one_label = bool(np.count_nonzero(counts(label)) < 2)
             top, left = _draw_box(label, rng, crop_hw)
     rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
     return image[rows, columns], label[rows, columns]
