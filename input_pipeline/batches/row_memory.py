@@ -54,7 +54,7 @@ class RowMemory:
         if unused is not None:
             weakref.finalize(memory, unused).atexit = False
         return tuple(
-            np.ndarray(shape, dtype, memory, offset)
+            np.ndarray(shape, dtype, memoryview(memory), offset)
             for (dtype, shape), offset in zip(self._specs, self._offsets, strict=False)
         )
 
