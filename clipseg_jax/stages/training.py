@@ -82,7 +82,7 @@ def run(
 def loader_processes(given: int | None) -> int:
     """How many worker processes make a training's rows; 0: threads do.
 
-    None: threads where there are few cores; all that one process can make takes five of them.
+    None: threads where there are few cores; the threads of one process can use no more than these.
     """
     if given is not None:
         return given
