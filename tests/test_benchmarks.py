@@ -11,6 +11,7 @@ from benchmarks import (
     demo_readouts,
     dense_crf,
     dense_vit,
+    feeding,
     maskclip_plus_step,
     readouts,
     reclip_counts,
@@ -262,3 +263,17 @@ def test_maskclip_plus_step(tmp_path, capsys):
     assert names == ["guided", "self_training"]
     with pytest.raises(ValueError, match="multiple of 16"):
         maskclip_plus_step.main(["--size=50"])
+
+
+def test_feeding(tmp_path, capsys):
+    pytest.importorskip("tensorflow")  # threads of tf.data
+    out = tmp_path / "metrics.json"
+    feeding.main(
+        ["--views=weclip", "--processes=0,1", "--images=3", "--batch=2", "--repeats=2",
+         f"--out={out}"]
+    )  # fmt: skip
+    threads, worker = json.loads(out.read_text())["rows"]
+    assert threads["consumer_ms"] > worker["consumer_ms"]
+    assert threads["worker_ms"] == threads["worker_mb"] == 0
+    assert worker["worker_mb"] > 30
+    assert "weclip, 1 processes: 1700 rows/s take" in capsys.readouterr().out

@@ -106,6 +106,8 @@ def _check_values(config: ConfigDict) -> None:
     check_number("--config.run.opacity", config.run.opacity, 0, 1)
     for key, least in _LEAST.items():
         check_whole(f"--config.run.{key}", config.run[key], least)
+    if config.run.loader_processes is not None:
+        check_whole("--config.run.loader_processes", config.run.loader_processes, least=0)
     if config.dataset.get("corruption"):
         try:
             check_corruption(config.dataset.corruption, config.dataset.corruption_level)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from clipseg_jax.train import Evaluated, TrainConfig, TrainResult, train
 from input_pipeline.batches.training import TrainingBatches
 
 Batch = Mapping[str, np.ndarray]
+
+_FEW_CORES, _OTHER_CORES = 8, 4  # the latter for all but the workers
+_MOST_WORKERS = 32  # make more than eight TPU v5e take (benchmarks/README.md)
 
 
 def run(
@@ -44,29 +49,46 @@ def run(
       at: step -> what is done with the model after that step.
     """
 
-    def batches(start: int) -> Iterator[Batch]:
-        return map(add, data.batches(start))
+    processes = loader_processes(config.run.loader_processes)
+    with contextlib.ExitStack() as streams:
 
-    return train(
-        task,
-        batches,
-        optim,
-        TrainConfig(
-            total_steps=total_steps,
-            seed=config.train.seed,
-            accumulate_steps=config.train.accumulate_steps,
-            log_every_steps=config.run.log_every_steps,
-            checkpoint_every_steps=config.run.checkpoint_every_steps,
-            keep_checkpoints=config.run.keep_checkpoints,
-            evaluate_every_steps=evaluate_every_steps,
-        ),
-        mesh=training_mesh(config, data.batch_size),
-        workdir=workdir,
-        name=name,
-        evaluate=evaluate if evaluate_every_steps else None,
-        callbacks=at,
-        example_names=[example.name for example in data.examples],
-    )
+        def batches(start: int) -> Iterator[Batch]:
+            stream = data.batches(start, processes=processes)
+            streams.callback(stream.close)
+            return map(add, stream)
+
+        return train(
+            task,
+            batches,
+            optim,
+            TrainConfig(
+                total_steps=total_steps,
+                seed=config.train.seed,
+                accumulate_steps=config.train.accumulate_steps,
+                log_every_steps=config.run.log_every_steps,
+                checkpoint_every_steps=config.run.checkpoint_every_steps,
+                keep_checkpoints=config.run.keep_checkpoints,
+                evaluate_every_steps=evaluate_every_steps,
+            ),
+            mesh=training_mesh(config, data.batch_size),
+            workdir=workdir,
+            name=name,
+            evaluate=evaluate if evaluate_every_steps else None,
+            callbacks=at,
+            example_names=[example.name for example in data.examples],
+        )
+
+
+def loader_processes(given: int | None) -> int:
+    """How many worker processes make a training's rows; 0: threads do.
+
+    None: threads where there are few cores; the threads of one process can use no more than these.
+    """
+    if given is not None:
+        return given
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return 0 if cores <= _FEW_CORES else min(cores - _OTHER_CORES, _MOST_WORKERS)
 
 
 def training_mesh(config: ConfigDict, batch_size: int) -> Mesh:

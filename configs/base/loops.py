@@ -71,6 +71,8 @@ def run(*, log_every_steps: int = 20) -> ConfigDict:
     section.devices = config_dict.placeholder(int)
     section.fsdp = 1  # devices that share one copy of the trained parameters
     section.batch_size = 8  # images of a batch wherever nothing is trained, over all devices
+    # Processes that decode and crop for a training; 0: threads; None: threads on up to 8 cores.
+    section.loader_processes = config_dict.placeholder(int)
     section.max_buckets = 8  # static shapes that are compiled
     section.log_every_steps = log_every_steps
     section.checkpoint_every_steps = 500

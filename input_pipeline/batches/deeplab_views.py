@@ -43,8 +43,10 @@ def multi_scale_crop(
     label_image = Image.fromarray(np.asarray(label, np.int32))
     label = np.asarray(label_image.resize((width, height), Image.Resampling.NEAREST), label.dtype)
     below, right = max(crop_hw[0] - height, 0), max(crop_hw[1] - width, 0)
-    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=tuple(colour))
-    label = np.pad(label, ((0, below), (0, right)), constant_values=ignore_label)
+    if below or right:
+        border = cv2.BORDER_CONSTANT
+        image = cv2.copyMakeBorder(image, 0, below, 0, right, border, value=tuple(colour))
+        label = np.pad(label, ((0, below), (0, right)), constant_values=ignore_label)
     image, label = random_crop(image, label, rng, crop_hw, cat_max_ratio=1.0)
     return flip(image, label, rng)
 

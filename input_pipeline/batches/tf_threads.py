@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ def stacked_rows(
     start: int = 0,
     stop: int | None = None,
     threads: int | None = None,
-) -> Iterator[tuple[tuple[np.ndarray, ...], list[Note]]]:
+) -> Generator[tuple[tuple[np.ndarray, ...], list[Note]], None, None]:
     """Batches of `rows` rows each, by tf.data: the arrays of `make_row(start)`, ... in order.
 
     Args:
@@ -43,10 +43,15 @@ def stacked_rows(
       The stacked arrays, and the notes of the rows.
     """
     tf = tensorflow()
-    _close_streams_at_exit()
     stream = _stacked(tf, make_row, array_specs, rows, start, stop, threads or os.cpu_count() or 1)
-    _streams.add(stream)
+    close_at_exit(stream)
     return stream
+
+
+def close_at_exit(stream: Generator) -> None:
+    """Closes a stream that is still open when the program ends."""
+    _close_streams_at_exit()
+    _streams.add(stream)
 
 
 _streams: weakref.WeakSet[Generator] = weakref.WeakSet()

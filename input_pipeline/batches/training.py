@@ -1,4 +1,4 @@
-"""Batches for training: random views of a split's images, by tf.data, endless.
+"""Batches for training: random views of a split's images, by threads or processes, endless.
 
 Every view is a function of (seed, epoch, example) and every batch of (seed, step), whatever the
 number of processes and threads, so that a run can resume at any step without reading earlier ones.
@@ -7,9 +7,11 @@ Images keep their pixel values 0..255; the device normalizes them.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,7 +20,10 @@ import numpy as np
 from input_pipeline.batches.buckets import process_rows
 from input_pipeline.batches.evaluation import Skipped
 from input_pipeline.batches.loading import read_example
-from input_pipeline.batches.tf_threads import ArraySpec, stacked_rows
+from input_pipeline.batches.packed import Packed
+from input_pipeline.batches.row_memory import ArraySpec
+from input_pipeline.batches.row_processes import rows_by_processes
+from input_pipeline.batches.tf_threads import stacked_rows
 from input_pipeline.batches.transforms import pad, random_view, sample_rng, suppress
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile
@@ -186,8 +191,14 @@ class TrainingBatches:
         _, positions, order = self._epoch(step)
         return order[positions % len(order)]
 
-    def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    def batches(
+        self, start_step: int = 0, *, processes: int = 0
+    ) -> Generator[dict[str, np.ndarray], None, None]:
         """This process's b rows of each step's batch, from a step on, without end.
+
+        Args:
+          processes: how many worker processes make the rows (see `row_processes`); 0: threads of
+            this process do. The rows are the same.
 
         Yields:
           A dict. image: `dtype` (b, *crop_hw, 3), 0 at the bottom and right where the view is
@@ -198,32 +209,44 @@ class TrainingBatches:
 
         Raises:
           BadFile: a bad file and `on_bad="raise"`, or too many of them in a row.
+          ChildProcessError: a worker process was killed.
         """
         rows_per_batch = self.rows.stop - self.rows.start
-        array_specs: list[ArraySpec] = [
+        first = start_step * rows_per_batch
+        specs = self._array_specs
+        if processes:
+            sent = dataclasses.replace(self, examples=Packed(self.examples), skipped=[])
+            stream = rows_by_processes(
+                sent._numbered_row, specs, rows_per_batch, start=first, processes=processes
+            )
+        else:
+            stream = stacked_rows(
+                self._numbered_row, specs, rows_per_batch, start=first, threads=self.threads
+            )
+        with contextlib.closing(stream):
+            for (image, size, label, index), notes in stream:
+                for note in notes:
+                    if isinstance(note, Exception):
+                        raise note
+                    self._report(note)
+                yield {"image": image, "image_size": size, "label": label, "index": index}
+
+    @property
+    def _array_specs(self) -> list[ArraySpec]:
+        return [
             (self.dtype, (*self.crop_hw, 3)),
             ("int32", (2,)),
             ("int32", self.crop_hw),
             ("int32", ()),
         ]
 
-        def make_row(number: int) -> tuple[tuple, list[Skipped] | Exception]:
-            step, row = divmod(number, rows_per_batch)
-            try:
-                return self._row(step, self.rows.start + row)
-            except Exception as error:
-                return tuple(np.zeros(shape, dtype) for dtype, shape in array_specs), error
-
-        first = start_step * rows_per_batch
-        stream = stacked_rows(
-            make_row, array_specs, rows_per_batch, start=first, threads=self.threads
-        )
-        for (image, size, label, index), notes in stream:
-            for note in notes:
-                if isinstance(note, Exception):
-                    raise note
-                self._report(note)
-            yield {"image": image, "image_size": size, "label": label, "index": index}
+    def _numbered_row(self, number: int) -> tuple[tuple, list[Skipped] | Exception]:
+        """The row of this number, from step 0 on; an error in place of what it left out."""
+        step, row = divmod(number, self.rows.stop - self.rows.start)
+        try:
+            return self._row(step, self.rows.start + row)
+        except Exception as error:
+            return tuple(np.zeros(shape, dtype) for dtype, shape in self._array_specs), error
 
     def _epoch(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
         """A step's epoch, the positions (batch_size,) of its rows in the epoch, its order (n,).
@@ -258,10 +281,9 @@ class TrainingBatches:
         ignored = self.dataset.ignore_label
         view = self.unlabelled_view if label is None else self.view
         if label is None:
-            label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int32)
-        elif self.hidden:
-            label = suppress(label, self.hidden)
-        label = label.astype(np.int16)  # half the work of int32
+            label = np.full(image.shape[:2], UNLABELLED if self.hidden else ignored, np.int16)
+        else:
+            label = suppress(label, self.hidden)  # int16: half the work of int32
         image, label = view(image, label, sample_rng(self.seed, epoch, index))
         size = image.shape[0], image.shape[1]
         image, label = pad(image, label, self.crop_hw, ignore_label=ignored)

@@ -63,8 +63,12 @@ def resize_label(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def suppress(label: np.ndarray, unseen: Collection[int]) -> np.ndarray:
-    """Labels as int32 with unseen classes as -1, which the crop does not ignore."""
-    return np.where(np.isin(label, list(unseen)), -1, label.astype(np.int32))
+    """Labels 0..32767 as int16 with unseen classes as -1, which the crop does not ignore."""
+    table = np.arange(max(256, int(label.max(initial=0)) + 1), dtype=np.int16)
+    table[list(unseen)] = -1
+    if len(table) > 256:
+        return table[label]
+    return cv2.LUT(np.asarray(label, np.uint8), table)
 
 
 def random_crop(
@@ -85,20 +89,23 @@ def random_crop(
     top, left = _draw_box(label, rng, crop_hw)
     if cat_max_ratio < 1:
         lowest = min(int(label.min()), 0)  # -1 stands for pixels without a class
-        ranks = (label - lowest).astype(np.uint16)
-        bins = max(int(ranks.max()), ignore_label - lowest) + 1
+        bins = max(int(label.max()), ignore_label) - lowest + 1
 
         def counts(box: np.ndarray) -> np.ndarray:
-            histogram = cv2.calcHist([box], [0], None, [bins], [0, bins]).astype(np.int64)
+            ranks = (box - lowest).astype(np.uint16)
+            histogram = cv2.calcHist([ranks], [0], None, [bins], [0, bins]).astype(np.int64)
             histogram[ignore_label - lowest] = 0
             return histogram
 
-        one_label = np.count_nonzero(counts(ranks)) < 2  # no crop is accepted: draw, do not count
+        one_label: bool | None = None  # then no crop is accepted: draw, do not count
         for _ in range(_CROP_REDRAWS):
             if not one_label:
-                pixels = counts(ranks[top : top + crop_hw[0], left : left + crop_hw[1]])
-                if np.count_nonzero(pixels) > 1 and pixels.max() / pixels.sum() < cat_max_ratio:
+                pixels = counts(label[top : top + crop_hw[0], left : left + crop_hw[1]])
+                shown = np.count_nonzero(pixels)
+                if shown > 1 and pixels.max() / pixels.sum() < cat_max_ratio:
                     break
+                if shown < 2 and one_label is None:
+                    one_label = bool(np.count_nonzero(counts(label)) < 2)
             top, left = _draw_box(label, rng, crop_hw)
     rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
     return image[rows, columns], label[rows, columns]
@@ -135,11 +142,15 @@ def distort_colours(
         are clipped at 255.
     """
     image = np.ascontiguousarray(image)
+    table = None  # brightness, and contrast after it
     if rng.randint(2):
-        image = cv2.LUT(image, _affine(add=rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)))
+        table = _affine(add=rng.uniform(-_BRIGHTNESS, _BRIGHTNESS))
     contrast_first = rng.randint(2) == 1
     if contrast_first and rng.randint(2):
-        image = cv2.LUT(image, _affine(times=rng.uniform(*_CONTRAST)))
+        contrast = _affine(times=rng.uniform(*_CONTRAST))
+        table = contrast if table is None else contrast[table]
+    if table is not None:
+        image = cv2.LUT(image, table)
     if rng.randint(2):
         saturation = _affine(times=rng.uniform(*_SATURATION), wrap=saturation_wrap)
         image = _through_hsv(image, 1, saturation)
@@ -160,19 +171,21 @@ def _affine(*, times: float = 1.0, add: float = 0.0, wrap: bool = False) -> np.n
 def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
     tables = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     tables[0, :, channel] = table
-    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    return cv2.cvtColor(cv2.LUT(hsv, tables, dst=hsv), cv2.COLOR_HSV2RGB)
 
 
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], *, ignore_label: int = 255
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pads at the bottom and right: the image with 0, the label with the ignored label."""
-    below, right = size[0] - image.shape[0], size[1] - image.shape[1]
-    return (
-        np.pad(image, ((0, below), (0, right), (0, 0))),
-        np.pad(label, ((0, below), (0, right)), constant_values=ignore_label),
-    )
+    height, width = label.shape
+    if (height, width) == size:
+        return image, label
+    padded = np.zeros((*size, 3), image.dtype)
+    padded_label = np.full(size, ignore_label, label.dtype)
+    padded[:height, :width], padded_label[:height, :width] = image, label
+    return padded, padded_label
 
 
 def random_view(

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from input_pipeline.batches.buckets import Size
 from input_pipeline.batches.training import TrainingBatches, make_training_batches
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Example
@@ -33,11 +34,7 @@ def random_placement_view(
     ratio = rng.uniform(*ratio_range)
     height, width = (max(int(side * ratio), 1) for side in label.shape)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    resized_label = Image.fromarray(np.asarray(label, np.int32)).resize(
-        (width, height), Image.Resampling.NEAREST
-    )
-    mirror = np.s_[:, ::-1] if rng.random_sample() > 0.5 else np.s_[:, :]
-    pixels, ids = np.asarray(resized)[mirror], np.asarray(resized_label, label.dtype)[mirror]
+    mirrored = rng.random_sample() > 0.5
 
     margins = [crop - side for crop, side in zip(crop_hw, (height, width), strict=True)]
     view_starts = [int(rng.randint(max(margin, 0) + 1)) for margin in margins]
@@ -47,10 +44,27 @@ def random_placement_view(
         tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
         for starts in (view_starts, image_starts)
     )
+    left, right = image_box[1].start, image_box[1].stop
+    if mirrored:
+        left, right = width - right, width - left
+    # Cut out by Pillow, for few pixels become an array then.
+    box = (left, image_box[0].start, right, image_box[0].stop)
+    pixels, ids = np.asarray(resized.crop(box)), _nearest(label, (height, width), box)
+    mirror = np.s_[:, ::-1] if mirrored else np.s_[:, :]
     view = np.zeros((*crop_hw, 3), np.uint8)
     view_label = np.full(crop_hw, ignore_label, label.dtype)
-    view[view_box], view_label[view_box] = pixels[image_box], ids[image_box]
+    view[view_box], view_label[view_box] = pixels[mirror], ids[mirror]
     return view, view_label
+
+
+def _nearest(label: np.ndarray, size: Size, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A box (left, top, right, bottom) of a label map (h, w) that Pillow resizes to `size`."""
+    left, top, right, bottom = box
+    if (label == label[0, 0]).all():  # of an image without a label file
+        return np.full((bottom - top, right - left), label[0, 0])
+    image = Image.fromarray(np.asarray(label, np.int32))
+    resized = image.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized.crop(box), label.dtype)
 
 
 def random_placement_batches(

@@ -7,6 +7,7 @@ each record's `unseen`. Spec clip_rc, sections 7 and 9.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -65,15 +66,20 @@ def hide_unseen(
     """
     table = label_table(setting, unseen, ignore_label=batches.dataset.ignore_label)
 
-    def hide(view: View) -> View:
-        def hiding_view(
-            image: np.ndarray, label: np.ndarray, rng: np.random.RandomState
-        ) -> tuple[np.ndarray, np.ndarray]:
-            if before_crop:
-                return view(image, table[label], rng)
-            image, label = view(image, label, rng)
-            return image, table[label]
+    view = functools.partial(_hiding_view, view=batches.view, table=table, before_crop=before_crop)
+    return dataclasses.replace(batches, view=view)
 
-        return hiding_view
 
-    return dataclasses.replace(batches, view=hide(batches.view))
+def _hiding_view(
+    image: np.ndarray,
+    label: np.ndarray,
+    rng: np.random.RandomState,
+    *,
+    view: View,
+    table: np.ndarray,
+    before_crop: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    if before_crop:
+        return view(image, table[label], rng)
+    image, label = view(image, label, rng)
+    return image, table[label]

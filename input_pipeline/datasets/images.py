@@ -144,7 +144,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it
         grey = np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8
         return grey.astype(np.uint8)[..., None]
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -213,9 +213,14 @@ def read_label(
         ids = label_samples(image)
         if image.mode == "P":
             _warn_of_greys(path, image, ids)
-        return ids.astype(np.int32)
+        return ids
 
     label = _with_image(path, decode, BadLabel)
+    if num_classes is not None and not reduce_zero_label:
+        # As they are stored, mostly in 8 bits.
+        _check_range(label, path, num_classes, False, ignore_label)
+        num_classes = None
+    label = label.astype(np.int32)
     if reduce_zero_label:
         label = _reduce(label, ignore_label)
     if num_classes is not None:

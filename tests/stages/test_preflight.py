@@ -182,6 +182,7 @@ def test_weights_that_are_not_named(tmp_path):
         ({"run.fsdp": 0}, r"--config\.run\.fsdp is 0; give a whole number of at least 1"),
         ({"run.pictures": -5}, r"--config\.run\.pictures is -5"),
         ({"run.log_every_steps": 0}, r"--config\.run\.log_every_steps is 0"),
+        ({"run.loader_processes": -1}, r"--config\.run\.loader_processes is -1; give a whole"),
         ({"dataset.corruption": "fog"}, r"--config\.dataset\.corruption: No corruption 'fog'"),
     ],
     ids=str,
