@@ -1,16 +1,19 @@
 """The device mesh, and the shardings of batches and parameters.
 
 Two axes: "data" shards batches; "fsdp" shards batches and parameters, for models that do not fit on
-one device. Axes are Auto: with Explicit ones (JAX's default) reshaping a sharded batch is an error.
+one device. Of several TPU slices, "data" runs across them and "fsdp" within each. Axes are Auto: with
+Explicit ones (JAX's default) reshaping a sharded batch is an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
@@ -19,18 +22,26 @@ _BATCH = PartitionSpec(("data", "fsdp"))
 _MIN_SHARDED = 2**16  # elements; gathering smaller arrays costs more than replicating them
 
 
-def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False) -> Mesh:
+def make_mesh(
+    devices: int | None = None,
+    fsdp: int = 1,
+    *,
+    local: bool = False,
+    among: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """A mesh with axes "data" and "fsdp" over the devices of all processes.
 
     Args:
       devices: how many devices to use, the first ones; None: all.
       fsdp: size of the axis over which each parameter is sharded.
       local: over the devices of this process alone.
+      among: over these, such as the devices of a topology that is compiled for and not there.
 
     Raises:
-      ValueError: fewer devices than requested, or not divisible by `fsdp`.
+      ValueError: fewer devices than requested, not divisible by `fsdp`, or slices that are not used
+        evenly or that `fsdp` does not divide.
     """
-    available = jax.local_devices() if local else jax.devices()
+    available = among or (jax.local_devices() if local else jax.devices())
     count = len(available) if devices is None else devices
     if not 0 < count <= len(available):
         raise ValueError(
@@ -40,7 +51,39 @@ def make_mesh(devices: int | None = None, fsdp: int = 1, *, local: bool = False)
         raise ValueError(f"fsdp {fsdp} does not divide {count} devices; set it to 1 or a divisor")
     kinds = (AxisType.Auto, AxisType.Auto)
     names = ("data", "fsdp")
-    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=available[:count])
+    used = available[:count]
+    slices = _slices(used)
+    if len(slices) > 1:
+        return Mesh(_across_slices(used, slices, fsdp), names, axis_types=kinds)
+    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=used)
+
+
+def _slices(devices: Sequence[jax.Device]) -> Counter[int]:
+    """Number of each TPU slice -> how many of the devices it has.
+
+    Only TPUs are asked: JAX numbers the nodes of a GPU cluster so too, and their order is right.
+    """
+    return Counter(device.slice_index if device.platform == "tpu" else 0 for device in devices)
+
+
+def _across_slices(
+    devices: Sequence[jax.Device], slices: Mapping[int, int], fsdp: int
+) -> np.ndarray:
+    """Devices (data, fsdp), one slice after the other; the network between them joins "data"."""
+    sizes = sorted(set(slices.values()))
+    if len(sizes) > 1:
+        listed = ", ".join(f"{size} of slice {index}" for index, size in sorted(slices.items()))
+        raise ValueError(
+            f"{len(devices)} devices are {listed}; use equally many of each slice, such as all"
+        )
+    if sizes[0] % fsdp:
+        raise ValueError(
+            f"fsdp {fsdp} does not divide the {sizes[0]} devices of a slice ({len(slices)} slices); "
+            "set it to 1 or a divisor: parameters are shared within a slice"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // fsdp, fsdp), (len(slices), 1), devices
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -24,8 +24,14 @@ code { font: .85em/1.4 ui-monospace, monospace; }
 """
 
 _EVALUATIONS = "_evaluations"
-_FIRST = ("loss", "rate", "images_per_second")  # of a log; the others are folded
-_CALLED = {"rate": "learning rate", "images_per_second": "images per second"}
+_FIRST = ("loss", "rate", "images_per_second", "data_wait")  # of a log; the others are folded
+_CALLED = {
+    "rate": "learning rate",
+    "images_per_second": "images per second",
+    "data_wait": "share of time spent waiting for data",
+    "step_seconds": "seconds per step",
+    "checkpoint_seconds": "seconds of checkpoints",
+}
 _UNSAID = ("seconds", "prompts", "published_metric")  # of a stage's record
 _NAMED = 20  # reasons that are listed
 _LONGEST = 160  # characters of a value

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.core.files import check_local
+from clipseg_jax.core.step_trace import check_profile_steps
 from clipseg_jax.inference_config import check_values
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.stages.clip import row_words
@@ -106,6 +107,10 @@ def _check_values(config: ConfigDict) -> None:
     check_number("--config.run.opacity", config.run.opacity, 0, 1)
     for key, least in _LEAST.items():
         check_whole(f"--config.run.{key}", config.run[key], least)
+    try:
+        check_profile_steps(config.run.profile_steps)
+    except ValueError as error:
+        raise ValueError(f"--config.run: {error}") from error
     if config.dataset.get("corruption"):
         try:
             check_corruption(config.dataset.corruption, config.dataset.corruption_level)
