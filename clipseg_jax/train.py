@@ -46,7 +46,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every_steps: int = 0  # 0: never
     monitor: str = "mIoU"  # metric whose highest value selects the best checkpoint
-    profile_steps: Sequence[int] | None = None  # the first and the last that JAX's profiler traces, from 1
+    # The first and the last step that JAX's profiler traces, counted from 1.
+    profile_steps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         positive = ("total_steps", "accumulate_steps", "log_every_steps", "checkpoint_every_steps")
@@ -163,6 +164,8 @@ def train(
     def save(step: int) -> None:
         metrics = check()  # a state is saved only after its loss was found finite
         with clock.saving():
+            writer.flush()
+            evaluated.flush()
             saved.save(step, _stored(state), {"seed": cfg.seed, "metrics": metrics})
 
     step, peers_alive = start, True

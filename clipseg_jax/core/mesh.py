@@ -1,8 +1,8 @@
 """The device mesh, and the shardings of batches and parameters.
 
 Two axes: "data" shards batches; "fsdp" shards batches and parameters, for models that do not fit on
-one device. Of several TPU slices, "data" runs across them and "fsdp" within each. Axes are Auto: with
-Explicit ones (JAX's default) reshaping a sharded batch is an error.
+one device. Of several TPU slices, "data" runs across them and "fsdp" within each. Axes are Auto:
+with Explicit ones (JAX's default) reshaping a sharded batch is an error.
 """
 
 from __future__ import annotations
@@ -78,12 +78,10 @@ def _across_slices(
         )
     if sizes[0] % fsdp:
         raise ValueError(
-            f"fsdp {fsdp} does not divide the {sizes[0]} devices of a slice ({len(slices)} slices); "
-            "set it to 1 or a divisor: parameters are shared within a slice"
+            f"fsdp {fsdp} does not divide the {sizes[0]} devices of a slice ({len(slices)} "
+            "slices); set it to 1 or a divisor: parameters are shared within a slice"
         )
-    return mesh_utils.create_hybrid_device_mesh(
-        (sizes[0] // fsdp, fsdp), (len(slices), 1), devices
-    )
+    return mesh_utils.create_hybrid_device_mesh((sizes[0] // fsdp, fsdp), (len(slices), 1), devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

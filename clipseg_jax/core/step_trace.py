@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 
 from clipseg_jax.core.checks import check_whole
+from clipseg_jax.core.copied_folder import CopiedFolder
+from input_pipeline.places import is_remote
 
 
 def check_profile_steps(steps: Sequence[int] | None) -> tuple[int, ...]:
@@ -37,11 +39,13 @@ class StepTrace:
         self._folder = folder
         self._first, self._last = check_profile_steps(steps) or (0, -1)
         self._running = False
+        self._copied: CopiedFolder | None = None
 
     def before(self, step: int) -> None:
         """Begins the trace if `step`, counted from 1, is to be traced."""
         if not self._running and self._first <= step <= self._last:
-            jax.profiler.start_trace(str(self._folder))
+            self._copied = CopiedFolder(self._folder) if is_remote(self._folder) else None
+            jax.profiler.start_trace(str(self._copied.local if self._copied else self._folder))
             self._running = True
 
     def ends_after(self, step: int) -> bool:
@@ -53,3 +57,5 @@ class StepTrace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
+            if self._copied:
+                self._copied.close()

@@ -15,6 +15,7 @@ from clipseg_jax.reports.paper import Recipe
 from clipseg_jax.reports.results import Results
 from clipseg_jax.reports.tables import folded, table
 from clipseg_jax.stages.work_directory import names_path
+from input_pipeline.walk import open_regular
 
 STYLE = """
 .curves { display: grid; gap: .5rem 1.5rem;
@@ -168,8 +169,8 @@ def _weights(results: Results, recipe: Recipe) -> str:
                 digest = f"{content.get('digest')} (of its files and their sha256)"
             rows.append([name, value, digest or "not recorded"])
     for path in sorted(results.workdir.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         rows.append(["written by the run", path.name, digest])
     if not rows:
         return ""
