@@ -132,6 +132,11 @@ def test_training_resumes_bit_for_bit(served, tmp_path):
     assert_same(toy(place("gs://b/toy"), cfg).model, resumed)
 
 
+def test_checkpoints_are_in_folders_and_gs_alone():
+    with pytest.raises(ValueError, match=r"s3://b/toy/.*: checkpoints can be .* alone; mount"):
+        toy(place("s3://b/toy"))
+
+
 @pytest.mark.slow
 def test_a_recipe_is_interrupted_resumed_evaluated_and_reported(served, tmp_path, capsys):
     world.write_dataset(tmp_path / "world", 6, 64)

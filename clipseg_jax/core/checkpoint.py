@@ -45,6 +45,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 1):
+        if is_remote(folder) and not str(folder).startswith("gs://"):
+            raise ValueError(
+                f"{folder}: checkpoints can be in a folder or in gs:// alone; mount this bucket "
+                "(for instance with mount-s3) and pass that path as --workdir"
+            )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
         self._folder = folder
