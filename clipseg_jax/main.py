@@ -37,7 +37,7 @@ from clipseg_jax.core.config_show import shown
 from clipseg_jax.core.files import check_place, check_writable, read_json, write_json
 from clipseg_jax.core.run_lock import RunLock
 from input_pipeline import commands
-from input_pipeline.places import is_remote, place
+from input_pipeline.places import bucket_errors, is_remote, place
 from input_pipeline.text_lists import printable
 from input_pipeline.writing import remove_temporary
 
@@ -223,7 +223,8 @@ def _run_flags(argv: list[str]) -> int:
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        run(_CONFIG.value, place(workdir), given, recipe=_recipe())
+        with bucket_errors() if is_remote(workdir) else contextlib.nullcontext():
+            run(_CONFIG.value, place(workdir), given, recipe=_recipe())
 
     with signals():
         return processes.end_together(lambda: exit_code(lambda: processes.exit_if_peer_lost(work)))

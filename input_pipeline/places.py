@@ -7,11 +7,17 @@ accordingly; all else takes the paths of `place`, which have pathlib's methods.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 _SCHEMES = ("gs://", "s3://", "az://")
+_LIBRARIES = ("tensorflow.", "google.", "gcsfs.", "s3fs.", "botocore.", "adlfs.", "aiohttp.")
+# In the names of errors that another try does not mend.
+_LASTING = ("Permission", "Unauthenticated", "Forbidden", "NotFound", "Unimplemented", "Invalid")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -46,7 +52,7 @@ def read_object(path: str | os.PathLike[str]) -> bytes:
     except OSError:
         raise
     except Exception as error:  # each library of a bucket has its own
-        raise OSError(f"cannot read {os.fspath(path)}: {_one_line(error)}") from error
+        raise _as_os_error(error, f"cannot read {os.fspath(path)}: ") from error
 
 
 def write_object(path: str | os.PathLike[str], content: bytes) -> None:
@@ -61,9 +67,29 @@ def write_object(path: str | os.PathLike[str], content: bytes) -> None:
     except OSError:
         raise
     except Exception as error:
-        raise OSError(_one_line(error)) from error
+        raise _as_os_error(error) from error
 
 
-def _one_line(error: Exception) -> str:
-    """An error of a bucket's library, shortened to a line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+@contextlib.contextmanager
+def bucket_errors() -> Iterator[None]:
+    """Turns what a bucket's library raises in the block into an OSError of one line.
+
+    Raises:
+      OSError: with an `errno` of the network where another try may succeed.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith(_LIBRARIES):
+            raise
+        raise _as_os_error(error, "the bucket failed: ") from error
+
+
+def _as_os_error(error: Exception, what: str = "") -> OSError:
+    name = type(error).__name__
+    failed = OSError(what + " ".join(f"{name}: {error}".split())[:300])
+    if not any(word in name for word in _LASTING):
+        failed.errno = errno.EREMOTEIO
+    return failed

@@ -19,7 +19,8 @@ from clipseg_jax.core.json_lines import RemoteLines, append_partial, read_lines,
 from clipseg_jax.demo import world
 from clipseg_jax.reports.__main__ import main as report
 from configs import demo_weclip
-from input_pipeline.places import is_remote, place
+from input_pipeline.commands import passing
+from input_pipeline.places import bucket_errors, is_remote, place
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, remove_temporary, write_atomic
 from tests import bucket, toy_task
@@ -66,6 +67,21 @@ def test_objects_are_written_whole(served):
         write_json(path, {})
     with pytest.raises(OSError, match=r"cannot read gs://b/deep/a\.json: RuntimeError: 403"):
         open_regular(path)
+
+
+def test_what_a_restart_may_mend():
+    def library_error(name):
+        return type(name, (Exception,), {"__module__": "google.api_core.exceptions"})("503\nbusy")
+
+    busy = "the bucket failed: ServiceUnavailable: 503 busy"
+    with pytest.raises(OSError, match=busy) as failed, bucket_errors():
+        raise library_error("ServiceUnavailable")
+    assert passing(failed.value)
+    with pytest.raises(OSError, match="Forbidden") as failed, bucket_errors():
+        raise library_error("Forbidden")
+    assert not passing(failed.value)
+    with pytest.raises(KeyError), bucket_errors():
+        raise KeyError
 
 
 def test_lines_are_appended_by_writing_the_object_again(served, monkeypatch):

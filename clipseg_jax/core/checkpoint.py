@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -172,10 +173,12 @@ class Checkpoints:
         free = _free(self._folder)
         what = f"cannot write the checkpoint {self._folder / str(step)} of {_megabytes(size)}: "
         if free is None:
-            return CannotWrite(
+            failed = CannotWrite(
                 f"{what}{reason}; check the bucket and this machine's credentials, and run the "
                 "command again to resume"
             )
+            failed.errno = errno.EREMOTEIO  # a restart may mend it
+            return failed
         return CannotWrite(
             f"{what}{reason}; {_megabytes(free)} are free there. Free space, and run the command "
             "again to resume"
