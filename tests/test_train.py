@@ -231,14 +231,11 @@ def test_the_log_says_where_the_time_goes(tmp_path):
     first, *lines = [json.loads(x) for x in (tmp_path / "toy.jsonl").read_text().splitlines()]
     assert first["checkpoint_seconds"] == 0  # none before step 3
     for line in lines:
-        assert 0.5 < line["data_wait"] <= 1
-        assert 0.05 < line["step_seconds"] < 1
-        assert line["images_per_second"] < 8 / 0.05
+        passed = 24 / line["images_per_second"]  # of three steps of 8 images
+        assert 3 * 0.05 < line["data_wait"] * passed < passed
         assert line["checkpoint_seconds"] > 0 or line["step"] == 12
-    # Checkpoints are no steps: 8 images in a mean step and the share of a checkpoint.
-    for line in lines:
-        seconds = 3 * line["step_seconds"] + line["checkpoint_seconds"]
-        assert 24 / line["images_per_second"] == pytest.approx(seconds)
+        # Checkpoints are no steps.
+        assert passed == pytest.approx(3 * line["step_seconds"] + line["checkpoint_seconds"])
 
 
 def traces(workdir):
