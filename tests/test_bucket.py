@@ -18,7 +18,7 @@ from clipseg_jax.core.interrupt import Interrupted
 from clipseg_jax.core.json_lines import RemoteLines, append_partial, read_lines, read_partial
 from clipseg_jax.demo import world
 from clipseg_jax.reports.__main__ import main as report
-from configs import demo_weclip
+from configs import demo_clip_es, demo_reclippp, demo_weclip
 from input_pipeline.commands import passing
 from input_pipeline.places import bucket_errors, is_remote, place
 from input_pipeline.walk import open_regular
@@ -153,17 +153,21 @@ def test_checkpoints_are_in_folders_and_gs_alone():
         toy(place("s3://b/toy"))
 
 
+def of_images(config, root):
+    world.write_dataset(root, 6, 64)
+    world.write_dataset(root / "train", 8, 64, "train")
+    config.dataset.name, config.dataset.root = "folder", str(root)
+    config.run.log_every_steps, config.run.checkpoint_every_steps = 1, 2
+    config.run.devices = 1
+    return config
+
+
 @pytest.mark.slow
 def test_a_recipe_is_interrupted_resumed_evaluated_and_reported(served, tmp_path, capsys):
-    world.write_dataset(tmp_path / "world", 6, 64)
-    world.write_dataset(tmp_path / "world/train", 8, 64, "train")
-    config = demo_weclip.get_config()
-    config.dataset.name, config.dataset.root = "folder", str(tmp_path / "world")
+    config = of_images(demo_weclip.get_config(), tmp_path / "world")
     config.head.total_steps, config.head.batch_size, config.head.crop_px = 6, 4, (64, 64)
     config.head.evaluate_every_steps = 0
-    config.run.log_every_steps, config.run.checkpoint_every_steps = 1, 2
     config.run.pictures, config.run.predictions = 2, True
-    config.run.devices = 1
     config.stages = ("data", "text", "train", "evaluate")
     work = place("gs://bucket/runs/weclip")
     with pytest.MonkeyPatch.context() as patch:
@@ -205,3 +209,40 @@ def test_a_recipe_is_interrupted_resumed_evaluated_and_reported(served, tmp_path
     config.head.total_steps = 8
     with pytest.raises(ValueError, match=r"gs://bucket/runs/weclip holds results of another conf"):
         main.run(config, work)
+
+
+def clip_es(config):
+    config.student.total_steps, config.student.batch_size = 2, 4
+
+
+def reclip(config):
+    for section in (config.rectifier, config.student):
+        section.batch_size, section.total_epochs, section.evaluate_every_epochs = 4, 1, 0
+        section.checkpoint = "last"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(("recipe", "shorten"), [(demo_clip_es, clip_es), (demo_reclippp, reclip)])
+def test_tags_cams_and_masks_in_a_bucket(recipe, shorten, tmp_path):
+    config = of_images(recipe.get_config(), tmp_path / "world")
+    shorten(config)
+    remote = main.run(config, place("gs://b/run"))
+    local = main.run(config, tmp_path / "local")
+
+    def told(records):
+        said = {name: dict(record) for name, record in records.items()}
+        return {
+            (stage, key): value
+            for stage, record in said.items()
+            for key, value in record.items()
+            if key not in ("seconds", "file")
+        }
+
+    def files(root):
+        apart = ("checkpoints", "tensorboard")  # whose names hold times
+        paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+        return sorted(str(path) for path in paths if path.parts[0] not in apart)
+
+    assert told(remote) == told(local)
+    assert files(tmp_path / "store/b/run") == files(tmp_path / "local")
