@@ -32,17 +32,21 @@ from ml_collections import ConfigDict, config_flags
 
 # What needs JAX is imported where it is used: --help and wrong options are answered without it.
 from clipseg_jax.core import compile_cache
+from clipseg_jax.core.bucket_lock import BucketLock
 from clipseg_jax.core.config_arguments import complete
 from clipseg_jax.core.config_show import shown
-from clipseg_jax.core.files import check_local, check_writable, read_json, write_json
+from clipseg_jax.core.files import check_place, check_writable, read_json, write_json
 from clipseg_jax.core.run_lock import RunLock
 from input_pipeline import commands
+from input_pipeline.places import bucket_errors, is_remote, place
 from input_pipeline.text_lists import printable
 from input_pipeline.writing import remove_temporary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of all results. Default: workdir/<config file>_<config string>."
+    "workdir",
+    None,
+    "Folder of all results, also gs://BUCKET/DIR. Default: workdir/<config file>_<config string>.",
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes; Slurm, a TPU pod or Open MPI gives its rank."
@@ -112,7 +116,8 @@ def run(
             f"stages {','.join(config.stages)} are not in the order in which they run, each once; "
             f"set --config.stages={','.join(in_order)}"
         )
-    with RunLock(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    lock = BucketLock(workdir) if is_remote(workdir) else RunLock(workdir)
+    with lock if jax.process_index() == 0 else contextlib.nullcontext():
         return _run_stages(config, workdir, stages, given, recipe)
 
 
@@ -214,14 +219,15 @@ def _run_flags(argv: list[str]) -> int:
     workdir = f"workdir/{own_folder}" if _WORKDIR.value is None else _WORKDIR.value
 
     def work() -> None:
-        check_local(workdir, "--workdir")
+        check_place(workdir, "--workdir")
         addresses = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         if _DISTRIBUTED.value or any(value is not None for value in addresses):
             processes.initialize(*addresses)
         else:  # several processes can wait for one that writes into the cache
             compile_cache.enable()
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        run(_CONFIG.value, Path(workdir), given, recipe=_recipe())
+        with bucket_errors() if is_remote(workdir) else contextlib.nullcontext():
+            run(_CONFIG.value, place(workdir), given, recipe=_recipe())
 
     with signals():
         return processes.end_together(lambda: exit_code(lambda: processes.exit_if_peer_lost(work)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,8 @@ from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import replicate, shard_batch
 from clipseg_jax.core.optim import OptimConfig, learning_rate, optimizer
 from clipseg_jax.core.progress import progress_bar
+from clipseg_jax.core.step_clock import StepClock
+from clipseg_jax.core.step_trace import StepTrace, check_profile_steps
 from clipseg_jax.core.writer import Shown, Writer
 from clipseg_jax.task import HostBatch, Task
 from clipseg_jax.train_step import Parts, TrainState, init_state, jit_update, split_model
@@ -45,6 +46,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every_steps: int = 0  # 0: never
     monitor: str = "mIoU"  # metric whose highest value selects the best checkpoint
+    # The first and the last step that JAX's profiler traces, counted from 1.
+    profile_steps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         positive = ("total_steps", "accumulate_steps", "log_every_steps", "checkpoint_every_steps")
@@ -52,6 +55,7 @@ class TrainConfig:
             check_whole(name, getattr(self, name))
         for name in ("seed", "evaluate_every_steps"):
             check_whole(name, getattr(self, name), least=0)
+        check_profile_steps(self.profile_steps)
 
 
 class TrainResult(NamedTuple):
@@ -97,7 +101,7 @@ def train(
       optim: optimiser and learning-rate schedule.
       cfg: length of the run, and its intervals.
       mesh: devices over which batches (and with "fsdp" parameters) are sharded.
-      workdir: folder of checkpoints, logs and TensorBoard events.
+      workdir: folder of checkpoints, logs, TensorBoard events and traces.
       name: of this run within `workdir`.
       evaluate: (model, step) -> metrics and what is shown; called in every process.
       callbacks: number of completed steps -> function of the model, called in every process; called
@@ -138,7 +142,8 @@ def train(
         total=cfg.total_steps, initial=start, unit="step", desc=name, every_s=math.inf
     )
     pending: tuple[int, HostBatch, dict[str, Array]] | None = None
-    clock, images = time.monotonic(), 0
+    clock = StepClock()
+    trace = StepTrace(workdir / "profile" / name, cfg.profile_steps)
 
     def check() -> dict[str, float]:
         """Metrics of the newest step; waits for the devices."""
@@ -154,7 +159,10 @@ def train(
 
     def save(step: int) -> None:
         metrics = check()  # a state is saved only after its loss was found finite
-        saved.save(step, _stored(state), {"seed": cfg.seed, "metrics": metrics})
+        with clock.saving():
+            writer.flush()
+            evaluated.flush()
+            saved.save(step, _stored(state), {"seed": cfg.seed, "metrics": metrics})
 
     step, peers_alive = start, True
     rows: Iterator[HostBatch] | None = None
@@ -169,7 +177,7 @@ def train(
                     best.offer(step, state, metrics_now)
                     evaluated.write(step, metrics_now, shown)
                     bar.write(f"step {step}: " + _format(metrics_now))
-                    clock, images = time.monotonic(), 0
+                    clock.restart()
                 if callbacks and step in callbacks:
                     check()
                     replicated = replicate(mesh, (state.params, state.stats, frozen))
@@ -177,22 +185,29 @@ def train(
                 if step == cfg.total_steps:
                     break
                 rows = batches(step) if rows is None else rows
-                batch = next(rows)
+                trace.before(step + 1)
+                with clock.waiting_for_data():
+                    batch = next(rows)
                 state, metrics = step_once(state, frozen, shard_batch(mesh, batch))
                 caught.defer()
                 check()  # of the previous step, so that the devices always have work queued
                 if step == start + 1:  # what came before was mostly compilation
-                    clock, images = time.monotonic(), 0
+                    clock.restart()
                 pending = (step, batch, metrics)
                 step += 1
                 bar.update()
-                images += len(batch["index"]) * jax.process_count()
+                clock.step(len(batch["index"]) * jax.process_count())
+                if trace.ends_after(step):
+                    check()
+                    trace.close()
                 if step % cfg.log_every_steps == 0 or step == cfg.total_steps:
                     scalars = check() | {"rate": float(schedule(step - 1))}
-                    speed = images / max(time.monotonic() - clock, 1e-9)
-                    writer.write(step, scalars | {"images_per_second": speed})
-                    bar.set_postfix_str(f"loss {scalars['loss']:.4g}, {speed:.1f} images/s")
-                    clock, images = time.monotonic(), 0
+                    times = clock.numbers()
+                    writer.write(step, scalars | times)
+                    bar.set_postfix_str(
+                        f"loss {scalars['loss']:.4g}, {times['images_per_second']:.1f} images/s, "
+                        f"{times['data_wait']:.0%} waiting for data"
+                    )
                 stop = caught.stop()
                 if (
                     stop
@@ -220,6 +235,7 @@ def train(
         peers_alive = jax.process_count() == 1
         raise
     finally:
+        trace.close()
         bar.close()
         writer.close()
         evaluated.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from input_pipeline.places import is_remote, place
 from input_pipeline.writing import CannotWrite
 
 # What a later run may find mended: the disk, the network or the machine's memory, not the command.
@@ -136,6 +137,11 @@ def given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; is a variable of the shell not set?")
     return text
+
+
+def any_path(text: str) -> Path:
+    """An argument that is a path on this machine or in a bucket."""
+    return place(text) if is_remote(given(text)) else local_path(text)
 
 
 def local_path(text: str) -> Path:

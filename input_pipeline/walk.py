@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from input_pipeline.places import is_remote, read_object
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe (FIFO)"),
@@ -127,11 +129,13 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a regular file for reading; never blocks.
+    """Opens a regular file for reading; never blocks. Of a bucket: the object's content.
 
     Raises:
       OSError: as `check_regular`, or this user may not read it.
     """
+    if is_remote(path):
+        return io.BytesIO(read_object(path))
     check_regular(path)
     # Without blocking, in case that the file was replaced by a named pipe just now.
     file = io.FileIO(path, opener=lambda p, flags: os.open(p, flags | getattr(os, "O_NONBLOCK", 0)))

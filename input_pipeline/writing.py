@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from input_pipeline.places import is_remote, place, write_object
 from input_pipeline.walk import open_regular
 
 # Of a file's temporary name, which is short because the file's own may be as long as names can be.
@@ -25,6 +27,8 @@ def write_atomic(
 ) -> Path:
     """Calls `write` with a temporary file, then moves it to `path` in one step.
 
+    In a bucket, where nothing is moved, the content is written as one object, which appears whole.
+
     Args:
       sync: wait until the content is on the disk. False, for many small files that can be made
         again: after a power failure `path` may be incomplete.
@@ -32,7 +36,9 @@ def write_atomic(
     Raises:
       CannotWrite: the folder cannot be written or the disk is full; leaves no file behind.
     """
-    path = Path(path)
+    path = place(path)
+    if is_remote(path):
+        return _write_remote(path, write)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +63,19 @@ def write_atomic(
     return path
 
 
+def _write_remote(path: Path, write: Callable[[BinaryIO], object]) -> Path:
+    content = io.BytesIO()
+    write(content)
+    try:
+        write_object(path, content.getvalue())
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot write {path}: {error}; check the bucket's name, this machine's credentials "
+            "and what they may write, and run the command again to resume"
+        ) from error
+    return path
+
+
 def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
     """Removes what killed runs were writing in `folder`; returns the number of files.
 
@@ -66,6 +85,8 @@ def remove_temporary(folder: str | Path, *, below: bool = True) -> int:
       below: also in the folders below it.
     """
     count = 0
+    if is_remote(folder):  # where an object is whole or absent
+        return count
     for where, folders, names in os.walk(folder):
         if not below:
             folders.clear()

@@ -6,7 +6,7 @@
 #
 # One process per node, which uses all GPUs of the node; with --ntasks-per-node they share them. JAX
 # reads addresses from Slurm. The published batch of 1 fits one GPU only: for 32 GPUs the learning rates
-# here grow with the batch, which nobody has published numbers for.
+# here grow with the batch (docs/training.md, larger batches), which nobody has published numbers for.
 #SBATCH --job-name=clipseg_jax
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=24:00:00

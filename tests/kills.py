@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # What may differ between two runs of the same results: clocks, and what only serves resumption.
-_CLOCKS = ("seconds", "images_per_second")
+_CLOCKS = (*("seconds", "images_per_second", "step_seconds", "data_wait", "checkpoint_seconds"),)
 _UNCOMPARED = ("tensorboard", "checkpoints", "runs.jsonl", "report.html")
 
 # Exit codes of a run that a signal ended: 128 + n by the program, -n by the system.

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -217,3 +218,54 @@ def test_what_users_get_wrong(tmp_path):
         )  # fmt: skip
     with pytest.raises(ValueError, match="unknown schedule"):
         run(tmp_path / "d", optim=OptimConfig(schedule="linear"))
+
+
+def test_the_log_says_where_the_time_goes(tmp_path):
+    def slow(start):
+        for batch in toy_task.batches(start):
+            time.sleep(0.05)
+            yield batch
+
+    cfg = dataclasses.replace(SHORT, total_steps=12, checkpoint_every_steps=4)
+    run(tmp_path, cfg, data=slow)
+    first, *lines = [json.loads(x) for x in (tmp_path / "toy.jsonl").read_text().splitlines()]
+    assert first["checkpoint_seconds"] == 0  # none before step 3
+    for line in lines:
+        passed = 24 / line["images_per_second"]  # of three steps of 8 images
+        assert 3 * 0.05 < line["data_wait"] * passed < passed
+        assert line["checkpoint_seconds"] > 0 or line["step"] == 12
+        # Checkpoints are no steps.
+        assert passed == pytest.approx(3 * line["step_seconds"] + line["checkpoint_seconds"])
+
+
+def traces(workdir):
+    return sorted((workdir / "profile/toy").rglob("*.xplane.pb"))
+
+
+def test_a_window_of_steps_is_traced(tmp_path):
+    cfg = dataclasses.replace(SHORT, profile_steps=(5, 7))
+    whole = run(tmp_path / "plain")
+    assert_same(run(tmp_path / "traced", cfg).model, whole.model)
+    assert len(traces(tmp_path / "traced")) == 1
+    assert not traces(tmp_path / "plain")
+    run(tmp_path / "short", dataclasses.replace(SHORT, profile_steps=(13, 20)))
+    assert not traces(tmp_path / "short")
+    for wrong in ((3,), (0, 2), (5, 4)):
+        with pytest.raises(ValueError, match="profile_steps"):
+            dataclasses.replace(SHORT, profile_steps=wrong)
+
+
+def test_a_run_that_stops_while_it_is_traced_resumes(tmp_path):
+    def data(start):
+        for i, batch in enumerate(toy_task.batches(start), start):
+            if i == 6:
+                raise RuntimeError("killed")
+            yield batch
+
+    cfg = dataclasses.replace(SHORT, profile_steps=(5, 9))
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "a", cfg, data=data)
+    assert len(traces(tmp_path / "a")) == 1
+    time.sleep(1.1)  # traces are named after the second in which they end
+    assert_same(run(tmp_path / "a", cfg).model, run(tmp_path / "b").model)
+    assert len(traces(tmp_path / "a")) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -20,6 +21,7 @@ from absl import logging as absl_logging
 from jax import Array
 
 from clipseg_jax.core.files import json_text
+from input_pipeline.places import is_remote
 from input_pipeline.writing import CannotWrite
 
 _log = logging.getLogger(__name__)
@@ -38,17 +40,23 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The last `keep` checkpoints in a folder that all processes share.
 
-    Every process must make every call. Orbax writes to a temporary folder and renames it, so a
-    killed run leaves the older checkpoints; corrupted files fail their checksum.
+    Every process must make every call. Orbax writes to a temporary folder and renames it, or in a
+    bucket marks it as whole, so a killed run leaves the older checkpoints; corrupted files fail
+    their checksum.
     """
 
     def __init__(self, folder: Path, keep: int = 1):
+        if is_remote(folder) and not str(folder).startswith("gs://"):
+            raise ValueError(
+                f"{folder}: checkpoints can be in a folder or in gs:// alone; mount this bucket "
+                "(for instance with mount-s3) and pass that path as --workdir"
+            )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
         self._folder = folder
         self._writing = (0, 0)  # step and bytes of the checkpoint that is being written
         self._manager = ocp.CheckpointManager(
-            folder.absolute(),
+            folder if is_remote(folder) else folder.absolute(),
             item_handlers=handlers,  # type: ignore[arg-type]
             options=options,
         )
@@ -74,7 +82,8 @@ class Checkpoints:
             return
         self.wait()
         self._writing = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if shutil.disk_usage(self._folder).free < self._writing[1] + _METADATA:
+        free = _free(self._folder)
+        if free is not None and free < self._writing[1] + _METADATA:
             raise self._cannot_write(_FULL)
         record = json.loads(json_text(record))  # as it will be read
         sums = [int(value) for value in np.asarray(_checksums(state))]
@@ -161,11 +170,18 @@ class Checkpoints:
 
     def _cannot_write(self, reason: str) -> CannotWrite:
         step, size = self._writing
-        free = shutil.disk_usage(self._folder).free
+        free = _free(self._folder)
+        what = f"cannot write the checkpoint {self._folder / str(step)} of {_megabytes(size)}: "
+        if free is None:
+            failed = CannotWrite(
+                f"{what}{reason}; check the bucket and this machine's credentials, and run the "
+                "command again to resume"
+            )
+            failed.errno = errno.EREMOTEIO  # a restart may mend it
+            return failed
         return CannotWrite(
-            f"cannot write the checkpoint {self._folder / str(step)} of {_megabytes(size)}: "
-            f"{reason}; {_megabytes(free)} are free there. Free space, and run the command again "
-            "to resume"
+            f"{what}{reason}; {_megabytes(free)} are free there. Free space, and run the command "
+            "again to resume"
         )
 
     def _check_shapes(self, step: int, target: Any) -> None:
@@ -196,6 +212,11 @@ class Checkpoints:
                     f"cannot rename the damaged checkpoint {path}: {error.strerror}; delete it"
                 ) from error
         self._manager.reload()
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that are free in a folder; None: in a bucket, which is never full."""
+    return None if is_remote(folder) else shutil.disk_usage(folder).free
 
 
 def _numbers() -> Iterator[str]:

@@ -5,9 +5,11 @@ JSON has no NaN and no infinity: both are written as null.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -17,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from clipseg_jax.core.npy import parse_array
+from input_pipeline.places import is_remote, place
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import write_atomic
 
 __all__ = [
     "check_local",
+    "check_place",
     "check_writable",
     "json_text",
     "load_array",
@@ -112,7 +116,7 @@ def check_writable(folder: str | Path) -> Path:
     Raises:
       OSError: the folder is not writable; the message says why and what to do.
     """
-    folder = Path(folder)
+    folder = place(folder)
     write_atomic(folder / ".writable", lambda file: file.write(b"")).unlink()
     return folder
 
@@ -130,6 +134,28 @@ def check_local(path: str | Path, name: str) -> None:
             f"{name}={path} is an address, not a folder; mount it (for instance with gcsfuse or "
             "mount-s3) or copy it, and pass that path"
         )
+
+
+def check_place(path: str | Path, name: str) -> None:
+    """Refuses an empty path, and an address other than of a bucket that can be written.
+
+    Raises:
+      ValueError: such a path, or a package that is missing; `name` is what the user calls it.
+    """
+    if not is_remote(path):
+        check_local(path, name)
+    elif os.fspath(path).startswith("gs://") and not _has("google.cloud.storage"):
+        # Orbax asks for it, to remove old checkpoints.
+        raise ValueError(
+            f"{name}={path} needs a package that is missing; pip install 'clipseg_jax[data,gcs]'"
+        )
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor the packages above it
+        return False
 
 
 def _damaged(path: str | Path, reason: object, remedy: str) -> ValueError:

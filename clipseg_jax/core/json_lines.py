@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TextIO
 
 import jax
 from absl import logging
 
 from clipseg_jax.core.files import json_text, write_atomic
+from input_pipeline.places import is_remote
 from input_pipeline.walk import open_regular
+
+_REWRITTEN_S = 10.0  # an object of a bucket takes one write a second, and is written whole
 
 
 def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
@@ -62,14 +67,64 @@ def read_partial(folder: Path, **kinds: type) -> list[dict[str, Any]]:
     return [line for path in partial_files(folder) for line in read_lines(path, **kinds)]
 
 
-def append_partial(folder: Path) -> TextIO:
+def append_partial(folder: Path) -> TextIO | RemoteLines:
     """Opens this process's file of partial results for appending, after its complete lines.
 
-    Every line reaches the disk cache at once, whatever ends the process.
+    Every line reaches the disk cache at once, whatever ends the process; in a bucket it is there
+    within seconds.
     """
     path = folder / f"{jax.process_index()}.partial.jsonl"
     write_lines(path, read_lines(path))
+    if is_remote(path):
+        return RemoteLines(path)
     return path.open("a", encoding="utf-8", buffering=1)
+
+
+class RemoteLines:
+    """Appends to an object of a bucket, by writing it again: at most every ten seconds, and last.
+
+    A killed process loses the lines since then.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lines = [_content(path)] if path.exists() else []
+        self._is_written, self._due = True, 0.0
+
+    def write(self, text: str) -> int:
+        """Adds text, which ends a line; returns its length."""
+        self._lines.append(text.encode())
+        self._is_written = False
+        if time.monotonic() >= self._due:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what was added.
+
+        Raises:
+          CannotWrite: the bucket does not take it.
+        """
+        if not self._is_written:
+            content = b"".join(self._lines)
+            write_atomic(self._path, lambda file: file.write(content))
+            self._lines, self._is_written = [content], True
+            self._due = time.monotonic() + _REWRITTEN_S
+
+    def close(self) -> None:
+        """Writes what was added."""
+        self.flush()
+
+    def __enter__(self) -> RemoteLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def partial_files(folder: Path) -> list[Path]:

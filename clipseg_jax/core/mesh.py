@@ -1,17 +1,20 @@
 """The device mesh, and the shardings of batches and parameters.
 
 Two axes: "data" shards batches; "fsdp" shards batches and parameters, for models that do not fit on
-one device. Axes are Auto: with Explicit ones (JAX's default) reshaping a sharded batch is an error.
+one device. Of several TPU slices, "data" runs across them and "fsdp" within each. Axes are Auto:
+with Explicit ones (JAX's default) reshaping a sharded batch is an error.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
@@ -34,14 +37,13 @@ def make_mesh(
       devices: how many devices to use, the first ones; None: all.
       fsdp: size of the axis over which each parameter is sharded.
       local: over the devices of this process alone.
-      among: over these, which need not be there (ahead-of-time compilation); None: all.
+      among: over these, such as the devices of a topology that is compiled for and not there.
 
     Raises:
-      ValueError: fewer devices than requested, or not divisible by `fsdp`.
+      ValueError: fewer devices than requested, not divisible by `fsdp`, or slices that are not used
+        evenly or that `fsdp` does not divide.
     """
-    if among is None:
-        among = jax.local_devices() if local else jax.devices()
-    available = list(among)
+    available = among or (jax.local_devices() if local else jax.devices())
     count = len(available) if devices is None else devices
     if not 0 < count <= len(available):
         raise ValueError(
@@ -51,7 +53,39 @@ def make_mesh(
         raise ValueError(f"fsdp {fsdp} does not divide {count} devices; set it to 1 or a divisor")
     kinds = (AxisType.Auto, AxisType.Auto)
     names = ("data", "fsdp")
-    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=available[:count])
+    used = available[:count]
+    slices = _slices(used)
+    if len(slices) > 1:
+        return Mesh(_across_slices(used, slices, fsdp), names, axis_types=kinds)
+    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=used)
+
+
+def _slices(devices: Sequence[jax.Device]) -> Counter[int]:
+    """Number of each TPU slice -> how many of the devices it has.
+
+    Only TPUs are asked: JAX numbers the nodes of a GPU cluster so too, and their order is right.
+    """
+    return Counter(
+        getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices
+    )
+
+
+def _across_slices(
+    devices: Sequence[jax.Device], slices: Mapping[int, int], fsdp: int
+) -> np.ndarray:
+    """Devices (data, fsdp), one slice after the other; the network between them joins "data"."""
+    sizes = sorted(set(slices.values()))
+    if len(sizes) > 1:
+        listed = ", ".join(f"{size} of slice {index}" for index, size in sorted(slices.items()))
+        raise ValueError(
+            f"{len(devices)} devices are {listed}; use equally many of each slice, such as all"
+        )
+    if sizes[0] % fsdp:
+        raise ValueError(
+            f"fsdp {fsdp} does not divide the {sizes[0]} devices of a slice ({len(slices)} "
+            "slices); set it to 1 or a divisor: parameters are shared within a slice"
+        )
+    return mesh_utils.create_hybrid_device_mesh((sizes[0] // fsdp, fsdp), (len(slices), 1), devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -67,6 +67,17 @@ class OptimConfig:
             check_number(name, decay, 0, 1)
 
 
+def scaled_learning_rate(rate: float, batch: int, new_batch: int, optimiser: str) -> float:
+    """The learning rate for another batch than the one that `rate` was chosen for.
+
+    SGD's grows with the batch, as one step then takes the place of several: ReCLIP's authors do so
+    (Goyal et al. 2017). AdamW's grows with its square root: it divides by the gradient's size, of
+    whose noise a mean of more images has less (Malladi et al. 2022).
+    """
+    factor = new_batch / batch
+    return rate * (factor if optimiser == "sgd" else factor**0.5)
+
+
 def learning_rate(cfg: OptimConfig, total_steps: int) -> optax.Schedule:
     """The schedule: number of completed updates -> learning rate.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from input_pipeline.writing import CannotWrite
 
-_NAME = ".run.lock"
+NAME = ".run.lock"
 # What file systems without `flock` answer.
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -34,7 +34,7 @@ class RunLock:
     """
 
     def __init__(self, folder: str | Path):
-        self.path = Path(folder) / _NAME
+        self.path = Path(folder) / NAME
         self._file: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -75,7 +75,7 @@ class RunLock:
                     os.fchmod(file, 0o666)
                 holder = _holder(file)
                 if not _flock(file, self.path, holder) and not new and _alive(holder):
-                    raise _in_use(self.path, holder)
+                    raise in_use(self.path, holder)
                 # Between `open` and `flock` the holder may have ended and removed the file.
                 if _same_file(file, self.path):
                     if holder and holder.get("host") != socket.gethostname():
@@ -114,14 +114,15 @@ def _flock(file: int, path: Path, holder: dict[str, Any]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _in_use(path, holder) from None
+            raise in_use(path, holder) from None
         if error.errno in NO_FLOCK:
             return False
         raise
     return True
 
 
-def _in_use(path: Path, holder: dict[str, Any]) -> ValueError:
+def in_use(path: Path, holder: dict[str, Any]) -> ValueError:
+    """The error of a run that finds the lock `path` held by another."""
     who = f"on {holder.get('host')}, process {holder.get('pid')}" if holder else "that just began"
     return ValueError(
         f"{path.parent} is in use by a run {who}; wait for its end or choose another folder (if no "

@@ -16,10 +16,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import text as text_summary
 
-from clipseg_jax.core.json_lines import json_line, read_lines, write_lines
+from clipseg_jax.core.copied_folder import CopiedFolder
+from clipseg_jax.core.json_lines import RemoteLines, json_line, read_lines, write_lines
+from input_pipeline.places import is_remote
 from input_pipeline.writing import CannotWrite
 
 _NOTHING: Mapping = {}
+_COPIED_S = 60.0  # between copies of a growing file of events to a bucket
 
 
 class Shown(NamedTuple):
@@ -43,6 +46,7 @@ class Events:
     def __init__(self, folder: Path, *, start: int = 0):
         self._folder, self._start = folder, start
         self._file: EventsWriter | None = None
+        self._copied: CopiedFolder | None = None
 
     def write(self, step: int, scalars: Mapping[str, float], shown: Shown | None = None) -> None:
         """Logs a step."""
@@ -58,18 +62,31 @@ class Events:
             event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
             self._file.write_event(event)
             self._file.flush()
+            if self._copied is not None:
+                self._copied.flush(every_s=_COPIED_S)
+
+    def flush(self) -> None:
+        """In a bucket: writes the events so far, which otherwise are there within a minute."""
+        if self._copied is not None:
+            self._copied.flush()
 
     def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
             with _writing(self._folder):
                 self._file.close()
+                if self._copied is not None:
+                    self._copied.close()
 
     def _begin(self) -> EventsWriter:
-        self._folder.mkdir(parents=True, exist_ok=True)
         # Named after the second in which it begins; two may begin in one.
-        number = len([*self._folder.glob("events.*")])
-        file = EventsWriter(str(self._folder / "events"), filename_suffix=f".{number}")
+        number = len([*self._folder.glob("events.*")]) if self._folder.exists() else 0
+        folder = self._folder
+        if is_remote(folder):
+            self._copied = CopiedFolder(folder)
+            folder = self._copied.local
+        folder.mkdir(parents=True, exist_ok=True)
+        file = EventsWriter(str(folder / "events"), filename_suffix=f".{number}")
         file.write_event(Event(step=self._start, session_log=SessionLog(status=SessionLog.START)))
         return file
 
@@ -89,19 +106,33 @@ class Writer:
         kept = [line for line in read_lines(self._path, step=int) if line["step"] <= start]
         # Steps logged by earlier runs; known in every process.
         self.steps = {line["step"] for line in kept}
+        self._remote: RemoteLines | None = None
         if active:
             write_lines(self._path, kept)
+            self._remote = RemoteLines(self._path) if is_remote(self._path) else None
 
     def write(self, step: int, scalars: Mapping[str, float], shown: Shown | None = None) -> None:
         """Logs `scalars` of a step, and in TensorBoard what else is `shown`."""
         if not self._active:
             return
-        with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write(json_line({"step": step, **scalars}))
+        line = json_line({"step": step, **scalars})
+        if self._remote:
+            self._remote.write(line)
+        else:
+            with _writing(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
         self._events.write(step, scalars, shown)
 
+    def flush(self) -> None:
+        """Writes what a bucket does not have yet; due before a checkpoint of the same step."""
+        if self._remote:
+            self._remote.flush()
+            self._events.flush()
+
     def close(self) -> None:
-        """Closes TensorBoard's file."""
+        """Closes both files."""
+        if self._remote:
+            self._remote.close()
         self._events.close()
 
 

@@ -161,7 +161,8 @@ def _weights(q: Array, held: Sequence[Any]) -> tuple[list[Array], Array]:
     ]
     maximum = functools.reduce(jnp.maximum, (jnp.max(s, -1, keepdims=True) for s in scores))
     weights = [jnp.exp(s - maximum) for s in scores]
-    return weights, sum(jnp.sum(w, -1, keepdims=True) for w in weights)
+    total = functools.reduce(jnp.add, (jnp.sum(w, -1, keepdims=True) for w in weights))
+    return weights, total
 
 
 def _product(a: Array, b: Array, axes: tuple[int, int] = (1, 0)) -> Array:

@@ -114,8 +114,10 @@ def diffuse(
     def by_kernel(masks: Array, weights: Array) -> Array:
         real = jnp.broadcast_to(jnp.asarray([h, w]), (b, 2)) if sizes is None else sizes
         return by_rows(
-            lambda rows: neighbours_tpu.diffuse(*rows[:2], offsets, iterations, rows[2]),
-            (weights, masks, real),
+            lambda rows: neighbours_tpu.diffuse(
+                rows["weights"], rows["masks"], offsets, iterations, rows["sizes"]
+            ),
+            {"weights": weights, "masks": masks, "sizes": real},
         )
 
     def all_iterations(masks: Array) -> Array:

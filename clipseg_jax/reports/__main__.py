@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Every run of a recipe does so; this command does it again, also of an unfinished run.",
         _EXAMPLES,
     )
-    parser.add_argument("workdir", type=commands.local_path, help="folder that a recipe wrote")
+    parser.add_argument("workdir", type=commands.any_path, help="folder that a recipe wrote")
     parser.add_argument(
         "--out", type=commands.local_path, metavar="FILE", help="default: WORKDIR/report.html"
     )

@@ -15,6 +15,7 @@ from clipseg_jax.reports.paper import Recipe
 from clipseg_jax.reports.results import Results
 from clipseg_jax.reports.tables import folded, table
 from clipseg_jax.stages.work_directory import names_path
+from input_pipeline.walk import open_regular
 
 STYLE = """
 .curves { display: grid; gap: .5rem 1.5rem;
@@ -24,8 +25,14 @@ code { font: .85em/1.4 ui-monospace, monospace; }
 """
 
 _EVALUATIONS = "_evaluations"
-_FIRST = ("loss", "rate", "images_per_second")  # of a log; the others are folded
-_CALLED = {"rate": "learning rate", "images_per_second": "images per second"}
+_FIRST = ("loss", "rate", "images_per_second", "data_wait")  # of a log; the others are folded
+_CALLED = {
+    "rate": "learning rate",
+    "images_per_second": "images per second",
+    "data_wait": "share of time spent waiting for data",
+    "step_seconds": "seconds per step",
+    "checkpoint_seconds": "seconds of checkpoints",
+}
 _UNSAID = ("seconds", "prompts", "published_metric")  # of a stage's record
 _NAMED = 20  # reasons that are listed
 _LONGEST = 160  # characters of a value
@@ -162,8 +169,8 @@ def _weights(results: Results, recipe: Recipe) -> str:
                 digest = f"{content.get('digest')} (of its files and their sha256)"
             rows.append([name, value, digest or "not recorded"])
     for path in sorted(results.workdir.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
         rows.append(["written by the run", path.name, digest])
     if not rows:
         return ""

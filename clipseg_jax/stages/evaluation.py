@@ -39,6 +39,7 @@ from clipseg_jax.stages.data import find_dataset, readable_batches
 from clipseg_jax.stages.showcase import Panel, Showcase, clear_pictures, panel_of, shown
 from clipseg_jax.task import Task
 from clipseg_jax.train import Evaluated
+from input_pipeline.places import is_remote
 
 # Of the record of a stage whose images, a user's, have no label maps.
 UNSCORED = {"scored": "nothing, without label maps"}
@@ -140,7 +141,9 @@ class Evaluation:
                 mesh=self._mesh,
                 total=len(self._examples),
                 plan=hashlib.sha256(plan.encode()).hexdigest(),
-                progress_path=progress_path,
+                # A bucket has lines some seconds late: counts that are ahead of them would lose
+                # images. What was interrupted there begins again.
+                progress_path=progress_path if folder and not is_remote(folder) else None,
                 on_image=each if showcase or on_image else None,
                 step=self._step,
             )

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 import weights_convert
 from clipseg_jax.core.checks import check_choice, check_number, check_sizes, check_whole
 from clipseg_jax.core.files import check_local
+from clipseg_jax.core.optim import scaled_learning_rate
+from clipseg_jax.core.step_trace import check_profile_steps
 from clipseg_jax.inference_config import check_values
 from clipseg_jax.models.clip.read_outs import READ_OUTS
 from clipseg_jax.stages.clip import row_words
@@ -108,6 +110,10 @@ def _check_values(config: ConfigDict) -> None:
         check_whole(f"--config.run.{key}", config.run[key], least)
     if config.run.loader_processes is not None:
         check_whole("--config.run.loader_processes", config.run.loader_processes, least=0)
+    try:
+        check_profile_steps(config.run.profile_steps)
+    except ValueError as error:
+        raise ValueError(f"--config.run: {error}") from error
     if config.dataset.get("corruption"):
         try:
             check_corruption(config.dataset.corruption, config.dataset.corruption_level)
@@ -228,9 +234,14 @@ def _check_training(config: ConfigDict, section: str) -> None:
     among = f"{devices} devices of {jax.process_count()} processes"
     accumulated = f" in {parts} accumulated parts" if parts > 1 else ""
     if jax.process_count() > 1 or batch < 1 or batch % parts:
+        scaled = ""
+        if optim := config[section].get("optim"):
+            rate = scaled_learning_rate(optim.learning_rate, max(batch, 1), fitting, optim.name)
+            scaled = f", with {fitting} {rate:.3g}"
         raise ValueError(
             f"--config.{key}={batch} cannot be shared by {among}{accumulated}; set it to {fitting} "
-            f"or a multiple, and choose {section}.optim.learning_rate for that batch"
+            f"or a multiple, and choose {section}.optim.learning_rate for that batch{scaled} "
+            "(docs/training.md, larger batches)"
         )
     if config.run.devices is None and devices > 1:
         used = max(n for n in range(1, devices + 1) if batch // parts % n == 0)

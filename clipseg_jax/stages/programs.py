@@ -89,7 +89,7 @@ def evaluation(
 
     def trace(mesh: Mesh) -> Any:
         classes = find_dataset(config.dataset).num_classes
-        step = evaluation_step(task, cfg, classes=classes, mesh=mesh)
+        step: Any = evaluation_step(task, cfg, classes=classes, mesh=mesh)
         b, (bucket, network) = config.run.batch_size, padded(image_px, cfg)
         batch = {
             "image": jax.ShapeDtypeStruct((b, *bucket, 3), np.uint8),

@@ -25,6 +25,7 @@ from clipseg_jax.evaluate import Segmented
 from input_pipeline.batches.buckets import PlannedBatch
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile, read_image
+from input_pipeline.places import is_remote
 
 _PANEL = 6  # pictures
 _KEPT = 6  # of the best and of the worst images each
@@ -204,6 +205,8 @@ def clear_pictures(folder: Path) -> None:
     """Removes the pictures in `folder` that a showcase left, and the folder if nothing else is."""
     for path in folder.glob("*.jpg"):
         path.unlink(missing_ok=True)
+    if is_remote(folder):  # which has no empty folders
+        return
     with contextlib.suppress(OSError):
         folder.rmdir()
 

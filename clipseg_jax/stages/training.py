@@ -69,6 +69,7 @@ def run(
                 checkpoint_every_steps=config.run.checkpoint_every_steps,
                 keep_checkpoints=config.run.keep_checkpoints,
                 evaluate_every_steps=evaluate_every_steps,
+                profile_steps=config.run.profile_steps,
             ),
             mesh=training_mesh(config, data.batch_size),
             workdir=workdir,

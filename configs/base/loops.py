@@ -77,6 +77,8 @@ def run(*, log_every_steps: int = 20) -> ConfigDict:
     section.log_every_steps = log_every_steps
     section.checkpoint_every_steps = 500
     section.keep_checkpoints = 2
+    # First and last step of each training that JAX's profiler traces, such as (10, 14).
+    section.profile_steps = config_dict.placeholder(tuple)
     section.pictures = 0  # overlays to write: the first n images, -1 for all
     section.opacity = 0.5  # of the overlays
     # Label maps, predictions*/<id>.png: class numbers from 0, as they are scored.

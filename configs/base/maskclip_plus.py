@@ -156,6 +156,7 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.student.optim.schedule = "poly"
     config.student.optim.power = 0.9
     config.student.optim.end_learning_rate = 1e-4
+    config.student.optim.warmup_steps = 0  # for batches of many images
     config.student.optim.momentum = 0.9
     config.student.optim.weight_decay = 5e-4
     config.student.optim.clip_norm = 0.0  # no limit

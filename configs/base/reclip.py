@@ -205,6 +205,7 @@ def _sgd() -> ConfigDict:
     optim.schedule = "poly"
     optim.power = 0.9
     optim.min_learning_rate = 0.0
+    optim.warmup_steps = 0  # for batches of many images
     optim.momentum = 0.9
     optim.weight_decay = 5e-4
     optim.clip_norm = 0.0  # no limit

@@ -30,6 +30,7 @@ from input_pipeline.datasets.class_sets import class_set
 from input_pipeline.datasets.coco import AnnotatedImage, read_instances
 from input_pipeline.datasets.images import BadFile, read_label
 from input_pipeline.datasets.layout import Annotations, Example
+from input_pipeline.places import place
 from input_pipeline.text_lists import one_line, read_list
 from input_pipeline.walk import open_regular
 from input_pipeline.writing import CannotWrite, write_atomic
@@ -104,7 +105,7 @@ def image_labels(
     source = _source(dataset, root, split, annotations)
     classes = _classes(dataset, annotations)
     name = f"image_labels_{dataset.name}_{split}{'_maps' * maps}.json"
-    store = None if cache is None else Path(cache, name)
+    store = None if cache is None else place(cache) / name
     cached = {} if store is None else _load(store, classes)
     # Stamps are taken before reading: a file that changes meanwhile is read again the next time.
     stamps = {each.name: _stamp(source.file(each)) for each in examples} if store else {}

@@ -12,6 +12,7 @@ import numpy as np
 
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.core.safe_pickle import shown
+from input_pipeline.places import place
 from input_pipeline.walk import open_regular
 from weights_convert.errors import CheckpointError
 from weights_convert.formats import safetensors as safetensors_file
@@ -48,7 +49,7 @@ def load_converted(path: str | Path, tag: str = FORMAT) -> Converted:
       CheckpointError: another file, one of another format, or a damaged one.
       FileNotFoundError: no file.
     """
-    mapped = map_file(Path(path))
+    mapped = map_file(place(path))
     try:
         arrays, metadata = safetensors_file.parse(mapped)
         text = metadata.get("clipseg_jax", "{}")

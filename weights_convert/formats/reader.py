@@ -8,16 +8,19 @@ from __future__ import annotations
 import io
 import mmap
 import pickle
+import shutil
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from clipseg_jax.core.safe_pickle import is_name, shown, sizes
+from input_pipeline.places import is_remote, place
 from input_pipeline.walk import open_regular
 from weights_convert.errors import CheckpointError
 from weights_convert.formats.foreign import foreign
@@ -64,7 +67,18 @@ def map_file(path: Path) -> mmap.mmap:
             raise CheckpointError(f"{path} is {found}")
         if size < 16:
             raise CheckpointError(f"{path} holds {size} bytes, too few for a checkpoint")
+        if is_remote(path):
+            return _mapped_copy(file)
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _mapped_copy(file: BinaryIO) -> mmap.mmap:
+    """Maps a local copy of an object of a bucket; the copy has no name, and goes with the map."""
+    with tempfile.TemporaryFile() as copy:
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        return mmap.mmap(copy.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def release(array: np.ndarray) -> None:
@@ -92,7 +106,7 @@ def read(path: str | Path) -> Checkpoint:
         the memory.
       OSError: no file, or one that cannot be read.
     """
-    path = Path(path)
+    path = place(path)
     mapped = map_file(path)
     try:
         checkpoint = _read(path, mapped)

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from clipseg_jax.demo import TINY_CLIP
+from input_pipeline.places import is_remote
 from input_pipeline.text_lists import printable
 from weights_convert.clip.huggingface import SIDE_FILES, weights_file
 from weights_convert.clip.shards import weight_files
@@ -45,6 +46,8 @@ def find_weights(weights: str | Path) -> Path:
       CannotWrite: the cache cannot be written, or is full.
     """
     text = os.fspath(weights)
+    if not isinstance(weights, str) and is_remote(weights):  # of a work directory in a bucket
+        return weights
     if not is_name(text):
         if "://" in text and not os.path.exists(text):
             _at_address(text)  # refuses it

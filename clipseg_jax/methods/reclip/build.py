@@ -21,6 +21,7 @@ from clipseg_jax.stages.clip import load_clip, read_embeddings, row_labels, row_
 from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
 from clipseg_jax.task import Task
+from input_pipeline.places import place
 from weights_convert import RECLIP, install, load_trained
 from weights_convert.trained.reclip.format import METHODS
 
@@ -168,7 +169,7 @@ def distilled(config: ConfigDict, workdir: Path) -> Network:
 def distilled_path(config: ConfigDict, workdir: Path) -> Path:
     """The student to evaluate: the config's file, or what the stage `distill` wrote."""
     student = config.student
-    return Path(student.trained_weights or workdir / f"distilled_{student.checkpoint}.safetensors")
+    return place(student.trained_weights or workdir / f"distilled_{student.checkpoint}.safetensors")
 
 
 def network(config: ConfigDict, workdir: Path) -> Network:

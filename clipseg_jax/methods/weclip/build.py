@@ -19,6 +19,7 @@ from clipseg_jax.stages.clip import load_image_tower, read_embeddings, word_list
 from clipseg_jax.stages.data import find_dataset
 from clipseg_jax.stages.network import Network
 from clipseg_jax.stages.sections import options
+from input_pipeline.places import place
 
 
 def method(config: ConfigDict) -> str:
@@ -54,7 +55,7 @@ def build_model(config: ConfigDict, workdir: Path) -> WeCLIP:
 def trained_path(config: ConfigDict, workdir: Path) -> Path:
     """The head to evaluate: the config's file, or what the stage `train` wrote."""
     head = config.head
-    return Path(head.trained_weights or workdir / f"head_{head.checkpoint}.safetensors")
+    return place(head.trained_weights or workdir / f"head_{head.checkpoint}.safetensors")
 
 
 def load_trained(config: ConfigDict, workdir: Path) -> WeCLIP:
