@@ -21,7 +21,7 @@ MODULES = {
 }
 
 
-def compile_ahead() -> int:
+def compile() -> int:
     """Says what a recipe needs of TPUs or GPUs that are not there."""
     return _run("clipseg-compile")
 

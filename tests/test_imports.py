@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the top. `clipseg_jax.methods` stands for all but the networks, which converters build.
 LAYERS = [
     ["clipseg_jax.console"],
-    ["clipseg_jax.web", "clipseg_jax.reproduce", "clipseg_jax.export"],
+    ["clipseg_jax.web", "clipseg_jax.reproduce", "clipseg_jax.export", "clipseg_jax.compile"],
     ["clipseg_jax.predict", "clipseg_jax.demo_clip"],
     ["clipseg_jax.predict_files", "clipseg_jax.predict_model", "clipseg_jax.predict_results"],
     ["clipseg_jax.predict_options"],
