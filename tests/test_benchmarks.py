@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import (
+    accelerator,
     clip_es_cam,
     clip_es_memory,
     clip_rc_step,
@@ -277,3 +278,28 @@ def test_feeding(tmp_path, capsys):
     assert threads["worker_ms"] == threads["worker_mb"] == 0
     assert worker["worker_mb"] > 30
     assert "weclip, 1 processes: 1700 rows/s take" in capsys.readouterr().out
+
+
+def test_accelerator(tmp_path, capsys, monkeypatch):
+    """A dry run of two items; the second time nothing is measured, and the table is the same."""
+    names = "products,dense_vit-float32"
+    arguments = [f"--out={tmp_path}", f"--items={names}", "--tiny", "--repeats=1"]
+    assert accelerator.main(arguments) == 0
+    table = capsys.readouterr().out
+    assert table.count("| dense_vit-float32") >= 1
+    assert "TFLOP/s" in table
+    monkeypatch.setattr(accelerator, "_measured", None)
+    assert accelerator.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == table.splitlines()[-1]
+
+
+def test_accelerator_says_what_failed_and_what_is_left(tmp_path, capsys):
+    items = [
+        accelerator.Item("broken", ("-c", "raise SystemExit('no such device')"), 30),
+        accelerator.Item("slow", ("-c", "import time; time.sleep(60)"), 1),
+    ]
+    assert accelerator.run(tmp_path, items, 1)
+    assert "no such device" in accelerator.table(tmp_path, items)
+    assert "took longer than 1 s" in accelerator.table(tmp_path, items)
+    assert not accelerator.run(tmp_path, [accelerator.Item("late", (), 30)], 0)
+    assert "run the same command again" in capsys.readouterr().out

@@ -57,9 +57,15 @@ class Instruction(NamedTuple):
 
     @property
     def op_name(self) -> str:
-        """The operation of JAX that it stems from."""
+        """The operation of JAX that it stems from, with all transformations around it."""
         found = re.search(r'op_name="([^"]*)"', self.text)
-        return found[1] if found else self.name
+        return found[1] if found else ""
+
+    @property
+    def frame(self) -> int:
+        """The number of the place in Python that it stems from; 0: it is not known."""
+        found = re.search(r"stack_frame_id=(\d+)", self.text)
+        return int(found[1]) if found else 0
 
     @property
     def kernel(self) -> Kernel | None:
@@ -78,6 +84,14 @@ class Module(NamedTuple):
 
     computations: dict[str, list[Instruction]]
     entry: str
+    places: dict[int, str]  # of frames in this project's code
+
+    def source(self, each: Instruction) -> str:
+        """Where an instruction stems from: place in the code, operation, whether a gradient's."""
+        operation = each.op_name.rpartition("/")[2] or each.opcode
+        gradient = ", gradient" if "transpose(" in each.op_name else ""
+        place = self.places.get(each.frame, "")
+        return f"{place} {operation}{gradient}".strip()
 
     def run(self) -> Iterator[tuple[Instruction, float]]:
         """Every instruction that is executed, and how often."""
@@ -151,7 +165,7 @@ def parse(text: str) -> Module:
             current = ""
         elif current and (found := _INSTRUCTION.match(line)):
             computations[current].append(_instruction(found[1], found[2]))
-    return Module(computations, entry)
+    return Module(computations, entry, _places(text))
 
 
 def collectives(module: Module) -> dict[str, tuple[float, float]]:
@@ -180,12 +194,39 @@ def memory_bytes(module: Module) -> float:
 def by_operation(
     module: Module, seconds: Callable[[Instruction], float]
 ) -> list[tuple[str, float]]:
-    """Seconds by name of JAX's operation, the costliest first."""
+    """Seconds by where operations stem from (`Module.source`), the costliest first."""
     sums: dict[str, float] = collections.defaultdict(float)
     for each, times in module.run():
         if (cost := seconds(each)) > 0:
-            sums[each.op_name] += times * cost
+            sums[module.source(each)] += times * cost
     return sorted(sums.items(), key=lambda item: -item[1])
+
+
+def _places(text: str) -> dict[int, str]:
+    """The innermost place in this project's code of each frame, from the tables at the top."""
+
+    def table(name: str, line: str) -> dict[int, list[str]]:
+        found = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.M)
+        lines = found[1].splitlines() if found else []
+        rows = (re.match(rf"(\d+) {line}", each) for each in lines)
+        return {int(row[1]): list(row.groups()[1:]) for row in rows if row}
+
+    files = table("FileNames", r'"(.*)"')
+    functions = table("FunctionNames", r'"(.*)"')
+    locations = table("FileLocations", r"\{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)")
+    frames = table("StackFrames", r"\{file_location_id=(\d+) parent_frame_id=(\d+)")
+    places: dict[int, str] = {}
+    for frame in sorted(frames):
+        location, parent = map(int, frames[frame])
+        file, function, line = map(int, locations.get(location, (0, 0, 0)))
+        path = files.get(file, [""])[0]
+        parts = re.search(r"/(?:clipseg_jax|weights_convert)/((?:\w+/)*\w+\.py)$", path)
+        if parts and "site-packages/flax" not in path:
+            name = functions.get(function, [""])[0].rpartition("<locals>.")[2]
+            places[frame] = f"{parts[1]}:{line} {name}"
+        elif parent - 1 in places:  # the numbers of parents are one higher
+            places[frame] = places[parent - 1]
+    return places
 
 
 def _instruction(name: str, rest: str) -> Instruction:

@@ -19,7 +19,7 @@ def lines(name: str, result: Cost | TooLarge) -> list[str]:
     )
     kernels = f", {_time(result.kernel_seconds)} of it kernels" if result.kernel_seconds else ""
     out = [
-        f"{name}: {result.images} images on {result.devices} devices",
+        f"{name}: {_count(result.images, 'image')} on {_count(result.devices, 'device')}",
         f"  memory       {_size(result.needed)} of {_size(result.memory)} "
         f"(arguments {_size(result.arguments)}, temporaries {_size(result.temporaries)}, "
         f"code {_size(result.code)})",
@@ -73,6 +73,10 @@ def _missing(result: TooLarge) -> str:
         return f"it needs more than the {_size(result.memory)} of a device"
     over = result.needed - result.memory
     return f"{_size(result.needed)} of {_size(result.memory)}, {_size(max(over, 0))} too much"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(count: float) -> str:

@@ -96,6 +96,7 @@ def _tpus(name: str, kind: str, shape: str, slices: int) -> Sequence[jax.Device]
     chips = math.prod(map(int, shape.split("x")))
     # Without these the compiler asks a metadata server, which only Google's machines have.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no chip is opened, so two may compile
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{pod}-{chips * cores}"
     return _described(name, platform="tpu", topology_name=name, num_slices=slices)

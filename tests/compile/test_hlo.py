@@ -10,13 +10,33 @@ from clipseg_jax.compile import hlo
 TEXT = """\
 HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8,8]{1,0})->f32[8,8]{1,0}}
 
+FileNames
+1 "/home/me/run.py"
+2 "/home/me/clipseg_jax/models/clip/transformer.py"
+3 "/env/site-packages/flax/nnx/nn/linear.py"
+
+FunctionNames
+1 "<module>"
+2 "Attention.<locals>.qkv"
+3 "Linear.__call__"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=3 end_line=3 column=1 end_column=9}
+2 {file_name_id=2 function_name_id=2 line=70 end_line=70 column=1 end_column=9}
+3 {file_name_id=3 function_name_id=3 line=99 end_line=99 column=1 end_column=9}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+3 {file_location_id=3 parent_frame_id=3}
+
 %body.1 (p.1: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
   %p.1 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) parameter(0)
   %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   %x.1 = f32[8,8]{1,0:T(8,128)} get-tuple-element(%p.1), index=1
   %c.1 = s32[]{:T(128)} constant(2)
   %next.1 = s32[]{:T(128)} add(%i.1, %c.1)
-  %fusion.1 = f32[8,8]{1,0:T(8,128)} fusion(%x.1), kind=kOutput, calls=%fused.1, metadata={op_name="jit(f)/while/body/dot_general"}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %fusion.1 = f32[8,8]{1,0:T(8,128)} fusion(%x.1), kind=kOutput, calls=%fused.1, metadata={op_name="jit(f)/transpose(jvp())/while/body/dot_general" stack_frame_id=3}, backend_config={"window_config":{"estimated_cycles":"100"}}
   ROOT %t.1 = (s32[]{:T(128)}, f32[8,8]{1,0:T(8,128)}) tuple(%next.1, %fusion.1)
 }
 
@@ -66,9 +86,12 @@ def test_a_loop_counts_with_its_trips_and_a_conditional_with_its_dearest_branch(
     assert sum(times * each.cycles for each, times in module.run()) == 4 * 100 + 50
 
 
-def test_operations_by_their_names_in_jax(module):
+def test_operations_by_their_place_in_the_code(module):
     costs = dict(hlo.by_operation(module, lambda each: each.cycles))
-    assert costs["jit(f)/while/body/dot_general"] == 400
+    assert costs == {
+        "models/clip/transformer.py:70 qkv dot_general, gradient": 400,
+        "copy": 50,
+    }
 
 
 def test_collectives_and_kernels(module):

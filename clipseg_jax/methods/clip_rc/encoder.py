@@ -209,7 +209,9 @@ def region_attention(
 ) -> Array:
     """Attention (b, n, t, d) of tokens [class | prompts | patches | regions] (section 4.3).
 
-    Equal to attention with a (t, t) mask, of which only rows and columns of regions are computed.
+    It is attention with a (t, t) mask, of which in float32 only rows and columns of regions are
+    made. In bfloat16, which is for accelerators, all of it is, for one kernel that reads the tokens
+    as they lie in memory: parts of them would be copied, in each block and for its gradient.
 
     Args:
       q, k, v: (b, n, t, d) of n heads, not scaled.
@@ -227,6 +229,8 @@ def region_attention(
     if real is not None:
         is_real = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)
         padding_bias = jnp.where(is_real, 0.0, -jnp.inf)[:, None, :]
+    if q.dtype == jnp.bfloat16:
+        return attention(q, [KeyValues(k, v, _whole_mask(in_region, real, start))])
     of_tokens = [
         KeyValues(k[:, :, :t], v[:, :, :t], padding_bias),
         KeyValues(k[:, :, t:], v[:, :, t:], token_bias),
@@ -240,3 +244,18 @@ def region_attention(
         attention(q[:, :, t:], of_regions),
     ]
     return jnp.concatenate(outputs, axis=2)
+
+
+def _whole_mask(in_region: Array, real: Array | None, start: int) -> Array:
+    """The bias (1 or b, t, t) of `region_attention`; patches begin at token `start`."""
+    member = jnp.pad(in_region, ((0, 0), (start, 0), (0, 0)))  # class and prompts are in none
+    count, regions = member.shape[1:]
+    rows = len(member) if real is None else max(len(member), len(real))
+    mask = jnp.tile(jnp.eye(count + regions, dtype=bool), (rows, 1, 1))  # a region attends itself
+    is_real = True
+    if real is not None:
+        is_real = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)[:, None]
+    mask = mask.at[:, :count, :count].set(is_real)
+    mask = mask.at[:, :count, count:].set(member)
+    mask = mask.at[:, count:, :count].set(member.swapaxes(1, 2))
+    return jnp.where(mask, 0.0, -jnp.inf)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clipseg_jax.methods.clip_rc.encoder import (
+    _whole_mask,
+    region_attention,
+    regions_of_patches,
+)
 from clipseg_jax.methods.clip_rc.model import init_clip_rc
+from clipseg_jax.ops.attention import KeyValues, attention
+from clipseg_jax.ops.image import valid_mask
 from tests import tiny
 from tests.methods.clip_rc.tiny import SMALL, small
 from weights_convert.clip.build import flat_arrays
@@ -86,3 +93,19 @@ def test_models_that_cannot_be():
         init_clip_rc(visual, rows[:, :5], SMALL)
     with pytest.raises(ValueError, match="give a CLIP with a ViT"):
         init_clip_rc(tiny.clip(tiny.RESNET).visual, rows, SMALL)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_whole_mask_is_that_of_the_parts(padded):
+    """The form of bfloat16, by one mask, beside that of float32; also with padding."""
+    grid, side, start, n, d = (4, 6), 2, 3, 2, 8
+    grids = jnp.asarray([(4, 6), (3, 4)]) if padded else None
+    in_region = regions_of_patches(grid, side, grids)
+    real = valid_mask(grids, grid).reshape(2, -1) if padded else None
+    t = start + grid[0] * grid[1] + side**2
+    parts = [jax.random.normal(key, (2, n, t, d)) for key in jax.random.split(jax.random.key(0), 3)]
+    expected = region_attention(*parts, in_region, real)
+    result = region_attention(*(x.astype(jnp.bfloat16) for x in parts), in_region, real)
+    np.testing.assert_allclose(result.astype(jnp.float32), expected, atol=0.05)
+    whole = attention(*parts[:1], [KeyValues(*parts[1:], _whole_mask(in_region, real, start))])
+    np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-6)
