@@ -163,6 +163,35 @@ def attention_and_mean_map(
 
     Heads are computed one after another, so that the maps of one head are in memory at a time.
     """
+    _, n, length, d = queries.shape
+    arrays = {"q": queries, "k": keys, "v": values}
+    kinds = {array.dtype for array in arrays.values()}
+    fits = len(kinds) == 1 and attention_tpu.fits(n, length, keys.shape[2], d, queries.dtype)
+    if bias is not None:
+        arrays["bias"] = jax.lax.stop_gradient(bias)
+    if not fits or not knows_devices() or values.shape[3] != d:
+        return _head_by_head(arrays)
+
+    @jax.custom_vjp
+    def by_kernel(arrays: dict[str, Array]) -> tuple[Array, Array]:
+        def run(rows: dict[str, Array]) -> tuple[Array, Array]:
+            joined = (join_heads(rows[name]) for name in "qkv")
+            mixed, mean = attention_tpu.attend_and_mean_map(*joined, rows.get("bias"), d)
+            return split_heads(mixed, n), mean
+
+        return by_rows(run, arrays)
+
+    by_kernel.defvjp(
+        lambda arrays: (by_kernel(arrays), arrays),
+        lambda arrays, given: jax.vjp(_head_by_head, arrays)[1](given),
+    )
+    return jax.lax.platform_dependent(arrays, tpu=by_kernel, default=_head_by_head)
+
+
+def _head_by_head(arrays: dict[str, Array]) -> tuple[Array, Array]:
+    """`attention_and_mean_map` of `q`, `k`, `v` and perhaps `bias`."""
+    queries, keys, values = (arrays[name] for name in "qkv")
+    bias = arrays.get("bias")
     b, n, length, d = queries.shape
 
     def add_head(total: Array, head: list[Array]) -> tuple[Array, Array]:

@@ -79,7 +79,7 @@ def _gradients(channels: int, interpret: bool, kept: Any, given: Array) -> Any:
         kernel,
         (q, given, *grid.arrays),
         (grid.of_queries, grid.of_queries, *grid.of_groups),
-        (grid.of_queries, *(_whole(array) for array in pairs)),
+        (grid.of_queries, *(grid.whole(array) for array in pairs)),
         (
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             *(jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in pairs),
@@ -101,6 +101,50 @@ def _gradients(channels: int, interpret: bool, kept: Any, given: Array) -> Any:
 
 
 attend.defvjp(_attend_and_keep, _gradients)
+
+
+def attend_and_mean_map(
+    q: Array, k: Array, v: Array, bias: Array | None, channels: int, interpret: bool = False
+) -> tuple[Array, Array]:
+    """`attend` with one group, and the maps averaged over heads (b, q, k) float32."""
+    b, length, _ = q.shape
+    grid = _Grid("gradient", q, [(k, v, bias)], tiles_last=True)
+    kernel = functools.partial(_forward_with_map, layout=grid.layout, d=channels)
+    block = grid.of_queries.block_shape[1]
+    of_map = pl.BlockSpec((1, block, k.shape[1]), lambda i, m, j: (i, m, 0))
+    return grid.call(
+        kernel,
+        (q, *grid.arrays),
+        (grid.of_queries, *grid.of_groups),
+        (grid.of_queries, of_map),
+        (
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((b, length, k.shape[1]), jnp.float32),
+        ),
+        products=2,
+        channels=channels,
+        interpret=interpret,
+    )
+
+
+def _forward_with_map(q_ref: Any, *refs: Any, layout: tuple[bool, ...], d: int) -> None:
+    """As `_forward`; the tiles of a block of queries follow each other and add to its map."""
+    *group_refs, out_ref, map_ref = refs
+    q, held = q_ref[0] * d**-0.5, _held(group_refs, layout)
+    ((_, values, _),) = held
+
+    @pl.when(pl.program_id(2) == 0)
+    def _() -> None:
+        map_ref[0] = jnp.zeros(map_ref.shape[1:], map_ref.dtype)
+
+    heads = pl.num_programs(2) * (_LANES // d)
+    out = jnp.zeros(q.shape, jnp.float32)
+    for lanes in _heads(q.shape, d):
+        (weights,), total = _weights(_masked(lanes, q), held)
+        mixed = _product(weights.astype(values.dtype), values)
+        out = jnp.where(lanes, mixed / total, out)
+        map_ref[0] += weights / (total * heads)
+    out_ref[0] = out.astype(out_ref.dtype)
 
 
 def _forward(q_ref: Any, *refs: Any, layout: tuple[bool, ...], d: int) -> None:
@@ -194,19 +238,21 @@ def _held(refs: Sequence[Any], layout: tuple[bool, ...]) -> list[tuple[Any, Any,
 class _Grid:
     """The steps of a kernel, over images, tiles and blocks of queries, and what each reads."""
 
-    def __init__(self, which: str, q: Array, groups: Sequence[Group]):
+    def __init__(self, which: str, q: Array, groups: Sequence[Group], *, tiles_last: bool = False):
+        """`tiles_last`: a block of queries goes through all tiles before the next one begins."""
+        self._tiles_last = tiles_last
         self._q, self._keys = q.shape, sum(keys.shape[1] for keys, _, _ in groups)
         self.layout = tuple(bias is not None for _, _, bias in groups)
         length = q.shape[1]
         most = max(_SCORES[which] // self._keys // 16 * 16, 16)
         steps = pl.cdiv(length, most)  # equal ones, of whole tiles
         self._block = -(-length // steps // 16) * 16
-        self.of_queries = pl.BlockSpec((1, self._block, _LANES), lambda i, j, m: (i, m, j))
+        self.of_queries = self._spec(self._block, lambda i, j, m: (i, m, j))
         self.arrays: list[Array] = []
         self.of_groups: list[pl.BlockSpec] = []
         for keys, values, bias in groups:
             self.arrays += [keys, values]
-            self.of_groups += [_whole(keys), _whole(values)]
+            self.of_groups += [self.whole(keys), self.whole(values)]
             if bias is not None:
                 self.arrays.append(bias)
                 self.of_groups.append(self._of_bias(bias.shape))
@@ -217,7 +263,17 @@ class _Grid:
         def index(i: Any, j: Any, m: Any) -> tuple:
             return (i if by_image else 0, m if by_query else 0, 0)
 
-        return pl.BlockSpec((1, self._block if by_query else 1, shape[2]), index)
+        return self._spec(self._block if by_query else 1, index, shape[2])
+
+    def whole(self, array: Array) -> pl.BlockSpec:
+        """All keys (or values) of an image, the channels of a tile."""
+        return self._spec(array.shape[1], lambda i, j, m: (i, 0, j))
+
+    def _spec(self, rows: int, index: Any, columns: int = _LANES) -> pl.BlockSpec:
+        """A block of `index`(image, tile, block of queries), whatever the order of the steps."""
+        if self._tiles_last:
+            return pl.BlockSpec((1, rows, columns), lambda i, m, j: index(i, j, m))
+        return pl.BlockSpec((1, rows, columns), index)
 
     def call(
         self,
@@ -235,9 +291,10 @@ class _Grid:
         b, length, width = self._q
         scores = b * (width // channels) * length * self._keys
         moved = (*arrays, *jax.tree.leaves(out_shape))
+        steps = [width // _LANES, pl.cdiv(length, self._block)]
         return pl.pallas_call(
             kernel,
-            grid=(b, width // _LANES, pl.cdiv(length, self._block)),
+            grid=(b, *(reversed(steps) if self._tiles_last else steps)),
             in_specs=in_specs,
             out_specs=out_specs,
             out_shape=out_shape,
@@ -253,8 +310,3 @@ class _Grid:
             ),
             interpret=interpret,
         )(*arrays)
-
-
-def _whole(array: Array) -> pl.BlockSpec:
-    """All keys (or values) of an image, the channels of a tile."""
-    return pl.BlockSpec((1, array.shape[1], _LANES), lambda i, j, m: (i, 0, j))

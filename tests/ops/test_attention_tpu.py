@@ -10,7 +10,13 @@ import pytest
 from clipseg_jax.core.mesh import make_mesh, on_mesh, shard_batch
 from clipseg_jax.ops import attention as attention_module
 from clipseg_jax.ops import attention_tpu
-from clipseg_jax.ops.attention import KeyValues, attention, join_heads, split_heads
+from clipseg_jax.ops.attention import (
+    KeyValues,
+    attention,
+    attention_and_mean_map,
+    join_heads,
+    split_heads,
+)
 
 B, TOKENS, HEADS, REGIONS = 2, 41, 4, 5
 
@@ -103,3 +109,13 @@ def test_each_device_takes_its_own_images(monkeypatch, devices):
     np.testing.assert_allclose(
         result.astype(jnp.float32), expected.astype(jnp.float32), rtol=2e-2, atol=2e-2
     )
+
+
+@pytest.mark.parametrize("scores", [2**11, 2**20])
+def test_the_mean_map(monkeypatch, scores):
+    monkeypatch.setattr(attention_tpu, "_SCORES", {"forward": scores, "gradient": scores})
+    (q, k, v, *_), (padding, _) = arguments(32)
+    expected = attention_and_mean_map(*(split_heads(x, HEADS) for x in (q, k, v)), padding)
+    mixed, mean = attention_tpu.attend_and_mean_map(q, k, v, padding, 32, True)
+    np.testing.assert_allclose(mixed, join_heads(expected[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mean, expected[1], rtol=1e-5, atol=1e-7)
