@@ -23,8 +23,9 @@ test: .venv/.done
 	$(FAST_COMPILE) $(PYTEST) --ignore=tests/parity
 	$(MAKE) lint
 
-# What takes minutes each, one after the other: for a release.
+# What takes minutes each, one after the other: for a release. With the TPU's compiler.
 test-long: .venv/.done
+	$(UV) sync --locked --extra data --extra test --extra aot-tpu --python $(PYTHON)
 	$(KEEP_BYTECODE) $(PY) -m pytest --long -m long
 
 # For daily work: what takes seconds; the goldens are left out.

@@ -57,7 +57,11 @@ def make_mesh(
     slices = _slices(used)
     if len(slices) > 1:
         return Mesh(_across_slices(used, slices, fsdp), names, axis_types=kinds)
-    return jax.make_mesh((count // fsdp, fsdp), names, axis_types=kinds, devices=used)
+    # An axis may take a part of a slice's side: 8 x 2 devices of 4 x 4 chips.
+    laid_out = mesh_utils.create_device_mesh(
+        (count // fsdp, fsdp), used, allow_split_physical_axes=True
+    )
+    return Mesh(laid_out, names, axis_types=kinds)
 
 
 def _slices(devices: Sequence[jax.Device]) -> Counter[int]:
