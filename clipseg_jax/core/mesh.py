@@ -7,9 +7,11 @@ with Explicit ones (JAX's default) reshaping a sharded batch is an error.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +23,7 @@ Tree = TypeVar("Tree")
 Result = TypeVar("Result")
 
 _BATCH = PartitionSpec(("data", "fsdp"))
+_KERNELS = contextvars.ContextVar("kernels", default=True)
 _MIN_SHARDED = 2**16  # elements; gathering smaller arrays costs more than replicating them
 
 
@@ -134,9 +137,20 @@ def on_mesh(mesh: Mesh, function: Callable[..., Result]) -> Callable[..., Result
     return traced
 
 
-def knows_devices() -> bool:
-    """Whether `by_rows` knows the devices of what is traced now."""
-    return not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+def takes_kernels() -> bool:
+    """Whether what is traced now may have kernels: `by_rows` must know its devices."""
+    known = not jax.sharding.get_abstract_mesh().empty or jax.device_count() == 1
+    return known and _KERNELS.get()
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """What is traced inside has no kernels: for programs that are to run elsewhere."""
+    token = _KERNELS.set(False)
+    try:
+        yield
+    finally:
+        _KERNELS.reset(token)
 
 
 def by_rows(function: Callable[..., Result], rows: Any) -> Result:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from clipseg_jax.core.mesh import without_kernels
 from clipseg_jax.inference import network_shapes, network_sizes
 from clipseg_jax.segmenters.runner import Runner
 
@@ -47,12 +48,19 @@ def function_of(runner: Runner, size: tuple[int, int], outputs: Outputs) -> Func
     def repeated(values: np.ndarray, b: int) -> np.ndarray:
         return np.broadcast_to(values, (b, *values.shape))
 
+    scores = _traced_anew(runner.functions.scores, (4, 5))
+    segment = _traced_anew(runner.functions.segment, (4,))
+
     def call(images: Array) -> tuple[Array, ...]:
+        with without_kernels():
+            return portable(images)
+
+    def portable(images: Array) -> tuple[Array, ...]:
         b = images.shape[0]
         sizes = repeated(np.asarray(size, np.int32), b), repeated(network, b)
         if outputs == "probabilities":
-            return (runner.functions.scores(state, images, *sizes, shapes, None),)
-        labels, best = runner.functions.segment(state, images, *sizes, shapes)
+            return (scores(state, images, *sizes, shapes, None),)
+        labels, best = segment(state, images, *sizes, shapes)
         if runner.threshold:
             labels = jnp.where(best < np.float32(runner.threshold), np.uint8(0), labels)
         return labels, best
@@ -60,3 +68,9 @@ def function_of(runner: Runner, size: tuple[int, int], outputs: Outputs) -> Func
     returned = ("labels", "scores") if outputs == "labels" else ("probabilities",)
     megabytes = sum(each.nbytes for each in jax.tree.leaves(state)) / 1e6
     return Function(call, size, returned, runner.names, megabytes)
+
+
+def _traced_anew(jitted: Any, static: tuple[int, ...]) -> Callable:
+    """A jitted function without the programs that were traced with this machine's kernels."""
+    function = jitted.__wrapped__
+    return jax.jit(lambda *args: function(*args), static_argnums=static)

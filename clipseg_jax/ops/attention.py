@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from clipseg_jax.core.mesh import by_rows, knows_devices
+from clipseg_jax.core.mesh import by_rows, takes_kernels
 from clipseg_jax.ops import attention_tpu
 from clipseg_jax.ops.dropout import dropout
 
@@ -130,7 +130,7 @@ def attention(
     same = all(group.values.shape[3] == d for group in groups) and not any(shared)
     kinds = {queries.dtype, *(x.dtype for group in groups for x in (group.keys, group.values))}
     fits = len(kinds) == 1 and attention_tpu.fits(n, length, count, d, queries.dtype)
-    if key is None and same and fits and knows_devices():
+    if key is None and same and fits and takes_kernels():
         forms["tpu"] = by_kernel
     return jax.lax.platform_dependent(*arrays, **forms, default=all_at_once)
 
@@ -161,7 +161,8 @@ def attention_and_mean_map(
 ) -> tuple[Array, Array]:
     """`attention` (b, n, q, e), and its maps averaged over heads (b, q, k) float32.
 
-    Heads are computed one after another, so that the maps of one head are in memory at a time.
+    Heads are computed one after another, so that the maps of one head are in memory at a time. The
+    mean is a constant: no gradient flows through it.
     """
     _, n, length, d = queries.shape
     arrays = {"q": queries, "k": keys, "v": values}
@@ -169,7 +170,7 @@ def attention_and_mean_map(
     fits = len(kinds) == 1 and attention_tpu.fits(n, length, keys.shape[2], d, queries.dtype)
     if bias is not None:
         arrays["bias"] = jax.lax.stop_gradient(bias)
-    if not fits or not knows_devices() or values.shape[3] != d:
+    if not fits or not takes_kernels() or values.shape[3] != d:
         return _head_by_head(arrays)
 
     @jax.custom_vjp
@@ -181,9 +182,13 @@ def attention_and_mean_map(
 
         return by_rows(run, arrays)
 
+    def without_map(arrays: dict[str, Array]) -> Array:
+        groups = [(arrays["k"], arrays["v"], arrays.get("bias"))]
+        return by_rows(lambda rows: _in_one_kernel(*rows), (arrays["q"], groups))
+
     by_kernel.defvjp(
         lambda arrays: (by_kernel(arrays), arrays),
-        lambda arrays, given: jax.vjp(_head_by_head, arrays)[1](given),
+        lambda arrays, given: jax.vjp(without_map, arrays)[1](given[0]),
     )
     return jax.lax.platform_dependent(arrays, tpu=by_kernel, default=_head_by_head)
 
@@ -203,7 +208,7 @@ def _head_by_head(arrays: dict[str, Array]) -> tuple[Array, Array]:
     heads = [jnp.moveaxis(x, 1, 0) for x in (queries, keys, values)]
     zeros = jnp.zeros((b, length, keys.shape[2]), jnp.float32)
     total, mixed = jax.lax.scan(add_head, zeros, heads)
-    return jnp.moveaxis(mixed, 0, 1), total / n
+    return jnp.moveaxis(mixed, 0, 1), jax.lax.stop_gradient(total / n)
 
 
 def split_heads(x: Array, heads: int) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from clipseg_jax.core.checks import check_whole
-from clipseg_jax.core.mesh import by_rows, knows_devices
+from clipseg_jax.core.mesh import by_rows, takes_kernels
 from clipseg_jax.ops import neighbours_tpu
 
 Offsets = tuple[tuple[int, int], ...]  # (row, column) of each neighbour, in pixels
@@ -122,7 +122,7 @@ def diffuse(
 
     def all_iterations(masks: Array) -> Array:
         forms = {}
-        if knows_devices() and neighbours_tpu.fits(masks.shape, offsets):  # type: ignore[arg-type]
+        if takes_kernels() and neighbours_tpu.fits(masks.shape, offsets):  # type: ignore[arg-type]
             forms["tpu"] = by_kernel
         return jax.lax.platform_dependent(masks, weights, **forms, default=written)
 

@@ -102,6 +102,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what readers print goes to the log
     faulthandler.enable()
+    sys.dont_write_bytecode = True  # of what a reader imports; it would count as its writing
     sys.addaudithook(_hook)
     for line in sys.stdin:
         answers.write(json.dumps(attempt(**json.loads(line))) + "\n")
