@@ -176,8 +176,8 @@ def attention_and_mean_map(
     @jax.custom_vjp
     def by_kernel(arrays: dict[str, Array]) -> tuple[Array, Array]:
         def run(rows: dict[str, Array]) -> tuple[Array, Array]:
-            joined = (join_heads(rows[name]) for name in "qkv")
-            mixed, mean = attention_tpu.attend_and_mean_map(*joined, rows.get("bias"), d)
+            q, k, v = (join_heads(rows[name]) for name in "qkv")
+            mixed, mean = attention_tpu.attend_and_mean_map(q, k, v, rows.get("bias"), d)
             return split_heads(mixed, n), mean
 
         return by_rows(run, arrays)

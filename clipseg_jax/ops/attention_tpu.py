@@ -110,8 +110,7 @@ def attend_and_mean_map(
     b, length, _ = q.shape
     grid = _Grid("gradient", q, [(k, v, bias)], tiles_last=True)
     kernel = functools.partial(_forward_with_map, layout=grid.layout, d=channels)
-    block = grid.of_queries.block_shape[1]
-    of_map = pl.BlockSpec((1, block, k.shape[1]), lambda i, m, j: (i, m, 0))
+    of_map = pl.BlockSpec((1, grid.block, k.shape[1]), lambda i, m, j: (i, m, 0))
     return grid.call(
         kernel,
         (q, *grid.arrays),
@@ -134,7 +133,7 @@ def _forward_with_map(q_ref: Any, *refs: Any, layout: tuple[bool, ...], d: int) 
     ((_, values, _),) = held
 
     @pl.when(pl.program_id(2) == 0)
-    def _() -> None:
+    def begin_map() -> None:
         map_ref[0] = jnp.zeros(map_ref.shape[1:], map_ref.dtype)
 
     heads = pl.num_programs(2) * (_LANES // d)
@@ -168,7 +167,7 @@ def _backward(
     held, (of_q_ref, *sum_refs) = _held(refs[:count], layout), refs[count:]
 
     @pl.when(pl.program_id(2) == 0)
-    def _() -> None:
+    def begin_sums() -> None:
         for ref in sum_refs:
             ref[0] = jnp.zeros(ref.shape[1:], ref.dtype)
 
@@ -246,8 +245,8 @@ class _Grid:
         length = q.shape[1]
         most = max(_SCORES[which] // self._keys // 16 * 16, 16)
         steps = pl.cdiv(length, most)  # equal ones, of whole tiles
-        self._block = -(-length // steps // 16) * 16
-        self.of_queries = self._spec(self._block, lambda i, j, m: (i, m, j))
+        self.block = -(-length // steps // 16) * 16
+        self.of_queries = self._spec(self.block, lambda i, j, m: (i, m, j))
         self.arrays: list[Array] = []
         self.of_groups: list[pl.BlockSpec] = []
         for keys, values, bias in groups:
@@ -263,7 +262,7 @@ class _Grid:
         def index(i: Any, j: Any, m: Any) -> tuple:
             return (i if by_image else 0, m if by_query else 0, 0)
 
-        return self._spec(self._block if by_query else 1, index, shape[2])
+        return self._spec(self.block if by_query else 1, index, shape[2])
 
     def whole(self, array: Array) -> pl.BlockSpec:
         """All keys (or values) of an image, the channels of a tile."""
@@ -291,7 +290,7 @@ class _Grid:
         b, length, width = self._q
         scores = b * (width // channels) * length * self._keys
         moved = (*arrays, *jax.tree.leaves(out_shape))
-        steps = [width // _LANES, pl.cdiv(length, self._block)]
+        steps = [width // _LANES, pl.cdiv(length, self.block)]
         return pl.pallas_call(
             kernel,
             grid=(b, *(reversed(steps) if self._tiles_last else steps)),

@@ -252,7 +252,7 @@ def _whole_mask(in_region: Array, real: Array | None, start: int) -> Array:
     count, regions = member.shape[1:]
     rows = len(member) if real is None else max(len(member), len(real))
     mask = jnp.tile(jnp.eye(count + regions, dtype=bool), (rows, 1, 1))  # a region attends itself
-    is_real = True
+    is_real = jnp.ones((), bool)
     if real is not None:
         is_real = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)[:, None]
     mask = mask.at[:, :count, :count].set(is_real)
