@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import TYPES, console, with_output
+from clipseg_jax.core.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of CLIP itself, dense inference and training steps; each takes seconds once it is compiled.
@@ -79,7 +80,7 @@ def run(out: Path, chosen: Sequence[Item], minutes: float, *, repeats: int | Non
         started = time.monotonic()
         result = _measured(item, out, min(item.seconds, left), repeats)
         result["wall_seconds"] = round(time.monotonic() - started, 1)
-        _write(path, result)
+        write_json(path, result)
         if "failed" in result:
             console.print(f"{item.name}: {result['failed'].splitlines()[-1]}")
     return all((out / f"{item.name}.json").exists() for item in chosen)
@@ -178,13 +179,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
-    """Whole or not at all: what is there is not measured again."""
-    partial = path.with_suffix(".new")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; 0 if everything is measured and nothing failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -194,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rates", action="store_true", help=argparse.SUPPRESS)
     args = with_output(parser, repeats=0).parse_args(argv)
     if args.rates:
-        _write(args.out, rates(args.tiny))
+        write_json(args.out, rates(args.tiny))
         return 0
     out, known = args.out or Path("accelerator"), items(args.tiny)
     names = args.items.split(",") if args.items else [item.name for item in known]
@@ -203,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [item for item in known if item.name in names]
     complete = run(out, chosen, args.minutes, repeats=args.repeats or None)
     results = {item.name: _read(out / f"{item.name}.json") for item in chosen}
-    _write(out / "results.json", results)
+    write_json(out / "results.json", results)
     text = table(out, chosen)
     (out / "table.md").write_text(text)
     print(text)

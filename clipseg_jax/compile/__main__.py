@@ -12,7 +12,6 @@ if __name__ == "__main__":
     commands.begin()  # before the imports below
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -65,6 +64,7 @@ def _run(options: argparse.Namespace, of_config: Sequence[str]) -> bool:
     )
     from clipseg_jax.compile.topologies import find_topology
     from clipseg_jax.core.config_arguments import resolve
+    from clipseg_jax.core.files import json_text, write_json
     from clipseg_jax.main import RECIPES
 
     jax.config.update("jax_enable_compilation_cache", False)  # what runs here is not this
@@ -89,13 +89,11 @@ def _run(options: argparse.Namespace, of_config: Sequence[str]) -> bool:
                 say("\n".join(report.advice([variant])))
         records.append(report.record(program.name, result, tried))
     if options.json:
-        text = json.dumps({"topology": topology.name, "programs": records}, indent=1)
+        costs = {"topology": topology.name, "programs": records}
         if options.json == "-":
-            commands.say(text)
+            commands.say(json_text(costs, indent=2))
         else:
-            from clipseg_jax.core.files import write_atomic
-
-            write_atomic(options.json, lambda file: file.write(text.encode()))
+            write_json(options.json, costs)
     return all(each["fits"] for each in records)
 
 

@@ -17,16 +17,13 @@ from clipseg_jax.compile.cost import Cost, cost_of
 from clipseg_jax.compile.flops import product_flops
 from clipseg_jax.compile.topologies import Topology
 from clipseg_jax.core.mesh import make_mesh
+from clipseg_jax.methods.maskclip_plus.build import tower_name
 from clipseg_jax.stages.programs import Program
 from weights_convert import ARCHITECTURES, RANDOM
 
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
-# What MaskCLIP+'s configs call their teachers.
-_TOWERS = {
-    "rn50": "RN50", "rn101": "RN101", "rn50x4": "RN50x4", "rn50x16": "RN50x16",
-    "rn50x64": "RN50x64", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14",
-}  # fmt: skip
+_USUAL = "ViT-B/16"
 
 
 class TooLarge(NamedTuple):
@@ -53,7 +50,7 @@ def prepared(
     """
     config = config.copy_and_resolve_references()
     config.unlock()
-    name = config.clip.weights or _TOWERS.get(config.clip.get("tower") or "", "ViT-B/16")
+    name = config.clip.weights or _of_tower(config.clip.get("tower"))
     if name not in ARCHITECTURES:
         raise ValueError(
             f"--config.clip.weights={name} is no architecture that is known by name; give one of "
@@ -159,6 +156,12 @@ def _variants(
             yield [{"run.remat": True}]
         yield [{"run.fsdp": n} for n in (2, 4, 8) if devices % n == 0]
     yield batches
+
+
+def _of_tower(tower: str | None) -> str:
+    """The CLIP of an image tower that MaskCLIP+'s configs name; without one the usual CLIP."""
+    names = (n for n, each in ARCHITECTURES.items() if tower and tower_name(each.vision) == tower)  # type: ignore[arg-type]
+    return next(names, _USUAL)
 
 
 def _needed(message: str) -> int | None:

@@ -57,8 +57,9 @@ class BucketLock:
             found = now
         self._write(0)
         time.sleep(min(_LOOKED_S, 1.0))  # what another one wrote in the same moment is there now
-        if _parsed(self._content()).get("run") != self._run:
-            raise in_use(self.path, _parsed(self._content()))
+        holder = _parsed(self._content())
+        if holder.get("run") != self._run:
+            raise in_use(self.path, holder)
         self._thread.start()
         return self
 

@@ -127,12 +127,22 @@ def attention(
     if b * n * length * count <= _SCORES_AT_ONCE:
         return all_at_once(*arrays)
     forms: dict[str, Any] = {"cpu": in_batches}
-    same = all(group.values.shape[3] == d for group in groups) and not any(shared)
-    kinds = {queries.dtype, *(x.dtype for group in groups for x in (group.keys, group.values))}
-    fits = len(kinds) == 1 and attention_tpu.fits(n, length, count, d, queries.dtype)
-    if key is None and same and fits and takes_kernels():
+    if key is None and _fits_kernel(queries, groups):
         forms["tpu"] = by_kernel
     return jax.lax.platform_dependent(*arrays, **forms, default=all_at_once)
+
+
+def _fits_kernel(queries: Array, groups: Sequence[KeyValues]) -> bool:
+    """Whether TPUs take the kernel: of one type and width, with keys of each image's own."""
+    b, n, length, d = queries.shape
+    arrays = [queries, *(x for group in groups for x in (group.keys, group.values))]
+    count = sum(group.keys.shape[2] for group in groups)
+    return (
+        takes_kernels()
+        and len({x.dtype for x in arrays}) == 1
+        and all(len(x) == b and x.shape[3] == d for x in arrays)
+        and attention_tpu.fits(n, length, count, d, queries.dtype)
+    )
 
 
 def _in_one_kernel(queries: Array, groups: Sequence[tuple[Array, Array, Array | None]]) -> Array:
@@ -164,13 +174,11 @@ def attention_and_mean_map(
     Heads are computed one after another, so that the maps of one head are in memory at a time. The
     mean is a constant: no gradient flows through it.
     """
-    _, n, length, d = queries.shape
+    _, n, _, d = queries.shape
     arrays = {"q": queries, "k": keys, "v": values}
-    kinds = {array.dtype for array in arrays.values()}
-    fits = len(kinds) == 1 and attention_tpu.fits(n, length, keys.shape[2], d, queries.dtype)
     if bias is not None:
         arrays["bias"] = jax.lax.stop_gradient(bias)
-    if not fits or not takes_kernels() or values.shape[3] != d:
+    if not _fits_kernel(queries, [KeyValues(keys, values, bias)]):
         return _head_by_head(arrays)
 
     @jax.custom_vjp

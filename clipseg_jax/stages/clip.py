@@ -30,10 +30,9 @@ def load_clip(config: ConfigDict) -> weights_convert.LoadedCLIP:
     Raises:
       ValueError, FileNotFoundError: as `check_weights`; or the weights cannot be used.
     """
-    if str(config.clip.weights).startswith(
-        weights_convert.RANDOM
-    ):  # only ahead-of-time compilation sets it
-        return weights_convert.random_clip(config.clip.weights, **_choices(config))
+    weights = str(config.clip.weights)
+    if weights.startswith(weights_convert.RANDOM):  # set by ahead-of-time compilation alone
+        return weights_convert.random_clip(weights, **_choices(config))
     return weights_convert.load_clip(check_weights(config), **_choices(config))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from clipseg_jax.core.checks import check_choice
 from clipseg_jax.inference_config import REFINEMENTS, InferenceConfig
+from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.pamr import PAMRConfig
 from clipseg_jax.stages.clip import row_labels
 
@@ -19,6 +21,18 @@ def inference_config(config: ConfigDict) -> InferenceConfig:
         std=tuple(config.clip.std),
         embedding_labels=row_labels(config),
         **inference_values(config.inference),
+    )
+
+
+def with_crf(
+    cfg: InferenceConfig, config: ConfigDict, image: Literal["wrapped", "raw"]
+) -> InferenceConfig:
+    """`cfg` with the CRF of the config's section `crf` after it, along the edges of `image`."""
+    return dataclasses.replace(
+        cfg,
+        refine=CRFConfig(**config.crf.to_dict()),
+        refine_px=config.dataset.longest_px,
+        crf_image=image,
     )
 
 

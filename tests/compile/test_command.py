@@ -66,10 +66,8 @@ def small_clip(monkeypatch):
 
 
 def config_of(recipe, *values, images=None, devices=1):
-    arguments = [f"--config=configs/{recipe}", *values]
     path, colon, variant = recipe.partition(":")
-    arguments[0] = f"--config=configs/{path}.py{colon}{variant}"
-    config = resolve(arguments, RECIPES)
+    config = resolve([f"--config=configs/{path}.py{colon}{variant}", *values], RECIPES)
     return prepared(config, images_per_device=images, devices=devices, dtype=None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,9 @@ from clipseg_jax.methods.clip_es.crf_masks import crf_step
 from clipseg_jax.methods.clip_es.student import build
 from clipseg_jax.methods.tagclip import tags_stage as tagclip
 from clipseg_jax.models.deeplab_v2 import STATISTICS
-from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.stages import programs as of
 from clipseg_jax.stages.clip import whole_patches, word_lists
+from clipseg_jax.stages.inference import with_crf
 
 CLASSES_SHOWN = 4  # of an image; stages compile for 1, 2, 4, ...
 
@@ -67,12 +66,7 @@ def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> It
     yield of.training("train", config, "student", built, optim, crops)
     plain = inference(config)
     yield of.evaluation("evaluate_student", config, built, plain, image_px)
-    refined = dataclasses.replace(
-        plain,
-        refine=CRFConfig(**config.crf.to_dict()),
-        refine_px=config.dataset.longest_px,
-        crf_image=config.masks.image,
-    )
+    refined = with_crf(plain, config, config.masks.image)
     yield of.evaluation("evaluate_student_crf", config, built, refined, image_px)
 
 

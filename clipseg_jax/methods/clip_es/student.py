@@ -27,11 +27,11 @@ from clipseg_jax.methods.clip_es.crf_masks import mask_path
 from clipseg_jax.models.batch_norm import BatchNorm
 from clipseg_jax.models.deeplab_v2 import STATISTICS, DeepLabV2
 from clipseg_jax.models.resnet import RESNET50, RESNET101, DilatedResNetConfig
-from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.ops.image import network_input
 from clipseg_jax.stages import training
 from clipseg_jax.stages.data import check_labelled, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation
+from clipseg_jax.stages.inference import with_crf
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.stages.sections import options
 from input_pipeline.batches.deeplab_views import multi_scale_batches
@@ -171,10 +171,5 @@ def evaluate_student(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_student_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a CRF after it: metrics_student_crf.json."""
     trained = network(config, workdir)
-    cfg = dataclasses.replace(
-        trained.cfg,
-        refine=CRFConfig(**config.crf.to_dict()),
-        refine_px=config.dataset.longest_px,
-        crf_image=config.masks.image,
-    )
+    cfg = with_crf(trained.cfg, config, config.masks.image)
     return Evaluation(config, cfg).write(trained.task, workdir, "_student_crf")

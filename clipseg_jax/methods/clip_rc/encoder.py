@@ -221,6 +221,8 @@ def region_attention(
     patches, regions = in_region.shape[1:]
     t = q.shape[2] - regions
     start = t - patches  # of the patches
+    if q.dtype == jnp.bfloat16:
+        return attention(q, [KeyValues(k, v, _whole_mask(in_region, real, start))])
     region_bias = jnp.where(in_region, 0.0, -jnp.inf)  # of patches as queries, regions as keys
     # Class and prompts do not attend to regions.
     token_bias = jnp.pad(region_bias, ((0, 0), (start, 0), (0, 0)), constant_values=-jnp.inf)
@@ -229,8 +231,6 @@ def region_attention(
     if real is not None:
         is_real = jnp.pad(real, ((0, 0), (start, 0)), constant_values=True)
         padding_bias = jnp.where(is_real, 0.0, -jnp.inf)[:, None, :]
-    if q.dtype == jnp.bfloat16:
-        return attention(q, [KeyValues(k, v, _whole_mask(in_region, real, start))])
     of_tokens = [
         KeyValues(k[:, :, :t], v[:, :, :t], padding_bias),
         KeyValues(k[:, :, t:], v[:, :, t:], token_bias),

@@ -1,20 +1,8 @@
-"""The programs of the read-outs' recipe, by shapes."""
+"""The program of the read-outs' recipe, its evaluation, by shapes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-from ml_collections import ConfigDict
-
 from clipseg_jax.methods.readouts.build import build
-from clipseg_jax.stages import programs as of
-from clipseg_jax.stages.clip import row_words
-from clipseg_jax.stages.inference import inference_config
+from clipseg_jax.stages.training_free import programs_of
 
-
-def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> Iterator[of.Program]:
-    """Its evaluation, of images of `image_px` (height, width)."""
-    of.random_embeddings(config, workdir, row_words(config))
-    task = build(config, workdir)
-    yield of.evaluation("evaluate", config, task, inference_config(config), image_px)
+programs = programs_of(build)

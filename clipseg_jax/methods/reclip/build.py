@@ -87,7 +87,7 @@ def build_distillation(config: ConfigDict, workdir: Path) -> tuple[Task, str]:
     """
     _check_distillation(config)
     teacher, clip_sha256 = load_rectified(config, workdir)
-    return _distillation(config, teacher), clip_sha256
+    return distillation(config, teacher), clip_sha256
 
 
 def _check_distillation(config: ConfigDict) -> None:
@@ -98,7 +98,8 @@ def _check_distillation(config: ConfigDict) -> None:
         )
 
 
-def _distillation(config: ConfigDict, teacher: ReCLIP) -> Task:
+def distillation(config: ConfigDict, teacher: ReCLIP) -> Task:
+    """A teacher with a new student of the config's sizes."""
     sizes = options(DilatedResNetConfig, config.student)
     features = teacher.visual.cfg.embed_dim
     student = initialised(lambda rngs: DeepLab(sizes, features, rngs=rngs), config.train.seed)
@@ -149,7 +150,7 @@ def distilled(config: ConfigDict, workdir: Path) -> Network:
     _check_distillation(config)
     # The student's file holds what was trained of its teacher as well.
     teacher, _ = build_rectifier(config, workdir)
-    trained_task = _distillation(config, frozen_reference(teacher))
+    trained_task = distillation(config, frozen_reference(teacher))
     model: Any = trained_task.model
     loaded = load_trained(
         distilled_path(config, workdir),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,22 +10,19 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from clipseg_jax.core.modules import initialised
 from clipseg_jax.core.optim import OptimConfig
-from clipseg_jax.methods.reclip import distill_task, task
+from clipseg_jax.methods.reclip import task
 from clipseg_jax.methods.reclip.build import (
     build_rectifier,
+    distillation,
     distilled_inference,
     rectified_inference,
 )
-from clipseg_jax.methods.reclip.model import frozen_reference
-from clipseg_jax.methods.reclip.tags import crop_logits
+from clipseg_jax.methods.reclip.model import ReCLIP, frozen_reference
+from clipseg_jax.methods.reclip.tags import crop_logits, window_px
 from clipseg_jax.models.clip import with_class_token
-from clipseg_jax.models.deeplab import DeepLab
-from clipseg_jax.models.resnet import DilatedResNetConfig
 from clipseg_jax.stages import programs as of
 from clipseg_jax.stages.clip import load_clip, read_embeddings, row_words
-from clipseg_jax.stages.sections import options
 
 
 def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> Iterator[of.Program]:
@@ -46,24 +42,14 @@ def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> It
         OptimConfig(**rectifier.optim.to_dict()),
         of.crop_batch(rectifier.batch_size, rectifier.crop_px, tags=tags),
     )
-    rectified = nnx.eval_shape(lambda: frozen_reference(model))
+    rectified = _zeros(nnx.eval_shape(lambda: frozen_reference(model)))
     threshold = config.inference.class_threshold
     evaluated = task.build(rectified, mean=mean, std=std, threshold=threshold)
     yield of.evaluation("evaluate", config, evaluated, rectified_inference(config), image_px)
     if "distill" not in config.stages:
         return
     student = config.student
-    sizes = options(DilatedResNetConfig, student)
-    features = model.visual.cfg.embed_dim
-    deeplab = initialised(lambda rngs: DeepLab(sizes, features, rngs=rngs))
-    cfg = options(distill_task.DistillConfig, student, teacher_bn="loaded_eval")
-    # Statistics of the teacher have no values here to start anew.
-    made = distill_task.build(rectified, deeplab, cfg)
-    distilled = made._replace(
-        loss=lambda model, batch, key, step: distill_task.loss(
-            model, batch, options(distill_task.DistillConfig, student)
-        )
-    )
+    distilled = distillation(config, rectified)
     yield of.training(
         "distill",
         config,
@@ -77,11 +63,17 @@ def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> It
     )
 
 
+def _zeros(model: ReCLIP) -> ReCLIP:
+    """An abstract model with values, which cost nothing until they are read."""
+    graph, state = nnx.split(model)
+    return nnx.merge(graph, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state))
+
+
 def _tags(config: ConfigDict, workdir: Path) -> of.Program:
     """A batch of crops: windows of a sixth of the crop, or whole images."""
     visual = with_class_token(load_clip(config).model.visual, "the tagger")
-    window_px = math.ceil(config.tags.crop_px / 6)
-    side = window_px if config.tags.method == "windows" else visual.cfg.image_px
+    by_windows = config.tags.method == "windows"
+    side = window_px(config.tags.crop_px) if by_windows else visual.cfg.image_px
     rows = jax.ShapeDtypeStruct(read_embeddings(config, workdir).shape, np.float32)
     count = config.run.crops_at_once
     crops = {"crops": jax.ShapeDtypeStruct((count, side, side, 3), np.uint8)}

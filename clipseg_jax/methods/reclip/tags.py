@@ -58,12 +58,17 @@ class TagsConfig:
         check_whole("min_votes", self.min_votes)
 
 
+def window_px(crop_px: int) -> int:
+    """The side of the windows of a training that crops `crop_px` pixels."""
+    return crop_px // 6
+
+
 def windows(height: int, width: int, crop_px: int) -> np.ndarray:
     """Boxes (n, 4) = (top, left, bottom, right) of square windows, row by row.
 
     The last rows and columns stay uncovered, and an image no larger than a window has none.
     """
-    side, step = crop_px // 6, crop_px // 12
+    side, step = window_px(crop_px), crop_px // 12
     corners = [
         (top, left)
         for top in range(0, height - side, step)

@@ -16,10 +16,10 @@ from clipseg_jax.core.optim import OptimConfig
 from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.build import build_model, inference, task_config
 from clipseg_jax.methods.weclip.masks import label_step
-from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.stages import programs as of
 from clipseg_jax.stages.clip import word_lists
 from clipseg_jax.stages.data import find_dataset
+from clipseg_jax.stages.inference import with_crf
 
 
 def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> Iterator[of.Program]:
@@ -37,12 +37,7 @@ def programs(config: ConfigDict, workdir: Path, image_px: tuple[int, int]) -> It
     yield of.training("train", config, "head", built, optim, batch)
     cfg = dataclasses.replace(inference(config), min_side_px=model.clip.visual.cfg.patch_px)
     yield of.evaluation("evaluate", config, built, cfg, image_px)
-    refined = dataclasses.replace(
-        cfg,
-        refine=CRFConfig(**config.crf.to_dict()),
-        refine_px=config.dataset.longest_px,
-        crf_image="raw",
-    )
+    refined = with_crf(cfg, config, "raw")
     yield of.evaluation("evaluate_crf", config, built, refined, image_px)
     plain = dataclasses.replace(cfg, ratios=(1.0,))
     bucket, network = of.padded(image_px, plain)

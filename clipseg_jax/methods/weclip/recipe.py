@@ -27,12 +27,12 @@ from clipseg_jax.methods.weclip import task
 from clipseg_jax.methods.weclip.build import build_model, inference, network, task_config
 from clipseg_jax.methods.weclip.masks import masks
 from clipseg_jax.methods.weclip.model import WeCLIP
-from clipseg_jax.ops.crf import CRFConfig
 from clipseg_jax.stages import training
 from clipseg_jax.stages.clip import embed_words, word_lists
 from clipseg_jax.stages.data import check_splits, find_dataset
 from clipseg_jax.stages.evaluation import Evaluation, validation
 from clipseg_jax.stages.image_classes import tagged_examples
+from clipseg_jax.stages.inference import with_crf
 from clipseg_jax.stages.network import recorded
 from clipseg_jax.train import TrainResult
 from input_pipeline.batches.weclip_views import image_boxes, random_placement_batches
@@ -140,12 +140,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict:
 def evaluate_crf(config: ConfigDict, workdir: Path) -> dict:
     """The same with a dense CRF after it: metrics_crf.json. Prints both."""
     trained = network(config, workdir)
-    cfg = dataclasses.replace(
-        trained.cfg,
-        refine=CRFConfig(**config.crf.to_dict()),
-        refine_px=config.dataset.longest_px,
-        crf_image="raw",
-    )
+    cfg = with_crf(trained.cfg, config, "raw")
     record = Evaluation(config, cfg).write(trained.task, workdir, "_crf")
     published = config.evaluate.published_metric
     if published not in record:  # images without label maps
