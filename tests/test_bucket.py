@@ -69,10 +69,11 @@ def test_objects_are_written_whole(served):
         open_regular(path)
 
 
-def test_what_a_restart_may_mend():
-    def library_error(name):
-        return type(name, (Exception,), {"__module__": "google.api_core.exceptions"})("503\nbusy")
+def library_error(name):
+    return type(name, (Exception,), {"__module__": "google.api_core.exceptions"})("503\nbusy")
 
+
+def test_what_a_restart_may_mend():
     busy = "the bucket failed: ServiceUnavailable: 503 busy"
     with pytest.raises(OSError, match=busy) as failed, bucket_errors():
         raise library_error("ServiceUnavailable")
@@ -82,6 +83,16 @@ def test_what_a_restart_may_mend():
     assert not passing(failed.value)
     with pytest.raises(KeyError), bucket_errors():
         raise KeyError
+
+
+def test_a_report_of_a_bucket_that_does_not_answer(served, monkeypatch, capsys):
+    def fails(path):
+        raise library_error("ServiceUnavailable")
+
+    monkeypatch.setattr(served, "exists", fails)
+    assert report(["gs://b/run"]) == 74
+    error = "error: the bucket failed: ServiceUnavailable: 503 busy\n"
+    assert capsys.readouterr().err == error
 
 
 def test_lines_are_appended_by_writing_the_object_again(served, monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from input_pipeline import commands
+from input_pipeline.places import bucket_errors
 
 _EXAMPLES = """\
 examples:
@@ -43,7 +44,9 @@ def _run(workdir: Path, out: Path | None) -> int:
     def tell(damage: str) -> None:
         commands.say(escaped(f"warning: {workdir}/{damage}"), error=True)
 
-    commands.say(f"report: {write_report(workdir, out, tell)}")
+    with bucket_errors():
+        written = write_report(workdir, out, tell)
+    commands.say(f"report: {written}")
     return 0
 
 

@@ -255,7 +255,7 @@ def test_the_command(copy, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == f"error: {tmp_path} is no work directory of a recipe: it has no config.json\n"
     with pytest.raises(SystemExit):
-        command(["gs://bucket/run"])
+        command(["hdfs://bucket/run"])
 
 
 def test_written_weights_have_their_sum(copy):
