@@ -150,5 +150,5 @@ class ConvNorm(nnx.Module):
         self.norm = BatchNorm(c_out, rngs=rngs)
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
-        """Maps (b, h, w, c_in) -> (b, h', w', c_out) float32; `sizes` (b, 2): real size of `x`."""
+        """Maps (b, h, w, c_in) -> (b, h', w', c_out); `sizes` (b, 2): real size of `x`."""
         return nnx.relu(self.norm(self.conv(mask_padding(x, sizes)), train=train))

@@ -49,7 +49,7 @@ class DeepLab(nnx.Module):
         last = self.backbone(images, sizes, train=train)[-1]
         grids = None if sizes is None else self.grid_sizes(sizes)
         branches = [branch(last, grids, train=train) for branch in self.aspp]
-        return functools.reduce(jnp.add, branches)
+        return functools.reduce(jnp.add, [each.astype(jnp.float32) for each in branches])
 
 
 class SeparableConvNorm(nnx.Module):
@@ -62,7 +62,7 @@ class SeparableConvNorm(nnx.Module):
         self.pointwise = ConvNorm(c_in, c_out, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, sizes: Array | None = None, *, train: bool) -> Array:
-        """Maps (b, h, w, c_in) -> (b, h, w, c_out) float32; `sizes` (b, 2): real size of `x`."""
+        """Maps (b, h, w, c_in) -> (b, h, w, c_out); `sizes` (b, 2): real size of `x`."""
         return self.pointwise(self.depthwise(x, sizes, train=train), sizes, train=train)
 
 
@@ -120,7 +120,7 @@ class DeepLabV3Plus(nnx.Module):
         x = jnp.concatenate([x, low], axis=-1)
         for unit in self.decoder:
             x = unit(x, fine, train=train)
-        return x
+        return x.astype(jnp.float32)
 
 
 def _mean(x: Array, sizes: Array | None) -> Array:

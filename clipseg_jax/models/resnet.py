@@ -38,7 +38,7 @@ class DilatedResNetConfig:
     # same. "caffe" (DeepLab's authors): one 7x7, a pool that rounds sizes up, stride in the first
     # 1x1, one dilation for all blocks of a stage.
     variant: Literal["v1c", "v1", "caffe"] = "v1c"
-    dtype: str = "float32"  # of convolutions; parameters and normalisation stay float32
+    dtype: str = "float32"  # of maps and products; parameters and statistics stay float32
 
     @property
     def channels(self) -> int:
@@ -178,9 +178,11 @@ def _scan_blocks(
 ) -> Array:
     """Applies equal blocks sequentially to maps (b, h, w, c).
 
-    A scan over their stacked parameters: XLA compiles one block instead of 22 of a ResNet-101.
+    A scan over their stacked parameters: XLA compiles one block instead of 22 of a ResNet-101. Not
+    in bfloat16, which is for accelerators: they would wait for maps to be written into the stack
+    that the gradient reads, a tenth of a step.
     """
-    if len(blocks) < 2:
+    if len(blocks) < 2 or x.dtype == jnp.bfloat16:
         for block in blocks:
             x = block(x, sizes, train=train)
         return x

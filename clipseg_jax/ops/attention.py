@@ -19,7 +19,7 @@ from jax import Array
 
 from clipseg_jax.core.mesh import by_rows, takes_kernels
 from clipseg_jax.ops import attention_tpu
-from clipseg_jax.ops.dropout import dropout
+from clipseg_jax.ops.dropout import keep, kept
 
 MASKED = -1e30  # a bias that hides a key: exp() gives exactly 0, and no NaN where all are hidden
 _SCORES_AT_ONCE = 2**20  # scores that a CPU computes at once: 4 MB, about the size of its caches
@@ -67,9 +67,20 @@ def attention(
     biases = [None if group.bias is None else jax.lax.stop_gradient(group.bias) for group in groups]
     shared = [len(group.keys) < b for group in groups]
 
+    drops = key is not None and rate > 0
+
+    def stays(index: Array) -> list[Array]:
+        """Which weights (q, k) of each group the dropout leaves; `index` = image * n + head."""
+        assert key is not None
+        head_keys = jax.random.split(jax.random.fold_in(key, index), len(groups))
+        shapes = [(length, group.keys.shape[2]) for group in groups]
+        return [kept(shape, rate, k) for shape, k in zip(shapes, head_keys, strict=True)]
+
     @jax.checkpoint
-    def head(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
-        """Output (q, e) of one head of one image; `index` = image * n + head."""
+    def head(
+        index: Array, left: list[Array] | None, q: Array, *pairs: tuple[Array, Array]
+    ) -> Array:
+        """Output (q, e) of one head of one image; `left`: its `stays`, None: drawn here."""
         scores = [jnp.matmul(q, k.T, preferred_element_type=jnp.float32) for k, _ in pairs]
         image = index // n
         scores = [
@@ -80,9 +91,9 @@ def attention(
         maximum = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
         weights = [jnp.exp(s - maximum) for s in scores]
         total = functools.reduce(jnp.add, [jnp.sum(w, -1, keepdims=True) for w in weights])
-        if key is not None:
-            head_keys = jax.random.split(jax.random.fold_in(key, index), len(weights))
-            weights = [dropout(w, rate, k) for w, k in zip(weights, head_keys, strict=True)]
+        if drops:
+            left = stays(index) if left is None else left
+            weights = [keep(w, rate, stay) for w, stay in zip(weights, left, strict=True)]
         values = [v for _, v in pairs]
         mixed = [w.astype(v.dtype) @ v for w, v in zip(weights, values, strict=True)]
         # Normalise the output (q * e numbers) instead of the weights (q * k).
@@ -93,8 +104,11 @@ def attention(
             jax.tree.map(lambda x: x[0], pair) if is_shared else pair
             for pair, is_shared in zip(pairs, shared, strict=True)
         )
-        axes = (0, 0, *(None if is_shared else 0 for is_shared in shared))
-        return jax.vmap(jax.vmap(head), in_axes=axes)(index, q, *pairs)
+        axes = (0, 0, 0, *(None if is_shared else 0 for is_shared in shared))
+        # Drawn once and kept for the gradient, a byte a weight: random bits cost an accelerator
+        # more than the products.
+        left = jax.vmap(jax.vmap(stays))(index) if drops else []
+        return jax.vmap(jax.vmap(head), in_axes=axes)(index, left, q, *pairs)
 
     def in_batches(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
         def flat(x: Array) -> Array:
@@ -107,7 +121,7 @@ def attention(
                 jax.tree.map(lambda x: x[0, index % n], pair) if is_shared else next(remaining)
                 for pair, is_shared in zip(pairs, shared, strict=True)
             ]
-            return head(index, q, *head_pairs)
+            return head(index, None, q, *head_pairs)
 
         unshared = [pair for pair, is_shared in zip(pairs, shared, strict=True) if not is_shared]
         mixed = jax.lax.map(
@@ -127,7 +141,7 @@ def attention(
     if b * n * length * count <= _SCORES_AT_ONCE:
         return all_at_once(*arrays)
     forms: dict[str, Any] = {"cpu": in_batches}
-    if key is None and _fits_kernel(queries, groups):
+    if not drops and _fits_kernel(queries, groups):
         forms["tpu"] = by_kernel
     return jax.lax.platform_dependent(*arrays, **forms, default=all_at_once)
 
@@ -181,24 +195,43 @@ def attention_and_mean_map(
     if not _fits_kernel(queries, [KeyValues(keys, values, bias)]):
         return _head_by_head(arrays)
 
-    @jax.custom_vjp
     def by_kernel(arrays: dict[str, Array]) -> tuple[Array, Array]:
-        def run(rows: dict[str, Array]) -> tuple[Array, Array]:
-            q, k, v = (join_heads(rows[name]) for name in "qkv")
-            mixed, mean = attention_tpu.attend_and_mean_map(q, k, v, rows.get("bias"), d)
-            return split_heads(mixed, n), mean
+        # Joined out here, so that many gradients, as those of all classes, join them once.
+        joined = {name: x if name == "bias" else join_heads(x) for name, x in arrays.items()}
+        mixed, mean = _mixed_and_mean_map(joined, d)
+        return split_heads(mixed, n), mean
 
-        return by_rows(run, arrays)
-
-    def without_map(arrays: dict[str, Array]) -> Array:
-        groups = [(arrays["k"], arrays["v"], arrays.get("bias"))]
-        return by_rows(lambda rows: _in_one_kernel(*rows), (arrays["q"], groups))
-
-    by_kernel.defvjp(
-        lambda arrays: (by_kernel(arrays), arrays),
-        lambda arrays, given: jax.vjp(without_map, arrays)[1](given[0]),
-    )
     return jax.lax.platform_dependent(arrays, tpu=by_kernel, default=_head_by_head)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _mixed_and_mean_map(rows: dict[str, Array], d: int) -> tuple[Array, Array]:
+    """`attention_and_mean_map` by the TPU's kernel of tokens (b, t, n * d), and of a bias."""
+    return by_rows(
+        lambda rows: attention_tpu.attend_and_mean_map(
+            rows["q"], rows["k"], rows["v"], rows.get("bias"), d
+        ),
+        rows,
+    )
+
+
+def _gradient_without_map(
+    d: int, rows: dict[str, Array], given: tuple[Array, Array]
+) -> tuple[dict[str, Array]]:
+    def mixed(rows: dict[str, Array]) -> Array:
+        return by_rows(
+            lambda rows: attention_tpu.attend(
+                rows["q"], [(rows["k"], rows["v"], rows.get("bias"))], d
+            ),
+            rows,
+        )
+
+    return jax.vjp(mixed, rows)[1](given[0])
+
+
+_mixed_and_mean_map.defvjp(
+    lambda rows, d: (_mixed_and_mean_map(rows, d), rows), _gradient_without_map
+)
 
 
 def _head_by_head(arrays: dict[str, Array]) -> tuple[Array, Array]:

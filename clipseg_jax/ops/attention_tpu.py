@@ -75,6 +75,8 @@ def _gradients(channels: int, interpret: bool, kept: Any, given: Array) -> Any:
     grid = _Grid("gradient", q, groups)
     kernel = functools.partial(_backward, layout=grid.layout, d=channels, length=q.shape[1])
     pairs = [array for keys, values, _ in groups for array in (keys, values)]
+    # A single block of queries adds nothing up, so that its gradients need no float32.
+    sums = None if grid.block >= q.shape[1] else jnp.float32
     of_q, *of_pairs = grid.call(
         kernel,
         (q, given, *grid.arrays),
@@ -82,7 +84,7 @@ def _gradients(channels: int, interpret: bool, kept: Any, given: Array) -> Any:
         (grid.of_queries, *(grid.whole(array) for array in pairs)),
         (
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            *(jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in pairs),
+            *(jax.ShapeDtypeStruct(array.shape, sums or array.dtype) for array in pairs),
         ),
         products=5,
         channels=channels,
@@ -191,8 +193,9 @@ def _backward(
         part = sum(_product(s, k) for s, (k, _, _) in zip(of_scores, held, strict=True))
         of_q = jnp.where(lanes, part, of_q)
         for i, (m, s) in enumerate(zip(maps, of_scores, strict=True)):
-            sum_refs[2 * i][0] += _product(s, own_q, (0, 0))
-            sum_refs[2 * i + 1][0] += _product(m.astype(q.dtype), own_given, (0, 0))
+            parts = _product(s, own_q, (0, 0)), _product(m.astype(q.dtype), own_given, (0, 0))
+            for ref, part in zip(sum_refs[2 * i : 2 * i + 2], parts, strict=True):
+                ref[0] = (ref[0] + part).astype(ref.dtype)
     of_q_ref[0] = (of_q * d**-0.5).astype(of_q_ref.dtype)
 
 

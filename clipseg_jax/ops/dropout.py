@@ -14,6 +14,14 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """
     if key is None or rate == 0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(
-        x.dtype
-    )
+    return keep(x, rate, kept(x.shape, rate, key))
+
+
+def kept(shape: tuple[int, ...], rate: float, key: Array) -> Array:
+    """Which entries of an array of `shape` stay: bool, each with probability 1 - `rate`."""
+    return jax.random.bernoulli(key, 1 - rate, shape)
+
+
+def keep(x: Array, rate: float, stays: Array) -> Array:
+    """Zeroes the entries of `x` that do not stay and scales the others by 1 / (1 - rate)."""
+    return jnp.where(stays, x / (1 - rate), 0).astype(x.dtype)

@@ -73,6 +73,28 @@ def test_in_bfloat16_it_is_as_exact_as_the_written_form():
     assert float(error.max()) < 1.5 * float(usual.max())
 
 
+@pytest.mark.parametrize("scores", [2**11, 2**20])  # sums over blocks of queries; a single block
+def test_gradients_in_bfloat16_are_as_exact_too(monkeypatch, scores):
+    monkeypatch.setattr(attention_tpu, "_SCORES", {"forward": scores, "gradient": scores})
+    arrays, biases = arguments(64)
+
+    def gradient(function, dtype):
+        rounded = [x.astype(dtype) for x in arrays]
+
+        def total(*args):
+            return jnp.sum(jnp.sin(function(*args).astype(jnp.float32)))
+
+        gradients = jax.grad(total, tuple(range(5)))(*rounded)
+        assert {each.dtype for each in gradients} == {jnp.dtype(dtype)}
+        return [each.astype(jnp.float32) for each in gradients]
+
+    exact = gradient(written(biases), jnp.float32)
+    ours = gradient(by_kernel(64, biases), jnp.bfloat16)
+    usual = gradient(written(biases), jnp.bfloat16)
+    for one, other, right in zip(ours, usual, exact, strict=True):
+        assert float(jnp.abs(one - right).mean()) < 1.2 * float(jnp.abs(other - right).mean())
+
+
 def test_what_it_takes():
     assert attention_tpu.fits(12, 1025, 1025, 64, jnp.bfloat16)
     assert attention_tpu.fits(8, 400, 400, 32, jnp.bfloat16)

@@ -148,21 +148,23 @@ class CLIPES(nnx.Module):
         u = block.ln_1(x)
         projected = block.attn.in_proj(u)
         kernel = block.attn.in_proj.kernel[...]
+        dtype = projected.dtype  # which a sum with float32 would not keep
 
         def probabilities(shift: Array) -> tuple[Array, Array]:
-            shifted = projected + pooled * (shift @ kernel)[:, None]
+            moved = (shift @ kernel).astype(dtype)
+            shifted = projected + pooled.astype(dtype) * moved[:, None]
             q, k, v = jnp.split(shifted, 3, axis=-1)
             mixed, attention = block.attn.mix_and_map(q, k, v, encoding.bias)
             z = after_attention(self.visual, x + mixed)
             feature = jnp.sum(z * pooled, axis=1) / count @ self.visual.proj[...]
             return jax.nn.softmax(self._logits(feature, classes, real), axis=-1), attention
 
-        shift = jnp.zeros((x.shape[0], x.shape[2]), projected.dtype)
+        shift = jnp.zeros((x.shape[0], x.shape[2]), jnp.float32)
         p, pullback, attention = jax.vjp(probabilities, shift, has_aux=True)
 
         def gradient(i: Array) -> Array:
             cotangent = jnp.broadcast_to(jnp.arange(p.shape[1]) == i, p.shape).astype(p.dtype)
-            return pullback(cotangent)[0].astype(jnp.float32) / count
+            return pullback(cotangent)[0] / count
 
         def gradient_or_zero(i: Array) -> Array:  # skips i where no image has an i-th class
             return jax.lax.cond(

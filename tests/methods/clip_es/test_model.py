@@ -17,7 +17,7 @@ from flax import nnx
 from clipseg_jax.methods.clip_es import published_cams as cam_files
 from clipseg_jax.methods.clip_es.model import CLIPES, CLIPESConfig, saved_maps
 from clipseg_jax.models.clip import l2_normalize
-from clipseg_jax.ops import cam
+from clipseg_jax.ops import attention, cam
 from clipseg_jax.ops.affinity import patch_affinity, propagate, sinkhorn_normalize
 from clipseg_jax.ops.components import bounding_box, component_bounds, component_boxes_mask
 from clipseg_jax.ops.image import CLIP_MEAN, CLIP_STD, normalize, valid_mask
@@ -347,6 +347,31 @@ def test_gradients_are_those_of_the_whole_block(batch):
     np.testing.assert_allclose(grad_cam.weights[i], weights, atol=2e-5 * top)
     raw = (u[0, 1:] @ weights.T).T.reshape(len(ids), 6, 6)
     np.testing.assert_allclose(grad_cam.raw[i], raw, atol=2e-5 * np.abs(raw).max())
+
+
+def test_half_precision_reaches_the_last_attention(monkeypatch):
+    """One float32 factor before it would make all of it float32, and no kernel would take it."""
+    vision = dataclasses.replace(tiny.VIT, position_resize="bilinear", dtype="bfloat16")
+    rows = np.random.default_rng(0).normal(size=(5, vision.embed_dim))
+    net = CLIPES(tiny.clip(vision).visual, rows[:3], rows[3:], CFG)
+    seen = []
+
+    def refuse(queries, groups):
+        seen.append(queries.dtype)
+        return False
+
+    monkeypatch.setattr(attention, "_fits_kernel", refuse)
+
+    def gradients(images):
+        encoding = net.encode(images, jnp.full((1, 2), 32))
+        shape = net.visual.grid_shape(32, 32)
+        present = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        return net.activate(encoding, *present, shape).weights
+
+    weights = jax.eval_shape(gradients, jnp.zeros((1, 32, 32, 3)))
+    assert weights.dtype == jnp.float32
+    assert len(seen) >= vision.layers
+    assert set(seen) == {jnp.dtype("bfloat16")}
 
 
 def test_affinity_is_the_heads_mean(batch):
