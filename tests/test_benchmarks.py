@@ -64,7 +64,7 @@ def test_readouts(tmp_path, capsys):
         assert all(row["times_first"] > 0 for row in section["rows"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_demo_readouts(tmp_path, capsys, monkeypatch):
     """One read-out and one refinement of few images; all: the command's own time."""
     monkeypatch.setattr(demo_readouts, "METHODS", ("value",))

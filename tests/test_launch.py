@@ -50,7 +50,7 @@ def launch(processes, devices, root, workdir):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_do_the_recipe(tmp_path):
     root = tmp_path / "world"
     world.write_dataset(root, 6, 64)

@@ -184,7 +184,7 @@ NAMES_ALONE = [
     pytest.param("own_maskclip:maskclip", (), ("",), marks=pytest.mark.slow),
     pytest.param("own_maskclip:naclip", (), ("",), marks=pytest.mark.slow),
     pytest.param(
-        "own_reclippp", DISTILLED, ("_maskclip", "_rectified", "_distilled"), marks=pytest.mark.slow
+        "own_reclippp", DISTILLED, ("_maskclip", "_rectified", "_distilled"), marks=pytest.mark.long
     ),
 ]
 
@@ -208,7 +208,11 @@ def test_names_alone(recipe, stages, suffixes, mine, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", [True, False], ids=["train", "one folder"])
+@pytest.mark.parametrize(
+    "train",
+    [True, pytest.param(False, marks=pytest.mark.long)],
+    ids=["train", "one folder"],
+)
 def test_tags_and_weclip(train, mine, tmp_path):
     shutil.rmtree(mine / "labels")
     shutil.rmtree(mine / "train/labels")
@@ -231,7 +235,7 @@ def test_tags_and_weclip(train, mine, tmp_path):
     assert None not in [values[name] for name in recorded["clip"]["decides"]]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tags_and_clip_es(mine, tmp_path):
     """Also of large photos: masks have their sizes, networks see less of them."""
     shutil.rmtree(mine / "labels")
@@ -265,7 +269,7 @@ def test_clip_rc_segments_without_labels(page, tmp_path):
     check_predictions(work, "", classes=len(NAMES))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maskclip_plus_without_labels(mine, tmp_path):
     for given in ("labels", "train/labels"):
         shutil.rmtree(mine / given)

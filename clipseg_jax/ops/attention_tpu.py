@@ -75,29 +75,21 @@ def _gradients(channels: int, interpret: bool, kept: Any, given: Array) -> Any:
     grid = _Grid("gradient", q, groups)
     kernel = functools.partial(_backward, layout=grid.layout, d=channels, length=q.shape[1])
     pairs = [array for keys, values, _ in groups for array in (keys, values)]
-    # A single block of queries adds nothing up, so that its gradients need no float32.
-    sums = None if grid.block >= q.shape[1] else jnp.float32
     of_q, *of_pairs = grid.call(
         kernel,
         (q, given, *grid.arrays),
         (grid.of_queries, grid.of_queries, *grid.of_groups),
         (grid.of_queries, *(grid.whole(array) for array in pairs)),
-        (
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            *(jax.ShapeDtypeStruct(array.shape, sums or array.dtype) for array in pairs),
-        ),
+        tuple(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, *pairs)),
+        sums=[pltpu.VMEM((array.shape[1], _LANES), jnp.float32) for array in pairs],
         products=5,
         channels=channels,
         interpret=interpret,
     )
     remaining = iter(of_pairs)
     of_groups = [
-        (
-            next(remaining).astype(keys.dtype),
-            next(remaining).astype(values.dtype),
-            None if bias is None else jnp.zeros_like(bias),
-        )
-        for keys, values, bias in groups
+        (next(remaining), next(remaining), None if bias is None else jnp.zeros_like(bias))
+        for _, _, bias in groups
     ]
     return of_q, of_groups
 
@@ -166,12 +158,13 @@ def _backward(
 ) -> None:
     """Gradients of a block of queries; those of keys and values are summed over the blocks."""
     count = sum(2 + has_bias for has_bias in layout)
-    held, (of_q_ref, *sum_refs) = _held(refs[:count], layout), refs[count:]
+    held, (of_q_ref, *pair_refs) = _held(refs[:count], layout), refs[count:]
+    out_refs, sum_refs = pair_refs[: len(pair_refs) // 2], pair_refs[len(pair_refs) // 2 :]
 
     @pl.when(pl.program_id(2) == 0)
     def begin_sums() -> None:
         for ref in sum_refs:
-            ref[0] = jnp.zeros(ref.shape[1:], ref.dtype)
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
     # What is read past the last query is anything, NaN too.
     def without_end(x: Array) -> Array:
@@ -193,10 +186,14 @@ def _backward(
         part = sum(_product(s, k) for s, (k, _, _) in zip(of_scores, held, strict=True))
         of_q = jnp.where(lanes, part, of_q)
         for i, (m, s) in enumerate(zip(maps, of_scores, strict=True)):
-            parts = _product(s, own_q, (0, 0)), _product(m.astype(q.dtype), own_given, (0, 0))
-            for ref, part in zip(sum_refs[2 * i : 2 * i + 2], parts, strict=True):
-                ref[0] = (ref[0] + part).astype(ref.dtype)
+            sum_refs[2 * i][...] += _product(s, own_q, (0, 0))
+            sum_refs[2 * i + 1][...] += _product(m.astype(q.dtype), own_given, (0, 0))
     of_q_ref[0] = (of_q * d**-0.5).astype(of_q_ref.dtype)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def write_sums() -> None:
+        for out_ref, ref in zip(out_refs, sum_refs, strict=True):
+            out_ref[0] = ref[...].astype(out_ref.dtype)
 
 
 def _weights(q: Array, held: Sequence[Any]) -> tuple[list[Array], Array]:
@@ -288,8 +285,12 @@ class _Grid:
         products: int,
         channels: int,
         interpret: bool,
+        sums: Sequence[Any] = (),
     ) -> Any:
-        """Runs the kernel; `products` is how many of them it makes of each block of scores."""
+        """Runs the kernel; `products` is how many of them it makes of each block of scores.
+
+        `sums` are arrays of the chip's own memory that last from one block of queries to the next.
+        """
         b, length, width = self._q
         scores = b * (width // channels) * length * self._keys
         moved = (*arrays, *jax.tree.leaves(out_shape))
@@ -300,6 +301,7 @@ class _Grid:
             in_specs=in_specs,
             out_specs=out_specs,
             out_shape=out_shape,
+            scratch_shapes=sums,
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
                 vmem_limit_bytes=_MEMORY,

@@ -58,6 +58,7 @@ FAMILIES = {
     "voc_weclip": (["--config.head.crop_px=(64,64)"], "train evaluate evaluate_crf masks"),
     "voc_wtclip": (["--config.head.crop_px=(64,64)"], "train evaluate evaluate_crf masks"),
 }
+TWINS = ("voc_reclip", "voc_tagclip", "voc_wtclip")  # another of these has the same programs
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,10 @@ def here(count=1):
     return Topology("here", CHIP, jax.devices()[:count])
 
 
-@pytest.mark.parametrize("recipe", FAMILIES)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=[pytest.mark.long] if name in TWINS else []) for name in FAMILIES],
+)
 def test_each_family_has_its_programs_and_they_trace(recipe):
     values, names = FAMILIES[recipe]
     config = config_of(recipe, *values)

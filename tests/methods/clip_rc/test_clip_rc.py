@@ -251,7 +251,7 @@ def test_mask_losses_by_hand():
     np.testing.assert_allclose(losses.accuracy, 100 * right.mean(), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remat_changes_nothing():
     batch = small_batch(2)
     gradients = [

@@ -108,7 +108,7 @@ def test_layouts(home, dataset, tmp_path, capsys):
     check_run(home, dataset, "inductive", tmp_path, lambda: capsys.readouterr().out)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_three_settings(home, tmp_path, capsys):
     """Inductive, then transductive from its half-way weights, and fully; with their tables."""
     for setting in ("inductive", "transductive", "fully"):
