@@ -17,7 +17,7 @@ import ftfy
 import numpy as np
 import regex
 
-_OPENAI_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
+_OPENAI_SHA256 = "718fe77c45b6c0db44c21ae951809fe0f3fe84ece02fc78e6ab994ca689c6dc0"
 _OPENAI_MERGES = 49152 - 256 - 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
