@@ -226,7 +226,7 @@ def _run_flags(argv: list[str]) -> int:
         else:  # several processes can wait for one that writes into the cache
             compile_cache.enable()
         given = config_flags.get_override_values(flags.FLAGS["config"])
-        with bucket_errors() if is_remote(workdir) else contextlib.nullcontext():
+        with bucket_errors(workdir):
             run(_CONFIG.value, place(workdir), given, recipe=_recipe())
 
     with signals():

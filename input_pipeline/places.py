@@ -71,8 +71,10 @@ def write_object(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def bucket_errors() -> Iterator[None]:
+def bucket_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns what a bucket's library raises in the block into an OSError of one line.
+
+    Of a path on this machine nothing is turned: the same libraries read local files too.
 
     Raises:
       OSError: with an `errno` of the network where another try may succeed.
@@ -82,7 +84,7 @@ def bucket_errors() -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        if not type(error).__module__.startswith(_LIBRARIES):
+        if not (is_remote(path) and type(error).__module__.startswith(_LIBRARIES)):
             raise
         raise _as_os_error(error, "the bucket failed: ") from error
 

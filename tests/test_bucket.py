@@ -75,14 +75,17 @@ def library_error(name):
 
 def test_what_a_restart_may_mend():
     busy = "the bucket failed: ServiceUnavailable: 503 busy"
-    with pytest.raises(OSError, match=busy) as failed, bucket_errors():
+    with pytest.raises(OSError, match=busy) as failed, bucket_errors("gs://b"):
         raise library_error("ServiceUnavailable")
     assert passing(failed.value)
-    with pytest.raises(OSError, match="Forbidden") as failed, bucket_errors():
+    with pytest.raises(OSError, match="Forbidden") as failed, bucket_errors("gs://b"):
         raise library_error("Forbidden")
     assert not passing(failed.value)
-    with pytest.raises(KeyError), bucket_errors():
+    with pytest.raises(KeyError), bucket_errors("gs://b"):
         raise KeyError
+    local = library_error("ServiceUnavailable")
+    with pytest.raises(type(local)), bucket_errors("run"):
+        raise local
 
 
 def test_a_report_of_a_bucket_that_does_not_answer(served, monkeypatch, capsys):

@@ -107,7 +107,7 @@ def attention(
         axes = (0, 0, 0, *(None if is_shared else 0 for is_shared in shared))
         # Drawn once and kept for the gradient, a byte a weight: random bits cost an accelerator
         # more than the products.
-        left = jax.vmap(jax.vmap(stays))(index) if drops else []
+        left = jax.vmap(jax.vmap(stays))(index) if drops else None
         return jax.vmap(jax.vmap(head), in_axes=axes)(index, left, q, *pairs)
 
     def in_batches(index: Array, q: Array, *pairs: tuple[Array, Array]) -> Array:
@@ -219,14 +219,9 @@ def _gradient_without_map(
     d: int, rows: dict[str, Array], given: tuple[Array, Array]
 ) -> tuple[dict[str, Array]]:
     def mixed(rows: dict[str, Array]) -> Array:
-        return by_rows(
-            lambda rows: attention_tpu.attend(
-                rows["q"], [(rows["k"], rows["v"], rows.get("bias"))], d
-            ),
-            rows,
-        )
+        return attention_tpu.attend(rows["q"], [(rows["k"], rows["v"], rows.get("bias"))], d)
 
-    return jax.vjp(mixed, rows)[1](given[0])
+    return jax.vjp(functools.partial(by_rows, mixed), rows)[1](given[0])
 
 
 _mixed_and_mean_map.defvjp(

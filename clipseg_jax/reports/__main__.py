@@ -44,7 +44,7 @@ def _run(workdir: Path, out: Path | None) -> int:
     def tell(damage: str) -> None:
         commands.say(escaped(f"warning: {workdir}/{damage}"), error=True)
 
-    with bucket_errors():
+    with bucket_errors(workdir):
         written = write_report(workdir, out, tell)
     commands.say(f"report: {written}")
     return 0
