@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -125,10 +126,10 @@ def check_window(model, pixels, case, arrays):
     @jax.jit
     def run(pixels):
         dense = model.dense(pixels)
-        return dense.features[0], model.classify(dense)
+        cosines = model.classify(dense)
+        return dense.features[0], cosines, resize(cosines, pixels.shape[1:3])
 
-    features, cosines = run(pixels)
-    up = resize(cosines, pixels.shape[1:3])
+    features, cosines, up = run(pixels)
     made = {"dense": features, "logits": cases.nchw(cosines)[0], "up": cases.nchw(up)[0]}
     made |= inside(model, pixels)
     checked = set()
@@ -154,21 +155,29 @@ def inside(model, pixels):
     read_out, visual = model.read_out, model.visual
     made = {}
     if read_out.calibration is not None:
-        encoded = jax.jit(lambda x: encode(visual, x, read_out=read_out))(pixels)
         cfg = read_out.calibration
-        scores = outlier_scores(encoded.x[:, 1:], encoded.real, cfg.neighbours)
-        made["lof"] = scores[0]
-        made["outliers"] = np.flatnonzero(outliers(scores, encoded.real, cfg.outliers)[0])
+
+        @jax.jit
+        def calibrate(pixels):
+            encoded = encode(visual, pixels, read_out=read_out)
+            scores = outlier_scores(encoded.x[:, 1:], encoded.real, cfg.neighbours)
+            return scores[0], outliers(scores, encoded.real, cfg.outliers)[0]
+
+        made["lof"], found = calibrate(pixels)
+        made["outliers"] = np.flatnonzero(found)
     if model.feedback is not None:
-        dense = jax.jit(lambda x: dense_features(visual, x, read_out=read_out))(pixels)
-        made["dense_rcs"] = dense.features[0]
-        cosines = model.classify(dense)
-        cfg, grid = model.feedback, cosines.shape[1:3]
-        probabilities = temporary_probabilities(cosines, pixels, None, visual, cfg)
-        made["temp"] = cases.nchw(probabilities)[0]
-        classes = patch_classes(probabilities, cfg.threshold, visual.cfg.patch_px, grid)
-        made["patch_classes"] = classes[0]
-        matrix = feedback_matrix(classes, jnp.asarray([grid]))[0]
+
+        @jax.jit
+        def feed_back(pixels):
+            dense = dense_features(visual, pixels, read_out=read_out)
+            cosines = model.classify(dense)
+            cfg, grid = model.feedback, cosines.shape[1:3]
+            probabilities = temporary_probabilities(cosines, pixels, None, visual, cfg)
+            classes = patch_classes(probabilities, cfg.threshold, visual.cfg.patch_px, grid)
+            matrix = feedback_matrix(classes, jnp.asarray([grid]))[0]
+            return dense.features[0], jnp.moveaxis(probabilities[0], -1, 0), classes[0], matrix
+
+        made["dense_rcs"], made["temp"], made["patch_classes"], matrix = feed_back(pixels)
         made["sfr"] = np.pad(matrix, ((1, 0), (1, 0)))
     return made
 
@@ -227,6 +236,7 @@ def network_scores(model, image, choices):
     return run(images), size, normalize(images, MEAN, STD)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def at_size(view, size, out):
     """Scores (q, *out) of a view of images of `size` (1, 2)."""
     rows, columns = (
@@ -234,7 +244,7 @@ def at_size(view, size, out):
         for axis, matrix in enumerate((view.rows, view.columns))
     )
     view = view._replace(rows=rows, columns=columns)
-    return cases.nchw(view.at(view.rows))[0]
+    return jnp.moveaxis(view.at(view.rows)[0], -1, 0)
 
 
 def check_classes(classes, labels, suffix, case, arrays):
@@ -273,17 +283,20 @@ def variant(name, meaning):
 
 def check_positions(case, arrays, goldens):
     """Position tables for other grids."""
+    sizes = {n: tuple(map(int, re.findall(r"\d+", n))) for n in arrays}  # side, rows, columns
+    # A padded batch of all: its size is that of no grid.
+    bucket = tuple(max(size[i] for size in sizes.values()) + 2 for i in (1, 2))
+    whole = nnx.jit(VisionTransformer.positions, static_argnums=1)
     for name, expected in arrays.items():
-        side, rows, columns = map(int, re.fullmatch(r"from_(\d+)_to_(\d+)x(\d+)", name).groups())
-        key, width = "visual.positional_embedding", expected.shape[1]
+        (side, rows, columns), width = sizes[name], expected.shape[1]
+        key = "visual.positional_embedding"
         table = 50 * seeded.tensor(key, (1 + side * side, width), case["seed"])
         cfg = ViTConfig(16 * side, 16, width, layers=1, heads=1, embed_dim=width, **TOWER)
         visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
         visual.positional_embedding = nnx.Param(jnp.asarray(table))
-        near(visual.positions((rows, columns))[0], expected, case, name=name)
-        grids = jnp.asarray([[rows, columns]])  # in a padded batch
-        padded = visual.positions((rows + 3, columns + 2), grids)[0]
-        spatial = padded[1:].reshape(rows + 3, columns + 2, -1)[:rows, :columns]
+        near(whole(visual, (rows, columns))[0], expected, case, name=name)
+        padded = whole(visual, bucket, jnp.asarray([[rows, columns]]))[0]
+        spatial = padded[1:].reshape(*bucket, -1)[:rows, :columns]
         near(spatial.reshape(rows * columns, -1), expected[1:], case, name=name)
 
 
