@@ -10,7 +10,6 @@ import json
 import math
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -64,25 +63,37 @@ def check_image_vit(case, arrays, goldens):
     visual = build(case, goldens).visual
     x = images(case)
     hidden = [n for n in arrays if n == "ln_pre" or n.startswith("block")]
-    features, out = visual(x, read=[*hidden, f"block{visual.cfg.layers - 1}"])
+    last = f"block{visual.cfg.layers - 1}"
+
+    @nnx.jit
+    def run(visual, x):
+        features, out = visual(x, read=[*hidden, last])
+        made = {"ln_post_cls": visual.ln_post(out[last][:, 0]), "features": features}
+        return made | {"features_unit": l2_normalize(features)}, out
+
+    made, out = run(visual, x)
     for name in hidden:
-        picked = out[name][cases.steps(case["arrays"][name]["meaning"])]
+        picked = np.asarray(out[name])[cases.steps(case["arrays"][name]["meaning"])]
         cases.near(picked, arrays[name], name=name)
-    last = visual.ln_post(out[f"block{visual.cfg.layers - 1}"][:, 0])
-    for name, value in (("ln_post_cls", last), ("features", features)):
+    for name, value in made.items():
         cases.near(value, arrays[name], name=name)
-    cases.near(l2_normalize(features), arrays["features_unit"], name="features_unit")
 
 
 def check_image_resnet(case, arrays, goldens):
     visual = build(case, goldens).visual
     stages = [n for n in arrays if n == "stem" or n.startswith("layer")]
-    features, out = visual(images(case), read=stages)
+
+    @nnx.jit
+    def run(visual, x):
+        features, out = visual(x, read=stages)
+        return features, l2_normalize(features), out
+
+    features, unit, out = run(visual, images(case))
     for name in stages:
         picked = cases.nchw(out[name])[cases.steps(case["arrays"][name]["meaning"])]
         cases.near(picked, arrays[name], name=name)
     cases.near(features, arrays["features"], name="features")
-    cases.near(l2_normalize(features), arrays["features_unit"], name="features_unit")
+    cases.near(unit, arrays["features_unit"], name="features_unit")
 
 
 def check_text(case, arrays, goldens):
@@ -91,23 +102,28 @@ def check_text(case, arrays, goldens):
     np.testing.assert_array_equal(ids, arrays["tokens"])
     np.testing.assert_array_equal(ids.argmax(1), arrays["eot_index"])
     blocks = [n for n in arrays if n.startswith("block")]
-    final, out = text.hidden_states(jnp.asarray(ids), read=tuple(blocks))
+
+    @nnx.jit
+    def run(text, ids):
+        final, out = text.hidden_states(ids, read=tuple(blocks))
+        features = text(ids)
+        return out | {"ln_final": final}, features, l2_normalize(features)
+
+    out, features, unit = run(text, jnp.asarray(ids))
     for name in [*blocks, "ln_final"]:
-        value = final if name == "ln_final" else out[name]
-        picked = value[cases.steps(case["arrays"][name]["meaning"])]
+        picked = np.asarray(out[name])[cases.steps(case["arrays"][name]["meaning"])]
         cases.near(picked, arrays[name], name=name)
-    features = text(jnp.asarray(ids))
     cases.near(features, arrays["features"], name="features")
-    cases.near(l2_normalize(features), arrays["features_unit"], name="features_unit")
+    cases.near(unit, arrays["features_unit"], name="features_unit")
 
 
 def check_contrastive(case, arrays, goldens):
     clip = build(case, goldens)
     ids = jnp.asarray(Tokenizer.openai()(case["texts"]))
-    logits = clip(images(case), ids)
+    run = nnx.jit(lambda clip, images, ids: (clip(images, ids), clip.visual(images)[0]))
+    logits, features = run(clip, images(case), ids)
     # 100 times a cosine, whose own rounding is a few 1e-7 however small it is.
     cases.close(logits, arrays["logits_per_image"], absolute=100 * 6e-7, name="logits_per_image")
-    features, _ = clip.visual(images(case))
     cases.near(features, arrays["image_features"], name="image_features")
 
 
@@ -135,28 +151,29 @@ def check_pos_embed(case, arrays, goldens):
     rows, width, seed = map(int, args[1:])
     table = seeded.tensor(args[0], (rows, width), seed)
     side = math.isqrt(rows - 1)
+    grids = {name: tuple(map(int, name.rsplit("_", 1)[1].split("x"))) for name in arrays}
+    # A padded grid for all: its size is that of none.
+    bucket = tuple(max(grid[axis] for grid in grids.values()) + 3 - axis for axis in (0, 1))
+    whole = nnx.jit(VisionTransformer.positions, static_argnums=1)
     for name, expected in arrays.items():
-        mode, *half, grid = name.split("_")
+        mode, *half, _ = name.split("_")
         cfg = ViTConfig(
             image_px=side, patch_px=1, width=width, layers=0, heads=1, embed_dim=1,
             position_resize=mode, position_half=bool(half),
         )  # fmt: skip
         visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
         visual.positional_embedding[...] = jnp.asarray(table)
-        rows_columns = tuple(map(int, grid.split("x")))
-        positions = jax.jit(lambda v: v.positions(rows_columns)[0])(visual)  # noqa: B023
+        rows_columns = grids[name]
+        positions = np.asarray(whole(visual, rows_columns)[0])
         picked = positions[cases.steps(case["arrays"][name]["meaning"])]
         # Float16: seen one step off in 0.1 % of the values. Bicubic weights have more operations.
         share = {"bilinear": cases.ULPS, "bicubic": 2.5e-6}[mode]
         check, share = (cases.same_half, 5e-3) if half else (cases.near, share)
         check(picked, expected, share=share, name=name)
         # The same inside a padded grid, whose size only the running program knows.
-        bucket = (rows_columns[0] + 3, rows_columns[1] + 2)
-        padded = jax.jit(lambda v, s: v.positions(bucket, s)[0])(  # noqa: B023
-            visual, jnp.asarray([rows_columns])
-        )
+        padded = np.asarray(whole(visual, bucket, jnp.asarray([rows_columns]))[0])
         inner = padded[1:].reshape(*bucket, width)[: rows_columns[0], : rows_columns[1]]
-        inner = jnp.concatenate([padded[:1], inner.reshape(-1, width)])
+        inner = np.concatenate([padded[:1], inner.reshape(-1, width)])
         picked = inner[cases.steps(case["arrays"][name]["meaning"])]
         check(picked, expected, share=share, name=f"{name}, padded")
 
