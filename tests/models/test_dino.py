@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,16 @@ REGISTERS = dataclasses.replace(V2, registers=4, position_antialias=True)
 SIZES = [(40, 40), (64, 56), (16, 31), (40, 48), (47, 40), (45, 45), (5, 30), (3, 3)]
 
 
+# One program for each shape: single operations would be one each.
+run = jax.jit(DINO.__call__)
+positions = jax.jit(DINO.positions, static_argnums=1)
+
+
 def tower(cfg, seed=0):
     return initialised(lambda rngs: DINO(cfg, rngs=rngs), seed)
+
+
+kept = functools.cache(tower)  # not to be changed
 
 
 def image(size, seed=1):
@@ -34,15 +43,15 @@ def image(size, seed=1):
     "cfg", [V1, dataclasses.replace(REGISTERS, mlp="swiglu")], ids=["v1", "registers"]
 )
 def test_padded_batches_equal_single_images(cfg):
-    model = tower(cfg)
+    model = kept(cfg)
     padded = np.full((len(SIZES), 64, 56, 3), 9.0, np.float32)
     for i, (h, w) in enumerate(SIZES):
         padded[i, :h, :w] = image((h, w))
-    made = jax.jit(lambda m, x, s: m(x, s))(model, padded, jnp.asarray(SIZES))
+    made = np.asarray(run(model, padded, jnp.asarray(SIZES)))
     assert made.shape == (len(SIZES), 8, 7, 48)
     for i, (h, w) in enumerate(SIZES):
         rows, columns = max(h // 8, 1), max(w // 8, 1)
-        alone = jax.jit(lambda m, x: m(x))(model, image((h, w))[None])[0]
+        alone = run(model, image((h, w))[None])[0]
         assert alone.shape == (rows, columns, 48)
         np.testing.assert_allclose(made[i, :rows, :columns], alone, atol=1e-5)
         assert not made[i, rows:].any()
@@ -77,20 +86,20 @@ def axis_weights(g, r, antialias):
 @pytest.mark.parametrize("cfg", [V1, REGISTERS], ids=["offset", "antialias"])
 @pytest.mark.parametrize("size", SIZES)
 def test_positions(cfg, size):
-    model, g = tower(cfg), cfg.grid
+    model, g = kept(cfg), cfg.grid
     stored = np.asarray(model.pos_embed[1:]).reshape(g, g, -1)
     if size == (g * 8, g * 8) or (size == (45, 45)):
         expected = stored
     else:
         rows, columns = (axis_weights(g, max(n // 8, 1), cfg.position_antialias) for n in size)
         expected = np.einsum("rg,ghd,ch->rcd", rows, stored, columns)
-    made = model.positions(size)
+    made = np.asarray(positions(model, size))
     np.testing.assert_allclose(made[0].reshape(expected.shape), expected, atol=1e-6)
 
 
 def test_the_offset_moves_an_axis_of_the_stored_size_too():
-    model = tower(V1)
-    made = model.positions((40, 48))[0].reshape(5, 6, -1)
+    model = kept(V1)
+    made = np.asarray(positions(model, (40, 48)))[0].reshape(5, 6, -1)
     exact = resize_matrix(5, 6, "bicubic")
     stored = np.asarray(model.pos_embed[1:]).reshape(5, 5, -1)
     assert np.max(np.abs(made - np.einsum("ghd,ch->gcd", stored, exact))) > 1e-4
@@ -111,15 +120,21 @@ def test_the_antialiased_matrix_is_jaxs():
 def test_layer_scale_and_registers_count():
     model = tower(REGISTERS)
     pixels = image((40, 40))[None]
-    before = model(pixels)
+    before = run(model, pixels)
     model.register_tokens[...] *= -9
-    assert np.max(np.abs(model(pixels) - before)) > 1e-3
+    assert np.max(np.abs(run(model, pixels) - before)) > 1e-3
     model = tower(V2)
     for block in model.blocks:
         block.ls1[...] *= 0
         block.ls2[...] *= 0
-    tokens = model.patch_embed(pixels).reshape(1, -1, 48) + model.positions((40, 40))
-    np.testing.assert_allclose(model(pixels).reshape(1, -1, 48), model.norm(tokens), atol=1e-5)
+
+    @jax.jit
+    def without_blocks(model, pixels):
+        tokens = model.patch_embed(pixels).reshape(1, -1, 48) + model.positions((40, 40))
+        return model.norm(tokens)
+
+    made = run(model, pixels).reshape(1, -1, 48)
+    np.testing.assert_allclose(made, without_blocks(model, pixels), atol=1e-5)
 
 
 def test_swiglu():

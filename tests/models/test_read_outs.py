@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ SIZES = ((96, 112), (64, 64), (50, 97), (30, 20), (9, 40))  # the last less than
 SHAPE = (112, 112)
 
 
+# One program for each shape: single operations would be one each.
+features = jax.jit(dense_features, static_argnames="read_out")
+
+
+@functools.cache
 def visual(**choices):
     return tiny.clip(dataclasses.replace(TOWER, **choices)).visual
 
@@ -44,18 +50,13 @@ def test_a_padded_batch_equals_single_images(name, pad):
     batch = np.full((len(SIZES), *SHAPE, 3), 7, np.float32)
     for row, (h, w) in zip(batch, SIZES, strict=True):
         row[:h, :w] = pixels((h, w))
-
-    @jax.jit
-    def together(images, sizes):
-        return dense_features(tower, images, sizes, read_out=READ_OUTS[name])
-
-    dense = together(batch, jnp.asarray(SIZES))
+    dense = jax.device_get(features(tower, batch, jnp.asarray(SIZES), read_out=READ_OUTS[name]))
     for i, size in enumerate(SIZES):
-        alone = dense_features(tower, jnp.asarray(pixels(size))[None], read_out=READ_OUTS[name])
+        alone = features(tower, pixels(size)[None], read_out=READ_OUTS[name])
         r, c = alone.features.shape[1:3]
         assert r * c > 0
         np.testing.assert_array_equal(np.sum(dense.real[i]), r * c)
-        largest = float(np.max(np.abs(alone.features)))
+        largest = float(np.max(np.abs(np.asarray(alone.features))))
         np.testing.assert_allclose(
             dense.features[i, :r, :c], alone.features[0], atol=1e-5 * largest, err_msg=str(size)
         )
@@ -65,14 +66,14 @@ def test_a_padded_batch_equals_single_images(name, pad):
 @pytest.mark.parametrize("name", READ_OUTS)
 def test_a_blank_image_has_finite_features(name):
     images = jnp.zeros((1, 64, 48, 3))
-    assert np.all(np.isfinite(dense_features(visual(), images, read_out=READ_OUTS[name]).features))
+    assert np.all(np.isfinite(features(visual(), images, read_out=READ_OUTS[name]).features))
 
 
 def test_read_outs_differ():
     """None is another one by mistake, nor falls back to the plain value."""
     tower, images = visual(), jnp.asarray(pixels((64, 96)))[None]
     made = {
-        name: np.asarray(dense_features(tower, images, read_out=each).features)
+        name: np.asarray(features(tower, images, read_out=each).features)
         for name, each in READ_OUTS.items()
     }
     for one in made:
@@ -130,11 +131,12 @@ def test_maskclip_of_another_read_out():
     """The guide of MaskCLIP+ by itself, and what ReCLIP rectifies."""
     tower, images = visual(), jnp.asarray(pixels((64, 96)))[None]
     rows = l2_normalize(jax.random.normal(jax.random.key(0), (3, tower.cfg.embed_dim)))
-    dense = dense_features(tower, images, read_out=READ_OUTS["naclip"])
+    dense = features(tower, images, read_out=READ_OUTS["naclip"])
     expected = l2_normalize(dense.features) @ rows.T
-    made = MaskCLIP(tower, rows, read_out=READ_OUTS["naclip"])(images)
+    classify = jax.jit(MaskCLIP.__call__)
+    made = classify(MaskCLIP(tower, rows, read_out=READ_OUTS["naclip"]), images)
     np.testing.assert_allclose(made, expected, atol=1e-6)
-    assert np.max(np.abs(made - MaskCLIP(tower, rows)(images))) > 1e-3
+    assert np.max(np.abs(made - classify(MaskCLIP(tower, rows), images))) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["value", "scclip"])
@@ -166,7 +168,7 @@ def test_bfloat16_is_near():
     images = jnp.asarray(pixels((96, 96)))[None]
     for name in ("sclip", "naclip", "clearclip", "resclip"):
         exact, rounded = (
-            dense_features(visual(dtype=dtype), images, read_out=READ_OUTS[name]).features
+            np.asarray(features(visual(dtype=dtype), images, read_out=READ_OUTS[name]).features)
             for dtype in ("float32", "bfloat16")
         )
         assert np.max(np.abs(exact - rounded)) < 0.05 * np.max(np.abs(exact)), name

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from clipseg_jax.core.modules import abstract
 from tests import seeded
 
 DEFAULT = Path(__file__).resolve().parent.parent / "golden"
@@ -80,6 +84,12 @@ def steps(meaning: str) -> tuple[slice, ...]:
         slice(None, None, int(part.split("::")[1]) if "::" in part else None)
         for part in text.split(",")
     )
+
+
+def zeros(make: Callable[[Any], Any]) -> Any:
+    """The model `make(rngs)` with zeros as parameters, which takes no random numbers."""
+    graph, state = nnx.split(abstract(make))
+    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), state))
 
 
 def close(actual: Any, expected: np.ndarray, *, absolute: float, name: str) -> None:

@@ -158,12 +158,12 @@ def find_cams(
     shape = (images.shape[1] // PATCH, images.shape[2] // PATCH)
     activation, cams = _activate(*nnx.split(model), encoding, jnp.asarray(classes), real, shape)
     height, width = image.shape[:2]
-    saved = saved_maps(
+    saved = jax.jit(saved_maps, static_argnums=3)(
         cams.refined, encoding.grids, jnp.asarray([[height, width]]), images.shape[1:3]
     )
     hp, wp = (int(n) for n in encoding.grids[0])
     own = own_patches((hp, wp), shape)
-    named = {name: np.asarray(value[0]) for name, value in activation._asdict().items()}
+    named = {name: np.asarray(value)[0] for name, value in activation._asdict().items()}
     p = named["probabilities"]
     assert not p[m:k].any()
     named["probabilities"] = np.concatenate([p[:m], p[k:]])
@@ -171,10 +171,10 @@ def find_cams(
     named["weights"] = named["weights"][:m]
     named["affinity"] = named["affinity"][np.ix_(own, own)]
     return Found(
-        np.asarray(encoding.tokens[0])[np.concatenate([[0], own + 1])],
+        np.asarray(encoding.tokens)[0][np.concatenate([[0], own + 1])],
         named,
-        {name: np.asarray(value[0, :m, :hp, :wp]) for name, value in cams._asdict().items()},
-        np.asarray(saved[0, :m, :height, :width]),
+        {name: np.asarray(value)[0, :m, :hp, :wp] for name, value in cams._asdict().items()},
+        np.asarray(saved)[0, :m, :height, :width],
     )
 
 

@@ -124,12 +124,12 @@ def check_window(model, pixels, case, arrays):
     suffix = "_{}x{}".format(*pixels.shape[1:3])
 
     @jax.jit
-    def run(pixels):
+    def run(model, pixels):
         dense = model.dense(pixels)
         cosines = model.classify(dense)
         return dense.features[0], cosines, resize(cosines, pixels.shape[1:3])
 
-    features, cosines, up = run(pixels)
+    features, cosines, up = run(model, pixels)
     made = {"dense": features, "logits": cases.nchw(cosines)[0], "up": cases.nchw(up)[0]}
     made |= inside(model, pixels)
     checked = set()
@@ -158,17 +158,18 @@ def inside(model, pixels):
         cfg = read_out.calibration
 
         @jax.jit
-        def calibrate(pixels):
+        def calibrate(visual, pixels):
             encoded = encode(visual, pixels, read_out=read_out)
             scores = outlier_scores(encoded.x[:, 1:], encoded.real, cfg.neighbours)
             return scores[0], outliers(scores, encoded.real, cfg.outliers)[0]
 
-        made["lof"], found = calibrate(pixels)
+        made["lof"], found = calibrate(visual, pixels)
         made["outliers"] = np.flatnonzero(found)
     if model.feedback is not None:
 
         @jax.jit
-        def feed_back(pixels):
+        def feed_back(model, pixels):
+            visual = model.visual
             dense = dense_features(visual, pixels, read_out=read_out)
             cosines = model.classify(dense)
             cfg, grid = model.feedback, cosines.shape[1:3]
@@ -177,7 +178,7 @@ def inside(model, pixels):
             matrix = feedback_matrix(classes, jnp.asarray([grid]))[0]
             return dense.features[0], jnp.moveaxis(probabilities[0], -1, 0), classes[0], matrix
 
-        made["dense_rcs"], made["temp"], made["patch_classes"], matrix = feed_back(pixels)
+        made["dense_rcs"], made["temp"], made["patch_classes"], matrix = feed_back(model, pixels)
         made["sfr"] = np.pad(matrix, ((1, 0), (1, 0)))
     return made
 
@@ -204,7 +205,7 @@ def check_whole_image(model, method, case, arrays):
     view, size, pixels = network_scores(model, image, {"mode": "whole"})
     scores = at_size(view, size, original)
     if method == "sclip":  # whose whole mode, which its rows don't use, resizes once
-        scores = cases.nchw(resize(model(pixels), original))[0]
+        scores = cases.nchw(resize(jax.jit(ReadOutModel.__call__)(model, pixels), original))[0]
     checked = set()
     for name in arrays:
         if not name.startswith("prob_whole"):
@@ -229,11 +230,11 @@ def network_scores(model, image, choices):
     size = jnp.asarray([image.shape[:2]])
 
     @jax.jit
-    def run(images):
+    def run(model, images):
         return image_scores(task, model, images, size, size, images.shape[1:3], cfg)
 
     images = jnp.asarray(image)[None]
-    return run(images), size, normalize(images, MEAN, STD)
+    return run(model, images), size, normalize(images, MEAN, STD)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -262,11 +263,11 @@ def check_variants(case, arrays, goldens):
     chosen = {name: variant(name, case["arrays"][name]["meaning"]) for name in arrays}
 
     @jax.jit
-    def run(pixels):
+    def run(visual, pixels):
         encoded = encode(visual, pixels, read_out=VALUE)
         return {name: read(visual, encoded, each).features[0] for name, each in chosen.items()}
 
-    for name, features in run(pixels).items():
+    for name, features in run(visual, pixels).items():
         near(features[pick(case, name)], arrays[name], case, name=name)
 
 
@@ -292,7 +293,7 @@ def check_positions(case, arrays, goldens):
         key = "visual.positional_embedding"
         table = 50 * seeded.tensor(key, (1 + side * side, width), case["seed"])
         cfg = ViTConfig(16 * side, 16, width, layers=1, heads=1, embed_dim=width, **TOWER)
-        visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
+        visual = cases.zeros(lambda rngs: VisionTransformer(cfg, rngs=rngs))  # noqa: B023
         visual.positional_embedding = nnx.Param(jnp.asarray(table))
         near(whole(visual, (rows, columns))[0], expected, case, name=name)
         padded = whole(visual, bucket, jnp.asarray([[rows, columns]]))[0]

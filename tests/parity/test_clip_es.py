@@ -8,7 +8,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from clipseg_jax.core.metrics import SegmentationMetrics, confusion_matrix
 from clipseg_jax.methods.clip_es.model import CLIPESConfig
@@ -52,13 +51,13 @@ def test_case(path, goldens):
 def check_boxes(case, arrays, goldens):
     maps = jnp.asarray(arrays["maps"])
     grids = jnp.full((len(maps), 2), jnp.asarray(maps.shape[1:]))
-    find = jax.jit(box_masks)
+    find, find_bounds = jax.jit(box_masks), jax.jit(component_bounds)
     for j, threshold in enumerate(case["config"]["thresholds"]):
         masks = find(maps[:, None], grids, threshold)[:, 0]
         np.testing.assert_array_equal(masks, arrays["mask"][:, j])
         steps = np.floor(255 * arrays["maps"])
         high = steps > np.floor(threshold * steps.max(axis=(1, 2), keepdims=True))
-        bounds = np.asarray(component_bounds(jnp.asarray(high)))
+        bounds = np.asarray(find_bounds(high))
         last = np.asarray(maps.shape[1:]) - 1
         for i, mask in enumerate(high):
             top, left, bottom, right = bounds[:, i][:, mask]
@@ -108,7 +107,7 @@ def check_cam(case, arrays, goldens):
     cases.close(found.cams["cam"], arrays["cam"], absolute=share, name="cam")
     np.testing.assert_array_equal(found.cams["boxes"], arrays["aff_mask"])
     affinity = found.activation["affinity"]
-    balanced = np.asarray(sinkhorn_normalize(jnp.asarray(affinity)[None])[0])
+    balanced = np.asarray(jax.jit(sinkhorn_normalize)(affinity[None]))[0]
     # Attention is sharp in these weights: the original is up to 2.1e-4 off its float64.
     cases.near(affinity[::4], arrays["attn_mean"], share=4e-4, name="affinity")
     # Sinkhorn's sums multiply an element's error as the element, here by up to 20: on an EPYC one
@@ -121,7 +120,8 @@ def check_cam(case, arrays, goldens):
     cases.near(found.cams["refined"], arrays["refined"], share=1e-4, name="refined")
     assert found.cams["cam"].shape[1:] == tuple(config["grid"])
     sides = jnp.asarray([config["grid"]]), jnp.asarray([image.shape[:2]])
-    highres = upsample(jnp.asarray(found.cams["cam"])[None], *sides, image.shape[:2])[0]
+    highres = jax.jit(upsample, static_argnums=3)(found.cams["cam"][None], *sides, image.shape[:2])
+    highres = np.asarray(highres)[0]
     cases.close(highres[:, ::4, ::4], arrays["cam_highres"], absolute=share, name="cam_highres")
     assert labels == arrays["saved_keys"].tolist()
     clip_es_models.same_saved(found.saved, arrays["saved_attn_highres"])
@@ -139,11 +139,9 @@ def check_eval_cam(case, arrays, goldens):
     thresholds = tuple(float(t) for t in arrays["thresholds"])
     labels = jax.jit(cam_labels, static_argnums=3)(cams, real, classes, thresholds)
     truth = np.stack([arrays[f"gt{i}"] for i in range(count)])
-    classes = case["config"]["n_class"]
+    classes, count = case["config"]["n_class"], jax.jit(confusion_matrix, static_argnums=2)
     for found, miou, iou in zip(labels, arrays["miou"], arrays["class_iou"], strict=True):
-        metrics = SegmentationMetrics.from_confusion(
-            np.asarray(confusion_matrix(truth, found, classes))
-        )
+        metrics = SegmentationMetrics.from_confusion(np.asarray(count(truth, found, classes)))
         np.testing.assert_allclose(metrics.miou_of_labelled, miou, rtol=0, atol=1e-12)
         known = np.where(np.isnan(metrics.iou), -1, metrics.iou)
         np.testing.assert_allclose(known, iou, rtol=0, atol=1e-12)
@@ -161,7 +159,13 @@ def check_crf_pseudo(case, arrays, goldens):
     # Padded to one shape and one number of classes, which must not matter: one program.
     shape = tuple(max(image.shape[axis] for image in images) for axis in (0, 1))
     k = max(len(keys) for keys, _ in saved) + 1
-    refine = jax.jit(dense_crf, static_argnums=2)
+    probabilities, label_of = jax.jit(cam_probabilities), jax.jit(pseudo_labels)
+
+    @jax.jit
+    def refine(cams, real, wrapped, sizes):
+        return dense_crf(cam_unary(cams, real), wrapped, CLIP_ES, sizes=sizes)
+
+    count = jax.jit(confusion_matrix, static_argnums=2)
     confusion, apart = 0, 0.0
     for i, ((keys, maps), image, truth) in enumerate(zip(saved, images, truths, strict=True)):
         height, width = image.shape[:2]
@@ -171,20 +175,17 @@ def check_crf_pseudo(case, arrays, goldens):
         cams = np.pad(maps, ((0, k - len(maps)), *rest), constant_values=0.5)[None]
         real = jnp.arange(k)[None] < len(maps)
         own = np.s_[0, :height, :width, : len(maps) + 1]
-        p = np.moveaxis(np.asarray(cam_probabilities(cams, real))[own], -1, 0)
+        p = np.moveaxis(np.asarray(probabilities(cams, real))[own], -1, 0)
         np.testing.assert_array_equal(p[:, ::3, ::3], arrays[f"prob{i}"].astype(np.float32))
         marginals = refine(
-            cam_unary(cams, real),
-            np.pad(wrapped, (*rest, (0, 0)))[None],
-            CLIP_ES,
-            sizes=jnp.asarray([[height, width]]),
+            cams, real, np.pad(wrapped, (*rest, (0, 0)))[None], jnp.asarray([[height, width]])
         )
         q = np.moveaxis(np.asarray(marginals)[own], -1, 0)
         cases.close(q[:, ::3, ::3], arrays[f"q{i}"], absolute=2.5e-5, name=f"q{i}")
         meaning = np.zeros((1, k + 1), np.int32)
         meaning[0, 1 : len(keys) + 1] = keys + 1
         label, pseudo = (
-            np.asarray(pseudo_labels(marginals, jnp.asarray(meaning), share))[0, :height, :width]
+            np.asarray(label_of(marginals, meaning, share))[0, :height, :width]
             for share in (0.0, config["confidence"])
         )
         cases.same_labels(label, arrays[f"label{i}"], name=f"label{i}")
@@ -192,7 +193,7 @@ def check_crf_pseudo(case, arrays, goldens):
         apart += np.mean(label != arrays[f"label{i}"])
         h, w, classes, seed = map(int, re.search(r"\(([\d, ]+)\)", truth).group(1).split(","))
         labels = seeded.label_map(h, w, classes, seed)
-        confusion = confusion + np.asarray(confusion_matrix(labels, label, classes))
+        confusion = confusion + np.asarray(count(labels, label, classes))
     metrics = SegmentationMetrics.from_confusion(confusion)
     # Equal where all labels are; those that are not move small classes most.
     assert abs(metrics.miou_of_labelled - arrays["miou"]) <= 1e-12 + classes * apart
@@ -207,12 +208,14 @@ def check_pos_embed(case, arrays, goldens):
         image_px=math.isqrt(rows - 1), patch_px=1, width=width, layers=0, heads=1, embed_dim=1,
         position_resize="bilinear",
     )  # fmt: skip
-    visual = VisionTransformer(cfg, rngs=nnx.Rngs(0))
+    visual = cases.zeros(lambda rngs: VisionTransformer(cfg, rngs=rngs))
     visual.positional_embedding[...] = jnp.asarray(table)
+    positions = jax.jit(VisionTransformer.positions, static_argnums=1)
     for name, expected in arrays.items():
         grid = tuple(map(int, name.removeprefix("p").split("x")))
         step = int(re.search(r"rows ::(\d+)", case["arrays"][name]["meaning"]).group(1))
-        cases.near(visual.positions(grid)[0, ::step], expected, share=3e-6, name=name)
+        made = np.asarray(positions(visual, grid))[0, ::step]
+        cases.near(made, expected, share=3e-6, name=name)
 
 
 def check_text(case, arrays, goldens):

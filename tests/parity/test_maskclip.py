@@ -6,6 +6,7 @@ Training cases (`train_*`) belong to MaskCLIP+.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -78,18 +79,37 @@ def check_dense(case, arrays, goldens):
     seed = int(re.search(r"seeded\.image\(h,w,(\d+)\)", case["input"]).group(1))
     factor = float(re.search(r"int\(([\d.]+)\*h\)", case["original_size_rule"]).group(1))
     text = jnp.asarray(arrays["text_embeddings"])
+    choices = {}  # by the name of logits, without their size
+    for name in arrays:
+        if found := re.fullmatch(r"(logits(?:_\w+)?)_\d+x\d+", name):
+            cfg = MaskCLIPConfig(attn_pooling="attnpool" in name, **thresholds(case, name))
+            assert choices.setdefault(found[1], cfg) == cfg
+    # Padded, as in evaluation: what lies beyond the real pixels must not matter.
+    bucket = max(h for h, _ in case["sizes"]) + 21, max(w for _, w in case["sizes"]) + 37
+
+    @jax.jit
+    def scores(visual, padded, sizes):
+        """Views of all choices, which have most of the network in common."""
+        views = {}
+        for name, cfg in choices.items():
+            task = maskclip.build(visual, text, cfg)
+            views[name] = image_scores(
+                task, task.model, padded, sizes, sizes, bucket, inference(), rescale=False
+            )
+        return views
+
     for h, w in case["sizes"]:
         image = seeded.image(h, w, seed)
         size = f"{h}x{w}"
         check_features(clip.visual, image, case, arrays, size)
-        for name in arrays:
-            if not re.fullmatch(rf"logits(_\w+)?_{size}", name):
-                continue
-            cfg = MaskCLIPConfig(attn_pooling="attnpool" in name, **thresholds(case, name))
-            task = maskclip.build(clip.visual, text, cfg)
+        padded = np.full((1, *bucket, 3), 77, np.uint8)
+        padded[0, :h, :w] = image
+        views = scores(clip.visual, jnp.asarray(padded), jnp.asarray([[h, w]]))
+        original = int(factor * h), int(factor * w)
+        for name, view in views.items():
+            name = f"{name}_{size}"
             label = name.replace("logits", "label")
-            original = int(factor * h), int(factor * w)
-            check_logits(task, image, original, arrays, name, label if label in arrays else None)
+            check_logits(view, (h, w), original, arrays, name, label if label in arrays else None)
 
 
 def thresholds(case, name):
@@ -101,21 +121,29 @@ def thresholds(case, name):
 def check_features(visual, image, case, arrays, size):
     """Every dense read-out whose name is in the case: v, k, x, feat, layer{i}, kproj."""
     pixels = normalize(jnp.asarray(image)[None], IMAGENET_MEAN, IMAGENET_STD)
-    dense = jax.jit(dense_features)(visual, pixels)
+    dense, more = parts(visual, pixels)
     made = {"feat": cases.nchw(dense.features), "v": cases.nchw(dense.tokens)}
     if isinstance(visual, ModifiedResNet):
         made["kproj"] = cases.nchw(dense.keys)
-        made |= {n: cases.nchw(m) for n, m in visual.stages(pixels)[0].items()}
     else:
         made["k"] = np.asarray(dense.keys).reshape(1, -1, dense.keys.shape[-1])
-        last = f"block{visual.cfg.layers - 1}"
-        x = visual.ln_post(visual(pixels, read=[last])[1][last][:, 1:])
-        made["x"] = cases.nchw(x.reshape(1, *dense.real.shape[1:], -1))
+    made |= {name: cases.nchw(value) for name, value in more.items()}
     for name, value in made.items():
         key = f"{name}_{size}"
         if key in arrays:
             picked = value[pick(case["arrays"][key]["meaning"])]
             cases.near(picked, arrays[key], name=key)
+
+
+@jax.jit
+def parts(visual, pixels):
+    """Dense features, and what they are made of: a ResNet's stages, a ViT's last block."""
+    dense = dense_features(visual, pixels)
+    if isinstance(visual, ModifiedResNet):
+        return dense, visual.stages(pixels)[0]
+    last = f"block{visual.cfg.layers - 1}"
+    x = visual.ln_post(visual(pixels, read=[last])[1][last][:, 1:])
+    return dense, {"x": x.reshape(1, *dense.real.shape[1:], -1)}
 
 
 def pick(meaning):
@@ -125,37 +153,23 @@ def pick(meaning):
     return cases.steps(meaning)
 
 
-def check_logits(task, image, original, arrays, name, label):
-    h, w = image.shape[:2]
-    cfg = inference()
-    sizes = jnp.asarray([[h, w]])
-    # Padded, as in evaluation: what lies beyond the real pixels must not matter.
-    padded = np.full((1, h + 21, w + 37, 3), 77, np.uint8)
-    padded[0, :h, :w] = image
-
-    @jax.jit
-    def scores(model, padded):
-        view = image_scores(
-            task, model, padded, sizes, sizes, padded.shape[1:3], cfg, rescale=False
-        )
-        return view
-
-    view = scores(task.model, jnp.asarray(padded))
+def check_logits(view, size, original, arrays, name, label):
     grid = arrays[name].shape[2:]
-    logits = cases.nchw(view.logits[:, : grid[0], : grid[1]])
+    logits = cases.nchw(view.logits)[:, :, : grid[0], : grid[1]]
     if "_ks" in name:  # 100 times a cosine, smoothed
         cases.near(logits, arrays[name], name=name)
     else:
         cases.close(logits, arrays[name], absolute=COSINE, name=name)
     if label:
-        made = labels_at(view, (h, w), original, cfg)
+        made = labels_at(view, size, original, inference())
         cases.same_labels(made, arrays[label], name=label)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def labels_at(view, network, original, cfg):
     """Labels of scores at the network's size, resized once more to the original's."""
     rows, columns = (
-        compose_resize(m, jnp.asarray([network[i]]), jnp.asarray([original[i]]), original[i])
+        compose_resize(m, jnp.asarray(network)[i, None], jnp.asarray([original[i]]), original[i])
         for i, m in enumerate((view.rows, view.columns))
     )
     return label_maps([view._replace(rows=rows, columns=columns)], cfg)[0][0]
@@ -217,6 +231,7 @@ def check_metrics(case, arrays, goldens):
     seed = int(re.search(r"seeded\.label_map\(h,w,n-2,(\d+)\+i\)", about).group(1))
     extra = int(re.search(r"label_map\(h,w,C-3,\d+\+(\d+)\+i", about).group(1))
     share = float(re.search(r"rand\(h,w\)<([\d.]+)", about).group(1))
+    count = jax.jit(confusion_matrix, static_argnums=2)
     for kind in ("plain", "reduce"):
         total = np.zeros((classes, classes), np.int64)
         reduce = kind == "reduce"
@@ -228,9 +243,7 @@ def check_metrics(case, arrays, goldens):
             hit &= (shifted >= 0) & (shifted < classes)
             predicted = np.where(hit, shifted, predicted)
             label = reduce_zero_label(label) if reduce else label
-            counts = np.asarray(
-                confusion_matrix(jnp.asarray(label), jnp.asarray(predicted), classes)
-            )
+            counts = np.asarray(count(label, predicted, classes))
             total += counts
             hits, of_label, of_prediction = np.diag(counts), counts.sum(1), counts.sum(0)
             areas = {
