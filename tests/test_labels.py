@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,17 +31,24 @@ SIZES = ((40, 52), (48, 30))
 SHAPE = (48, 56)
 
 
+# Whole programs: single operations would be one each.
+enlarged = jax.jit(resize, static_argnums=1)
+pixels_of = jax.jit(lambda images: normalize(images, CFG.mean, CFG.std))
+
+
 def softmax(x):
     x = np.exp(x - x.max(-1, keepdims=True))
     return x / x.sum(-1, keepdims=True)
 
 
+@functools.cache
 def inputs(classes=5):
     """Two images, and scores of each: coarse noise, enlarged."""
     rng = np.random.default_rng(0)
     images = [seeded.image(*size, i) for i, size in enumerate(SIZES)]
     scores = [
-        np.asarray(resize(0.1 * rng.standard_normal((1, 5, 6, classes)), size))[0] for size in SIZES
+        np.asarray(enlarged(0.1 * rng.standard_normal((1, 5, 6, classes)), size))[0]
+        for size in SIZES
     ]
     return images, scores
 
@@ -61,6 +69,12 @@ def run(cfg, images, scores, shape):
     return [np.asarray(x) for x in labels(tiny.padded(images, shape), maps)]
 
 
+@functools.cache
+def plain_labels(cfg):
+    """Labels of the padded batch without any choice."""
+    return run(cfg, *inputs(), SHAPE)[0]
+
+
 @pytest.mark.parametrize(
     "choices",
     [
@@ -79,7 +93,7 @@ def run(cfg, images, scores, shape):
 def test_a_padded_batch_equals_each_image_alone(choices):
     cfg = dataclasses.replace(CFG, embedding_labels=(0, 1, 2, 1, 3))
     images, scores = inputs()
-    plain, _ = run(cfg, images, scores, SHAPE)
+    plain = plain_labels(cfg)
     cfg = dataclasses.replace(cfg, **choices)
     labels, best = run(cfg, images, scores, SHAPE)
     for i, (h, w) in enumerate(SIZES):
@@ -93,18 +107,20 @@ def test_a_padded_batch_equals_each_image_alone(choices):
 def test_what_each_refinement_takes_and_gives(choice):
     """PAMR takes scores, the others probabilities; in the end all are probabilities."""
     images, scores = inputs()
-    image, score = images[0][None], jnp.asarray(scores[0])[None]
+    image, score = images[0][None], scores[0][None]
     cfg = dataclasses.replace(CFG, refine=choice, crf_image="raw")
     labels, best = run(cfg, images[:1], scores[:1], SIZES[0])
-    pixels = normalize(jnp.asarray(image), CFG.mean, CFG.std)
-    probabilities = jnp.asarray(softmax(20 * scores[0]))[None]
+    pixels, probabilities = pixels_of(image), softmax(20 * score)
     if choice is CRF:
-        expected = dense_crf(unary_from_softmax(probabilities), jnp.asarray(image), CRF)
+        energies = jax.jit(unary_from_softmax)(probabilities)
+        expected = jax.jit(dense_crf, static_argnums=2)(energies, image, CRF)
     elif choice is PAR:
-        expected = np.moveaxis(par(pixels, jnp.moveaxis(probabilities, -1, 1), PAR), 1, -1)
+        maps = jax.jit(par, static_argnums=2)(pixels, np.moveaxis(probabilities, -1, 1), PAR)
+        expected = np.moveaxis(maps, 1, -1)
         expected /= expected.sum(-1, keepdims=True)
     else:
-        expected = softmax(20 * np.moveaxis(pamr(pixels, jnp.moveaxis(score, -1, 1), PAMR), 1, -1))
+        maps = jax.jit(pamr, static_argnums=2)(pixels, np.moveaxis(score, -1, 1), PAMR)
+        expected = softmax(20 * np.moveaxis(maps, 1, -1))
     np.testing.assert_allclose(best, np.max(expected, axis=-1), atol=1e-5)
     assert np.mean(labels == np.argmax(expected, axis=-1)) > 0.999
 
@@ -160,25 +176,28 @@ def test_several_views():
     both = scores[0], scores[0][::-1]
     sizes = jnp.asarray([SIZES[0]])
     image = jnp.asarray(images[0])[None]
-    guide = Guide(image, normalize(image, CFG.mean, CFG.std), sizes)
-    views = [resized_maps(jnp.asarray(s)[None], sizes, sizes, SIZES[0]) for s in both]
     mean = (both[0] + both[1]) / 2
 
-    def best(**choices):
-        cfg = dataclasses.replace(CFG, **choices)
-        return label_maps(views, cfg, sizes=sizes, guide=guide)[1][0]
+    def labels_of(**choices):
+        @jax.jit
+        def run(image, both):
+            guide = Guide(image, normalize(image, CFG.mean, CFG.std), sizes)
+            views = [resized_maps(s[None], sizes, sizes, SIZES[0]) for s in both]
+            cfg = dataclasses.replace(CFG, **choices)
+            return label_maps(views, cfg, sizes=sizes, guide=guide)
+
+        return [np.asarray(x) for x in run(image, both)]
 
     expected = {
         "probabilities": (softmax(both[0]) + softmax(both[1])) / 2,  # as published
         "scores": softmax(20 * mean),
     }
+    single, _ = run(dataclasses.replace(CFG, refine=PAMR), images[:1], [mean], SIZES[0])
     for average, probabilities in expected.items():
-        np.testing.assert_allclose(best(average=average), probabilities.max(-1), atol=1e-6)
-        single, _ = run(dataclasses.replace(CFG, refine=PAMR), images[:1], [mean], SIZES[0])
-        made = label_maps(
-            views, dataclasses.replace(CFG, refine=PAMR, average=average), guide=guide
-        )[0]
-        assert np.mean(np.asarray(made) == single) > 0.999
+        _, best = labels_of(average=average)
+        np.testing.assert_allclose(best[0], probabilities.max(-1), atol=1e-6)
+        made, _ = labels_of(refine=PAMR, average=average)
+        assert np.mean(made == single) > 0.999
 
 
 def test_large_images_are_refined_at_a_smaller_size():
@@ -186,15 +205,23 @@ def test_large_images_are_refined_at_a_smaller_size():
     images, scores = inputs()
     cfg = dataclasses.replace(CFG, refine=PAMR, refine_px=26)  # half of 40 x 52
     sizes, small = jnp.asarray([SIZES[0]]), (20, 26)
-    image = jnp.asarray(images[0])[None]
-    guide = Guide(image, normalize(image, CFG.mean, CFG.std), sizes)
-    view = resized_maps(jnp.asarray(scores[0])[None], sizes, sizes, SIZES[0])
-    made = refine([view], sizes, guide, cfg)
-    assert made.logits.shape[1:3] == (26, 26)
-    shrunk = resize(guide.network, small)
-    expected = pamr(shrunk, jnp.moveaxis(jnp.asarray(scores[0])[None, 1::2, 1::2], -1, 1), PAMR)
-    expected = resize(jnp.moveaxis(expected, 1, -1), SIZES[0])
-    np.testing.assert_allclose(made.at(made.rows), expected, atol=1e-5)
+    image, score = images[0][None], scores[0][None]
+
+    @jax.jit
+    def refined(image, score):
+        guide = Guide(image, normalize(image, CFG.mean, CFG.std), sizes)
+        made = refine([resized_maps(score, sizes, sizes, SIZES[0])], sizes, guide, cfg)
+        return made.logits, made.at(made.rows)
+
+    @jax.jit
+    def by_hand(image, score):
+        shrunk = resize(normalize(image, CFG.mean, CFG.std), small)
+        expected = pamr(shrunk, jnp.moveaxis(score[:, 1::2, 1::2], -1, 1), PAMR)
+        return resize(jnp.moveaxis(expected, 1, -1), SIZES[0])
+
+    logits, made = refined(image, score)
+    assert logits.shape[1:3] == (26, 26)
+    np.testing.assert_allclose(made, by_hand(image, score), atol=1e-5)
 
 
 def test_sizes_within_a_longest_side():

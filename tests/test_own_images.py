@@ -22,7 +22,7 @@ from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from clipseg_jax.stages import work_directory
 from configs import demo_maskclip_plus, own_clip_es, own_clip_rc, own_deeplab, own_weclip
 from configs.base import own
-from tests import folders
+from tests import folders, shared
 from tests.test_docs import DOCS, fences, resolve
 from weights_convert import DEEPLAB, export_imagenet, load_trained
 
@@ -96,7 +96,11 @@ def page(tmp_path_factory):
 
     Lengths and networks are small, weights are the demo's and random ones.
     """
-    root = tmp_path_factory.mktemp("page")
+    root = shared.folder(tmp_path_factory, "own_images_page", write_page)
+    return root, sorted((root / "masks").glob("*.png"))
+
+
+def write_page(root):
     folders.write_painted(root / "my_data", 2, 4)
     (root / "my_data/classes.txt").write_text("\n".join(NAMES))
     for path in (root / "my_data").rglob("labels/*.png"):
@@ -122,7 +126,6 @@ def page(tmp_path_factory):
                 config.clip_rc.self_training_step = 1
             (workdir,) = (word for word in words if word.startswith("--workdir="))
             main.run(config, root / workdir.partition("=")[2])
-    return root, sorted((root / "masks").glob("*.png"))
 
 
 def commands():

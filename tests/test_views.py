@@ -53,18 +53,22 @@ def by_hand(task, cfg, image):
         grid = task.predict(model, pixels, jnp.asarray([[h, w]]))
         return grid[:, : h // 16, : w // 16]
 
-    factor = 96 / max(height, width)
-    pixels = normalize(jnp.asarray(image)[None], cfg.mean, cfg.std)
-    first = resize(pixels, (int(height * factor), int(width * factor)))
-    total = 0.0
-    for ratio in cfg.ratios:
-        size = int(first.shape[1] * ratio), int(first.shape[2] * ratio)
-        view = first if ratio == 1 else resize(first, size, scale_factor=(ratio, ratio))
-        mean = (logits(view) + logits(view[:, :, ::-1])[:, :, ::-1]) / 2
-        grid = (first.shape[1] // 16, first.shape[2] // 16)
-        total = total + resize(mean, grid)
-    full = resize(total / len(cfg.ratios), (height, width))[0]
-    return np.asarray(jnp.argmax(full, -1)), np.asarray(jnp.max(jax.nn.softmax(full), -1))
+    @jax.jit
+    def scores(image):
+        factor = 96 / max(height, width)
+        pixels = normalize(image[None], cfg.mean, cfg.std)
+        first = resize(pixels, (int(height * factor), int(width * factor)))
+        total = 0.0
+        for ratio in cfg.ratios:
+            size = int(first.shape[1] * ratio), int(first.shape[2] * ratio)
+            view = first if ratio == 1 else resize(first, size, scale_factor=(ratio, ratio))
+            mean = (logits(view) + logits(view[:, :, ::-1])[:, :, ::-1]) / 2
+            grid = (first.shape[1] // 16, first.shape[2] // 16)
+            total = total + resize(mean, grid)
+        return jax.nn.softmax(resize(total / len(cfg.ratios), (height, width))[0])
+
+    made = np.asarray(scores(image))
+    return made.argmax(-1), made.max(-1)
 
 
 @pytest.mark.slow

@@ -16,6 +16,9 @@ from clipseg_jax.models.clip.dense import Dense
 from clipseg_jax.ops import attention
 from tests import tiny
 
+# One program: single operations would be one each.
+run = jax.jit(lambda visual, x, read=(): visual(x, read=read), static_argnames="read")
+
 
 def images(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), (*shape, 3))
@@ -24,12 +27,20 @@ def images(*shape, seed=0):
 def test_vit_read_outs():
     visual = tiny.clip().visual
     names = ["ln_pre", "block0", "block1", "q1", "k1", "v1", "attn0"]
-    pooled, out = visual(images(2, 64, 64), read=names)
-    assert list(out) == ["ln_pre", "attn0", "block0", "q1", "k1", "v1", "block1"]
+    order = []
+
+    @jax.jit
+    def look(visual, x):
+        pooled, out = visual(x, read=names)
+        order.extend(out)
+        return pooled, out, visual.pool(out["block1"])
+
+    pooled, out, again = look(visual, images(2, 64, 64))
+    assert order == ["ln_pre", "attn0", "block0", "q1", "k1", "v1", "block1"]
     assert out["attn0"].shape == (2, 2, 17, 17)
     np.testing.assert_allclose(out["attn0"].sum(-1), 1, atol=1e-5)
     assert out["q1"].shape == out["block1"].shape == (2, 17, 64)
-    np.testing.assert_allclose(pooled, visual.pool(out["block1"]), atol=1e-6)
+    np.testing.assert_allclose(pooled, again, atol=1e-6)
     with pytest.raises(ValueError, match="cannot read \\['block7'\\]"):
         visual(images(1, 64, 64), read=["block7"])
 
@@ -38,7 +49,7 @@ def test_vit_read_outs():
 def test_resnet_read_outs():
     visual = tiny.clip(tiny.RESNET).visual
     names = ["stem", "layer1", "layer4", "q", "k", "v", "attn"]
-    _, out = visual(images(2, 96, 64), read=names)
+    _, out = run(visual, images(2, 96, 64), read=tuple(names))
     assert out["layer4"].shape == (2, 3, 2, 256)
     assert out["attn"].shape == (2, 4, 1, 7)
     with pytest.raises(ValueError, match="cannot read"):
@@ -47,10 +58,15 @@ def test_resnet_read_outs():
 
 def test_a_tower_runs_in_parts():
     visual = tiny.clip().visual
-    x, bias = visual.embed(images(1, 64, 96))
-    half, _ = visual.transformer(x, bias, stop=1)
-    whole, _ = visual.transformer(half, bias, start=1)
-    np.testing.assert_allclose(visual(images(1, 64, 96))[0], visual.pool(whole), atol=1e-5)
+
+    @jax.jit
+    def parts(visual, x):
+        x, bias = visual.embed(x)
+        half, _ = visual.transformer(x, bias, stop=1)
+        return visual.pool(visual.transformer(half, bias, start=1)[0])
+
+    x = images(1, 64, 96)
+    np.testing.assert_allclose(run(visual, x)[0], parts(visual, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("vision", [tiny.VIT, tiny.RESNET], ids=["vit", "resnet"])
@@ -85,7 +101,7 @@ def test_stored_positions_stay_as_they_are_if_asked():
 def test_dropping_the_remainder():
     visual = VisionTransformer(dataclasses.replace(tiny.VIT, pad_to_patch=False), rngs=nnx.Rngs(0))
     image = images(1, 70, 75)
-    np.testing.assert_allclose(visual(image)[0], visual(image[:, :64, :64])[0], atol=1e-5)
+    np.testing.assert_allclose(run(visual, image)[0], run(visual, image[:, :64, :64])[0], atol=1e-5)
 
 
 def test_choices_reach_the_towers_that_have_them():
@@ -160,14 +176,18 @@ def test_vocabularies_that_are_not_clips(change, message):
 def test_attention_in_turn_equals_all_at_once(monkeypatch):
     """The path that CPUs take for large inputs, forced on a small one: values and gradients."""
     visual = tiny.clip().visual
-    padded, bias = visual.embed(images(2, 75, 90), jnp.asarray([[75, 90], [40, 64]]))
-    x, _ = visual.embed(images(2, 75, 90))
+    sizes = jnp.asarray([[75, 90], [40, 64]])
+    padded, bias = jax.jit(VisionTransformer.embed)(visual, images(2, 75, 90), sizes)
+    x, _ = jax.jit(VisionTransformer.embed)(visual, images(2, 75, 90))
 
     def total(x):
         return jnp.sum(visual.transformer(x)[0] ** 2)
 
     def results():
-        return visual.transformer(x)[0], visual.transformer(padded, bias)[0], jax.grad(total)(x)
+        def made(x, padded):  # traced anew each time
+            return visual.transformer(x)[0], visual.transformer(padded, bias)[0], jax.grad(total)(x)
+
+        return jax.jit(made)(x, padded)
 
     expected = results()
     monkeypatch.setattr(attention, "_SCORES_AT_ONCE", 1)

@@ -57,10 +57,14 @@ def test_case(path, goldens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def local(graph, state, images, sizes):
+    """What the patches tell, the classes it proposes, and affinities without votes."""
     model = nnx.merge(graph, state)
-    found = model.local(normalize(images, CLIP_MEAN, CLIP_STD), sizes)
+    pixels = normalize(images, CLIP_MEAN, CLIP_STD)
+    found = model.local(pixels, sizes)
     shape = model.visual.grid_shape(*images.shape[1:3])
-    return found, model.candidates(found.refined, found.grids, shape)
+    proposed = model.candidates(found.refined, found.grids, shape)
+    model.cfg = dataclasses.replace(model.cfg, votes=0)  # every pair of patches keeps its weight
+    return found, proposed, model.local(pixels, sizes).affinity
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -89,13 +93,11 @@ def check_scores(case, arrays, goldens):
     pictures = [clip_es_models.resized(clip_es_models.picture(t)) for t in case["inputs"]["images"]]
     images, sizes = clip_es_models.batch(pictures)
     split = nnx.split(model)
-    found, (maxes, candidates) = local(*split, images, sizes)
+    found, (maxes, candidates), weights = local(*split, images, sizes)
     scores, tags = reidentify(*split, images, found.refined, found.grids, maxes, candidates)
-    scores, maxes = np.asarray(scores), np.asarray(maxes)
-    unanimous = dataclasses.replace(cfg, votes=0)  # every pair of patches keeps its weight
-    weights = local(
-        *nnx.split(TagCLIP(visual, rows[:classes], rows[classes:], unanimous)), images, sizes
-    )[0].affinity
+    found, candidates, tags, scores, maxes, weights = jax.device_get(
+        (found, candidates, tags, scores, maxes, weights)
+    )
 
     feats = stated(case["tolerance"]["feats"])
     # A logit is 100 times a feature vector times a unit one, and so as far off as 100 of its

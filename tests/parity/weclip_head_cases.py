@@ -29,7 +29,7 @@ def check_head(case: Case, arrays: Arrays) -> None:
     b, h, w, seed = (inputs[name] for name in ("batch", "h", "w", "weight_seed"))
     width = head.fusion.adapters[0].proj.in_features
     layers = [
-        jnp.stack(
+        np.stack(
             [
                 seeded.unit_rows(f"tokens_b{i}_l{layer}", h * w, width, seed) * math.sqrt(width)
                 for i in range(b)

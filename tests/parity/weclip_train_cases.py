@@ -99,7 +99,7 @@ def check_train(case: Case, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> 
         np.testing.assert_allclose(ours, expected, rtol=bound, err_msg=f"losses of step {s}")
         np.testing.assert_allclose(group.rate * rate(s), arrays["lrs_head"][s], rtol=cases.ULPS)
         if s == 0:
-            _check_labels(case, arrays, parts, shape)
+            _check_labels(case, arrays, jax.device_get(parts), shape)
             length, bound = optax.global_norm(gradient), 6e-5 + GRADIENTS * apart
             np.testing.assert_allclose(length, arrays["grad_total_norm"], rtol=bound)
             start = published(gradient)
@@ -226,7 +226,7 @@ def _check_labels(
     fused = np.moveaxis(np.asarray(decoded.fused), 1, 2).reshape(b, -1, *shape)
     fused = fused[:, :: stride(about["fuse_sub"]["meaning"], "channel")]
     near(fused, arrays, "fuse_sub")
-    learned = np.asarray(affinity(decoded.fused))
+    learned = np.asarray(jax.jit(affinity)(decoded.fused))
     step = stride(about["attn_pred_rows"]["meaning"], "row")
     near(learned[:, ::step], arrays, "attn_pred_rows")
     if "layer_mask" in arrays:
@@ -234,10 +234,11 @@ def _check_labels(
     for i in range(b):
         _check_image(case, arrays, parts, shape, i)
     cases.same_labels(labels.labels, arrays["pseudo_label"], name="pseudo_label")
-    targets = affinity_targets(labels.labels, shape, case["config"]["radius"])
+    find = jax.jit(affinity_targets, static_argnums=(1, 2))
+    targets = np.asarray(find(labels.labels, shape, case["config"]["radius"]))
     step = stride(about["aff_label_rows"]["meaning"], "row")
     cases.same_labels(targets[:, ::step], arrays["aff_label_rows"], name="aff_label_rows")
-    counts = [jnp.sum(targets == kind) + 1 for kind in (1, 0)]
+    counts = [np.sum(targets == kind) + 1 for kind in (1, 0)]
     np.testing.assert_allclose(counts, arrays["aff_counts"], rtol=1 - cases.LABELS)
 
 
@@ -265,13 +266,9 @@ def _check_image(
         "attn_weight_rows": labels.affinity[i],
         "cam_refined": labels.cams.refined[i, :k],
     }
-    balanced = sinkhorn_normalize(labels.affinity[i : i + 1])[0]
-    made["trans_mat_rows"] = jnp.matmul(balanced, balanced, precision="highest")
-    grids = jnp.asarray([shape])
-    cells = jnp.ones((1, *shape), bool)
+    made["trans_mat_rows"] = _transitions(labels.affinity[i : i + 1])[0]
     size = labels.labels.shape[1:]
-    scaled = min_max_normalize(labels.cams.refined[i : i + 1, :k], cells)
-    made["refined_up_sub"] = upsample(scaled, grids, jnp.asarray([size]), size)[0]
+    made["refined_up_sub"] = _upsampled(labels.cams.refined[i : i + 1, :k], size)[0]
     for name, value in made.items():
         key, value = f"img{i}_{name}", np.asarray(value)
         meaning = about[key]["meaning"]
@@ -287,6 +284,21 @@ def _check_image(
     np.testing.assert_array_equal(
         labels.cams.boxes[i, :k], _boxes_mask(arrays[f"img{i}_boxes"], shape)
     )
+
+
+@jax.jit
+def _transitions(affinities: jax.Array) -> jax.Array:
+    """Balanced affinities (b, n, n), squared."""
+    balanced = sinkhorn_normalize(affinities)
+    return jnp.matmul(balanced, balanced, precision="highest")
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _upsampled(refined: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Refined CAMs (b, k, hp, wp), min-max normalised, at a size (b, k, h, w)."""
+    shape = refined.shape[2:]
+    scaled = min_max_normalize(refined, jnp.ones((1, *shape), bool))
+    return upsample(scaled, jnp.asarray([shape]), jnp.asarray([size]), size)
 
 
 def _boxes_mask(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,7 @@ from clipseg_jax.demo import world
 from clipseg_jax.export import export_model
 from clipseg_jax.export.stablehlo import run_stablehlo
 from configs import demo_clip_rc, demo_maskclip, demo_readout, demo_reclippp, demo_weclip
-from tests import folders
+from tests import folders, shared
 from tests.methods.clip_es import test_recipe as clip_es
 from tests.methods.maskclip_plus import test_recipe as maskclip_plus
 from tests.methods.reclip import test_recipe as reclip
@@ -74,16 +74,20 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
-    return folders.write_painted(tmp_path_factory.mktemp("world"), 3, 6)
+    return shared.folder(
+        tmp_path_factory, "trained_world", lambda root: folders.write_painted(root, 3, 6)
+    )
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def finished(request, painted, tmp_path_factory):
     """Method, its finished work directory, the trained file, the folder of its label maps."""
     make, trained, predictions = METHODS[request.param]
-    config, workdir = make(painted), tmp_path_factory.mktemp(request.param)
+    config = make(painted)
     config.run.predictions, config.run.devices = True, 1
-    main.run(config, workdir)
+    workdir = shared.folder(
+        tmp_path_factory, f"trained_{request.param}", lambda folder: main.run(config, folder)
+    )
     return request.param, workdir, trained and workdir / trained, workdir / predictions
 
 

@@ -130,13 +130,17 @@ def test_keys_and_shapes_are_the_published_ones(table, variant):
     assert models.published_shapes(published_model(*variant)) == expected
 
 
+@jax.jit
+def normalised(batch):
+    """The images of a batch as the networks see them."""
+    return network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
+
+
 @functools.cache
 def teaching():
     """A small teacher, and text rows that its features are not all alike to: parts of both."""
     teacher = nnx.split(tiny.clip().visual)
-    images = jax.jit(network_input, static_argnums=(2, 3))(
-        batch_of()["image"], batch_of()["image_size"], IMAGENET_MEAN, IMAGENET_STD
-    )
+    images = normalised(batch_of())
     dense = jax.jit(lambda state: dense_features(nnx.merge(teacher[0], state), images))(teacher[1])
     mean = l2_normalize(jnp.mean(l2_normalize(dense.features), axis=(0, 1, 2)))
     rows = jax.random.normal(jax.random.key(3), (CLASSES, mean.size))
@@ -181,17 +185,23 @@ def test_each_phase_finds_its_labels(decoder, background):
     cfg = dataclasses.replace(ZERO_SHOT, refine=refine)
     model, batch = toy(decoder, background), batch_of()
     given, unseen = batch["label"], np.asarray(cfg.unlabelled_classes)
-    images = network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
+    images = normalised(batch)
     rows = model.class_embeddings()[unseen]
     assert model.class_embeddings().shape == (CLASSES, tiny.VIT.embed_dim)
+
+    @jax.jit
+    def guided(model, images, rows):
+        return upsampled_argmax(classify(model.teach(images), rows, refine), (SIDE, SIDE))
+
+    @jax.jit
+    def own(features, rows):
+        return upsampled_argmax(features @ rows.T, (SIDE, SIDE))
+
     np.testing.assert_allclose(jnp.linalg.norm(model.class_embeddings(), axis=1), 1, rtol=1e-5)
     for step in (0, SWITCH - 2, SWITCH - 1, 100):
         seen = seen_at(model, step, cfg, batch)
-        if step + 1 < SWITCH:
-            scores = classify(model.teach(images), rows, refine)
-        else:
-            scores = seen.features @ rows.T
-        predicted = unseen[np.asarray(upsampled_argmax(scores, (SIDE, SIDE)))]
+        found = guided(model, images, rows) if step + 1 < SWITCH else own(seen.features, rows)
+        predicted = unseen[np.asarray(found)]
         assert len(np.unique(predicted)) == 2
         labels = np.asarray(seen.labels)
         np.testing.assert_array_equal(labels[given >= 0], given[given >= 0])
@@ -202,11 +212,16 @@ def test_each_phase_finds_its_labels(decoder, background):
 def test_another_read_out_teaches_otherwise():
     model, batch = toy(), batch_of()
     cfg = dataclasses.replace(ZERO_SHOT, teacher_read_out="naclip")
-    images = network_input(batch["image"], batch["image_size"], IMAGENET_MEAN, IMAGENET_STD)
+    images = normalised(batch)
     unseen = np.asarray(cfg.unlabelled_classes)
-    dense = dense_features(model.teacher, images, read_out=READ_OUTS["naclip"])
-    scores = classify(dense, model.class_embeddings()[unseen], cfg.refine)
-    predicted = unseen[np.asarray(upsampled_argmax(scores, (SIDE, SIDE)))]
+
+    @jax.jit
+    def best(model, images):
+        dense = dense_features(model.teacher, images, read_out=READ_OUTS["naclip"])
+        scores = classify(dense, model.class_embeddings()[unseen], cfg.refine)
+        return upsampled_argmax(scores, (SIDE, SIDE))
+
+    predicted = unseen[np.asarray(best(model, images))]
     where = batch["label"] == -1
     labels, plain = (np.asarray(seen_at(model, 0, each, batch).labels) for each in (cfg, ZERO_SHOT))
     assert np.mean(labels[where] == predicted[where]) > 0.999
@@ -239,33 +254,35 @@ def test_ignored_pixels_may_be_labelled():
     assert np.all(labels[0] < CLASSES)
 
 
-def gradient_of(model, cfg, batch=None):
+def gradients_of(model, cfg, *batches):
+    """Loss, metrics and gradient of each batch."""
     task = maskclip_plus.build(model, cfg)
     parts = split_model(task)
-    rows = {k: jnp.asarray(v) for k, v in (batch or batch_of()).items()}
 
     @jax.jit
-    def run(params):
+    def run(params, rows):
         def loss(params):
             model = parts.model(params, parts.stats)
             return task.loss(model, rows, jax.random.key(0), jnp.asarray(0))
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, metrics, gradient
 
-    (value, metrics), gradient = run(parts.params)
-    return value, metrics, gradient
+    return [run(parts.params, batch) for batch in batches]
 
 
 def test_without_a_phase_it_is_cross_entropy():
     cfg = MaskCLIPPlusConfig(guided_steps=NEVER)
     model, batch = toy(background=True), batch_of()
-    value, metrics, gradient = gradient_of(model, cfg, batch)
+    ((value, metrics, gradient),) = gradients_of(model, cfg, batch)
     seen = seen_at(model, 0, cfg, batch)
     given = np.where(batch["label"] == -1, 255, batch["label"])
     np.testing.assert_array_equal(seen.labels, given)
-    np.testing.assert_allclose(value, upsampled_cross_entropy(seen.logits, given), rtol=1e-5)
+    expected = jax.jit(upsampled_cross_entropy)(seen.logits, given)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert value == metrics["loss_ce"]
-    hits = np.asarray(upsampled_argmax(seen.logits, given.shape[1:])) == given
+    best = jax.jit(upsampled_argmax, static_argnums=1)(seen.logits, given.shape[1:])
+    hits = np.asarray(best) == given
     np.testing.assert_allclose(metrics["acc_seg"], 100 * np.mean(hits & (given != 255)), rtol=1e-6)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
 
@@ -275,19 +292,20 @@ def test_distillation_trains_only_if_it_is_let():
     batch = batch_of()
     batch["label"] = np.where(batch["label"] == 255, 255, -1)
     cfg = MaskCLIPPlusConfig(distill=True, distill_labelled=False)
-    value, metrics, gradient = gradient_of(toy(), cfg, batch)
+    (value, metrics, gradient), (given, mixed, _) = gradients_of(toy(), cfg, batch, batch_of())
     assert metrics["loss_ce"] == 0
     assert value == metrics["loss_distill"] > 0
     assert not any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient))
     useful = dataclasses.replace(cfg, distill_detach=False, distill_weight=2.0)
-    twice, _, gradient = gradient_of(toy(), useful, batch)
+    ((twice, _, gradient),) = gradients_of(toy(), useful, batch)
     np.testing.assert_allclose(twice, 2 * value, rtol=1e-6)
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradient["student"]["backbone"]))
     # Where labels are given, they are learned, and their pixels are distilled only if asked to.
-    given, mixed, _ = gradient_of(toy(), cfg, batch_of())
     assert mixed["loss_ce"] > 0
     np.testing.assert_allclose(given, mixed["loss_ce"] + mixed["loss_distill"], rtol=1e-6)
-    more = gradient_of(toy(), dataclasses.replace(cfg, distill_labelled=True), batch_of())[1]
+    ((_, more, _),) = gradients_of(
+        toy(), dataclasses.replace(cfg, distill_labelled=True), batch_of()
+    )
     assert more["loss_distill"] != mixed["loss_distill"]
 
 
