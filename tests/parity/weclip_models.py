@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 import weights_convert
-from clipseg_jax.methods.weclip import task as weclip
+from clipseg_jax.core.modules import abstract
 from clipseg_jax.methods.weclip.head import Head, HeadConfig
 from clipseg_jax.methods.weclip.model import WeCLIP, WeCLIPConfig
 from clipseg_jax.models.clip import CLIP, CLIPConfig
@@ -72,9 +72,14 @@ def head_of(case: Case) -> Head:
     layers = sum(key.endswith(".proj.weight") for key in shapes)
     inputs = shapes["decoder_fts_fuse.linears_modulelist.0.proj.weight"][1]
     classes = shapes["decoder.linear_pred.weight"][0]
-    head = Head(inputs, layers, classes, head_config(case), rngs=nnx.Rngs(0))
+    head = _empty_head(inputs, layers, classes, case)
     install(head, arrays, complete=("",))
     return head
+
+
+def _empty_head(inputs: int, layers: int, classes: int, case: Case) -> Head:
+    """A head to be filled: no random numbers, whose program takes longer to compile than to run."""
+    return abstract(lambda rngs: Head(inputs, layers, classes, head_config(case), rngs=rngs))
 
 
 def by_our_paths(case: Case) -> dict[str, np.ndarray]:
@@ -96,7 +101,8 @@ def model_of(case: Case) -> WeCLIP:
         seeded.unit_rows(f"{kind}_text_features", inputs[f"n_{kind}"], dim, seed)
         for kind in ("fg", "bg")
     ]
-    model = weclip.init_weclip(visual, *rows, cfg, head_config(case))
+    head = _empty_head(visual.cfg.width, visual.cfg.layers - 1, len(rows[0]) + 1, case)
+    model = WeCLIP(visual, *rows, head, cfg)
     install(model, by_our_paths(case), complete=("head.",))
     return model
 
