@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.methods.maskclip import task as maskclip
@@ -26,7 +28,13 @@ RESNET = ResNetConfig(image_px=64, width=8, blocks=(1, 1, 1, 1), heads=4, embed_
 
 
 def clip(vision=VIT, text=None, seed=0) -> CLIP:
-    return initialised(lambda rngs: CLIP(CLIPConfig(vision, text), rngs=rngs), seed)
+    return nnx.merge(*_parts(vision, text, seed), copy=True)
+
+
+@functools.cache
+def _parts(vision, text, seed):
+    """Graph and state, made by one program for all tests of a process."""
+    return nnx.split(initialised(lambda rngs: CLIP(CLIPConfig(vision, text), rngs=rngs), seed))
 
 
 def task(vision=VIT, classes=5, seed=0, **refine):

@@ -8,6 +8,7 @@ from jax import numpy as jnp
 from PIL import Image
 
 import clipseg_jax
+from clipseg_jax import segment_options
 from clipseg_jax.demo import world
 from clipseg_jax.segment_options import SegmentOptions
 from clipseg_jax.segmenters import runner
@@ -60,15 +61,16 @@ def test_a_threshold_needs_no_second_pass(model, picture):
         scores.segmentation(7)
 
 
-def test_scores_of_a_large_image_are_small(model, picture):
-    large = np.kron(picture.image[32:], np.ones((2, 9, 1), np.uint8))
+def test_scores_of_a_large_image_are_small(model, picture, monkeypatch):
+    monkeypatch.setattr(segment_options, "REFINE_PX", 340)  # this one's longest side is longer
+    large = np.kron(picture.image, np.ones((2, 3, 1), np.uint8))
     (scores,) = model.scores(large, NAMES, longest_px=100)
-    assert scores.values.shape[:2] == (17, 100)
-    assert scores.image_size == (192, 1152)
+    assert scores.values.shape[:2] == (67, 100)
+    assert scores.image_size == (256, 384)
     (whole,) = model.scores(large, NAMES, longest_px=None)
-    assert whole.values.shape[:2] == (192, 1152)
+    assert whole.values.shape[:2] == (256, 384)
     rows, columns = (
-        np.arange(n) * side // n + side // (2 * n) for n, side in ((17, 192), (100, 1152))
+        np.arange(n) * side // n + side // (2 * n) for n, side in ((67, 256), (100, 384))
     )
     small = whole.values[np.ix_(rows, columns)].argmax(2)
     assert len(np.unique(small)) > 2

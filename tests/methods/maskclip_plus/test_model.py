@@ -147,10 +147,17 @@ def teaching():
     return teacher, np.asarray(l2_normalize(rows - (rows @ mean)[:, None] * mean))
 
 
+@functools.cache
+def student_parts(decoder):
+    """A small student with random numbers: graph and state."""
+    features = teaching()[1].shape[1]
+    return nnx.split(initialised(lambda rngs: make_student(decoder, TOY, features, rngs=rngs), 1))
+
+
 def toy(decoder="deeplabv2", background=False):
     """A small student and teacher with random numbers."""
     teacher, rows = teaching()
-    student = initialised(lambda rngs: make_student(decoder, TOY, rows.shape[1], rngs=rngs), 1)
+    student = nnx.merge(*student_parts(decoder), copy=True)
     teacher = nnx.merge(*teacher, copy=True)
     return MaskCLIPPlus(student, rows[background:], teacher, background=background, rngs=Keys(5))
 
