@@ -72,6 +72,10 @@ METHODS = {
 }
 
 
+# The recipes of tests/test_own_images.py are loaded as well, which has these methods.
+LONG = ("reclip", "clip_es", "clip_rc")
+
+
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
     return shared.folder(
@@ -79,7 +83,10 @@ def painted(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in METHODS],
+)
 def finished(request, painted, tmp_path_factory):
     """Method, its finished work directory, the trained file, the folder of its label maps."""
     make, trained, predictions = METHODS[request.param]

@@ -123,7 +123,9 @@ def test_three_settings(home, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+@pytest.mark.parametrize(
+    "setting", ["inductive", pytest.param("transductive", marks=pytest.mark.long)]
+)
 def test_labels_of_unseen_classes_never_reach_the_loss(home, setting, tmp_path):
     """Corrupted where they are, the same parameters come out, bit for bit."""
     rng = np.random.RandomState(0)
