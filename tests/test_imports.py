@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     ["clipseg_jax.console"],
     ["clipseg_jax.web", "clipseg_jax.reproduce", "clipseg_jax.export", "clipseg_jax.compile"],
-    ["clipseg_jax.predict", "clipseg_jax.demo_clip"],
+    ["clipseg_jax.predict", "clipseg_jax.demo_clip", "clipseg_jax.demo_resnet"],
     ["clipseg_jax.predict_files", "clipseg_jax.predict_model", "clipseg_jax.predict_results"],
     ["clipseg_jax.predict_options"],
     ["clipseg_jax.predict_records"],

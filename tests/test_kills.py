@@ -23,7 +23,8 @@ RECLIP = {
     "rectifier.scale_px": "(64,64)", "rectifier.crop_px": "(48,48)", "rectifier.batch_size": 2,
     "rectifier.total_epochs": 4, "rectifier.evaluate_every_epochs": 1,
     "inference.scale_px": "(64,64)",
-    "student.scale_px": "(64,64)", "student.crop_px": "(48,48)", "student.width": 8,
+    "student.scale_px": "(64,64)", "student.crop_px": "(48,48)",
+    "student.init_weights": "random", "student.width": 8,
     "student.batch_size": 2, "student.total_epochs": 4, "student.evaluate_every_epochs": 1,
     "run.pictures": 2, "run.predictions": True,
 }  # fmt: skip
@@ -40,7 +41,8 @@ RECIPES = {
         "stages": "('data','text','evaluate','robustness')",
     },
     "demo_maskclip_plus": {
-        "student.width": 8, "student.scale_px": "(64,64)", "student.crop_px": "(48,48)",
+        "student.init_weights": "random", "student.width": 8,
+        "student.scale_px": "(64,64)", "student.crop_px": "(48,48)",
         "student.batch_size": 4, "student.total_steps": 12, "student.evaluate_every_steps": 3,
         "student.guided_steps": "(1,5)", "student.self_training_steps": "(6,-1)",
         "inference.scale_px": "(64,64)", "run.pictures": 2, "run.checkpoint_every_steps": 2,

@@ -19,7 +19,15 @@ from clipseg_jax.demo.painting import PAINTERS, Brush, noise, paint_scenery
 
 CLASSES = tuple(PAINTERS)  # label i + 1 is CLASSES[i]
 SCENERY = ("water", "grass", "sand", "sky")  # label 0
-SPLITS = {"single": 1, "mixed": 2, "evaluation": 3, "test": 4, "scenery": 5, "train": 6}
+SPLITS = {
+    "single": 1,
+    "mixed": 2,
+    "evaluation": 3,
+    "test": 4,
+    "scenery": 5,
+    "train": 6,
+    "backbone": 7,
+}
 BOUNDARY = 255
 
 # No brown and no pale blue, which are invisible on sand and in the sky at 64 pixels.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from clipseg_jax.models.resnet import DilatedResNet
 from weights_convert.clip.build import counters, flat_arrays, install, is_carried, shapes_of
@@ -114,13 +115,18 @@ def load_imagenet(path: str | Path, backbone: DilatedResNet, *, statistics: bool
     install(backbone, chosen)
 
 
-def export_imagenet(backbone: DilatedResNet, path: str | Path) -> Path:
+def export_imagenet(
+    backbone: DilatedResNet, path: str | Path, *, dtype: DTypeLike = np.float32
+) -> Path:
     """Writes a backbone under the names that `load_imagenet` reads, without a classifier.
+
+    Args:
+      dtype: of what is stored; float16 halves the file.
 
     Raises:
       CheckpointError: a variant without published names. OSError: the folder cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in flat_arrays(backbone).items()}
+    arrays = {name: np.asarray(leaf, dtype) for name, leaf in flat_arrays(backbone).items()}
     stored = _table(backbone.cfg.variant).to_left(arrays)
     return write_torch(path, {"state_dict": stored | counters(stored)})
 

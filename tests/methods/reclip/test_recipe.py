@@ -39,7 +39,7 @@ def small(module, root):
         section.scale_px, section.crop_px = (64, 64), (48, 48)
         section.batch_size, section.total_epochs = 4, 2
     config.inference.scale_px = (64, 64)
-    config.student.width = 8
+    config.student.width, config.student.init_weights = 8, "random"
     config.rectifier.evaluate_every_epochs = config.student.evaluate_every_epochs = 1
     config.tags.crop_px = 192  # windows of 32 pixels
     config.run.pictures = 2
