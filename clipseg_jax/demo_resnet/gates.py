@@ -9,20 +9,21 @@ other pictures.
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clipseg_jax.core.modules import initialised
 from clipseg_jax.demo import TINY_RESNET, world
+from clipseg_jax.demo_resnet.pictures import SIDE_PX
 from clipseg_jax.demo_resnet.training import BACKBONE
 from clipseg_jax.models.resnet import DilatedResNet
 from clipseg_jax.ops.image import IMAGENET_MEAN, IMAGENET_STD, normalize
 from weights_convert import load_imagenet
 
-_SIDE_PX, _STRIDE = 96, 8
+_STRIDE = 8
 _BATCH = 20
 _RIDGE = 1.0  # added to the features' second moments, which are those of whitened features
 
@@ -43,17 +44,29 @@ def object_patches(backbone: DilatedResNet, count: int) -> float:
 
 def _patches(backbone: DilatedResNet, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (n, d) of the patches in the middle of which an object is, and its kind (n,)."""
-    run = jax.jit(lambda net, images: net(images, train=False)[-1])
-    features, kinds = [], []
-    for start in range(0, count, _BATCH):
-        batch = [world.make(split, i, _SIDE_PX) for i in range(start, min(start + _BATCH, count))]
-        images = normalize(jnp.asarray([p.image for p in batch]), IMAGENET_MEAN, IMAGENET_STD)
-        middle = slice(_STRIDE // 2, None, _STRIDE)
-        labels = np.stack([p.label[middle, middle] for p in batch])
-        shown = (labels > 0) & (labels < world.BOUNDARY)
-        features.append(np.asarray(run(backbone, images))[shown].astype(np.float64))
-        kinds.append(labels[shown].astype(int) - 1)
-    return np.concatenate(features), np.concatenate(kinds)
+    images, labels = _painted(split, count)
+    starts = range(0, count, _BATCH)
+    features = np.concatenate([_run(backbone, images[i : i + _BATCH]) for i in starts])
+    shown = (labels > 0) & (labels < world.BOUNDARY)
+    return features[shown].astype(np.float64), labels[shown].astype(int) - 1
+
+
+@functools.cache
+def _painted(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (n, s, s, 3) and the labels (n, s / 8, s / 8) in the middle of their patches.
+
+    Painting takes longer than the backbones that look at them, which are several.
+    """
+    pictures = [*world.pictures(split, count, SIDE_PX)]
+    middle = slice(_STRIDE // 2, None, _STRIDE)
+    labels = [picture.label[middle, middle] for picture in pictures]
+    return np.stack([picture.image for picture in pictures]), np.stack(labels)
+
+
+@jax.jit
+def _run(backbone: DilatedResNet, images: jax.Array) -> jax.Array:
+    """Pictures (b, s, s, 3) uint8 -> features (b, s / 8, s / 8, d)."""
+    return backbone(normalize(images, IMAGENET_MEAN, IMAGENET_STD), train=False)[-1]
 
 
 def untrained() -> DilatedResNet:

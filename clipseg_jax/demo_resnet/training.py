@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    data = pictures.load(args.out / "pictures.npz", args.pictures)
+    data = pictures.load(args.out / f"pictures_{args.pictures}.npz", args.pictures)
     trained = train(
         build(args.seed),
         lambda start: pictures.batches(data, args.batch_size, args.seed, start),
