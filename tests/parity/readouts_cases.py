@@ -287,7 +287,7 @@ def check_positions(case, arrays, goldens):
     sizes = {n: tuple(map(int, re.findall(r"\d+", n))) for n in arrays}  # side, rows, columns
     # A padded batch of all: its size is that of no grid.
     bucket = tuple(max(size[i] for size in sizes.values()) + 2 for i in (1, 2))
-    whole = nnx.jit(VisionTransformer.positions, static_argnums=1)
+    whole = jax.jit(VisionTransformer.positions, static_argnums=1)
     for name, expected in arrays.items():
         (side, rows, columns), width = sizes[name], expected.shape[1]
         key = "visual.positional_embedding"

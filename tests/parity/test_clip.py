@@ -10,10 +10,10 @@ import json
 import math
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import weights_convert
 from clipseg_jax.models.clip import Tokenizer, VisionTransformer, ViTConfig, l2_normalize
@@ -66,7 +66,7 @@ def check_image_vit(case, arrays, goldens):
     hidden = [n for n in arrays if n == "ln_pre" or n.startswith("block")]
     last = f"block{visual.cfg.layers - 1}"
 
-    @nnx.jit
+    @jax.jit
     def run(visual, x):
         features, out = visual(x, read=[*hidden, last])
         made = {"ln_post_cls": visual.ln_post(out[last][:, 0]), "features": features}
@@ -84,7 +84,7 @@ def check_image_resnet(case, arrays, goldens):
     visual = build(case, goldens, part="visual.").visual
     stages = [n for n in arrays if n == "stem" or n.startswith("layer")]
 
-    @nnx.jit
+    @jax.jit
     def run(visual, x):
         features, out = visual(x, read=stages)
         return features, l2_normalize(features), out
@@ -104,7 +104,7 @@ def check_text(case, arrays, goldens):
     np.testing.assert_array_equal(ids.argmax(1), arrays["eot_index"])
     blocks = [n for n in arrays if n.startswith("block")]
 
-    @nnx.jit
+    @jax.jit
     def run(text, ids):
         final, out = text.hidden_states(ids, read=tuple(blocks))
         features = text(ids)
@@ -121,7 +121,7 @@ def check_text(case, arrays, goldens):
 def check_contrastive(case, arrays, goldens):
     clip = build(case, goldens)
     ids = jnp.asarray(Tokenizer.openai()(case["texts"]))
-    run = nnx.jit(lambda clip, images, ids: (clip(images, ids), clip.visual(images)[0]))
+    run = jax.jit(lambda clip, images, ids: (clip(images, ids), clip.visual(images)[0]))
     logits, features = run(clip, images(case), ids)
     # 100 times a cosine, whose own rounding is a few 1e-7 however small it is.
     cases.close(logits, arrays["logits_per_image"], absolute=100 * 6e-7, name="logits_per_image")
@@ -155,7 +155,7 @@ def check_pos_embed(case, arrays, goldens):
     grids = {name: tuple(map(int, name.rsplit("_", 1)[1].split("x"))) for name in arrays}
     # A padded grid for all: its size is that of none.
     bucket = tuple(max(grid[axis] for grid in grids.values()) + 3 - axis for axis in (0, 1))
-    whole = nnx.jit(VisionTransformer.positions, static_argnums=1)
+    whole = jax.jit(VisionTransformer.positions, static_argnums=1)
     for name, expected in arrays.items():
         mode, *half, _ = name.split("_")
         cfg = ViTConfig(
