@@ -4,8 +4,8 @@
 
 Nothing is downloaded. More numbers: clipseg_jax/demo/README.md.
 
-Hardware: a CPU. Hours: not measured. Paper: none on this world. Ours: mIoU rectified 80.9 (seed 0;
-MaskCLIP 81.1).
+Hardware: a CPU. Hours: a quarter of an hour on one CPU core. Paper: none on this world. Ours: mIoU
+rectified 82.5 (mean of 3 seeds; MaskCLIP 81.1); the student was not run.
 """
 
 from ml_collections import ConfigDict

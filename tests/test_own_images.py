@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import importlib
 import json
-import shlex
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import clipseg_jax
-from clipseg_jax import main, predict
-from clipseg_jax.core.modules import initialised
+from clipseg_jax import main
 from clipseg_jax.demo.world import CLASSES
-from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from clipseg_jax.stages import work_directory
 from configs import demo_maskclip_plus, own_clip_es, own_clip_rc, own_deeplab, own_weclip
 from configs.base import own
-from tests import folders, shared
-from tests.test_docs import DOCS, fences, resolve
-from weights_convert import DEEPLAB, export_imagenet, load_trained
+from tests import folders
 
-NAMES = ("background", "cat", "dog", "traffic light")  # of the page
 # Networks and lengths for seconds, by the sections that a recipe has.
 SMALL = {
     "head": {"width": 32, "heads": 2, "batch_size": 2, "total_steps": 2, "late_step": 1},
@@ -88,99 +81,6 @@ def check_predictions(work, *suffixes, classes=13):
             assert labels.shape == (64, 64)
             assert labels.max() < classes
         assert len([*(work / f"pictures{suffix}").iterdir()]) == 1
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """Every command of docs/own_images.md in its order, in one folder; the folder and the masks.
-
-    Lengths and networks are small, weights are the demo's and random ones.
-    """
-    root = shared.folder(tmp_path_factory, "own_images_page", write_page)
-    return root, sorted((root / "masks").glob("*.png"))
-
-
-def write_page(root):
-    folders.write_painted(root / "my_data", 2, 4)
-    (root / "my_data/classes.txt").write_text("\n".join(NAMES))
-    for path in (root / "my_data").rglob("labels/*.png"):
-        label = np.asarray(Image.open(path))
-        three = np.where((label > 0) & (label < 255), (label - 1) % 3 + 1, label)
-        Image.fromarray(three.astype(np.uint8)).save(path)
-    tags = "0000: cat, traffic light\n0001.png: cat, dog\n0002: dog\n0003:\n"
-    (root / "my_data/train/tags.txt").write_text(tags)
-    shutil.copytree(root / "my_data/images", root / "photos")
-    backbone = DilatedResNetConfig((1, 1, 1, 1), 8, variant="v1")
-    export_imagenet(initialised(lambda rngs: DilatedResNet(backbone, rngs=rngs)), root / "r.pth")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for command in commands():
-            words = shlex.split(command)
-            if words[2] == "clipseg_jax.predict":
-                assert predict.main([*words[3:], "--format", "png"]) == 0
-                continue
-            config = small(resolve(command), "my_data")
-            if "student" in config and config.method == "clip_es":
-                config.student.init_weights = "r.pth"
-            if config.method == "clip_rc" and config.dataset.unseen:
-                config.clip_rc.self_training_step = 1
-            (workdir,) = (word for word in words if word.startswith("--workdir="))
-            main.run(config, root / workdir.partition("=")[2])
-
-
-def commands():
-    """The commands of the page."""
-    for language, text in fences(DOCS / "own_images.md"):
-        if language == "sh":
-            yield from text.replace("\\\n", " ").splitlines()
-
-
-@pytest.mark.slow
-def test_the_page_runs(page):
-    """Each recipe leaves masks and scores, and one of them segments new photos."""
-    root, masks = page
-    assert [path.stem for path in masks] == ["0000", "0001"]
-    for work, suffixes in {
-        "my_words": ("",), "my_photos": ("_maskclip", "_rectified"), "mine": ("", "_crf"),
-        "my_masks": ("_cams", "_masks", "_student", "_student_crf"),
-        "my_deeplab": ("_student", "_student_crf"), "my_clip_rc": ("",), "my_unseen": ("",),
-    }.items():  # fmt: skip
-        for suffix in suffixes:
-            metrics = json.loads((root / f"workdir/{work}/metrics{suffix}.json").read_text())
-            # ReCLIP++ has no background.
-            assert tuple(metrics["classes"]) == (NAMES[1:] if work == "my_photos" else NAMES)
-            if suffix not in ("_cams", "_masks"):
-                assert len([*(root / f"workdir/{work}/predictions{suffix}").iterdir()]) == 2
-    unseen = json.loads((root / "workdir/my_unseen/metrics.json").read_text())
-    assert (unseen["published_metric"], unseen["unseen"]) == ("hIoU", ["traffic light"])
-    seen = json.loads((root / "workdir/my_clip_rc/metrics.json").read_text())
-    assert seen["published_metric"] == "mIoU"
-    assert "mIoU(U)" not in seen
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("work", ["my_words", "my_photos", "my_masks", "my_deeplab", "my_unseen"])
-def test_what_is_trained_can_be_loaded_from_anywhere(page, work, monkeypatch, tmp_path):
-    """The label maps that the recipe itself wrote, with no path but the work directory's."""
-    root, _ = page
-    monkeypatch.chdir(tmp_path)
-    model = clipseg_jax.load(root / "workdir" / work)
-    assert model.classes == NAMES[1:]
-    suffix = {"my_photos": "_rectified", "my_masks": "_student", "my_deeplab": "_student"}
-    predictions = root / f"workdir/{work}/predictions{suffix.get(work, '')}"
-    for path in sorted(predictions.iterdir()):
-        refine = "pamr" if work == "my_words" else None
-        (result,) = model.segment(root / f"my_data/images/{path.name}", refine=refine)
-        labels = np.asarray(Image.open(path)) + (work == "my_photos")  # which begins with cat
-        assert np.mean(result.labels == labels) > 0.999
-
-
-@pytest.mark.slow
-def test_deeplab_starts_from_torchvisions_weights(page):
-    root, _ = page
-    stored = load_trained(root / "workdir/my_deeplab/student.safetensors", DEEPLAB)
-    assert (stored.record["variant"], stored.record["classes"]) == ("v1", list(NAMES))
-    assert not (root / "workdir/my_deeplab/text_embeddings.npy").exists()  # it needs no CLIP
 
 
 NAMES_ALONE = [
@@ -255,21 +155,6 @@ def test_tags_and_clip_es(mine, tmp_path):
     with np.load(next((work / "cams").iterdir())) as cam:
         assert cam["maps"].shape[1:] == (15, 18)  # of 115 x 144 pixels, the CLIP's longest side
     assert not [*work.glob("metrics*.json")]
-
-
-@pytest.mark.slow
-def test_clip_rc_segments_without_labels(page, tmp_path):
-    """What was trained and scored, once more of images without labels."""
-    root, _ = page
-    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "my_data/labels")
-    work = tmp_path / "workdir/my_clip_rc"
-    for path in (work / "evaluate.done.json", work / "metrics.json"):
-        path.unlink()
-    shutil.rmtree(work / "predictions")
-    config = small(own_clip_rc.get_config(), tmp_path / "my_data")
-    assert "scored" in main.run(config, work)["evaluate"]
-    check_predictions(work, "", classes=len(NAMES))
 
 
 @pytest.mark.long

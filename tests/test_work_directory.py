@@ -34,8 +34,9 @@ def config_of(recipe):
 @pytest.mark.parametrize("recipe", BEFORE)
 def test_work_directories_of_the_version_before_resume(recipe, tmp_path):
     config, old = config_of(recipe), dict(BEFORE[recipe])
-    if "demo" in recipe:
+    if "demo" in recipe:  # some values of these have changed since; this is about names
         old["clip"] = {**old["clip"], "weights": config.clip.weights}
+        old["dataset"] = {name: config.dataset[name] for name in old["dataset"]}
     (tmp_path / "config.json").write_text(json.dumps(old))
     (tmp_path / "data.done.json").write_text("{}")
     work_directory.check(config, tmp_path)

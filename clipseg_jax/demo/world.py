@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,10 @@ _TYPICAL = {
     "plane": "white red blue",
     "balloon": "pink purple red",
 }
+# Names that say more, a class for each usual colour of each kind: "red boat", "white boat", ...
+COLOURED = tuple(
+    f"{colour} {kind}" for kind in CLASSES for colour in dict.fromkeys(_TYPICAL[kind].split())
+)
 _TURN = {
     "boat": 8, "fish": 25, "duck": 10, "sheep": 8, "cow": 8, "tree": 6, "cactus": 8, "tent": 6,
     "car": 10, "bus": 8, "plane": 60, "balloon": 8,
@@ -162,8 +166,11 @@ def _place(rng: np.random.Generator, things: list[Thing], thing: Thing, horizon:
     return not things
 
 
-def make(split: str, index: int, size: int) -> Picture:
+def make(split: str, index: int, size: int, names: Sequence[str] = CLASSES) -> Picture:
     """Paints picture `index` of a split at `size` x `size` pixels.
+
+    Labels are positions in `names`, `CLASSES` or `COLOURED`, plus 1, of the same pixels; objects of
+    which no name says kind and colour are ignored (255).
 
     The splits "single" and "test" have one object per picture, "scenery" none, the others ("mixed",
     "evaluation", "train") one to three.
@@ -188,7 +195,7 @@ def make(split: str, index: int, size: int) -> Picture:
     order = sorted(range(len(things)), key=lambda i: things[i].y + 0.2 * things[i].radius)
     painter = np.random.default_rng(int(rng.integers(2**31)))
     image, scenery = _paint_ground(painter, kind, horizon, strip, size)
-    label, owner = _paint_things(painter, image, things, order)
+    label, owner = _paint_things(painter, image, things, order, names)
     contrast, brightness = painter.uniform(0.85, 1.1), painter.uniform(-0.06, 0.06)
     image = (image - 0.5) * contrast + 0.5 + brightness + painter.normal(0, 0.018, image.shape)
     return Picture(
@@ -224,9 +231,14 @@ def _paint_ground(
 
 
 def _paint_things(
-    rng: np.random.Generator, image: np.ndarray, things: list[Thing], order: list[int]
+    rng: np.random.Generator,
+    image: np.ndarray,
+    things: list[Thing],
+    order: list[int],
+    names: Sequence[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     size = len(image)
+    labels = {name: i + 1 for i, name in enumerate(names)}
     at = (np.arange(size) + 0.5) / size
     texture = noise(rng, 14, 14, at, at)
     label = np.zeros((size, size), np.uint8)
@@ -252,26 +264,34 @@ def _paint_things(
         ring[:, 1:] |= inside[:, :-1]
         ring[:, :-1] |= inside[:, 1:]
         label[ring & ~inside] = BOUNDARY
-        label[inside] = CLASSES.index(thing.name) + 1
+        label[inside] = labels.get(thing.name, labels.get(f"{thing.colour} {thing.name}", BOUNDARY))
         owner[inside] = i
     return label, owner
 
 
-def pictures(split: str, count: int, size: int) -> Iterator[Picture]:
+def pictures(
+    split: str, count: int, size: int, names: Sequence[str] = CLASSES
+) -> Iterator[Picture]:
     """Yields the first `count` pictures of a split."""
-    return (make(split, index, size) for index in range(count))
+    return (make(split, index, size, names) for index in range(count))
 
 
-def write_dataset(root: str | Path, count: int, size: int, split: str = "evaluation") -> None:
+def write_dataset(
+    root: str | Path,
+    count: int,
+    size: int,
+    split: str = "evaluation",
+    names: Sequence[str] = CLASSES,
+) -> None:
     """Writes a split as a dataset: images/NNNN.png, labels/NNNN.png and classes.json.
 
-    Labels are greyscale PNGs: 0 background, 1 to 12 classes, 255 boundaries, which are ignored.
+    Labels are greyscale PNGs: 0 background, then `names`, 255 boundaries and what has no name.
     """
     root = Path(root)
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    for index, picture in enumerate(pictures(split, count, size)):
+    for index, picture in enumerate(pictures(split, count, size, names)):
         Image.fromarray(picture.image).save(root / "images" / f"{index:04d}.png")
         Image.fromarray(picture.label).save(root / "labels" / f"{index:04d}.png")
-    about = {"classes": ["background", *CLASSES], "split": split, "count": count, "size": size}
+    about = {"classes": ["background", *names], "split": split, "count": count, "size": size}
     (root / "classes.json").write_text(json.dumps(about, indent=2) + "\n")

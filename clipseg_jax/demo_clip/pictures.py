@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from clipseg_jax.demo import world
+from clipseg_jax.demo.processes import paint_chunks
 from clipseg_jax.demo_clip.captions import captions
 from clipseg_jax.demo_clip.vocabulary import tokenizer
 
@@ -58,15 +57,10 @@ def load(folder: Path, count: int, workers: int = 2) -> Pictures:
             np.lib.format.open_memmap(path.with_suffix(".part"), "w+", kind, (count, *rest))
             for path, kind, rest in zip(paths, kinds, rests, strict=True)
         ]
-        # Spawned, because forking is unsafe with JAX's threads.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            starts = range(0, count, _CHUNK)
-            for start, chunk in zip(starts, pool.map(_chunk, starts), strict=True):
-                for array, part in zip(whole, chunk, strict=True):
-                    array[start : start + _CHUNK] = part
-                print(f"\rpainted {start + _CHUNK} of {count}", end="", flush=True)
-        print()
+        starts = range(0, count, _CHUNK)
+        for start, chunk in zip(starts, paint_chunks(_chunk, starts, workers), strict=True):
+            for array, part in zip(whole, chunk, strict=True):
+                array[start : start + _CHUNK] = part
         for array, path in zip(whole, paths, strict=True):
             array.flush()
             path.with_suffix(".part").rename(path)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from clipseg_jax.core.files import write_atomic
-from clipseg_jax.core.progress import progress_bar
 from clipseg_jax.demo import world
+from clipseg_jax.demo.processes import paint_chunks
 from clipseg_jax.task import HostBatch
 
 SIDE_PX = 96
@@ -39,15 +37,7 @@ def load(path: Path, count: int, workers: int = 2) -> Pictures:
         with np.load(path) as stored:
             return Pictures(stored["images"], stored["present"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Spawned, because forking is unsafe with JAX's threads.
-    context = multiprocessing.get_context("spawn")
-    chunks = []
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        starts = range(0, count, _CHUNK)
-        with progress_bar(total=len(starts), unit="chunk", desc="paint") as bar:
-            for chunk in pool.map(_chunk, starts):
-                chunks.append(chunk)
-                bar.update()
+    chunks = paint_chunks(_chunk, range(0, count, _CHUNK), workers)
     whole = Pictures(*map(np.concatenate, zip(*chunks, strict=True)))
     write_atomic(path, lambda file: np.savez(file, **whole._asdict()))
     return whole

@@ -113,8 +113,10 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
       FileNotFoundError: files are missing; names them and the expected folder layout.
     """
     if config.name == "demo_world" and jax.process_index() == 0:
+        coloured = tuple(config.class_names) == world.COLOURED
+        names = {"names": [*world.COLOURED]} if coloured else {}
         for below, settings in _DEMO.items():
-            _paint(Path(config.root) / below, settings)
+            _paint(Path(config.root) / below, settings | names)
     barrier("data")
     dataset = find_dataset(config)
     if config.name == "folder" and jax.process_index() == 0:
@@ -177,5 +179,5 @@ def _paint(root: Path, settings: dict[str, Any]) -> None:
         except ValueError as error:
             logging.warning("%s", error)
     check_writable(root)
-    world.write_dataset(root, settings["count"], settings["size"], settings["split"])
+    world.write_dataset(root, **settings)
     write_json(record, settings)  # last: a folder without it is painted again

@@ -120,6 +120,7 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     # those of the inductive run half-way.
     config.clip_rc.init_weights = config_dict.placeholder(str)
     config.clip_rc.scale_px = (2048, 512)
+    config.clip_rc.ratio_range = (0.5, 2.0)  # of the random ratio that scale_px is multiplied by
     config.clip_rc.batch_size = 16  # published: 2 GPUs x 8; COCO: 2 each, on GPUs not counted
     config.clip_rc.total_steps = config_dict.placeholder(int)
     config.clip_rc.evaluate_every_steps = 0  # on `dataset.split`; 0: only in the end

@@ -146,6 +146,7 @@ def get_config(student: str, teacher: str, setting: str) -> ConfigDict:
     config.student.distill_weight = 1.0
     config.student.distill_detach = True  # quirk 7: published without a gradient
     config.student.scale_px = (2048, 512)  # long and short side at most, before the random ratio
+    config.student.ratio_range = (0.5, 2.0)
     config.student.crop_px = (512, 512)
     config.student.batch_size = 16  # published: 4 GPUs x 4
     config.student.total_steps = config_dict.placeholder(int)

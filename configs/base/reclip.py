@@ -135,6 +135,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     # "best" mIoU on the val split, as published, or "last".
     config.rectifier.checkpoint = "best"
     config.rectifier.scale_px = (2048, 512)
+    config.rectifier.ratio_range = (0.5, 2.0)  # of the random ratio that scale_px is multiplied by
     config.rectifier.crop_px = (512, 512)
     config.rectifier.total_steps = config_dict.placeholder(int)  # None: total_epochs
     config.rectifier.total_epochs = config_dict.placeholder(int)
@@ -171,6 +172,7 @@ def get_config(model: str, revision: str = "2024") -> ConfigDict:
     config.student.strides = (1, 2, 1, 1)
     config.student.dilations = (1, 1, 2, 4)
     config.student.scale_px = (2048, 512)
+    config.student.ratio_range = (0.5, 2.0)
     config.student.crop_px = (512, 512)
     config.student.total_steps = config_dict.placeholder(int)  # None: total_epochs
     config.student.total_epochs = config_dict.placeholder(int)

@@ -24,7 +24,13 @@ from input_pipeline.batches.packed import Packed
 from input_pipeline.batches.row_memory import ArraySpec
 from input_pipeline.batches.row_processes import rows_by_processes
 from input_pipeline.batches.tf_threads import stacked_rows
-from input_pipeline.batches.transforms import pad, random_view, sample_rng, suppress
+from input_pipeline.batches.transforms import (
+    check_ratios,
+    pad,
+    random_view,
+    sample_rng,
+    suppress,
+)
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.images import BadFile
 from input_pipeline.datasets.layout import Example
@@ -70,7 +76,7 @@ def random_view_batches(
 
     Raises:
       ValueError: no examples, a negative seed, an unlabelled class that the dataset does not have,
-        or see `process_rows`.
+        ratios that do not ascend from above 0, or see `process_rows`.
     """
     classes = tuple(range(dataset.num_classes))
     hidden = classes * unlabelled if isinstance(unlabelled, bool) else tuple(unlabelled)
@@ -80,7 +86,7 @@ def random_view_batches(
         random_view,
         scale=tuple(scale),
         crop_hw=(crop_hw[0], crop_hw[1]),
-        ratio_range=(ratio_range[0], ratio_range[1]),
+        ratio_range=check_ratios(ratio_range),
         cat_max_ratio=cat_max_ratio,
         ignore_label=dataset.ignore_label,
         saturation_wrap=saturation_wrap,

@@ -39,6 +39,18 @@ def rescaled_size(height: int, width: int, scale: Sequence[int]) -> tuple[int, i
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
+def check_ratios(ratio_range: tuple[float, float]) -> tuple[float, float]:
+    """A range of random ratios as given.
+
+    Raises:
+      ValueError: it does not ascend from above 0.
+    """
+    low, high = ratio_range
+    if not 0 < low <= high:
+        raise ValueError(f"ratio_range is {tuple(ratio_range)}; give (least, most), both above 0")
+    return low, high
+
+
 def random_scale(
     rng: np.random.RandomState,
     scale: Sequence[int],

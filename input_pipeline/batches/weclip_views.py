@@ -11,6 +11,7 @@ from PIL import Image
 
 from input_pipeline.batches.buckets import Size
 from input_pipeline.batches.training import TrainingBatches, make_training_batches
+from input_pipeline.batches.transforms import check_ratios
 from input_pipeline.datasets.catalog import Dataset
 from input_pipeline.datasets.layout import Example
 
@@ -91,11 +92,9 @@ def random_placement_batches(
     Raises:
       ValueError: see `random_view_batches`; or ratios that do not ascend from above 0.
     """
-    if not 0 < ratio_range[0] <= ratio_range[1]:
-        raise ValueError(f"ratio_range is {tuple(ratio_range)}; give (least, most), both above 0")
     view = functools.partial(
         random_placement_view,
-        ratio_range=(ratio_range[0], ratio_range[1]),
+        ratio_range=check_ratios(ratio_range),
         crop_hw=(crop_hw[0], crop_hw[1]),
         ignore_label=dataset.ignore_label,
     )

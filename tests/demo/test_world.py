@@ -13,6 +13,8 @@ from clipseg_jax.demo_clip import vocabulary
 from clipseg_jax.demo_clip.captions import captions
 from weights_convert.clip.export import write_tokenizer
 
+_BOTH = (world.CLASSES, world.COLOURED)
+
 
 def test_a_picture_depends_on_split_and_index_alone():
     first = [world.make("evaluation", i, 64) for i in range(4)]
@@ -43,6 +45,23 @@ def test_a_label_covers_what_was_painted():
     }
     ring = picture.label == world.BOUNDARY
     assert 0 < ring.mean() < 0.1
+
+
+def test_names_with_colours_are_of_the_same_pictures():
+    """Each usual colour of a kind is a class; what has another colour is ignored."""
+    assert len(world.COLOURED) == 32
+    ignored = 0
+    for i in range(30):
+        plain, coloured = (world.make("single", i, 48, names) for names in _BOTH)
+        np.testing.assert_array_equal(plain.image, coloured.image)
+        (thing,) = plain.things
+        inside = (plain.label > 0) & (plain.label != world.BOUNDARY)
+        name = f"{thing.colour} {thing.name}"
+        usual = name in world.COLOURED
+        label = world.COLOURED.index(name) + 1 if usual else world.BOUNDARY
+        np.testing.assert_array_equal(coloured.label, np.where(inside, label, plain.label))
+        ignored += not usual
+    assert 0 < ignored < 20
 
 
 def test_splits():

@@ -70,6 +70,7 @@ def _weclip(folder):
 
 def _clip_rc(folder):
     config = _config(demo_clip_rc, CLASSES, "inductive")
+    config.dataset.unseen = ("sheep", "tent", "bus")
     config.clip_rc.hidden, config.clip_rc.decoder_blocks = 32, 1
     embed_words(config, folder, CLASSES)
     return config, CLIP_RC, clip_rc.build_model(config, folder), CLASSES
@@ -90,7 +91,7 @@ def _maskclip_plus(folder):
 
 def _clip_es(folder):
     config = _config(demo_clip_es, BACKGROUND)
-    config.student.width = 8
+    config.student.width, config.student.init_weights = 8, "random"
     return config, DEEPLAB, clip_es.build(config), BACKGROUND
 
 

@@ -41,6 +41,7 @@ def _whole(config, root):
 
 def _clip_rc(root):
     config = _whole(demo_clip_rc.get_config("inductive"), root)
+    config.dataset.class_names, config.dataset.unseen = CLASSES, ("sheep", "tent", "bus")
     config.clip_rc.hidden, config.clip_rc.decoder_blocks = 32, 1
     config.clip_rc.total_steps, config.clip_rc.batch_size = 2, 2
     return config
@@ -72,7 +73,7 @@ METHODS = {
 }
 
 
-# The recipes of tests/test_own_images.py are loaded as well, which has these methods.
+# The recipes of tests/test_own_images_page.py are loaded as well, which has these methods.
 LONG = ("reclip", "clip_es", "clip_rc")
 
 

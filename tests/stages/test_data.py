@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from clipseg_jax import main
+from clipseg_jax.demo.world import CLASSES
 from clipseg_jax.stages import preflight
 from clipseg_jax.stages.data import check_splits, find_dataset
 from configs import demo_clip_rc, demo_maskclip, demo_maskclip_plus, demo_reclippp
@@ -99,6 +100,7 @@ def test_labels_that_are_learned_from_are_asked_for(module, method, removed, pai
     shutil.rmtree(painted / removed)
     config = module.get_config()
     config.dataset.name, config.dataset.root = "folder", str(painted)
+    config.dataset.class_names, config.dataset.unseen = CLASSES, ("bus",)
     config.stages = ("data",)
     with pytest.raises(ValueError, match=f"{method}.*learns from label maps.*train/labels"):
         main.run(config, tmp_path / "work")

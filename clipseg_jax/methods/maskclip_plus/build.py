@@ -124,6 +124,7 @@ def training_batches(config: ConfigDict) -> TrainingBatches:
         dataset.index(config.dataset.root, config.dataset.train_split, labels=labels),
         batch_size=student.batch_size,
         scale=tuple(student.scale_px),
+        ratio_range=tuple(student.ratio_range),
         crop_hw=tuple(student.crop_px),
         unlabelled=held_out or True,
         seed=config.train.seed,

@@ -39,6 +39,7 @@ def small(root):
     config.dataset.name, config.dataset.root = "folder", str(root)
     config.crf.iterations = 2
     config.student.width, config.student.batch_size = 8, 4
+    config.student.init_weights = "random"
     config.student.crop_px, config.student.total_steps = (48, 48), 4
     config.run.batch_size, config.run.pictures = 3, 2
     config.run.devices = 1

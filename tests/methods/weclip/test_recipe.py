@@ -88,7 +88,7 @@ def seen(folder, both):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [demo_weclip, demo_wtclip])
+@pytest.mark.parametrize("module", [demo_weclip, pytest.param(demo_wtclip, marks=pytest.mark.long)])
 def test_the_whole_recipe(module, painted, tmp_path, capsys, caplog):
     """No image needs a path of its own: one with no class, one with all, one below the crop."""
     config = small(module, painted)
