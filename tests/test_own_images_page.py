@@ -61,13 +61,14 @@ def write_data(root):
 def run_commands(root, work):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for words in commands():
-            if work_of(words) != work:
+        for command in commands():
+            if work_of(command) != work:
                 continue
+            words = shlex.split(command)
             if words[2] == "clipseg_jax.predict":
                 assert predict.main([*words[3:], "--format", "png"]) == 0
                 continue
-            config = small(resolve(shlex.join(words)), "my_data")
+            config = small(resolve(command), "my_data")
             if "student" in config and config.method == "clip_es":
                 config.student.init_weights = "r.pth"
             if config.method == "clip_rc" and config.dataset.unseen:
@@ -76,16 +77,16 @@ def run_commands(root, work):
 
 
 def commands():
-    """The commands of the page, in its order, as words."""
+    """The commands of the page, in its order."""
     for language, text in fences(DOCS / "own_images.md"):
         if language == "sh":
-            yield from map(shlex.split, text.replace("\\\n", " ").splitlines())
+            yield from text.replace("\\\n", " ").splitlines()
 
 
-def work_of(words):
+def work_of(command):
     """The name of the work directory that a command writes or reads."""
-    (work,) = (word for word in words if "workdir/" in word)
-    return work.rpartition("workdir/")[2]
+    (_, after) = command.split("workdir/")
+    return after.split()[0]
 
 
 def test_every_command_of_the_page_is_run():

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from clipseg_jax.demo import world
-from clipseg_jax.demo.processes import paint_chunks
 from clipseg_jax.demo_clip.captions import captions
 from clipseg_jax.demo_clip.vocabulary import tokenizer
+from input_pipeline.prepare.workers import in_processes
 
 NOUNS = (*world.CLASSES, *world.SCENERY)
 SIZE_PX = 64
@@ -29,13 +29,12 @@ class Pictures(NamedTuple):
     named: np.ndarray  # (n, CAPTIONS, NOUNS) bool: nouns in the caption
 
 
-def _chunk(start: int) -> Pictures:
+def _chunk(indices: range) -> Pictures:
     tokenize = tokenizer()
-    images = np.zeros((_CHUNK, SIZE_PX, SIZE_PX, 3), np.uint8)
-    ids = np.zeros((_CHUNK, CAPTIONS, CONTEXT), np.int16)
-    named = np.zeros((_CHUNK, CAPTIONS, len(NOUNS)), bool)
-    for row in range(_CHUNK):
-        index = start + row
+    images = np.zeros((len(indices), SIZE_PX, SIZE_PX, 3), np.uint8)
+    ids = np.zeros((len(indices), CAPTIONS, CONTEXT), np.int16)
+    named = np.zeros((len(indices), CAPTIONS, len(NOUNS)), bool)
+    for row, index in enumerate(indices):
         picture = world.make(_PARTS[index % len(_PARTS)], index, SIZE_PX)
         texts = captions(picture, CAPTIONS)
         images[row] = picture.image
@@ -46,7 +45,7 @@ def _chunk(start: int) -> Pictures:
     return Pictures(images, ids, named)
 
 
-def load(folder: Path, count: int, workers: int = 2) -> Pictures:
+def load(folder: Path, count: int) -> Pictures:
     """The first `count` training pictures (a multiple of 1000); paints them if not in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{count}.npy" for name in Pictures._fields]
@@ -57,10 +56,11 @@ def load(folder: Path, count: int, workers: int = 2) -> Pictures:
             np.lib.format.open_memmap(path.with_suffix(".part"), "w+", kind, (count, *rest))
             for path, kind, rest in zip(paths, kinds, rests, strict=True)
         ]
-        starts = range(0, count, _CHUNK)
-        for start, chunk in zip(starts, paint_chunks(_chunk, starts, workers), strict=True):
+        chunks = [range(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
+        paint = in_processes("paint", unit="picture")
+        for indices, chunk in zip(chunks, paint(_chunk, chunks), strict=True):
             for array, part in zip(whole, chunk, strict=True):
-                array[start : start + _CHUNK] = part
+                array[indices.start : indices.stop] = part
         for array, path in zip(whole, paths, strict=True):
             array.flush()
             path.with_suffix(".part").rename(path)

@@ -10,8 +10,8 @@ import numpy as np
 
 from clipseg_jax.core.files import write_atomic
 from clipseg_jax.demo import world
-from clipseg_jax.demo.processes import paint_chunks
 from clipseg_jax.task import HostBatch
+from input_pipeline.prepare.workers import in_processes
 
 SIDE_PX = 96
 _CHUNK = 500
@@ -25,20 +25,21 @@ class Pictures(NamedTuple):
     present: np.ndarray  # (n, classes) bool
 
 
-def _chunk(start: int) -> Pictures:
-    painted = [world.make(_SPLIT, start + row, SIDE_PX) for row in range(_CHUNK)]
+def _chunk(indices: range) -> Pictures:
+    painted = [world.make(_SPLIT, index, SIDE_PX) for index in indices]
     present = [[name in each.classes for name in world.CLASSES] for each in painted]
     return Pictures(np.stack([each.image for each in painted]), np.asarray(present))
 
 
-def load(path: Path, count: int, workers: int = 2) -> Pictures:
+def load(path: Path, count: int) -> Pictures:
     """The first `count` pictures (a multiple of 500); paints them into `path` if it is absent."""
     if path.exists():
         with np.load(path) as stored:
             return Pictures(stored["images"], stored["present"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    chunks = paint_chunks(_chunk, range(0, count, _CHUNK), workers)
-    whole = Pictures(*map(np.concatenate, zip(*chunks, strict=True)))
+    chunks = [range(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
+    painted = in_processes("paint", unit="picture")(_chunk, chunks)
+    whole = Pictures(*map(np.concatenate, zip(*painted, strict=True)))
     write_atomic(path, lambda file: np.savez(file, **whole._asdict()))
     return whole
 

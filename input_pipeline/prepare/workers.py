@@ -1,4 +1,4 @@
-"""Processes long lists of files in chunks, with one process per core."""
+"""Processes long lists of files or other things in chunks, with one process per core."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ CHUNK = 64  # files per chunk
 _MAX_PROCESSES = 32  # with more the disk is the bottleneck
 
 
-def in_processes(step: str) -> Run:
-    """A function like `map` with one process per core and a progress bar called `step`."""
+def in_processes(step: str, unit: str = "file") -> Run:
+    """A function like `map` with one process per core and a progress bar called `step`.
+
+    `unit`: what a chunk has several of.
+    """
 
     def run(function: Callable, chunks: Sequence) -> Iterator:
-        with tqdm(total=sum(map(len, chunks)), unit="file", desc=step, disable=None) as bar:
+        with tqdm(total=sum(map(len, chunks)), unit=unit, desc=step, disable=None) as bar:
             for chunk, result in zip(chunks, _results(function, chunks), strict=True):
                 bar.update(len(chunk))
                 yield result

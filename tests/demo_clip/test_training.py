@@ -20,7 +20,7 @@ CFG = training.TrainConfig(pictures=1000, steps=4, batch_size=16, save_every_ste
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return pictures.load(tmp_path_factory.mktemp("pictures"), 1000, workers=1)
+    return pictures.load(tmp_path_factory.mktemp("pictures"), 1000)
 
 
 def leaves(model):

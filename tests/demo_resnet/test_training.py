@@ -17,7 +17,7 @@ from clipseg_jax.train import TrainConfig, train
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return pictures.load(tmp_path_factory.mktemp("pictures") / "p.npz", 500, workers=1)
+    return pictures.load(tmp_path_factory.mktemp("pictures") / "p.npz", 500)
 
 
 def test_pictures_and_their_labels(data):

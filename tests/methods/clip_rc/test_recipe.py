@@ -122,26 +122,20 @@ def test_three_settings(home, tmp_path, capsys):
     assert_same(tmp_path / "transductive" / LAST, tmp_path / "inductive" / HALF)
 
 
-@pytest.fixture(scope="module")
-def corrupt(tmp_path_factory):
-    """A function of values: VOC whose labels of unseen classes are drawn from them."""
+def corrupt(root, wrong):
+    """VOC in `root`, with labels of unseen classes drawn from `wrong`; returns `root`."""
+    rng = np.random.RandomState(0)
 
-    def write(wrong):
-        rng = np.random.RandomState(0)
+    def change(label):
+        unseen = (label >= 16) & (label <= 20)
+        return np.where(unseen, rng.choice(wrong, label.shape), label).astype(np.uint8)
 
-        def change(label):
-            unseen = (label >= 16) & (label <= 20)
-            return np.where(unseen, rng.choice(wrong, label.shape), label).astype(np.uint8)
-
-        root = tmp_path_factory.mktemp("corrupt")
-        folders.write_voc(root, aug=2, change=change)
-        return root
-
-    return write
+    folders.write_voc(root, aug=2, change=change)
+    return root
 
 
 def trained(home, setting, root, work):
-    """The arrays' file of a run of the first stages."""
+    """The file that a run of the stages up to the training leaves."""
     config = config_of(home, "voc", setting, **{"dataset.root": str(root)})
     config.clip_rc.self_training_step = 1 if setting == "transductive" else 0
     config.clip_rc.init_weights = None
@@ -154,17 +148,19 @@ def trained(home, setting, root, work):
 @pytest.mark.parametrize(
     "setting", ["inductive", pytest.param("transductive", marks=pytest.mark.long)]
 )
-def test_labels_of_unseen_classes_never_reach_the_loss(home, corrupt, setting, tmp_path):
+def test_labels_of_unseen_classes_never_reach_the_loss(home, setting, tmp_path):
     """Corrupted where they are, the same parameters come out, bit for bit."""
     wrong = (*range(16, 21), 255) if setting == "inductive" else tuple(range(16, 21))
     clean = trained(home, setting, home / "voc", tmp_path / "clean")
-    assert_same(clean, trained(home, setting, corrupt(wrong), tmp_path / "dirty"))
+    root = corrupt(tmp_path / "corrupt", wrong)
+    assert_same(clean, trained(home, setting, root, tmp_path / "dirty"))
 
 
 @pytest.mark.long
-def test_labels_that_training_may_see_count(home, corrupt, tmp_path):
+def test_labels_that_training_may_see_count(home, tmp_path):
     clean = arrays(trained(home, "fully", home / "voc", tmp_path / "clean"))
-    dirty = arrays(trained(home, "fully", corrupt((*range(16, 21), 255)), tmp_path / "dirty"))
+    root = corrupt(tmp_path / "corrupt", (*range(16, 21), 255))
+    dirty = arrays(trained(home, "fully", root, tmp_path / "dirty"))
     assert any(not np.array_equal(clean[name], dirty[name]) for name in clean)
 
 
