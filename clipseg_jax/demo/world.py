@@ -118,7 +118,7 @@ class Picture:
         return bool(self.things) and self.things[0].typical
 
 
-def _draw_thing(rng: np.random.Generator, i: int, count: int, kind: str, horizon: float) -> Thing:
+def _draw_thing(rng: np.random.Generator, i: int, count: int, kind: str) -> Thing:
     weights = np.array(_COMPANY[kind])
     odd = rng.random() < _ODD_ONE_OUT
     name = CLASSES[rng.integers(12) if odd else rng.choice(12, p=weights / weights.sum())]
@@ -169,8 +169,8 @@ def _place(rng: np.random.Generator, things: list[Thing], thing: Thing, horizon:
 def make(split: str, index: int, size: int, names: Sequence[str] = CLASSES) -> Picture:
     """Paints picture `index` of a split at `size` x `size` pixels.
 
-    Labels are positions in `names`, `CLASSES` or `COLOURED`, plus 1, of the same pixels; objects of
-    which no name says kind and colour are ignored (255).
+    Labels are positions in `names` plus 1, of the same pixels. A name is a kind ("boat") or a
+    colour and a kind ("red boat"); objects that no name says are ignored (255).
 
     The splits "single" and "test" have one object per picture, "scenery" none, the others ("mixed",
     "evaluation", "train") one to three.
@@ -189,7 +189,7 @@ def make(split: str, index: int, size: int, names: Sequence[str] = CLASSES) -> P
         count = int(rng.choice([1, 2, 3], p=[0.45, 0.37, 0.18]))
     things: list[Thing] = []
     for i in range(count):
-        thing = _draw_thing(rng, i, count, kind, horizon)
+        thing = _draw_thing(rng, i, count, kind)
         if _place(rng, things, thing, horizon):
             things.append(thing)
     order = sorted(range(len(things)), key=lambda i: things[i].y + 0.2 * things[i].radius)

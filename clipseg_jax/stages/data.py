@@ -109,13 +109,16 @@ def unseen_labels(config: ConfigDict) -> tuple[int, ...]:
 def check_splits(config: ConfigDict, *splits: str) -> dict:
     """Stage: checks that all files of the splits exist; paints the demo world if needed.
 
+    The labels of the demo world are those of `config.class_names`.
+
     Raises:
+      ValueError: the demo world has no such class.
       FileNotFoundError: files are missing; names them and the expected folder layout.
     """
-    if config.name == "demo_world" and jax.process_index() == 0:
-        coloured = tuple(config.class_names) == world.COLOURED
-        names = {"names": [*world.COLOURED]} if coloured else {}
-        for below, settings in _DEMO.items():
+    if config.name == "demo_world":
+        labelled = _demo_names(tuple(config.class_names))
+        names = {"names": [*labelled]} if labelled != world.CLASSES else {}
+        for below, settings in _DEMO.items() if jax.process_index() == 0 else ():
             _paint(Path(config.root) / below, settings | names)
     barrier("data")
     dataset = find_dataset(config)
@@ -124,6 +127,18 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
     counts = {split: len(dataset.index(config.root, split)) for split in splits}
     images = counts if len(counts) > 1 else next(iter(counts.values()))
     return {"dataset": dataset.name, "images": images, "classes": dataset.num_classes}
+
+
+def _demo_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that the label maps of the demo world are painted with: all but "background"."""
+    names = names[names[:1] == ("background",) :]
+    known = {*world.CLASSES, *(f"{colour} {k}" for colour in world.COLOURS for k in world.CLASSES)}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"classes {unknown} are not in the demo world; name some of {[*world.CLASSES]}, each "
+            f"alone or with a colour of {[*world.COLOURS]}"
+        )
+    return names
 
 
 def _say_what_is_missing(config: ConfigDict, dataset: Dataset, splits: Sequence[str]) -> None:

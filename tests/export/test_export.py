@@ -223,7 +223,7 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("start", [["-m", "clipseg_jax.export"], ["-c", SCRIPT]])
 def test_ctrl_c_while_it_starts(tmp_path, start):
-    """One line, and nothing written, from the first import on."""
+    """No traceback, and nothing written, from the first import on."""
     given = ["demo", "--size", "64", "--words", "cat", "--out", str(tmp_path / "m")]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -233,7 +233,8 @@ def test_ctrl_c_while_it_starts(tmp_path, start):
         process.send_signal(signal.SIGINT)
         told = process.communicate()[1]
     assert process.returncode == 130
-    assert told.splitlines() == ["stopped; run the same command again to resume"]
+    # Once it handles signals, which is sooner on some machines, it acknowledges them first.
+    assert told.removeprefix("\nstopping\n") == "stopped; run the same command again to resume\n"
     assert not [*tmp_path.iterdir()]
 
 

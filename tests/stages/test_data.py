@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipseg_jax import main
 from clipseg_jax.demo.world import CLASSES
-from clipseg_jax.stages import preflight
+from clipseg_jax.stages import data, preflight
 from clipseg_jax.stages.data import check_splits, find_dataset
 from configs import demo_clip_rc, demo_maskclip, demo_maskclip_plus, demo_reclippp
 from tests import folders
@@ -104,3 +104,28 @@ def test_labels_that_are_learned_from_are_asked_for(module, method, removed, pai
     config.stages = ("data",)
     with pytest.raises(ValueError, match=f"{method}.*learns from label maps.*train/labels"):
         main.run(config, tmp_path / "work")
+
+
+def test_the_demo_world_is_labelled_by_the_class_names(tmp_path, monkeypatch):
+    """Also in another order, by some names only, and beside a background."""
+    monkeypatch.setattr(data, "_DEMO", {"": {"split": "evaluation", "count": 18, "size": 32}})
+    config = demo_maskclip.get_config().dataset
+    config.root = str(tmp_path)
+
+    def labels(*names):
+        config.class_names = names
+        check_splits(config, "val")
+        files = sorted((tmp_path / "labels").iterdir())
+        return np.stack([np.asarray(Image.open(path)) for path in files])
+
+    own = labels(*CLASSES)
+    kinds = (own > 0) & (own < 255)
+    assert (labels("background", *CLASSES) == own).all()
+    assert (labels(*CLASSES[::-1])[kinds] == 13 - own[kinds]).all()
+    few = labels("background", "sheep", "blue boat")
+    sheep, boats = own == CLASSES.index("sheep") + 1, own == CLASSES.index("boat") + 1
+    assert (few[sheep] == 1).all()
+    assert {*np.unique(few[boats])} == {2, 255}  # those of other colours are ignored
+    assert (few[kinds & ~sheep & ~boats] == 255).all()
+    with pytest.raises(ValueError, match=r"classes \['tre', 'brown boat'\] are not in the demo"):
+        labels("tre", "boat", "brown boat")

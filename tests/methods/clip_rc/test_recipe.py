@@ -144,10 +144,8 @@ def trained(home, setting, root, work):
     return work / LAST
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "setting", ["inductive", pytest.param("transductive", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
 def test_labels_of_unseen_classes_never_reach_the_loss(home, setting, tmp_path):
     """Corrupted where they are, the same parameters come out, bit for bit."""
     wrong = (*range(16, 21), 255) if setting == "inductive" else tuple(range(16, 21))
