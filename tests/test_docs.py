@@ -62,6 +62,16 @@ def fences(path):
     return re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text("utf-8"), re.M | re.S)
 
 
+def joined(text):
+    """The lines of a shell block, continued ones joined, without empty ones."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def commands_of(path):
+    """The lines of a page's shell blocks."""
+    return [line for language, text in fences(path) if language == "sh" for line in joined(text)]
+
+
 def prose(path):
     """The text without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)
@@ -108,11 +118,7 @@ def test_files_that_are_named_exist(path):
 def commands():
     """(document, arguments) of every run of a recipe, written out or as a cell of a table."""
     for path in WRITTEN:
-        found = []
-        for language, text in fences(path):
-            if language == "sh":
-                lines = text.replace("\\\n", " ").splitlines()
-                found += [line for line in lines if line.startswith(MODULE)]
+        found = [line for line in commands_of(path) if line.startswith(MODULE)]
         text = prose(path)
         inline = re.findall(r"`([^`]*)`", text)
         found += [" ".join(code.split()) for code in inline if code.startswith(MODULE)]
@@ -158,8 +164,7 @@ LAUNCH = sorted((ROOT / "launch").iterdir())
 def shell_lines():
     """(document, command) of every line of a shell block, and of every inline `python -m ...`."""
     for path in [*WRITTEN, ROOT / "launch/README.md"]:
-        blocks = [text for language, text in fences(path) if language == "sh"]
-        lines = [line for text in blocks for line in text.replace("\\\n", " ").splitlines()]
+        lines = commands_of(path)
         inline = [" ".join(code.split()) for code in re.findall(r"`([^`]*)`", prose(path))]
         lines += [code for code in inline if code.startswith(("python -m ", "make "))]
         for line in dict.fromkeys(lines):
@@ -367,11 +372,10 @@ def test_predict(tmp_path, monkeypatch):
     (tmp_path / "photo.png").rename(tmp_path / "photos/photo.png")
     monkeypatch.chdir(tmp_path)
     page = DOCS / "predict.md"
-    for language, text in fences(page):
-        if language == "sh":
-            words = shlex.split(text.replace("\\\n", " ").replace("ViT-B-16.pt", "demo"))
-            assert words[0] == "clipseg-predict"
-            assert predict.main(words[1:]) == 0
+    for line in commands_of(page):
+        words = shlex.split(line.replace("ViT-B-16.pt", "demo"))
+        assert words[0] == "clipseg-predict"
+        assert predict.main(words[1:]) == 0
     files = re.findall(r"`(\w+\.\w+)`", page.read_text().partition("## Scores")[0])
     wrong = {name for name in files if not (tmp_path / "masks" / name).exists()}
     assert wrong <= {"skipped.jsonl", "annotations_polygons.json"}

@@ -16,10 +16,11 @@ from clipseg_jax.core.modules import initialised
 from clipseg_jax.models.resnet import DilatedResNet, DilatedResNetConfig
 from configs import own_clip_rc
 from tests import folders, shared
-from tests.test_docs import DOCS, fences, resolve
+from tests.test_docs import DOCS, commands_of, resolve
 from tests.test_own_images import check_predictions, small
 from weights_convert import DEEPLAB, export_imagenet, load_trained
 
+PAGE = DOCS / "own_images.md"
 NAMES = ("background", "cat", "dog", "traffic light")
 # The page's work directories, and the ends of the names of what is written there.
 WORKS = {
@@ -61,7 +62,7 @@ def write_data(root):
 def run_commands(root, work):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for command in commands():
+        for command in commands_of(PAGE):
             if work_of(command) != work:
                 continue
             words = shlex.split(command)
@@ -76,13 +77,6 @@ def run_commands(root, work):
             main.run(config, root / "workdir" / work)
 
 
-def commands():
-    """The commands of the page, in its order."""
-    for language, text in fences(DOCS / "own_images.md"):
-        if language == "sh":
-            yield from text.replace("\\\n", " ").splitlines()
-
-
 def work_of(command):
     """The name of the work directory that a command writes or reads."""
     (_, after) = command.split("workdir/")
@@ -90,7 +84,7 @@ def work_of(command):
 
 
 def test_every_command_of_the_page_is_run():
-    assert [*dict.fromkeys(map(work_of, commands()))] == [*WORKS]
+    assert [*dict.fromkeys(map(work_of, commands_of(PAGE)))] == [*WORKS]
 
 
 @pytest.mark.slow

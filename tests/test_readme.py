@@ -14,7 +14,7 @@ from clipseg_jax import main, predict
 from clipseg_jax.demo import TINY_CLIP, world
 from clipseg_jax.reproduce import __main__ as reproduce
 from tests import folders
-from tests.test_docs import MODULE, ROOT, fences, resolve
+from tests.test_docs import MODULE, ROOT, commands_of, fences, resolve
 
 pytestmark = pytest.mark.slow
 README = ROOT / "README.md"
@@ -54,16 +54,10 @@ def test_the_examples(home):
     assert set(page["masks"][0].summary()) <= {"background", "cat", "sofa", "tv monitor"}
 
 
-def lines():
-    for language, text in fences(README):
-        if language == "sh":
-            yield from (line for line in text.replace("\\\n", " ").splitlines() if line.strip())
-
-
 def test_the_commands(home, capsys):
     """Those that need no network, in their order; `make` and `pip` are the tests' own set-up."""
     ran = []
-    for line in lines():
+    for line in commands_of(README):
         words = shlex.split(line, comments=True)
         if words[:2] != ["python", "-m"]:
             assert words[0] in ("make", "pip")

@@ -21,7 +21,7 @@ from clipseg_jax.export import export_model, files
 from clipseg_jax.export import model as export_module
 from clipseg_jax.segment_options import SegmentOptions
 from input_pipeline.writing import CannotWrite
-from tests.test_docs import DOCS, ROOT, fences
+from tests.test_docs import DOCS, ROOT, fences, joined
 
 pytestmark = pytest.mark.slow
 WORDS, BACKGROUND = list(world.CLASSES)[:4], list(world.SCENERY)
@@ -271,7 +271,7 @@ def test_the_page(tmp_path, monkeypatch):
             else:
                 assert page["record"]["names"] == ["background", "horse", "ball"]
             continue
-        for line in text.replace("\\\n", " ").splitlines():
+        for line in joined(text):
             words = shlex.split(line)
             if words[0] != "pip":
                 assert words[:3] == ["python", "-m", "clipseg_jax.export"]
