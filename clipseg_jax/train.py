@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from clipseg_jax.core.checkpoint import Checkpoints, Restored
+from clipseg_jax.core.checkpoint import Checkpoints
 from clipseg_jax.core.checks import check_whole
 from clipseg_jax.core.interrupt import Interrupted, signals
 from clipseg_jax.core.mesh import replicate, shard_batch
@@ -31,7 +31,8 @@ from clipseg_jax.core.step_clock import StepClock
 from clipseg_jax.core.step_trace import StepTrace, check_profile_steps
 from clipseg_jax.core.writer import Shown, Writer
 from clipseg_jax.task import HostBatch, Task
-from clipseg_jax.train_step import Parts, TrainState, init_state, jit_update, split_model
+from clipseg_jax.train_best import Best
+from clipseg_jax.train_step import TrainState, init_state, jit_update, split_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def train(
     )
     last: dict[str, float] = {}
     saved = Checkpoints(workdir / "checkpoints" / name, cfg.keep_checkpoints)
-    best = _Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor, state)
+    best = Best(workdir / "checkpoints" / f"{name}_best", cfg.monitor, state)
     if restored := saved.restore(_stored(state), "seed"):
         if restored.record["seed"] != cfg.seed:
             raise ValueError(
@@ -266,43 +267,6 @@ def _stored(state: TrainState) -> _Stored:
 
 def _from_stored(stored: _Stored) -> TrainState:
     return TrainState(stored.step, stored.params, stored.stats, stored.moments, stored.bad)
-
-
-class _Best:
-    """The checkpoint of the best evaluation so far, whose record calls its metrics "figures".
-
-    Metrics without intact parameters count as no evaluation.
-    """
-
-    def __init__(self, folder: Path, monitor: str, state: TrainState):
-        self._saved, self._monitor = Checkpoints(folder, keep=1), monitor
-        self.metrics: dict[str, Any] = {}
-        self._restore(state)
-
-    def _restore(self, state: TrainState) -> Restored | None:
-        """Parameters and statistics like those of `state`; takes their metrics over."""
-        restored = self._saved.restore({"params": state.params, "stats": state.stats}, "figures")
-        if not restored and self.metrics:
-            logging.warning("the best parameters, of step %s, are lost", self.metrics.get("step"))
-        self.metrics = restored.record["figures"] if restored else {}
-        return restored
-
-    def offer(self, step: int, state: TrainState, metrics: Mapping[str, float]) -> None:
-        """Saves `state` if its monitored metric is the highest so far."""
-        highest = self.metrics.get(self._monitor)  # null: NaN
-        if metrics[self._monitor] > (-math.inf if highest is None else highest):
-            self.metrics = {"step": step, "chosen_by": self._monitor, **metrics}
-            arrays = {"params": state.params, "stats": state.stats}
-            self._saved.save(step, arrays, {"figures": self.metrics})
-
-    def model(self, parts: Parts, state: TrainState, frozen: Any) -> nnx.Module | None:
-        """The best model; None without evaluations, or where it is lost."""
-        self._saved.wait()
-        best = self._restore(state)
-        return best and parts.model(best.state["params"], best.state["stats"], frozen)
-
-    def close(self) -> None:
-        self._saved.close()
 
 
 def _explain(

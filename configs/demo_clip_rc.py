@@ -44,7 +44,8 @@ def get_config(setting: str = "inductive") -> ConfigDict:
     # Minutes instead of days.
     config.clip_rc.batch_size = 16
     config.clip_rc.total_steps = 600
-    config.clip_rc.optim.end_learning_rate, config.clip_rc.optim.warmup_steps = 1e-5, 50
+    config.clip_rc.optim.learning_rate, config.clip_rc.optim.end_learning_rate = 6e-4, 1e-5
+    config.clip_rc.optim.warmup_steps = 100
     if setting == "transductive":
         config.clip_rc.init_weights = "workdir/demo_clip_rc_inductive/clip_rc_half.safetensors"
     config.run.pictures = 12

@@ -42,8 +42,11 @@ def get_config(setting: str = "zero_shot") -> ConfigDict:
     config.student.blocks, config.student.width = (1, 1, 1, 1), 16
     config.student.batch_size = 16
     config.student.optim.learning_rate = 0.05
-    maskclip_plus.set_length(config, 900, 450)
     if zero_shot:
+        maskclip_plus.set_length(config, 900, 450)
         config.student.guided_steps, config.student.self_training_steps = (1, 449), (450, -1)
+    else:
+        maskclip_plus.set_length(config, 1800, 900)
+        config.student.ratio_range = (0.6, 1.1)  # the tiny CLIP was trained at 64 pixels
     config.run.pictures = 12
     return config

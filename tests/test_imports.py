@@ -27,6 +27,7 @@ LAYERS = [
     ["weights_convert"],
     ["networks"],
     ["clipseg_jax.train", "clipseg_jax.evaluate", "clipseg_jax.prompts"],
+    ["clipseg_jax.train_best"],
     ["clipseg_jax.train_step", "clipseg_jax.inference", "clipseg_jax.annotate"],
     ["clipseg_jax.results"],
     ["clipseg_jax.segmentation", "clipseg_jax.labels"],
