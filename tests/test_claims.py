@@ -63,7 +63,7 @@ def test_clip_es_masks_are_better_than_its_cams_and_its_student_than_both(world,
     metrics = run("demo_clip_es", world, tmp_path)
     assert metrics["masks"]["mIoU"] > metrics["cams"]["mIoU"] + 3
     assert metrics["student"]["mIoU"] > metrics["masks"]["mIoU"] + 2
-    assert metrics["student_crf"]["mIoU"] > metrics["student"]["mIoU"] + 5
+    assert metrics["student_crf"]["mIoU"] > metrics["student"]["mIoU"] + 8
 
 
 def test_weclip_beats_the_masks_of_clip_es(world, tmp_path):
@@ -85,6 +85,7 @@ def test_clip_rc_segments_unseen_names_and_better_when_it_knows_them(tmp_path):
     transductive = run(
         "demo_clip_rc", world, tmp_path / "t", "transductive", **{"clip_rc.init_weights": half}
     )[""]
-    assert inductive["mIoU(U)"] > 25  # of 32 names; untrained 0.5
-    for metric in ("mIoU(S)", "mIoU(U)", "hIoU"):
-        assert transductive[metric] > inductive[metric] + 5
+    assert inductive["mIoU(U)"] > 48  # of 32 names; untrained 0.5
+    assert inductive["hIoU"] > 55  # MaskCLIP 53.6
+    assert transductive["hIoU"] > max(60, inductive["hIoU"])
+    assert transductive["mIoU(U)"] > inductive["mIoU(U)"]

@@ -63,7 +63,7 @@ TOWERS = {
 }
 TINY = ViTConfig(image_px=64, patch_px=8, width=128, layers=4, heads=4, embed_dim=96)
 # MaskCLIP+'s published variants: config -> config strings, as docs/results.md has them.
-_COMMAND = re.compile(r"--config=configs/(\w+_maskclip_plus)\.py:([\w=,]+)`")
+_COMMAND = re.compile(r"--config=configs/((?!demo)\w+_maskclip_plus)\.py:([\w=,]+)`")
 ROWS = collections.defaultdict(list)
 for _name, _string in _COMMAND.findall((ROOT / "docs/results.md").read_text()):
     ROWS[_name].append(_string)
