@@ -117,9 +117,11 @@ def check_splits(config: ConfigDict, *splits: str) -> dict:
     """
     if config.name == "demo_world":
         labelled = _demo_names(tuple(config.class_names))
+        # The usual names are not recorded: worlds that were painted before have no record of any.
         names = {"names": [*labelled]} if labelled != world.CLASSES else {}
-        for below, settings in _DEMO.items() if jax.process_index() == 0 else ():
-            _paint(Path(config.root) / below, settings | names)
+        if jax.process_index() == 0:
+            for below, settings in _DEMO.items():
+                _paint(Path(config.root) / below, settings | names)
     barrier("data")
     dataset = find_dataset(config)
     if config.name == "folder" and jax.process_index() == 0:

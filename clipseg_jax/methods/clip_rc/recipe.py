@@ -7,7 +7,7 @@ Spec clip_rc.
         --config.clip.weights=ViT-B/16
 
 Hardware: any number of devices that divides the batch of 16 (published for VOC: 2 GPUs). Hours: not
-measured. Paper, VOC: hIoU inductive 88.4, transductive 93.0. Ours: 44.6 and 65.0 on the demo world;
+measured. Paper, VOC: hIoU inductive 88.4, transductive 93.0. Ours: 60.1 and 62.0 on the demo world;
 VOC not run.
 """
 
